@@ -1,0 +1,150 @@
+"""Measure what a step costs in minilearn, against loops written by hand.
+
+A 784-32-10 MLP, batches of 64 that are ready in memory, AdamW under OneCycleLR, loss and accuracy
+tracked. Three loops do this work, one epoch each in turn, again and again, so that the machine's
+moods hit them alike; a warm-up round is not counted.
+
+    same     a loop by hand with the same work: fused AdamW, torcheval's accuracy, the loss summed on
+             the device, lr, momentum and loss recorded
+    usual    the loop that people usually write: default AdamW, loss and accuracy by .item() each step
+    minilearn  Learner with MetricsCB(MulticlassAccuracy()), RecorderCB, BatchSchedulerCB(OneCycleLR)
+
+Run: python benchmarks/overhead.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
+
+from minilearn import MLP, BatchSchedulerCB, DeviceCB, Learner, MetricsCB, RecorderCB, set_seed
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)
+    from torcheval.metrics import MulticlassAccuracy
+
+Batches = list[tuple[Tensor, Tensor]]
+LR = 1e-2
+
+
+def same_work(batches: Batches, device: torch.device) -> float:
+    """Train one epoch by hand, with the work and settings of the Learner; return its accuracy."""
+    model = MLP(784, 32, 10).to(device)
+    opt = torch.optim.AdamW(model.parameters(), LR, fused=True)
+    sched = OneCycleLR(opt, LR, total_steps=len(batches))
+    metric, total, n = (
+        MulticlassAccuracy(device=device),
+        torch.zeros((), dtype=torch.float64, device=device),
+        0,
+    )
+    lrs, moms, losses = [], [], []
+    model.train()
+    for i, (xb, yb) in enumerate(batches):
+        xb, yb = xb.to(device), yb.to(device)
+        preds = model(xb)
+        loss = F.cross_entropy(preds, yb)
+        loss.backward()  # type: ignore[no-untyped-call]
+        opt.step()
+        group = opt.param_groups[0]
+        lrs.append(group["lr"])
+        moms.append(group["betas"][0])
+        losses.append(loss.detach())
+        if i + 1 < len(batches):
+            sched.step()
+        opt.zero_grad()
+        metric.update(preds.detach(), yb)
+        total.add_(loss.detach(), alpha=len(xb))
+        n += len(xb)
+    _ = torch.stack(losses).tolist(), total.item() / n
+    return float(metric.compute())
+
+
+def usual(batches: Batches, device: torch.device) -> float:
+    """Train one epoch as most tutorials do; return its accuracy."""
+    model = MLP(784, 32, 10).to(device)
+    opt = torch.optim.AdamW(model.parameters(), LR)
+    sched = OneCycleLR(opt, LR, total_steps=len(batches) + 1)
+    total, correct, n = 0.0, 0, 0
+    model.train()
+    for xb, yb in batches:
+        xb, yb = xb.to(device), yb.to(device)
+        opt.zero_grad()
+        preds = model(xb)
+        loss = F.cross_entropy(preds, yb)
+        loss.backward()  # type: ignore[no-untyped-call]
+        opt.step()
+        sched.step()
+        total += loss.item() * len(xb)
+        correct += (preds.argmax(1) == yb).sum().item()
+        n += len(xb)
+    return correct / n
+
+
+def minilearn(batches: Batches, device: torch.device) -> float:
+    """Train one epoch with a Learner; return its accuracy."""
+    cbs: list[Any] = [
+        DeviceCB(device),
+        MetricsCB(MulticlassAccuracy()),
+        RecorderCB(),
+        BatchSchedulerCB(OneCycleLR),
+    ]
+    learn = Learner(MLP(784, 32, 10), {"train": batches}, lr=LR, cbs=cbs, default_cbs=False)
+    learn.fit(1)
+    return float(learn.history[0]["MulticlassAccuracy"])
+
+
+def measure(device: torch.device, n_steps: int, rounds: int) -> None:
+    """Print microseconds a step for each loop, and the ratios."""
+    set_seed(0)
+    xs = torch.randn(n_steps, 64, 784, device=device)
+    ys = torch.randint(10, (n_steps, 64), device=device)
+    batches = list(zip(xs, ys, strict=True))
+    loops: dict[str, Callable[[Batches, torch.device], float]] = {
+        "same": same_work,
+        "usual": usual,
+        "minilearn": minilearn,
+    }
+    times_us: dict[str, list[float]] = {name: [] for name in loops}
+    for i in range(rounds + 1):
+        names = list(loops)
+        for name in names[i % 3 :] + names[: i % 3]:
+            set_seed(0)
+            start_s = time.perf_counter()
+            loops[name](batches, device)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if i:
+                times_us[name].append((time.perf_counter() - start_s) / n_steps * 1e6)
+    kind = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(f"{kind}, torch {torch.__version__}, {rounds} rounds of {n_steps} steps")
+    for name, us in times_us.items():
+        print(f"  {name:9}  {statistics.median(us):7.1f} us a step  (min {min(us):.1f}, max {max(us):.1f})")
+    for name in ("same", "usual"):
+        ratios = [a / b for a, b in zip(times_us["minilearn"], times_us[name], strict=True)]
+        print(f"  minilearn / {name:5}  {statistics.median(ratios):.3f}  (median of {rounds} ratios)")
+
+
+def main() -> None:
+    """Run as a script."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--steps", type=int, default=938, help="steps in a round (default: 938, MNIST's)")
+    parser.add_argument("--rounds", type=int, default=21, help="rounds that count (default: 21)")
+    args = parser.parse_args()
+    measure(torch.device("cpu"), args.steps, args.rounds)
+    if torch.cuda.is_available():
+        measure(torch.device("cuda"), args.steps, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

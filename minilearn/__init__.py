@@ -1,0 +1,77 @@
+"""minilearn: a small, callback-driven training framework for PyTorch."""
+
+from .callback import Callback, CallbackHost
+from .callbacks import (
+    BaseSchedulerCB,
+    BatchSchedulerCB,
+    DeviceCB,
+    EpochSchedulerCB,
+    LRFinderCB,
+    MetricsCB,
+    MomentumCB,
+    Monitor,
+    ProgressCB,
+    RecorderCB,
+    SingleBatchCB,
+    TerminateOnNaNCB,
+    g,
+)
+from .data import DataLoaders, TensorLoader, fashion_mnist, mnist, shapes
+from .events import (
+    CancelBatchException,
+    CancelEpochException,
+    CancelException,
+    CancelFitException,
+    CancelStepException,
+    CancelTrainException,
+    CancelValidateException,
+    cancel_exception,
+    with_cbs,
+)
+from .learner import Learner
+from .models import MLP, GeneralReLU, StridedCNN, init_leaky
+from .plot import plot_history, plot_images, plot_lines
+from .seeding import set_seed
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MLP",
+    "BaseSchedulerCB",
+    "BatchSchedulerCB",
+    "Callback",
+    "CallbackHost",
+    "CancelBatchException",
+    "CancelEpochException",
+    "CancelException",
+    "CancelFitException",
+    "CancelStepException",
+    "CancelTrainException",
+    "CancelValidateException",
+    "DataLoaders",
+    "DeviceCB",
+    "EpochSchedulerCB",
+    "GeneralReLU",
+    "LRFinderCB",
+    "Learner",
+    "MetricsCB",
+    "MomentumCB",
+    "Monitor",
+    "ProgressCB",
+    "RecorderCB",
+    "SingleBatchCB",
+    "StridedCNN",
+    "TensorLoader",
+    "TerminateOnNaNCB",
+    "cancel_exception",
+    "fashion_mnist",
+    "g",
+    "init_leaky",
+    "mnist",
+    "plot_history",
+    "plot_images",
+    "plot_lines",
+    "set_seed",
+    "shapes",
+    "with_cbs",
+]

@@ -1,0 +1,227 @@
+"""Callback, and the host that runs callbacks: their order, the check of their hooks, the owners of steps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+from fastcore.basics import listify
+
+from .events import STEPS, CancelException, events
+
+_OTHERS_NAMES = ("before_", "after_", "cleanup_", "on_")  # `on_epoch_end` is another library's hook
+
+
+class Callback:
+    """Change or watch training, by methods named for the events of `minilearn.events`.
+
+    A hook takes the learner: `def after_step(self, learn)`. It reads and changes the learner's fields
+    (`learn.batch`, `learn.preds`, `learn.loss`, `learn.opt`, ...). A method named for a step (predict,
+    get_loss, backward, step, zero_grad) makes this callback the owner of that step.
+
+    Class attributes, both inherited:
+        order: callbacks run from low to high at each event, equal ones in the order of the list.
+            Shipped ones use -100 (device), -50 (metrics), 0 (yours), 50 (recorder), 60 (schedulers),
+            80 (progress): yours see batches on the device and finished rows, and the recorder sees the
+            values that a step used, however the list was written.
+        in_lr_find: whether it takes part in `learn.lr_find`; False for what only watches.
+
+    Raises: TypeError when a class is made whose method looks like a misspelt hook, or takes other
+        arguments than the learner.
+    """
+
+    order: ClassVar[int] = 0
+    in_lr_find: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        known = events()
+        for name in dir(cls):
+            if not name.startswith("_") and not hasattr(Callback, name):
+                _check_hook(cls, name, inspect.getattr_static(cls, name), known)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+def _check_hook(cls: type, name: str, value: Any, known: list[str]) -> None:
+    """Raise TypeError if `name` seems to be meant as a hook but would not work as one."""
+    where = f"{cls.__name__}.{name}"
+    if name in known:
+        function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
+        if not callable(function):
+            raise TypeError(f"{where} = {value!r}: expected a method, for {name} is an event")
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError(f"{where}: a hook is called, never awaited or iterated; expected a plain method")
+        try:
+            args: tuple[None, ...] = (None,) if isinstance(value, staticmethod) else (None, None)
+            inspect.signature(function).bind(*args)
+        except TypeError:
+            raise TypeError(f"{where}{inspect.signature(function)}: expected {name}(self, learn)") from None
+        return
+    if not callable(value) and not isinstance(value, staticmethod | classmethod):
+        return
+    close = get_close_matches(name, known, n=1, cutoff=0.8)
+    if close or name.startswith(_OTHERS_NAMES):
+        hint = f"did you mean {close[0]}?" if close else "the events are listed in minilearn.events."
+        raise TypeError(
+            f"{where} is no event and would never run: {hint} "
+            "(If it is a helper of yours, begin its name with an underscore. If its scope is your own, "
+            "define the class that uses with_cbs first.)"
+        )
+
+
+def default_step(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a host's own way to do a step, which a subclass or one callback may replace."""
+    method._is_default_step = True  # type: ignore[attr-defined]
+    return method
+
+
+def _check_callback(cb: Any) -> None:
+    if isinstance(cb, Callback):
+        return
+    name = cb.__name__ if isinstance(cb, type) else type(cb).__name__
+    if isinstance(cb, type) and issubclass(cb, Callback):
+        raise TypeError(f"cbs has the class {name}: expected an instance; write {name}()")
+    hint = ""
+    if "torch.optim" in getattr(cb, "__module__", ""):
+        hint = "; for a torch scheduler write BatchSchedulerCB(OneCycleLR), or EpochSchedulerCB(...)"
+    raise TypeError(f"cbs has {cb!r}: expected instances of Callback{hint}")
+
+
+class CallbackHost:
+    """Something with callbacks: keeps them in order and runs their hooks. The Learner is one.
+
+    Hooks are looked up when callbacks are added or removed and when a fit starts, not at each event.
+    """
+
+    def __init__(self, cbs: Any = None, defaults: Iterable[Callback] = ()) -> None:
+        self.scopes: list[str] = []  # the scopes that are running, outermost first
+        self._defaults = list(defaults)
+        self._given: list[Callback] = []
+        self._hooks: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {}
+        self.cbs: tuple[Callback, ...] = ()  # in the order in which they run
+        self._set_cbs(listify(cbs))
+
+    # The set of callbacks -------------------------------------------------------------------------
+
+    def add_cb(self, cb: Callback) -> None:
+        """Add a callback for good. In the middle of a fit it takes part from the next event on."""
+        self._set_cbs([*self._given, cb])
+
+    def remove_cb(self, cb: Callback) -> None:
+        """Remove a callback that was added."""
+        if not any(c is cb for c in self._given):
+            raise ValueError(f"{cb!r} is not among the callbacks that were added: {self._given}")
+        self._set_cbs([c for c in self._given if c is not cb])
+
+    @contextmanager
+    def extra_cbs(self, cbs: Any) -> Iterator[None]:
+        """Have more callbacks inside a `with`, however it ends."""
+        extra = listify(cbs)
+        self._set_cbs([*self._given, *extra])
+        try:
+            yield
+        finally:
+            ids = {id(cb) for cb in extra}
+            self._set_cbs([cb for cb in self._given if id(cb) not in ids])
+
+    def _set_cbs(self, given: list[Callback]) -> None:
+        for i, cb in enumerate(given):
+            _check_callback(cb)
+            if any(cb is other for other in given[:i]):
+                raise ValueError(
+                    f"{cb!r} is in cbs twice: expected each instance once, its hooks would run twice"
+                )
+        # One of the same kind takes a default's place.
+        defaults = [d for d in self._defaults if not any(isinstance(cb, type(d)) for cb in given)]
+        cbs = tuple(sorted([*defaults, *given], key=lambda cb: cb.order))
+        self._hooks = self._find_hooks(cbs)
+        self._given, self.cbs = given, cbs
+
+    def _find_hooks(
+        self, cbs: tuple[Callback, ...]
+    ) -> dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]]:
+        hooks: dict[str, Any] = {}
+        for cb in cbs:
+            for name in vars(cb):  # a hook may be set on the instance, and misspelt there
+                if callable(vars(cb)[name]) and name.startswith(_OTHERS_NAMES) and name not in events():
+                    _check_hook(type(cb), name, vars(cb)[name], events())
+        for event in events():
+            found = [(f"{type(cb).__name__}.{event}", getattr(cb, event)) for cb in cbs if hasattr(cb, event)]
+            if event in STEPS:
+                found = self._owner(event, found)
+            if found:
+                hooks[event] = tuple(found)
+        return hooks
+
+    def _owner(self, step: str, found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """Return the one owner of a step; this host's own method counts if it is not a default."""
+        own = getattr(type(self), step, None)
+        if own is not None and (not found or not hasattr(own, "_is_default_step")):
+            found = [(f"{type(self).__name__}.{step}", own), *found]
+        if len(found) > 1:
+            names = " and ".join(name for name, _ in found)
+            raise ValueError(
+                f"{step} has {len(found)} owners, {names}: expected exactly one; remove all but one"
+            )
+        return found
+
+    # Running --------------------------------------------------------------------------------------
+
+    def callback(self, event: str) -> None:
+        """Run the hooks of an event, or the owner of a step.
+
+        All hooks run before a cancel acts (of several, that of the outermost scope). An error ends
+        the event at once, except in a cleanup_ event, where the other hooks still run.
+        """
+        cancel: CancelException | None = None
+        error: BaseException | None = None
+        for name, hook in self._hooks.get(event, ()):
+            try:
+                hook(self)
+            except CancelException as e:
+                if cancel is None or self._depth(e) < self._depth(cancel):
+                    cancel = e
+            except BaseException as e:
+                self.add_note(e, name)
+                if not event.startswith("cleanup_"):
+                    raise
+                if error is None:
+                    error = e
+                else:
+                    error.add_note(f"minilearn: then {name} failed too: {e!r}")
+        if error is not None:
+            raise error
+        if cancel is not None:
+            if cancel.scope not in self.scopes:
+                running = ", ".join(self.scopes) or "none"
+                cancel.add_note(
+                    f"minilearn: no {cancel.scope} is running at {event} to cancel; running: {running}"
+                )
+            raise cancel
+
+    def _depth(self, cancel: CancelException) -> int:
+        return self.scopes.index(cancel.scope) if cancel.scope in self.scopes else -1
+
+    def where(self) -> str:
+        """Say where in the loop we are, for the notes on errors."""
+        return f"inside {' > '.join(self.scopes)}"
+
+    def add_note(self, error: BaseException, name: str) -> None:
+        """Add to an error, once, in which callback or step and where in the loop it was raised."""
+        if isinstance(error, CancelException):
+            return
+        if not any(note.startswith("minilearn: in ") for note in getattr(error, "__notes__", ())):
+            error.add_note(f"minilearn: in {name}, {self.where()}")
+
+    def explain(self) -> None:
+        """Print the events in the order of the loop, each with the hooks that run at it, in order."""
+        width = max(map(len, self._hooks), default=0)
+        for event in events():
+            if event in self._hooks:
+                names = [name.removesuffix(f".{event}") for name, _ in self._hooks[event]]
+                print(f"{event:{width}}  {' -> '.join(names)}{'  (the owner)' if event in STEPS else ''}")

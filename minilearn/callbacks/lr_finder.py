@@ -1,0 +1,194 @@
+"""LRFinderCB and lr_find: a sweep of the learning rate that leaves no trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..callback import Callback
+from ..data.loaders import n_batches
+from ..events import CancelFitException
+from ..optim.groups import groups_of
+from ..plot import _figure
+from ..seeding import kept_rng
+
+
+class LRFinderCB(Callback):
+    """Raise the lr of every group exponentially from step to step, and record the loss.
+
+    lr_i = start_lr * (end_lr / start_lr) ** (i / (n_steps - 1)). The fit is cancelled after n_steps,
+    or when the smoothed loss is above `diverge` times its best or not finite.
+
+    Args:
+        start_lr, end_lr: 0 < start_lr < end_lr.
+        n_steps: at least 10.
+        diverge: times the best smoothed loss.
+        smooth: 0 <= smooth < 1, weight of the past in the average of losses.
+
+    Runs at: before_step, after_loss, order 60. Writes: lr. State: lrs and losses, a number a step;
+    suggestion, see `lr_find`.
+    Source: Smith 2015, "Cyclical learning rates"; document 003's library has the class.
+    """
+
+    order = 60
+
+    def __init__(
+        self,
+        start_lr: float = 1e-6,
+        end_lr: float = 10.0,
+        n_steps: int = 100,
+        diverge: float = 4.0,
+        smooth: float = 0.9,
+    ) -> None:
+        if not 0 < start_lr < end_lr:
+            raise ValueError(f"start_lr={start_lr!r}, end_lr={end_lr!r}: expected 0 < start_lr < end_lr")
+        if n_steps < 10:
+            raise ValueError(f"n_steps={n_steps!r}: expected at least 10, to see a curve")
+        if not 0 <= smooth < 1:
+            raise ValueError(f"smooth={smooth!r}: expected 0 <= smooth < 1")
+        self.start_lr, self.end_lr, self.n_steps = start_lr, end_lr, n_steps
+        self.diverge, self.smooth = diverge, smooth
+        self.lrs: list[float] = []
+        self.losses: list[float] = []
+        self.smoothed: list[float] = []
+        self._average = 0.0
+
+    def before_fit(self, learn: Any) -> None:
+        self.lrs, self.losses, self.smoothed, self._average = [], [], [], 0.0
+
+    def after_loss(self, learn: Any) -> None:
+        if not learn.training:
+            return
+        loss = learn.loss.item()
+        self._average = self.smooth * self._average + (1 - self.smooth) * loss
+        smoothed = self._average / (1 - self.smooth ** (len(self.losses) + 1))
+        if not math.isfinite(loss) or (self.smoothed and smoothed > self.diverge * min(self.smoothed)):
+            raise CancelFitException
+        lr = self.start_lr * (self.end_lr / self.start_lr) ** (len(self.losses) / (self.n_steps - 1))
+        self.lrs.append(lr)
+        self.losses.append(loss)
+        self.smoothed.append(smoothed)
+
+    def before_step(self, learn: Any) -> None:
+        for group in groups_of(learn.opt):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.lrs[-1])
+            else:
+                group["lr"] = self.lrs[-1]
+
+    def after_step(self, learn: Any) -> None:
+        if len(self.losses) >= self.n_steps:
+            raise CancelFitException
+
+    @property
+    def suggestion(self) -> float:
+        """The lr at which the smoothed loss falls fastest (per factor of lr), before its lowest point.
+
+        Raises: ValueError if the loss never fell.
+        """
+        lowest = min(range(len(self.smoothed)), key=self.smoothed.__getitem__, default=0)
+        # Differences over 5 steps at each side; the first few averages rest on single batches.
+        slopes = {
+            i: self.smoothed[i + 5] - self.smoothed[i - 5]
+            for i in range(5, min(lowest, len(self.smoothed) - 6) + 1)
+        }
+        if not slopes or min(slopes.values()) >= 0:
+            raise ValueError(
+                f"no suggestion: the loss never fell between lr {self.start_lr:g} and {self.end_lr:g} "
+                f"({len(self.losses)} steps); try a lower start_lr or more n_steps, and look at plot()"
+            )
+        return self.lrs[min(slopes, key=slopes.__getitem__)]
+
+    def plot(self) -> Any:
+        """Return a figure of the loss over lr, with the suggestion marked."""
+        figure, axes = _figure(1, 1, 5, 3.5)
+        ax = axes[0, 0]
+        ax.plot(self.lrs, self.losses, linewidth=0.7, alpha=0.4, label="loss")
+        ax.plot(self.lrs, self.smoothed, label="smoothed")
+        try:
+            ax.axvline(
+                self.suggestion, color="tab:red", linestyle="--", label=f"suggestion {self.suggestion:.2g}"
+            )
+        except ValueError:
+            ax.set_title("no suggestion: the loss never fell")
+        ax.set(
+            xscale="log",
+            xlabel="lr",
+            ylabel="loss",
+            ylim=(0.9 * min(self.smoothed), 1.1 * max(self.smoothed[0], min(self.losses))),
+        )
+        ax.legend()
+        return figure
+
+
+def lr_find(learn: Any, **kwargs: Any) -> LRFinderCB:
+    """Sweep the lr with LRFinderCB(**kwargs), and put everything back.
+
+    Weights, buffers, the optimizer and its state, random numbers, the order of the data, callbacks and
+    history are as before, also when it fails. Callbacks with `in_lr_find = False` sit it out.
+
+    Returns: the callback, with .lrs, .losses, .suggestion and .plot().
+    """
+    finder = LRFinderCB(**kwargs)
+    per_epoch = n_batches(learn.dls.train)
+    n_epochs = finder.n_steps if not per_epoch else -(-finder.n_steps // per_epoch)
+    with _untouched(learn):
+        # A new optimizer: the kept one's state is not touched, and its moments fit its own lr.
+        learn.fit(n_epochs, valid=False, cbs=[finder], reset_opt=True)
+    return finder
+
+
+@contextmanager
+def _untouched(learn: Any) -> Iterator[None]:
+    # Not state_dict(), which lacks the buffers that are not persistent.
+    values = [t.detach().clone() for t in (*learn.model.parameters(), *learn.model.buffers())]
+    grads = [(p, p.grad) for p in learn.model.parameters()]
+    device = next(learn.model.parameters()).device
+    fields = {name: copy(value) if name == "history" else value for name, value in vars(learn).items()}
+    given, defaults = learn._given, learn._defaults
+    taking_part = [cb for cb in learn.cbs if cb.in_lr_find]
+    states = [(cb, _copy_state(cb)) for cb in taking_part]
+    loaders = [
+        part for part in (learn.dls.train, getattr(learn.dls.train, "sampler", None)) if part is not None
+    ]
+    epochs = [(part, part.epoch) for part in loaders if hasattr(part, "epoch")]
+    generators = {id(g): g for part in loaders if (g := getattr(part, "generator", None)) is not None}
+    generator_states = [(g, g.get_state()) for g in generators.values()]
+    with kept_rng():
+        try:
+            learn._defaults = [cb for cb in defaults if cb.in_lr_find]
+            learn._set_cbs([cb for cb in given if cb.in_lr_find])
+            yield
+        finally:
+            learn.model.to(device)
+            with torch.no_grad():
+                for t, value in zip([*learn.model.parameters(), *learn.model.buffers()], values, strict=True):
+                    t.copy_(value)
+            for p, grad in grads:
+                p.grad = grad
+            for cb, state in states:
+                vars(cb).clear()
+                vars(cb).update(state)
+            vars(learn).update(fields)
+            learn._set_cbs(given)
+            for part, epoch in epochs:
+                part.epoch = epoch
+            for generator, state in generator_states:
+                generator.set_state(state)
+
+
+def _copy_state(cb: Callback) -> dict[str, Any]:
+    """Copy a callback's attributes, each as deep as it can be copied."""
+    state = {}
+    for name, value in vars(cb).items():
+        try:
+            state[name] = deepcopy(value)
+        except Exception:  # an open file, say: the reference has to do
+            state[name] = value
+    return state

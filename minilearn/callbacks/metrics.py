@@ -1,0 +1,159 @@
+"""MetricsCB: loss and metrics of each phase, gathered on the device."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..callback import Callback
+from ..checks import is_cross_entropy
+
+Row = dict[str, Any]
+
+
+class MetricsCB(Callback):
+    """Gather the mean loss and metrics of each phase, and append a row for it to `learn.history`.
+
+    A row is {metric: value, ..., "loss": .., "epoch": .., "train": "train" or "eval", "time_s": ..};
+    epoch counts on from fit to fit. On an ordinary step nothing waits for the device.
+
+    Args:
+        *metrics: objects with reset(), update(preds, target) and compute(), such as torcheval's; named
+            for their class in the rows.
+        **named: the same under names of your own.
+        With none at all: MulticlassAccuracy where the loss is cross-entropy over (N, C) predictions.
+
+    Runs at: before_fit, before and after train and validate, after_batch; order -50, so that
+        your after_train and after_validate find the finished row. Reads: loss, preds, batch.
+        Writes: history.
+    State: the loss's sum over samples, in float64 (float32 on MPS), so the loss must be a mean over
+        its batch; the mean over the phase weighs each batch by its size.
+    Raises: TypeError for a metric without update, or a class where an instance is expected.
+    Source: document 003, whose tables have these rows.
+    """
+
+    order = -50
+    in_lr_find = False
+
+    def __init__(self, *metrics: Any, **named: Any) -> None:
+        for metric in metrics:
+            name = metric.__name__ if isinstance(metric, type) else type(metric).__name__
+            if name in named:
+                raise ValueError(f"two metrics are called {name}: name them, MetricsCB(top1=..., top5=...)")
+            named[name] = metric
+        for name, metric in named.items():
+            _check_metric(name, metric)
+        self.metrics = named
+        self.row: Row = {}  # the newest one
+        self._infer = not named
+        self._outer: list[tuple[Any, ...]] = []
+        self._sum: Tensor | None = None  # of loss * samples
+        self._n = 0  # samples
+
+    @property
+    def names(self) -> list[str]:
+        """What a row measures: the names that can be monitored."""
+        return [*self.metrics, "loss"]
+
+    def before_fit(self, learn: Any) -> None:
+        if self._infer and not self.metrics and learn.batch is not None:
+            target = learn.batch[1]
+            if is_cross_entropy(learn.loss_func) and not target.is_floating_point() and target.ndim == 1:
+                self.metrics = {"MulticlassAccuracy": _multiclass_accuracy()}
+
+    def before_train(self, learn: Any) -> None:
+        self._begin()
+
+    def before_validate(self, learn: Any) -> None:
+        if "batch" in learn.scopes:  # a validate inside a training batch must not end training's sums
+            self._outer.append((self.metrics, self._sum, self._n, self._start_s))
+            self.metrics = deepcopy(self.metrics)
+        self._begin()
+
+    def _begin(self) -> None:
+        for metric in self.metrics.values():
+            metric.reset()
+        self._sum, self._n = None, 0
+        self._start_s = time.perf_counter()
+
+    def after_batch(self, learn: Any) -> None:
+        loss = learn.loss.detach()
+        if self._sum is None:
+            self._sum = torch.zeros((), dtype=_sum_dtype(loss.device), device=loss.device)
+            for metric in self.metrics.values():
+                if hasattr(metric, "to"):
+                    metric.to(loss.device)
+        n = batch_size(learn.batch)
+        self._sum.add_(loss, alpha=n)
+        self._n += n
+        if self.metrics:
+            preds = learn.preds.detach() if isinstance(learn.preds, Tensor) else learn.preds
+            for metric in self.metrics.values():
+                metric.update(preds, learn.batch[1])
+
+    def after_train(self, learn: Any) -> None:
+        self._end(learn)
+
+    def after_validate(self, learn: Any) -> None:
+        self._end(learn)
+
+    def cleanup_validate(self, learn: Any) -> None:
+        if self._outer:
+            self.metrics, self._sum, self._n, self._start_s = self._outer.pop()
+
+    def _end(self, learn: Any) -> None:
+        if self._sum is None:
+            return  # each batch was cancelled before its loss, as in learn.predict
+        values = {name: _plain(metric.compute()) for name, metric in self.metrics.items()}
+        self.row = {
+            **values,
+            "loss": self._sum.item() / self._n,
+            "epoch": max(learn.n_epochs_trained - 1, 0),
+            "train": learn.phase,
+            "time_s": time.perf_counter() - self._start_s,
+        }
+        learn.history.append(self.row)
+
+
+def batch_size(batch: Any) -> int:
+    """Return the number of samples: the first dimension of the first tensor in a batch."""
+    while not isinstance(batch, Tensor):
+        if not isinstance(batch, (tuple, list, Mapping)) or not batch:
+            raise TypeError(
+                f"a batch with a {type(batch).__name__} where a tensor was expected: its size is unknown"
+            )
+        batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
+    return batch.shape[0]
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def _check_metric(name: str, metric: Any) -> None:
+    if isinstance(metric, type):
+        raise TypeError(
+            f"metric {name} is the class {metric.__name__}: expected an instance; write {metric.__name__}()"
+        )
+    if missing := [m for m in ("reset", "update", "compute") if not callable(getattr(metric, m, None))]:
+        raise TypeError(
+            f"metric {name}={metric!r} has no {', '.join(missing)}: expected an object with reset(), "
+            "update(preds, target) and compute(), such as torcheval.metrics.MulticlassAccuracy()"
+        )
+
+
+def _multiclass_accuracy() -> Any:
+    with warnings.catch_warnings():  # importing torcheval uses torch.jit.script, which warns that it is old
+        warnings.simplefilter("ignore", FutureWarning)
+        from torcheval.metrics import MulticlassAccuracy
+    return MulticlassAccuracy()

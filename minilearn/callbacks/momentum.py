@@ -1,0 +1,37 @@
+"""MomentumCB: momentum by keeping a share of the gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..callback import Callback
+
+
+class MomentumCB(Callback):
+    """Give a plain SGD momentum: instead of clearing gradients, keep `mom` times each.
+
+    g <- mom * g, to which the next backward adds its gradient, so that the step uses
+    buf = mom * buf + g: torch's convention (dampening 0), and equal to torch.optim.SGD(momentum=mom).
+
+    Args:
+        mom: 0 <= mom < 1.
+
+    Runs at: zero_grad, which it owns. Writes: the parameters' grad. What is kept ends with the fit.
+    Source: document 003, whose first table trains with MomentumCB().
+    Differs: there a method of the learner hides this hook, so it never ran.
+    """
+
+    def __init__(self, mom: float = 0.85) -> None:
+        if not 0 <= mom < 1:
+            raise ValueError(f"mom={mom!r}: expected 0 <= mom < 1")
+        self.mom = mom
+
+    def zero_grad(self, learn: Any) -> None:
+        grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
+        torch._foreach_mul_(grads, self.mom)
+
+    def cleanup_fit(self, learn: Any) -> None:
+        for p in learn.model.parameters():
+            p.grad = None

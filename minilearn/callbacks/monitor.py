@@ -1,0 +1,44 @@
+"""Monitor: a number in the rows of history, named once and checked before training."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from .metrics import MetricsCB
+
+
+class Monitor:
+    """Read a monitored value, such as "loss", "eval/loss" or "train/MulticlassAccuracy".
+
+    A bare name means validation's value, or training's in a fit without validation.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def check(self, learn: Any) -> None:
+        """Raise ValueError, with the names there are, if there will be no such value."""
+        measured = [name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names]
+        phases = ["train", "eval"] if learn.dls.valid is not None else ["train"]
+        names = measured + [f"{phase}/{name}" for phase in phases for name in measured]
+        if self.name not in names:
+            close = get_close_matches(self.name, names, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            reason = (
+                f"expected one of {', '.join(names)}"
+                if names
+                else "there is no MetricsCB to measure anything"
+            )
+            raise ValueError(f"monitor={self.name!r} is not measured{hint}: {reason}")
+
+    def value(self, learn: Any) -> float:
+        """Return the newest value. Shapes: a number; metrics that give lists cannot be monitored."""
+        phase, _, name = self.name.rpartition("/")
+        rows = [row for row in learn.history if phase in ("", row["train"])]
+        if not phase and any(row["train"] == "eval" for row in rows[-2:]):
+            rows = [row for row in rows if row["train"] == "eval"]
+        value = rows[-1][name]
+        if not isinstance(value, float | int):
+            raise TypeError(f"monitor={self.name!r} is {value!r}: expected a number")
+        return value

@@ -1,0 +1,244 @@
+"""ProgressCB: bars and a growing table in a terminal or a notebook, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import time
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..callback import Callback
+from ..plot import plot_history
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MIN_WAIT_S = 0.1  # at most 10 refreshes a second
+_MAX_SHARE = 0.01  # and no more than this share of the time spent on drawing
+
+
+class ProgressCB(Callback):
+    """Show how far the fit is, with the loss, steps per second and the time left, and its rows.
+
+    In a terminal, two bars (epochs, batches) with the table of rows growing above; in a notebook the
+    same as HTML; anywhere else (a file, a pipe) one plain line for each epoch.
+
+    Args:
+        plot: in a notebook, also draw the history's curves anew after each epoch.
+        console: the rich Console to write to. Default: standard output.
+
+    Runs at: before and cleanup of fit, train and validate; after_batch, after_train, after_epoch; order
+        80. Reads: history, loss (at most 10 times a second, since reading it waits for the device).
+    Raises: ValueError before training for plot=True where there is no notebook.
+    """
+
+    order = 80
+    in_lr_find = False
+
+    def __init__(self, plot: bool = False, console: Console | None = None) -> None:
+        self.plot, self.console = plot, console
+        self._view: _Lines | _Bars | None = None
+        self._inner = 0  # depth of validate calls inside a batch, which are not shown
+
+    def before_fit(self, learn: Any) -> None:
+        from rich.console import Console
+
+        console = self.console or Console()
+        if self.plot and not console.is_jupyter:
+            raise ValueError(
+                "ProgressCB(plot=True) draws in a notebook, and this is none: use plot_history(learn.history)"
+            )
+        self._n_shown = len(learn.history)
+        self._start_s = time.perf_counter()
+        if console.is_jupyter:
+            self._view = _Notebook(console, learn.n_epochs, self.plot)
+        else:
+            self._view = (
+                _Bars(console, learn.n_epochs) if console.is_terminal else _Lines(console, learn.n_epochs)
+            )
+
+    def before_train(self, learn: Any) -> None:
+        self._begin(learn)
+
+    def before_validate(self, learn: Any) -> None:
+        self._begin(learn)
+
+    def _begin(self, learn: Any) -> None:
+        if "batch" in learn.scopes:
+            self._inner += 1
+        if not self._inner and isinstance(self._view, _Bars):
+            total = len(learn.dl) if hasattr(learn.dl, "__len__") else None
+            self._view.begin(learn.phase, learn.epoch, total)
+
+    def cleanup_validate(self, learn: Any) -> None:
+        self._inner = max(0, self._inner - 1)
+
+    def after_batch(self, learn: Any) -> None:
+        view = self._view
+        if isinstance(view, _Bars) and not self._inner and time.perf_counter() >= view.next_s:
+            loss = learn.loss
+            view.advance(learn.batch_idx + 1, float(loss.detach()) if isinstance(loss, Tensor) else None)
+
+    def after_train(self, learn: Any) -> None:
+        if isinstance(self._view, _Bars):
+            self._show_rows(learn)
+
+    def after_epoch(self, learn: Any) -> None:
+        self._show_rows(learn)
+
+    def _show_rows(self, learn: Any) -> None:
+        rows, self._n_shown = learn.history[self._n_shown :], len(learn.history)
+        if rows and self._view:
+            self._view.show(rows, learn.history)
+
+    def cleanup_fit(self, learn: Any) -> None:
+        view, self._view, self._inner = self._view, None, 0
+        if view:
+            view.stop()
+
+
+def _cell(name: str, value: Any) -> str:
+    if name == "time_s":
+        return f"{value:.1f}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+class _Lines:
+    """One plain line for each epoch."""
+
+    def __init__(self, console: Console, n_epochs: int) -> None:
+        self.console, self.n_epochs, self.epoch = console, n_epochs, 0
+
+    def show(self, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+        self.epoch += 1
+        parts = [f"epoch {rows[0]['epoch']} ({self.epoch}/{self.n_epochs})"]
+        for row in rows:
+            values = [f"{k} {_cell(k, v)}" for k, v in row.items() if k not in ("epoch", "train", "time_s")]
+            parts.append(f"{row['train']}: {', '.join(values)}")
+        parts.append(f"{sum(row['time_s'] for row in rows):.1f} s")
+        print("  ".join(parts), file=self.console.file, flush=True)  # not wrapped at a width, as rich would
+
+    def stop(self) -> None:
+        pass
+
+
+class _Bars:
+    """Two bars of rich in a terminal, and the rows printed above them."""
+
+    def __init__(self, console: Console, n_epochs: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            "{task.description:>6}",
+            BarColumn(30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            "{task.fields[info]}",
+        )
+        self.console, self.n_rows, self.epoch = console, 0, 0
+        # Refreshed by hand: a thread of rich's own would take its share of the interpreter.
+        self.progress = Progress(
+            *(TextColumn(c) if isinstance(c, str) else c for c in columns),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+        )
+        self.epochs = self.progress.add_task("epochs", total=n_epochs, info="")
+        self.batches = self.progress.add_task("", total=None, info="")
+        self.next_s = 0.0
+        self._open()
+
+    def _open(self) -> None:
+        self.progress.start()
+
+    def begin(self, phase: str, epoch: int, total: int | None) -> None:
+        self.epoch, self.total, self.start_s = epoch, total, time.perf_counter()
+        self.progress.reset(self.batches, total=total, description=phase, info="")
+        self._draw()
+
+    def advance(self, n: int, loss: float | None) -> None:
+        rate = n / max(time.perf_counter() - self.start_s, 1e-9)
+        info = f"{rate:.0f} steps/s" if rate >= 10 else f"{rate:.2f} steps/s"
+        self.progress.update(
+            self.batches, completed=n, info=info if loss is None else f"loss {loss:.4f}  {info}"
+        )
+        self.progress.update(
+            self.epochs, completed=self.epoch + (n / self.total if self.total else 0) * 0.999
+        )
+        self._draw()
+
+    def _draw(self) -> None:
+        start_s = time.perf_counter()
+        self._refresh()
+        now_s = time.perf_counter()
+        self.next_s = now_s + max(_MIN_WAIT_S, (now_s - start_s) / _MAX_SHARE)
+
+    def _refresh(self) -> None:
+        self.progress.refresh()
+
+    def show(self, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+        for row in rows:
+            widths = {name: max(len(name), 8) for name in row}
+            if not self.n_rows:
+                self.progress.console.print(
+                    "  ".join(f"{name:>{w}}" for name, w in widths.items()), style="bold"
+                )
+            line = "  ".join(f"{_cell(name, row[name]):>{w}}" for name, w in widths.items())
+            self.progress.console.print(line, style="dim" if row["train"] == "train" else "", highlight=False)
+            self.n_rows += 1
+        if rows[-1]["epoch"] == history[-1]["epoch"]:
+            self.progress.update(self.epochs, completed=self.epoch + (rows[-1]["train"] == "eval"))
+        self._draw()
+
+    def stop(self) -> None:
+        self.progress.stop()
+
+
+class _Notebook(_Bars):
+    """The same as HTML, in one output that is replaced."""
+
+    def __init__(self, console: Console, n_epochs: int, plot: bool) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.plot = plot
+        self.figure: Any = None
+        super().__init__(console, n_epochs)
+
+    def _open(self) -> None:
+        from IPython.display import HTML, display
+
+        self.output = display(HTML(""), display_id=True)
+
+    def _refresh(self, bars: bool = True) -> None:
+        from IPython.display import HTML
+        from rich.console import Console
+
+        text = io.StringIO()
+        if bars:
+            Console(file=text, width=100, force_jupyter=False, force_terminal=False).print(
+                self.progress.get_renderable()
+            )
+        names = [f"<th>{escape(name)}</th>" for name in (self.rows[0] if self.rows else ())]
+        body = ["".join(f"<td>{escape(_cell(k, v))}</td>" for k, v in row.items()) for row in self.rows]
+        table = "".join(f"<tr>{line}</tr>" for line in ["".join(names), *body] if line)
+        self.output.update(HTML(f"<table>{table}</table><pre>{escape(text.getvalue())}</pre>"))
+
+    def show(self, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+        self.rows.extend(rows)
+        self._draw()
+        if self.plot and rows[-1]["train"] == "eval":
+            self._show_figure(history)
+
+    def _show_figure(self, history: list[dict[str, Any]]) -> None:
+        from IPython.display import Image, display
+
+        png = io.BytesIO()
+        plot_history(history).savefig(png, format="png", dpi=80)
+        if self.figure is None:
+            self.figure = display(Image(png.getvalue()), display_id=True)
+        else:
+            self.figure.update(Image(png.getvalue()))
+
+    def stop(self) -> None:
+        self._refresh(bars=False)

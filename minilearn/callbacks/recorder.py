@@ -1,0 +1,173 @@
+"""RecorderCB: what each step used, over the learner's life."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..callback import Callback
+from ..optim.groups import groups_of
+from ..plot import plot_lines
+
+_CHUNK = 256  # tensors kept one by one before they are stacked
+
+
+def g(path: str) -> Callable[[Any], Any]:
+    """Return a function that reads a path of attributes, keys and indices, e.g. g("pg.betas.0").
+
+    In RecorderCB it starts at the callback, which has `.learn` and `.pg`, the first parameter group.
+    """
+    parts = path.split(".")
+    if not all(parts):
+        raise ValueError(f"path={path!r}: expected names divided by single dots, such as 'pg.betas.0'")
+
+    def read(start: Any) -> Any:
+        value = start
+        for part in parts:
+            if isinstance(value, dict):
+                value = value[part]
+            elif isinstance(value, (list, tuple)):
+                value = value[int(part)]
+            else:
+                value = getattr(value, part)
+        return value
+
+    read.path = path  # type: ignore[attr-defined]
+    return read
+
+
+def _kept(value: Any) -> Any:
+    """Return a value as it is now: what is no result of a computation may change in place later."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach() if value.grad_fn is not None else value.detach().clone()
+
+
+class RecorderCB(Callback):
+    """Record values at each optimizer step, as the step used them.
+
+    Args:
+        **what: name -> a path (`g("pg.lr")` or plainly "pg.lr"), or a function of this callback (which
+            has `.learn` and `.pg`, the first parameter group). With none: lr, mom (momentum or beta1,
+            where the optimizer has one) and loss.
+
+    Runs at: after_step, order 50: before the schedulers (60) set the next step's values.
+    State: `recs`, a dict of lists, one entry a step, going on from fit to fit. Tensors are copied and
+        stay on their device until `recs` is read or the epoch ends.
+    Raises: ValueError before training for a path into `pg` that is not there.
+    Source: document 003. Differs: there `[scheduler, recorder]` records the next step's lr.
+    """
+
+    order = 50
+    in_lr_find = False
+
+    def __init__(self, **what: str | Callable[[RecorderCB], Any]) -> None:
+        self._what = {name: g(value) if isinstance(value, str) else value for name, value in what.items()}
+        for name, value in self._what.items():
+            if not callable(value):
+                raise TypeError(
+                    f"RecorderCB({name}={value!r}): expected a path such as 'pg.lr', or a function"
+                )
+        self._bare = not what
+        self._recs: dict[str, list[Any]] = {}
+        self._new: dict[str, list[Any]] = {}  # values since the last _stack
+        self._chunks: dict[str, list[Tensor]] = {}  # (<= _CHUNK, ...) each
+        self._n_new = 0
+        self.learn: Any = None
+        self.pg: Any = None
+
+    def before_fit(self, learn: Any) -> None:
+        if learn.opt is None:
+            return  # validation only
+        self.learn, self.pg = learn, groups_of(learn.opt)[0]
+        if self._bare:
+            self._what = self._defaults()
+        for name, value in self._what.items():
+            self._recs.setdefault(name, [])
+            self._new.setdefault(name, [])
+            self._chunks.setdefault(name, [])
+            if getattr(value, "path", "").startswith("pg."):
+                self._check_path(name, value)
+        self._readers = [(self._new[name].append, self._bound(value)) for name, value in self._what.items()]
+
+    def _bound(self, value: Callable[[Any], Any]) -> Callable[[], Any]:
+        """Return what reads a value now, without walking the path at each step where it is one key of pg."""
+        key = getattr(value, "path", "").removeprefix("pg.")
+        return partial(self.pg.__getitem__, key) if key in self.pg else partial(value, self)
+
+    def _defaults(self) -> dict[str, Callable[[Any], Any]]:
+        what = {}
+        if "lr" in self.pg:
+            what["lr"] = g("pg.lr")
+        for key, path in {
+            "momentum": "pg.momentum",
+            "betas": "pg.betas.0",
+            "mom": "pg.mom",
+            "beta1": "pg.beta1",
+        }.items():
+            if key in self.pg:
+                what["mom"] = g(path)
+                break
+        return {**what, "loss": g("learn.loss")}
+
+    def _check_path(self, name: str, value: Callable[[Any], Any]) -> None:
+        try:
+            value(self)
+        except (KeyError, IndexError, AttributeError, ValueError) as error:
+            keys = ", ".join(key for key in self.pg if key != "params")
+            path = value.path  # type: ignore[attr-defined]
+            raise ValueError(
+                f"RecorderCB({name}={path!r}) is not there: the parameter group has {keys}"
+            ) from error
+
+    def after_step(self, learn: Any) -> None:
+        for append, read in self._readers:
+            value = read()
+            append(value if type(value) is float else _kept(value))
+        self._n_new += 1
+        if self._n_new == _CHUNK:
+            self._stack()
+
+    def cleanup_train(self, learn: Any) -> None:
+        _ = self.recs
+
+    def cleanup_fit(self, learn: Any) -> None:
+        self.learn = self.pg = None
+
+    def _stack(self) -> None:
+        """Put what is new aside: numbers into recs, tensors into one tensor a chunk, on their device."""
+        for name, new in self._new.items():
+            if new and isinstance(new[0], Tensor):
+                self._chunks[name].append(torch.stack(new))
+            else:
+                self._recs[name].extend(new)
+            new.clear()
+        self._n_new = 0
+
+    @property
+    def recs(self) -> dict[str, list[Any]]:
+        """What was recorded: name -> list with one value a step."""
+        self._stack()
+        for name, chunks in self._chunks.items():
+            for chunk in chunks:
+                self._recs[name].extend(chunk.tolist())
+            chunks.clear()
+        return self._recs
+
+    def plot(self, **kwargs: Any) -> Any:
+        """Return a figure with one panel for each record, over steps."""
+        return plot_lines(self.recs, xlabel="step", **kwargs)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the records to a file: a column each, beside the step, counted from 0."""
+        recs = self.recs
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", *recs])
+            writer.writerows([i, *row] for i, row in enumerate(zip(*recs.values(), strict=True)))

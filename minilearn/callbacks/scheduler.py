@@ -1,0 +1,264 @@
+"""Schedulers of torch as callbacks, per step or per epoch, with what the fit knows filled in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from ..callback import Callback
+from ..optim.groups import Group, forget_schedule
+from .monitor import Monitor
+
+_LENGTHS = ("total_steps", "T_max", "total_iters")  # arguments that are the length of the whole schedule
+
+
+class BaseSchedulerCB(Callback):
+    """Make a scheduler on the learner's optimizer when a fit begins; a subclass says when it steps.
+
+    Each fit has a schedule of its own, which starts from the lr that the fit starts with. When the
+    fit ends, lr, momentum and betas are again what they were before it.
+
+    Args:
+        scheduler_f: a class of torch.optim.lr_scheduler, or a function that takes the optimizer (and
+            perhaps some of the arguments below, by name) and returns a scheduler.
+        monitor: for ReduceLROnPlateau only, the value it watches: "loss", "eval/loss",
+            "train/MulticlassAccuracy", ... Default "loss".
+        **kwargs: arguments of the scheduler. Those not given that the fit knows are filled in:
+            total_steps, T_max, total_iters (the length of the fit), epochs, steps_per_epoch, all in
+            the unit in which this callback steps; max_lr (the lr of each group); and cycle_momentum,
+            False where the optimizer has no momentum to cycle.
+
+    State: `sched`, the torch scheduler.
+    Raises: before the first batch: ValueError for an argument that contradicts the fit's length, for a
+        monitored name that is not measured, for a length that is needed and not known; TypeError for
+        a scheduler instance, or an optimizer without parameter groups.
+    Source: document 003. Differs: there it is stepped once more after the last batch, which turns
+        OneCycleLR's lr up again, and in document 001 "per epoch" steps every batch.
+    """
+
+    order = 60
+    in_lr_find = False
+    unit: ClassVar[str] = "steps"
+
+    def __init__(self, scheduler_f: Callable[..., Any], monitor: str | None = None, **kwargs: Any) -> None:
+        name = type(self).__name__
+        if isinstance(scheduler_f, LRScheduler):
+            raise TypeError(
+                f"{name} was given a {type(scheduler_f).__name__} instance: expected the class, and its "
+                f"arguments here; write {name}({type(scheduler_f).__name__}, ...)"
+            )
+        if not callable(scheduler_f):
+            raise TypeError(
+                f"{name}({scheduler_f!r}): expected a class of torch.optim.lr_scheduler, or a function"
+            )
+        self.is_plateau = isinstance(scheduler_f, type) and issubclass(scheduler_f, ReduceLROnPlateau)
+        if self.is_plateau and self.unit != "epochs":
+            raise TypeError(
+                f"{name}(ReduceLROnPlateau): what it watches is measured once an epoch; use EpochSchedulerCB"
+            )
+        if monitor is not None and not self.is_plateau:
+            raise ValueError(f"{name}(monitor={monitor!r}): only ReduceLROnPlateau watches a value")
+        self.scheduler_f, self.kwargs = scheduler_f, kwargs
+        self.monitor = Monitor(monitor or "loss") if self.is_plateau else None
+        self.sched: Any = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({getattr(self.scheduler_f, '__name__', self.scheduler_f)})"
+
+    # Hooks ----------------------------------------------------------------------------------------
+
+    def before_fit(self, learn: Any) -> None:
+        if learn.total_steps == 0:  # a fit without training
+            return
+        _check_opt(self, learn.opt)
+        if self.monitor:
+            self.monitor.check(learn)
+        self._before = [_hyperparameters(group) for group in learn.opt.param_groups]
+        self.sched = self._make(learn.opt, learn.n_epochs, learn.steps_per_epoch, learn.total_steps)
+
+    def cleanup_fit(self, learn: Any) -> None:
+        if self.sched is not None:
+            self.sched = None
+            for group, before in zip(learn.opt.param_groups, self._before, strict=True):
+                _restore(group, before)
+
+    # Preview --------------------------------------------------------------------------------------
+
+    def preview(
+        self, learn: Any, n_epochs: int = 1, group: int = 0, values: Sequence[float] = ()
+    ) -> list[float]:
+        """Return the lr of each step of `learn.fit(n_epochs)`, without training.
+
+        Args:
+            group: which parameter group's.
+            values: for ReduceLROnPlateau, the monitored value of each epoch.
+        """
+        from ..data.loaders import n_batches
+
+        per_epoch = n_batches(learn.dls.train)
+        if per_epoch is None:
+            raise ValueError(
+                "preview: the train loader has no length; expected one with len(), to count steps by"
+            )
+        if self.is_plateau and len(values) < n_epochs:
+            raise ValueError(f"preview: ReduceLROnPlateau needs values, one for each of {n_epochs} epochs")
+        opt = _stand_in(learn)
+        _check_opt(self, opt)
+        sched = self._make(opt, n_epochs, per_epoch, n_epochs * per_epoch)
+        lrs = []
+        for i in range(n_epochs * per_epoch):
+            lrs.append(float(opt.param_groups[group]["lr"]))
+            opt.step()
+            last_of_epoch = (i + 1) % per_epoch == 0
+            if i + 1 < n_epochs * per_epoch and (self.unit == "steps" or last_of_epoch):
+                sched.step(values[i // per_epoch]) if self.is_plateau else sched.step()
+        return lrs
+
+    # Making the scheduler -------------------------------------------------------------------------
+
+    def _make(self, opt: Any, n_epochs: int, steps_per_epoch: int | None, total_steps: int | None) -> Any:
+        for group in opt.param_groups:
+            forget_schedule(group)
+        per_epoch = steps_per_epoch if self.unit == "steps" else 1
+        total = total_steps if self.unit == "steps" else n_epochs
+        known = {
+            **dict.fromkeys(_LENGTHS, total),
+            "epochs": n_epochs,
+            "steps_per_epoch": per_epoch,
+            "max_lr": [float(group["lr"]) for group in opt.param_groups],
+        }
+        kwargs = dict(self.kwargs)
+        if isinstance(self.scheduler_f, type):
+            self._check_lengths(kwargs, known, n_epochs)
+        accepted = inspect.signature(self.scheduler_f).parameters
+        if "cycle_momentum" in accepted and not any(_momentum(group) for group in opt.param_groups):
+            kwargs.setdefault("cycle_momentum", False)  # torch would turn momentum on, without a word
+        if kwargs.keys() & {"epochs", "steps_per_epoch"}:
+            known.pop("total_steps")  # OneCycleLR takes either
+        elif "total_steps" in accepted:
+            known = {k: v for k, v in known.items() if k not in ("epochs", "steps_per_epoch")}
+        for name, value in known.items():
+            if name in accepted and name not in kwargs:
+                if value is None:
+                    raise ValueError(
+                        f"{self!r} needs {name}, and the train loader has no length: give {name}="
+                    )
+                kwargs[name] = value
+        missing = [
+            name
+            for name, p in list(accepted.items())[1:]
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and name not in kwargs
+        ]
+        if missing:
+            raise ValueError(
+                f"{self!r} needs {', '.join(missing)}, which cannot be inferred: give {missing[0]}="
+            )
+        sched = self.scheduler_f(opt, **kwargs)
+        if not isinstance(sched, LRScheduler):
+            raise TypeError(
+                f"{self!r}: the function gave {sched!r}; expected a scheduler of torch.optim.lr_scheduler"
+            )
+        return sched
+
+    def _check_lengths(self, kwargs: dict[str, Any], known: dict[str, Any], n_epochs: int) -> None:
+        """Refuse an argument that cannot be meant in this fit, with both numbers."""
+        total = known["total_steps"]
+        if total is None:
+            return
+        plan = f"this callback steps in {self.unit}, and the fit has {total} ({n_epochs} epochs)"
+        for name in ("total_steps", "epochs", "steps_per_epoch"):
+            if kwargs.get(name) not in (None, known[name]):
+                raise ValueError(
+                    f"{self!r}: {name}={kwargs[name]} contradicts {known[name]}: {plan}; leave {name} out"
+                )
+        for name in ("T_max", "total_iters"):
+            given = kwargs.get(name)
+            if given is not None and (given > total or (given == n_epochs != total)):
+                why = "is in epochs" if given == n_epochs else "would never come to its end"
+                raise ValueError(f"{self!r}: {name}={given} {why}: {plan}; leave {name} out for {total}")
+        for name in ("step_size", "milestones"):
+            given = kwargs.get(name)
+            late = [
+                m for m in (given if isinstance(given, Sequence) else [given]) if m is not None and m >= total
+            ]
+            if late:
+                raise ValueError(f"{self!r}: {name}={given}, of which {late[0]} is never reached: {plan}")
+
+
+class BatchSchedulerCB(BaseSchedulerCB):
+    """Step a scheduler after each optimizer step but the last.
+
+    Runs at: before_fit, after_step, cleanup_fit; order 60. Writes: the groups' lr (momentum, betas).
+    Arguments and errors: see BaseSchedulerCB.
+    """
+
+    unit = "steps"
+
+    def after_step(self, learn: Any) -> None:
+        if learn.n_steps != learn.total_steps:
+            self.sched.step()
+
+
+class EpochSchedulerCB(BaseSchedulerCB):
+    """Step a scheduler after each epoch but the last.
+
+    Runs at: before_fit, after_epoch, cleanup_fit; order 60. Writes: the groups' lr (momentum, betas).
+    Arguments and errors: see BaseSchedulerCB.
+    """
+
+    unit = "epochs"
+
+    def after_epoch(self, learn: Any) -> None:
+        if self.sched is not None and learn.epoch + 1 < learn.n_epochs:
+            self.sched.step(self.monitor.value(learn)) if self.monitor else self.sched.step()
+
+
+def _check_opt(cb: Callback, opt: Any) -> None:
+    if not isinstance(opt, torch.optim.Optimizer):
+        raise TypeError(
+            f"{cb!r} on a {type(opt).__name__}: torch's schedulers need a torch.optim.Optimizer, with "
+            "param_groups; use one, or set the lr in a callback of your own"
+        )
+
+
+def _momentum(group: Group) -> Any:
+    return group.get("momentum", group.get("betas", (0,))[0])
+
+
+def _hyperparameters(group: Group) -> Group:
+    """Copy what a scheduler changes in a group."""
+    return {
+        k: v.clone() if isinstance(v, Tensor) else v
+        for k, v in group.items()
+        if k in ("lr", "momentum", "betas")
+    }
+
+
+def _restore(group: Group, before: Group) -> None:
+    for key, value in before.items():
+        if isinstance(group[key], Tensor):
+            group[key].copy_(value)
+        else:
+            group[key] = value
+    forget_schedule(group)
+
+
+def _stand_in(learn: Any) -> Any:
+    """Make an optimizer like the learner's, of one number a group, for a schedule to run on."""
+    if learn.opt is None:
+        from ..optim.groups import build_opt
+
+        real = build_opt(learn.opt_func, learn.model, learn.lr, learn.param_groups)
+    else:
+        real = learn.opt
+    if not isinstance(real, torch.optim.Optimizer):
+        return real
+    groups = [
+        {**g, **_hyperparameters(g), "params": [nn.Parameter(torch.zeros(1))]} for g in real.param_groups
+    ]
+    return learn.opt_func(groups, groups[0]["lr"])

@@ -1,0 +1,126 @@
+"""Checks of what a fit is given, and what is inferred from it, made before the first step."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .data.loaders import check_not_empty
+
+
+def check_model(model: Any, loss_func: Any, opt_func: Any) -> None:
+    """Raise TypeError for a model, loss or optimizer of the wrong kind."""
+    if isinstance(model, type) or not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r}: expected an instance of nn.Module")
+    if isinstance(loss_func, type):
+        name = loss_func.__name__
+        raise TypeError(f"loss_func is the class {name}: expected an instance; write {name}()")
+    if loss_func is not None and not callable(loss_func):
+        raise TypeError(f"loss_func={loss_func!r}: expected a function (preds, target) -> loss")
+    if not callable(opt_func):
+        raise TypeError(
+            f"opt_func is a {type(opt_func).__name__}: expected something that takes (params, lr) and makes "
+            "an optimizer, such as the class torch.optim.AdamW (the learner calls it)"
+        )
+
+
+def check_fit(learn: Any, n_epochs: Any, train: bool, valid: bool) -> None:
+    """Raise for a fit that cannot run or would do nothing."""
+    if learn.is_fitting:
+        raise RuntimeError("fit inside a fit: this learner is running; a callback may call validate")
+    try:
+        if operator.index(n_epochs) < 1:
+            raise TypeError
+    except TypeError:
+        raise ValueError(f"fit({n_epochs!r}): expected a whole number of epochs, 1 or more") from None
+    valid = valid and learn.dls.valid is not None
+    if not train and not valid:
+        raise ValueError(f"fit(train={train}) without validation does nothing: expected one of the two")
+    if train:
+        check_not_empty("train", learn.dls.train)
+        if not any(p.requires_grad for p in learn.model.parameters()):
+            raise ValueError(
+                f"{type(learn.model).__name__} has no parameter that needs a gradient: expected at least one; "
+                "was all of it frozen, or are its layers in a plain list instead of a ModuleList?"
+            )
+    if valid:
+        check_not_empty("valid", learn.dls.valid)
+
+
+def check_batch(batch: Any) -> None:
+    """Raise ValueError unless a batch is (inputs, target)."""
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return
+    if isinstance(batch, tuple | list):
+        found = f"a {type(batch).__name__} of {len(batch)}"
+    elif isinstance(batch, dict):
+        found = f"a dict with {', '.join(map(repr, batch))}"
+    else:
+        found = f"a {type(batch).__name__}"
+    raise ValueError(
+        f"the loader gives {found}: expected batches (inputs, target), inputs perhaps a tuple or dict; "
+        "for another kind write a callback that owns predict(self, learn) and get_loss(self, learn)"
+    )
+
+
+def infer_loss(target: Any) -> Callable[[Any, Any], Tensor]:
+    """Return cross-entropy for integer targets, mean squared error for floating ones."""
+    if isinstance(target, Tensor) and target.is_floating_point():
+        return F.mse_loss
+    if isinstance(target, Tensor) and not target.is_complex() and str(target.dtype) != "torch.bool":
+        return F.cross_entropy
+    kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
+    raise ValueError(
+        f"no loss can be inferred from targets of {kind}: expected integers or floats; give loss_func"
+    )
+
+
+def is_cross_entropy(loss_func: Any) -> bool:
+    """Whether a loss takes class numbers as targets by torch's conventions."""
+    while isinstance(loss_func, partial):
+        loss_func = loss_func.func
+    return loss_func in (F.cross_entropy, F.nll_loss) or isinstance(
+        loss_func, nn.CrossEntropyLoss | nn.NLLLoss
+    )
+
+
+def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
+    """Raise ValueError for class numbers that the model has no output for, or shapes that would broadcast.
+
+    Looks at all targets of a loader that has them in memory, else at those of this batch.
+
+    Shapes: preds (N, C, ...), target (N, ...) for cross-entropy; preds and target alike for others.
+    """
+    if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
+        return
+    if is_cross_entropy(loss_func):
+        if preds.ndim < 2 or target.is_floating_point():
+            return
+        everything = getattr(loader, "targets", None)
+        everything = everything if isinstance(everything, Tensor) and everything.numel() else target
+        everything = everything[everything != _ignored(loss_func)]
+        n_classes = preds.shape[1]
+        if not everything.numel():
+            return
+        low, high = int(everything.min()), int(everything.max())
+        if low < 0 or high >= n_classes:
+            raise ValueError(
+                f"targets run from {low} to {high}, but the model gives {n_classes} outputs, for classes 0 "
+                f"to {n_classes - 1}: do the labels count from 1, or is the last layer too small?"
+            )
+    elif loss_func is F.mse_loss and preds.shape != target.shape:
+        raise ValueError(
+            f"preds are {tuple(preds.shape)} and targets {tuple(target.shape)}: expected the same shape, for "
+            "the mean squared error would broadcast them; reshape the targets, or give the loss_func meant"
+        )
+
+
+def _ignored(loss_func: Any) -> int:
+    if isinstance(loss_func, partial) and "ignore_index" in loss_func.keywords:
+        return int(loss_func.keywords["ignore_index"])
+    return int(getattr(loss_func, "ignore_index", -100))  # torch's default

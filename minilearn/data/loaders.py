@@ -1,0 +1,206 @@
+"""DataLoaders, a loader for tensors in memory, and what can be known of a loader before training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader
+
+from ..seeding import kept_rng
+
+
+class DataLoaders:
+    """Hold the loaders of a task: any iterables of batches (inputs, target).
+
+    Args:
+        train, valid, test: each is gone through once an epoch, so it must give the batches anew each
+            time. valid=None: there is no validation. Read as attributes or by name:
+            dls["train"], dls["eval"] (or "valid"), dls["test"].
+        classes: the names of the classes, in the order of the targets, where there are any.
+
+    Raises: ValueError without train; TypeError for what is no iterable, or only goes once.
+    """
+
+    def __init__(
+        self, train: Any, valid: Any = None, test: Any = None, classes: Sequence[str] | None = None
+    ) -> None:
+        if train is None:
+            raise ValueError(
+                "dls has no train: expected DataLoaders(train, valid), train an iterable of batches"
+            )
+        self.train = _check_loader("train", train)
+        self.valid = None if valid is None else _check_loader("valid", valid)
+        self.test = None if test is None else _check_loader("test", test)
+        self.classes = None if classes is None else tuple(classes)
+
+    def __getitem__(self, name: str) -> Any:
+        attribute = "valid" if name == "eval" else name
+        if attribute not in ("train", "valid", "test"):
+            raise KeyError(f"dls[{name!r}]: expected 'train', 'eval' (or 'valid') or 'test'")
+        if (loader := getattr(self, attribute)) is None:
+            raise KeyError(f"dls[{name!r}]: these DataLoaders were made without it")
+        return loader
+
+    @classmethod
+    def of(cls, dls: Any) -> DataLoaders:
+        """Return `dls` as DataLoaders, from a mapping with "train" and perhaps "eval" and "test" too."""
+        if isinstance(dls, DataLoaders):
+            return dls
+        if isinstance(dls, Mapping):
+            if unknown := dls.keys() - {"train", "eval", "valid", "test"}:
+                raise ValueError(
+                    f"dls has {sorted(unknown)}: expected the keys 'train', 'eval' (or 'valid'), 'test'"
+                )
+            return cls(dls.get("train"), dls.get("eval", dls.get("valid")), dls.get("test"))
+        if all(hasattr(dls, name) for name in ("train", "valid")):
+            return cls(dls.train, dls.valid, getattr(dls, "test", None))
+        raise TypeError(
+            f"dls={_short(dls)}: expected DataLoaders(train, valid), or a dict with 'train' and 'eval'"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"a {type(value).__name__}"
+
+
+def _check_loader(name: str, loader: Any) -> Any:
+    iterable = isinstance(loader, Iterable) or hasattr(loader, "__getitem__")
+    if not iterable or isinstance(loader, Tensor | str | bytes | Mapping):
+        raise TypeError(f"dls {name}={_short(loader)}: expected an iterable of batches, such as a DataLoader")
+    if isinstance(loader, Iterator):
+        raise TypeError(
+            f"dls {name} is a {type(loader).__name__}, which can be gone through only once: expected an "
+            "iterable that starts anew each epoch; make it a list, or a class with __iter__"
+        )
+    return loader
+
+
+def check_not_empty(name: str, loader: Any) -> None:
+    """Raise ValueError if a loader says that it has no batch."""
+    if n_batches(loader) == 0:
+        hint = ""
+        if getattr(loader, "drop_last", False):
+            hint = ": drop_last=True drops the only batch when there are fewer samples than the batch size"
+        raise ValueError(f"the {name} loader is empty, it has 0 batches{hint}")
+
+
+def n_batches(loader: Any) -> int | None:
+    """Return the number of batches in an epoch, None where the loader does not know."""
+    try:
+        return len(loader)
+    except TypeError:  # no __len__, or a DataLoader over an IterableDataset without one
+        return None
+
+
+class TensorLoader:
+    """Give batches of tensors that are in memory, by indexing whole batches.
+
+    Args:
+        *tensors: all with the same first dimension N; the inputs first, the targets last.
+        bs: samples in a batch; the last one is smaller where N does not divide, or dropped.
+        shuffle: whether to shuffle. The order is a pure function of (seed, epoch): nothing else draws
+            from it or is drawn from, so it is the same in a resumed run.
+        seed: default torch.initial_seed(), which `set_seed` sets.
+        device: keep the tensors there, and index there too.
+
+    The Learner calls `set_epoch` before each epoch; a loop of your own has to, or else each epoch has
+    the order of epoch 0 (as with torch's DistributedSampler).
+
+    Shapes: a batch is a tuple of tensors (bs, ...), one of each of `tensors`.
+    """
+
+    def __init__(
+        self,
+        *tensors: Tensor,
+        bs: int = 64,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if not tensors or not all(isinstance(t, Tensor) and t.ndim > 0 for t in tensors):
+            raise TypeError("TensorLoader: expected one or more tensors with a dimension of samples")
+        if len({len(t) for t in tensors}) > 1:
+            raise ValueError(
+                f"TensorLoader: tensors of {[len(t) for t in tensors]} samples; expected as many in each"
+            )
+        if not isinstance(bs, int) or bs < 1:
+            raise ValueError(f"bs={bs!r}: expected a whole number >= 1")
+        self.tensors = tuple(t.to(device) if device is not None else t for t in tensors)
+        self.bs, self.shuffle, self.drop_last = bs, shuffle, drop_last
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.epoch = 0
+
+    @property
+    def targets(self) -> Tensor:
+        """All targets, (N, ...)."""
+        return self.tensors[-1]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the samples that the next pass has."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        n_samples = len(self.tensors[0])
+        return n_samples // self.bs if self.drop_last else -(-n_samples // self.bs)
+
+    def order(self) -> Tensor:
+        """Return the indices of this epoch's samples, (N,) int64 on the CPU."""
+        # torch's generator uses 32 bits of its seed, so seed and epoch are hashed into 32.
+        digest = hashlib.blake2b(f"{self.seed},{self.epoch}".encode(), digest_size=4).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        return torch.randperm(len(self.tensors[0]), generator=generator)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        if self.shuffle:
+            order = self.order().to(self.tensors[0].device)
+        for i in range(len(self)):
+            start, stop = i * self.bs, (i + 1) * self.bs
+            if self.shuffle:
+                index = order[start:stop]
+                yield tuple(t[index] for t in self.tensors)
+            else:
+                yield tuple(t[start:stop] for t in self.tensors)
+
+
+def peek(loader: Any) -> Any:
+    """Return a small batch as `loader` makes them, leaving its order and all random numbers as they are.
+
+    For what must be known before training, such as the kind of target. A DataLoader's workers are not
+    started: two samples are read here and collated. Of an iterable that cannot be indexed, the first
+    batch is drawn from an iterator of its own. None if it has none.
+    """
+    with kept_rng():
+        if isinstance(loader, TensorLoader):
+            return tuple(t[:2] for t in loader.tensors)
+        if isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, BatchSampler):
+            dataset: Any = loader.dataset
+            try:
+                return loader.collate_fn([dataset[i] for i in range(min(2, loader.batch_size or 2))])
+            except (KeyError, IndexError, NotImplementedError):
+                pass  # a dataset without the keys 0 and 1: ask the loader itself
+        return next(iter(loader), None)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move the tensors in a batch, however nested in tuples, lists and dicts, to a device.
+
+    Copies from pinned memory to CUDA do not wait (non_blocking); what is no tensor stays as it is.
+    """
+    if isinstance(batch, Tensor):
+        return batch if batch.device == device else batch.to(device, non_blocking=device.type == "cuda")
+    if type(batch) is tuple:  # the usual batch, the quick way
+        return tuple([to_device(item, device) for item in batch])
+    if isinstance(batch, (tuple, list)):
+        moved = [to_device(item, device) for item in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+    if isinstance(batch, Mapping):
+        return {key: to_device(item, device) for key, item in batch.items()}
+    if callable(getattr(batch, "to", None)):
+        return batch.to(device)  # a batch class of the user's own, such as a graph
+    return batch

@@ -1,0 +1,129 @@
+"""The events of a fit: their order, the steps, the scopes and how each is cancelled.
+
+This is the loop. Upper case marks the steps, which have exactly one owner each; every other word
+is an event, for which any number of callbacks may define a hook of that name::
+
+    fit:                                    before_fit
+        for each epoch:                     before_epoch
+            train:                          before_train
+                for each batch:             before_batch
+                    PREDICT                 after_predict
+                    GET_LOSS                after_loss
+                    BACKWARD                after_backward
+                    step:                   before_step
+                        STEP                after_step
+                                            cleanup_step
+                    ZERO_GRAD               (not when the step was cancelled: gradients are kept)
+                                            after_batch, cleanup_batch
+                                            after_train, cleanup_train
+            validate:                       before_validate
+                for each batch:             before_batch
+                    PREDICT                 after_predict
+                    GET_LOSS                after_loss
+                                            after_batch, cleanup_batch
+                                            after_validate, cleanup_validate
+                                            after_epoch, cleanup_epoch
+                                            after_fit, cleanup_fit
+
+A scope (fit, epoch, train, validate, batch, step) fires `before_`, runs its body and fires `after_`.
+Raising its Cancel exception leaves the scope at once, without `after_`; `cleanup_` always runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+STEPS = ("predict", "get_loss", "backward", "step", "zero_grad")
+
+_LOOP = (
+    *("before_fit", "before_epoch", "before_train", "before_validate", "before_batch"),
+    *("predict", "after_predict", "get_loss", "after_loss", "backward", "after_backward"),
+    *("before_step", "step", "after_step", "cleanup_step", "zero_grad", "after_batch", "cleanup_batch"),
+    *("after_train", "cleanup_train", "after_validate", "cleanup_validate"),
+    *("after_epoch", "cleanup_epoch", "after_fit", "cleanup_fit"),
+)
+
+
+class CancelException(Exception):  # noqa: N818  the documents' name: it is no error
+    """Leave a scope. Raise the subclass of the scope that is meant, such as CancelEpochException."""
+
+    scope: str
+
+
+_cancels: dict[str, type[CancelException]] = {}
+
+
+def cancel_exception(scope: str) -> type[CancelException]:
+    """Return the exception that cancels `scope`, e.g. CancelFitException for "fit".
+
+    The first call for a name makes the scope known, so that its three events are hook names.
+    """
+    if scope not in _cancels:
+        if not scope.isidentifier():
+            raise ValueError(f"scope {scope!r}: expected a name such as 'fit', to make before_fit of")
+        doc = f"Leave the running {scope} without its after_{scope}; cleanup_{scope} still runs."
+        name = f"Cancel{scope.title().replace('_', '')}Exception"
+        _cancels[scope] = type(name, (CancelException,), {"scope": scope, "__doc__": doc})
+    return _cancels[scope]
+
+
+CancelFitException = cancel_exception("fit")
+CancelEpochException = cancel_exception("epoch")
+CancelTrainException = cancel_exception("train")
+CancelValidateException = cancel_exception("validate")
+CancelBatchException = cancel_exception("batch")
+CancelStepException = cancel_exception("step")
+
+
+def events() -> list[str]:
+    """Return every event and step in the order of the loop, then those of scopes added since."""
+    own = [f"{when}_{scope}" for scope in _cancels for when in ("before", "after", "cleanup")]
+    return list(dict.fromkeys([*_LOOP, *own]))
+
+
+def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a method of a CallbackHost a scope, with events before_, after_ and cleanup_ `scope`.
+
+    The method keeps its name and its return value (None if it was cancelled before it returned).
+    `cleanup_` runs however the method ended, and an error in it never hides the first one.
+
+    Source: document 003, whose `with_cbs` drops the return value.
+    """
+    cancel = cancel_exception(scope)
+    before, after, cleanup = f"before_{scope}", f"after_{scope}", f"cleanup_{scope}"
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = None
+            self.scopes.append(scope)
+            try:
+                self.callback(before)
+                result = method(self, *args, **kwargs)
+                self.callback(after)
+            except cancel:
+                pass
+            except BaseException as error:
+                self.add_note(error, f"{type(self).__name__}.{method.__name__}")
+                try:
+                    self.callback(cleanup)
+                except BaseException as second:
+                    if isinstance(error, CancelException):
+                        raise  # a cancel of an outer scope is no error: this is the first one
+                    error.add_note(f"minilearn: then {cleanup} failed too: {second!r}")
+                finally:
+                    self.scopes.pop()
+                raise
+            try:
+                self.callback(cleanup)
+            except cancel:
+                pass  # the scope is being left already
+            finally:
+                self.scopes.pop()
+            return result
+
+        return run
+
+    return decorate

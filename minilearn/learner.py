@@ -1,0 +1,340 @@
+"""The Learner: fit > epoch > train | validate > batch. The order of events is in `minilearn.events`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .callback import CallbackHost, default_step
+from .callbacks.device import DeviceCB
+from .callbacks.metrics import MetricsCB
+from .callbacks.predictions import PredictionsCB
+from .callbacks.progress import ProgressCB
+from .checks import check_batch, check_fit, check_model, check_targets, infer_loss
+from .data.loaders import DataLoaders, check_not_empty, n_batches, peek
+from .events import with_cbs
+from .optim.groups import build_opt, check_step, set_lr
+
+
+class Learner(CallbackHost):
+    """Train a model on data with callbacks.
+
+    Args:
+        model: any nn.Module; it gets a batch's inputs (a tuple as arguments, a dict as keywords).
+        dls: DataLoaders, or a dict with "train" and perhaps "eval" and "test".
+        loss_func: (preds, target) -> scalar mean over the batch. None: cross-entropy for integer
+            targets, mean squared error for floating ones.
+        lr: learning rate of the optimizer, one number or one per parameter group.
+        cbs: callbacks, besides the default ones.
+        opt_func: anything that takes (params, lr); a torch optimizer is built fused where it can be.
+        param_groups: model -> list of parameter groups. None: one group.
+        default_cbs: whether DeviceCB, MetricsCB and ProgressCB come along. One of the same kind in
+            `cbs` takes a default's place.
+
+    Fields, each with its one writer, for callbacks to read:
+        batch (the loader, then DeviceCB), preds and loss (the owners of predict and get_loss), opt,
+        dl, training, phase ("train" or "eval"), epoch (0, ... in this fit), n_epochs, batch_idx,
+        n_steps (optimizer steps taken in this fit), steps_per_epoch and total_steps (planned, None
+        where a loader has no length), n_epochs_trained (begun in the learner's life),
+        history (a dict per epoch and phase, written by MetricsCB).
+
+    Source: documents 000 to 003 use it; miniai's Learner is its ancestor.
+    Differs: the optimizer lives on from fit to fit, where document 003 makes a new one for each.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dls: Any,
+        loss_func: Callable[[Any, Any], Tensor] | None = None,
+        lr: float | Sequence[float] = 1e-3,
+        cbs: Any = None,
+        opt_func: Callable[..., Any] = torch.optim.AdamW,
+        param_groups: Callable[[nn.Module], Sequence[Any]] | None = None,
+        default_cbs: bool = True,
+    ) -> None:
+        check_model(model, loss_func, opt_func)
+        self.model, self.loss_func, self.lr = model, loss_func, lr
+        self.dls = DataLoaders.of(dls)
+        self.opt_func, self.param_groups = opt_func, param_groups
+        self.opt: Any = None
+        self.history: list[dict[str, Any]] = []
+        self.n_epochs_trained = self.epoch = self.n_epochs = self.n_steps = self.batch_idx = 0
+        self.steps_per_epoch: int | None = None
+        self.total_steps: int | None = None
+        self.training = False
+        self.dl: Any = None
+        self.batch: Any = None
+        self.preds: Any = None
+        self.loss: Any = None
+        super().__init__(cbs, [DeviceCB(), MetricsCB(), ProgressCB()] if default_cbs else [])
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("predict")
+        if own is not None and len(inspect.signature(own).parameters) == 1:
+            # A subclass that owns the step writes predict(self); users still have predict(dl).
+            @wraps(own)
+            def predict(self: Any, dl: Any = None) -> Any:
+                return own(self) if dl is None else Learner.predict(self, dl)
+
+            cls.predict = predict  # type: ignore[method-assign]
+
+    # The algorithm --------------------------------------------------------------------------------
+
+    @with_cbs("fit")
+    def _fit(self, train: bool, valid: bool) -> None:
+        for self.epoch in range(self.n_epochs):
+            self._epoch(train, valid)
+
+    @with_cbs("epoch")
+    def _epoch(self, train: bool, valid: bool) -> None:
+        if train:
+            self.n_epochs_trained += 1
+            with self._phase(self.dls.train, training=True):
+                self._train()
+        if valid:
+            with self._phase(self.dls.valid, training=False):
+                self._validate()
+
+    @with_cbs("train")
+    def _train(self) -> None:
+        self._batches()
+
+    @with_cbs("validate")
+    def _validate(self) -> None:
+        self._batches()
+
+    def _batches(self) -> None:
+        self.batch_idx = -1
+        for self.batch_idx, self.batch in enumerate(self.dl):
+            self._batch()
+        if self.batch_idx < 0:
+            raise ValueError(
+                f"the {self.phase} loader gave no batch in epoch {self.epoch}: expected at least one"
+            )
+
+    @with_cbs("batch")
+    def _batch(self) -> None:
+        self.callback("predict")
+        self.callback("after_predict")
+        self.callback("get_loss")
+        self.callback("after_loss")
+        if self.training:
+            self.callback("backward")
+            self.callback("after_backward")
+            if self._step():  # not so when a callback cancelled it, to gather more gradients
+                self.callback("zero_grad")
+
+    @with_cbs("step")
+    def _step(self) -> bool:
+        self.callback("step")
+        self.n_steps += 1
+        return True
+
+    # The steps, unless a subclass or a callback owns them -----------------------------------------
+
+    @default_step
+    def predict(self, dl: Any = None) -> Any:
+        """Set preds = model(inputs), the step of a batch; with a loader, return its predictions.
+
+        Shapes: predict(dl) gives (N, ...) on the CPU, in the loader's order, in evaluation mode and
+            without gradients. Its batches may be (inputs, target) or inputs alone.
+        """
+        if dl is not None:
+            collect = PredictionsCB()
+            self._evaluate(dl, [collect])
+            return collect.preds()
+        xb = self.xb
+        if isinstance(xb, dict):
+            self.preds = self.model(**xb)
+        else:
+            self.preds = self.model(*xb) if isinstance(xb, (tuple, list)) else self.model(xb)
+
+    @default_step
+    def get_loss(self) -> None:
+        """Set loss = loss_func(preds, target)."""
+        target = self.batch[1]
+        if self.batch_idx == 0 and self.epoch == 0:
+            check_targets(self.loss_func, self.preds, target, self.dl)
+        self.loss = self.loss_func(self.preds, target)  # type: ignore[misc]
+
+    @default_step
+    def backward(self) -> None:
+        """Add the loss's gradients to the parameters' grad."""
+        self.loss.backward()
+
+    @default_step
+    def step(self) -> None:
+        """Take one step of the optimizer."""
+        self.opt.step()
+
+    @default_step
+    def zero_grad(self) -> None:
+        """Clear the gradients."""
+        self.opt.zero_grad()
+
+    # What users call ------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        n_epochs: int = 1,
+        train: bool = True,
+        valid: bool = True,
+        cbs: Any = None,
+        lr: float | Sequence[float] | None = None,
+        reset_opt: bool = False,
+    ) -> None:
+        """Train for `n_epochs`, each a pass over dls.train and one over dls.valid where there is one.
+
+        Args:
+            train, valid: switch off either part.
+            cbs: callbacks for this fit only.
+            lr: set every group's lr to exactly this (one number or one per group), and undo what old
+                schedules left. None: the optimizer goes on at the lr that it has.
+            reset_opt: make a new optimizer; else the one there is keeps its state.
+
+        Raises: before the first step, for input that cannot work; errors from callbacks and the model
+            as they are, with a note that says where in the loop they were raised.
+        """
+        check_fit(self, n_epochs, train, valid)
+        valid = valid and self.dls.valid is not None
+        with self._fit_of(cbs):
+            self.n_epochs = n_epochs
+            self._plan(train)
+            if train:
+                self._prepare_opt(lr, reset_opt)
+            self._fit(train, valid)
+
+    def validate(self, dl: Any = None) -> dict[str, Any]:
+        """Return the row of metrics over a loader (default dls.valid), e.g. {"loss": 0.27, ...}.
+
+        Nothing is trained and `history` stays as it is. May be called by a callback during a fit.
+        """
+        if dl is None and self.dls.valid is None:
+            raise ValueError("validate(): dls has no valid loader; give one, validate(dl)")
+        metrics = [cb for cb in self.cbs if isinstance(cb, MetricsCB)]
+        self._evaluate(self.dls.valid if dl is None else dl)
+        return dict(metrics[0].row) if metrics else {}
+
+    def lr_find(self, **kwargs: Any) -> Any:
+        """Find a learning rate; see `minilearn.callbacks.lr_finder.lr_find`."""
+        from .callbacks.lr_finder import lr_find
+
+        return lr_find(self, **kwargs)
+
+    # What a fit needs -----------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> str:
+        """Return "train" or "eval", the names in the rows of history."""
+        return "train" if self.training else "eval"
+
+    @property
+    def xb(self) -> Any:
+        """Return the batch's inputs."""
+        return self.batch[0] if isinstance(self.batch, (tuple, list)) else self.batch
+
+    @property
+    def yb(self) -> Any:
+        """Return the batch's target."""
+        return self.batch[1]
+
+    @property
+    def is_fitting(self) -> bool:
+        """Whether a fit, or a validate or predict of its own, is running."""
+        return "fit" in self.scopes
+
+    def where(self) -> str:
+        """Say where in the loop we are, for the notes on errors."""
+        if not ("train" in self.scopes or "validate" in self.scopes):
+            return f"epoch {self.epoch} of {self.n_epochs}"
+        return (
+            f"epoch {self.epoch} of {self.n_epochs}, {self.phase} batch {self.batch_idx}, step {self.n_steps}"
+        )
+
+    @contextmanager
+    def _fit_of(self, cbs: Any) -> Iterator[None]:
+        """Give a fit its own callbacks, and leave each module in the mode it was found in."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        # What the user put in evaluation mode, a frozen BatchNorm say, stays there in training.
+        self._frozen = [module for module, training in modes if self.model.training and not training]
+        self.epoch = self.n_steps = self.batch_idx = 0
+        with self.extra_cbs(cbs):
+            try:
+                yield
+            finally:
+                for module, training in modes:
+                    module.training = training
+
+    @contextmanager
+    def _phase(self, dl: Any, training: bool) -> Iterator[None]:
+        """Set the loader, the model's mode and gradients for a phase, and put them back after it."""
+        before = self.dl, self.training, self.batch, self.batch_idx, self.preds, self.loss
+        self.dl, self.training = dl, training
+        self._set_mode(training)
+        if training:
+            for part in (dl, getattr(dl, "sampler", None)):  # torch's DistributedSampler has it too
+                getattr(part, "set_epoch", id)(self.n_epochs_trained - 1)
+        try:
+            with torch.set_grad_enabled(training):
+                yield
+        finally:
+            nested = "batch" in self.scopes  # a validate called by a callback inside a batch
+            self.dl, self.training = before[:2]
+            if nested:
+                self.batch, self.batch_idx, self.preds, self.loss = before[2:]
+            self._set_mode(self.training)
+
+    def _set_mode(self, training: bool) -> None:
+        self.model.train(training)
+        if training:
+            for module in self._frozen:
+                module.training = False
+
+    def _evaluate(self, dl: Any, cbs: Any = ()) -> None:
+        """Run a validation phase over a loader, inside the running fit or by itself."""
+        check_not_empty("given", dl)
+        history, self.history = self.history, []
+        dls, self.dls = self.dls, DataLoaders(self.dls.train, dl, classes=self.dls.classes)
+        try:
+            if self.is_fitting:
+                with self.extra_cbs(cbs), self._phase(dl, training=False):
+                    self._validate()
+            else:
+                with self._fit_of(cbs):
+                    self.n_epochs = 1
+                    self._plan(train=False)
+                    self._fit(False, True)
+        finally:
+            self.history, self.dls = history, dls
+
+    def _plan(self, train: bool) -> None:
+        """Plan the steps, and look at a small batch for what is to be inferred from it."""
+        n = n_batches(self.dls.train) if train else 0
+        self.steps_per_epoch, self.total_steps = n, None if n is None else n * self.n_epochs
+        self._set_cbs(self._given)  # hooks are looked up once a fit
+        self.batch = None
+        owns_loss = self._hooks["get_loss"][0][1] is Learner.get_loss
+        if owns_loss and not any(isinstance(cb, PredictionsCB) for cb in self.cbs):
+            self.batch = peek(self.dls.train if train else self.dls.valid)
+            check_batch(self.batch)
+            if self.loss_func is None:
+                self.loss_func = infer_loss(self.batch[1])
+
+    def _prepare_opt(self, lr: float | Sequence[float] | None, reset_opt: bool) -> None:
+        if self.opt is None or reset_opt:
+            self.opt = build_opt(self.opt_func, self.model, self.lr if lr is None else lr, self.param_groups)
+        elif lr is not None:
+            set_lr(self.opt, lr)
+        check_step(self.opt)
+        groups = getattr(self.opt, "param_groups", ())
+        for p in chain(self.model.parameters(), *(group["params"] for group in groups)):
+            p.grad = None  # of a fit that broke off, or of the user's own backward

@@ -1,0 +1,70 @@
+"""The strided CNN of document 003, with its GeneralReLU and leaky Kaiming initialization."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class GeneralReLU(nn.Module):
+    """Apply a ReLU that leaks, is shifted and has a ceiling: min(leaky_relu(x, leak) - sub, max_value).
+
+    Args:
+        leak: slope below 0; None or 0 for none.
+        sub: subtracted afterwards, so that the mean can be 0.
+        max_value: no output is above this.
+
+    Source: document 003 (its `GeneralReLU`).
+    """
+
+    def __init__(
+        self, leak: float | None = None, sub: float | None = None, max_value: float | None = None
+    ) -> None:
+        super().__init__()
+        self.leak, self.sub, self.max_value = leak, sub, max_value
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(x, self.leak) if self.leak else F.relu(x)
+        if self.sub:
+            x = x - self.sub
+        return x if self.max_value is None else x.clamp_max(self.max_value)
+
+    def extra_repr(self) -> str:
+        return f"leak={self.leak}, sub={self.sub}, max_value={self.max_value}"
+
+
+def init_leaky(module: nn.Module, leak: float = 0.0) -> None:
+    """Initialize a convolution's weights by Kaiming's rule for a ReLU that leaks; for `model.apply`.
+
+    Source: He et al. 2015, eq. 15; document 003 (its `init_leaky_weights`).
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, a=leak)
+
+
+class StridedCNN(nn.Sequential):
+    """Make document 003's CNN: convolutions of stride 2, each followed by GeneralReLU and BatchNorm.
+
+    Four of these (1 -> 8 -> 16 -> 32 -> 64 channels, the first with a 5x5 kernel), then a convolution
+    to one value a class; initialized by `init_leaky`.
+
+    Shapes: (N, n_channels, 28, 28) -> (N, n_classes); any image that five halvings bring to 1x1
+    (17 to 32 pixels) does.
+
+    Source: document 003, `CNNWithGeneralReLUAndBatchNorm`.
+    Differs: BatchNorm is torch's, through whose batch statistics gradients flow; the document's own
+        computes them under no_grad.
+    """
+
+    def __init__(self, n_classes: int = 10, n_channels: int = 1, leak: float = 0.1) -> None:
+        widths = (n_channels, 8, 16, 32, 64)
+        layers: list[nn.Module] = []
+        for i, (n_in, n_out) in enumerate(pairwise(widths)):
+            size = 5 if i == 0 else 3
+            conv = nn.Conv2d(n_in, n_out, size, stride=2, padding=size // 2)
+            layers += [conv, GeneralReLU(leak), nn.BatchNorm2d(n_out)]
+        layers += [nn.Conv2d(widths[-1], n_classes, 3, stride=2, padding=1), nn.Flatten()]
+        super().__init__(*layers)
+        self.apply(lambda module: init_leaky(module, leak))

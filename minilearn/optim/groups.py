@@ -1,0 +1,135 @@
+"""Build an optimizer of any kind, and set the lr of its parameter groups."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Group = dict[str, Any]
+
+# What torch's schedulers write into a group beside lr, momentum and betas. A new scheduler on a kept
+# optimizer would read the old values: LambdaLR, say, starts from a stale initial_lr.
+SCHEDULE_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+_CHOICES = ("fused", "foreach", "differentiable", "capturable")  # a user who sets one has decided
+
+
+def groups_of(opt: Any) -> list[Group]:
+    """Return an optimizer's parameter groups; of a bare class without any, its attributes as one group."""
+    groups: list[Group] = getattr(opt, "param_groups", None) or [vars(opt)]
+    return groups
+
+
+def build_opt(
+    opt_func: Callable[..., Any],
+    model: nn.Module,
+    lr: float | Sequence[float],
+    param_groups: Callable[[nn.Module], Sequence[Any]] | None = None,
+) -> Any:
+    """Build the optimizer `opt_func(params, lr)` for a model.
+
+    Args:
+        opt_func: takes (params, lr). One of torch's with a `fused` switch is built with fused=True
+            where the device has such a kernel, unless its arguments say fused, foreach,
+            differentiable or capturable.
+        lr: one number >= 0, or one per group.
+        param_groups: model -> list of groups, each a dict as torch takes it ("params" and its own
+            lr, weight_decay, ...) or a list of parameters. None: one group of all parameters.
+
+    Raises: ValueError for a trainable parameter in no group, or another number of lrs than groups.
+    """
+    params: list[Any] = list(model.parameters())
+    if param_groups is not None:
+        params = [dict(g) if isinstance(g, dict) else {"params": list(g)} for g in param_groups(model)]
+        _check_groups(model, params)
+    if not isinstance(lr, Tensor) and isinstance(lr, Sequence):
+        if len(lr) != (n := len(params) if param_groups else 1):
+            raise ValueError(f"lr={list(lr)!r}: expected one number, or {n}, one per parameter group")
+        for group, group_lr in zip(params, lr, strict=True):
+            group["lr"] = group_lr
+        lr = lr[0]
+    _check_lr(lr)
+    if _may_fuse(opt_func, model):
+        try:
+            return opt_func(params, lr, fused=True)
+        except RuntimeError:
+            pass  # how torch says that it has no fused kernel for this device or dtype
+    return opt_func(params, lr)
+
+
+def set_lr(opt: Any, lr: float | Sequence[float]) -> None:
+    """Set every group's lr to exactly `lr` (one number or one per group), and forget old schedules.
+
+    What a finished schedule left in the groups (initial_lr, max_lr, ...) is removed, and a momentum
+    or beta1 that one cycled goes back to where the optimizer's defaults have it.
+    """
+    groups = groups_of(opt)
+    lrs = list(lr) if isinstance(lr, Sequence) else [lr] * len(groups)
+    if len(lrs) != len(groups):
+        raise ValueError(f"lr={lrs!r}: expected one number, or {len(groups)}, one per parameter group")
+    for group, group_lr in zip(groups, lrs, strict=True):
+        _check_lr(group_lr)
+        if "max_momentum" in group:
+            for key in group.keys() & opt.defaults.keys() & {"momentum", "betas"}:
+                group[key] = opt.defaults[key]
+        forget_schedule(group)
+        if isinstance(group["lr"], Tensor):  # kept in place: a captured or compiled step reads it there
+            group["lr"].fill_(group_lr)
+        else:
+            group["lr"] = group_lr
+
+
+def forget_schedule(group: Group) -> None:
+    """Remove from a group what torch's schedulers keep there."""
+    for key in SCHEDULE_KEYS:
+        group.pop(key, None)
+
+
+def _check_lr(lr: Any) -> None:
+    if isinstance(lr, Tensor):
+        return
+    if not isinstance(lr, float | int) or isinstance(lr, bool) or not math.isfinite(lr) or lr < 0:
+        raise ValueError(f"lr={lr!r}: expected a finite number >= 0")
+
+
+def _check_groups(model: nn.Module, groups: list[Group]) -> None:
+    inside = {id(p) for g in groups for p in g["params"]}
+    left_out = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside]
+    if left_out:
+        raise ValueError(
+            f"param_groups leaves out {', '.join(left_out[:5])} ({len(left_out)} in all): expected every "
+            "trainable parameter in a group; freeze what is not to be trained, requires_grad_(False)"
+        )
+
+
+def _may_fuse(opt_func: Callable[..., Any], model: nn.Module) -> bool:
+    if isinstance(opt_func, partial) and opt_func.keywords.keys() & set(_CHOICES):
+        return False
+    if not getattr(inspect.unwrap(getattr(opt_func, "func", opt_func)), "__module__", "").startswith(
+        "torch.optim"
+    ):
+        return False
+    # The fused kernels refuse sparse gradients, but only at the first step.
+    sparse = any(getattr(module, "sparse", False) for module in model.modules())
+    return not sparse and "fused" in inspect.signature(opt_func).parameters
+
+
+def check_step(opt: Any) -> None:
+    """Raise TypeError if `opt` cannot be stepped with `opt.step()`.
+
+    Raises: for something without step and zero_grad, and for one whose step needs a closure (LBFGS).
+    """
+    name = type(opt).__name__
+    for method in ("step", "zero_grad"):
+        if not callable(getattr(opt, method, None)):
+            raise TypeError(f"opt_func gave a {name}: expected an optimizer, with step() and zero_grad()")
+    needed = [p.name for p in inspect.signature(opt.step).parameters.values() if p.default is p.empty]
+    if torch.optim.LBFGS in type(opt).__mro__ or [n for n in needed if n not in ("args", "kwargs")]:
+        raise TypeError(
+            f"{name}.step needs {needed or ['a closure']}: write a callback that owns the step `step`"
+        )

@@ -1,0 +1,75 @@
+"""Figures. Each function returns a matplotlib Figure, and shows or saves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _figure(n_rows: int, n_cols: int, width: float, height: float) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure  # no pyplot: its figures stay in memory until they are closed
+
+    figure = Figure(figsize=(width * n_cols, height * n_rows), layout="constrained")
+    return figure, figure.subplots(n_rows, n_cols, squeeze=False)
+
+
+def plot_lines(
+    series: Mapping[str, Sequence[Any]], xlabel: str = "", width: float = 4.0, height: float = 3.0
+) -> Figure:
+    """Draw one panel for each series, beside each other; an entry that is a list gives several lines.
+
+    Args:
+        width, height: of a panel, in inches.
+    """
+    if not series:
+        raise ValueError("plot: nothing was recorded yet")
+    figure, axes = _figure(1, len(series), width, height)
+    for ax, (name, values) in zip(axes[0], series.items(), strict=True):
+        ax.plot(values, linewidth=1)
+        ax.set(xlabel=xlabel, title=name)
+        ax.grid(alpha=0.3)
+    return figure
+
+
+def plot_history(history: Sequence[Mapping[str, Any]], width: float = 4.0, height: float = 3.0) -> Figure:
+    """Draw each measured value of `learn.history` over epochs, training and validation in one panel."""
+    names = [name for name in (history[0] if history else {}) if name not in ("epoch", "train", "time_s")]
+    if not names:
+        raise ValueError("plot_history: the history has no row yet")
+    figure, axes = _figure(1, len(names), width, height)
+    for ax, name in zip(axes[0], names, strict=True):
+        for phase in ("train", "eval"):
+            rows = [row for row in history if row["train"] == phase]
+            if rows:
+                ax.plot([row["epoch"] for row in rows], [row[name] for row in rows], marker=".", label=phase)
+        ax.set(xlabel="epoch", title=name)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3)
+        ax.legend()
+    return figure
+
+
+def plot_images(images: Any, titles: Sequence[str] = (), n_cols: int = 6, size: float = 1.5) -> Figure:
+    """Draw images in a grid, each scaled to its own range.
+
+    Args:
+        images: (N, 1 or 3, H, W), N >= 1; one channel is drawn in grey.
+        titles: one for each image, or none.
+        size: of an image, in inches.
+    """
+    if titles and len(titles) != len(images):
+        raise ValueError(f"{len(titles)} titles for {len(images)} images: expected one each, or none")
+    n_cols = min(n_cols, len(images))
+    figure, axes = _figure(-(-len(images) // n_cols), n_cols, size, size * (1.3 if titles else 1))
+    for ax in axes.flat:
+        ax.axis("off")
+    for i, image in enumerate(images):
+        low, high = image.min(), image.max()
+        ax = axes.flat[i]
+        ax.imshow(((image - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0).cpu(), cmap="gray_r")
+        if titles:
+            ax.set_title(titles[i], fontsize=8)
+    return figure
