@@ -52,8 +52,10 @@ def load(root: str | None, bs: int) -> tuple[DataLoaders, str]:
     except FileNotFoundError as error:
         if root is not None:
             sys.exit(f"--data: {error}")
-        tried = "; ".join(line.strip(" -") for line in str(error).splitlines()[1:-1])
-        print(f"No Fashion-MNIST here ({tried}): running on the built-in set of drawn shapes instead.")
+        print(
+            "No Fashion-MNIST on this machine, and it could not be downloaded: running on the built-in set "
+            "of drawn shapes instead (MINILEARN_DATA or --data names a folder with FashionMNIST/raw)."
+        )
         return shapes(bs=128), "built-in shapes"
 
 
@@ -68,13 +70,13 @@ def train(dls: DataLoaders, n_epochs: int, lr: float) -> tuple[Learner, Recorder
 
 def table(history: list[dict[str, Any]], published: bool) -> str:
     """Return the rows of a history as text, the document's figures beside each where they apply."""
-    lines = ["accuracy   loss  epoch  part  " + ("  published: accuracy   loss" if published else "")]
+    lines = ["accuracy   loss  epoch  part" + ("    published: accuracy   loss" if published else "")]
     for row in history:
         line = f"{row['MulticlassAccuracy']:8.3f}  {row['loss']:5.3f}  {row['epoch']:5}  {row['train']:5}"
         if published and row["epoch"] < len(PUBLISHED):
             accuracy, loss = PUBLISHED[row["epoch"]][2 * (row["train"] == "eval") :][:2]
             line += f"{accuracy:21.3f}  {loss:5.3f}"
-        lines.append(line)
+        lines.append(line.rstrip())
     return "\n".join(lines)
 
 

@@ -158,6 +158,14 @@ class CallbackHost:
                 hooks[event] = tuple(found)
         return hooks
 
+    def find_hooks(self) -> None:
+        """Look all hooks up anew; a fit does this when it starts."""
+        self._set_cbs(self._given)
+
+    def has_default(self, step: str) -> bool:
+        """Whether a step is done in this host's default way, by neither a callback nor a subclass."""
+        return hasattr(self._hooks[step][0][1], "_is_default_step")
+
     def _owner(self, step: str, found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """Return the one owner of a step; this host's own method counts if it is not a default."""
         own = getattr(type(self), step, None)

@@ -45,8 +45,8 @@ def check_fit(learn: Any, n_epochs: Any, train: bool, valid: bool) -> None:
         check_not_empty("train", learn.dls.train)
         if not any(p.requires_grad for p in learn.model.parameters()):
             raise ValueError(
-                f"{type(learn.model).__name__} has no parameter that needs a gradient: expected at least one; "
-                "was all of it frozen, or are its layers in a plain list instead of a ModuleList?"
+                f"{type(learn.model).__name__} has no parameter that needs a gradient: expected at least "
+                "one; was all of it frozen, or are its layers in a plain list instead of a ModuleList?"
             )
     if valid:
         check_not_empty("valid", learn.dls.valid)
@@ -56,6 +56,8 @@ def check_batch(batch: Any) -> None:
     """Raise ValueError unless a batch is (inputs, target)."""
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return
+    if batch is None:
+        raise ValueError("the loader gave no batch: expected at least one")
     if isinstance(batch, tuple | list):
         found = f"a {type(batch).__name__} of {len(batch)}"
     elif isinstance(batch, dict):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import wraps
-from itertools import chain
 from typing import Any
 
 import torch
@@ -17,10 +15,10 @@ from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
-from .checks import check_batch, check_fit, check_model, check_targets, infer_loss
-from .data.loaders import DataLoaders, check_not_empty, n_batches, peek
+from .checks import check_fit, check_model, check_targets
+from .data.loaders import DataLoaders
 from .events import with_cbs
-from .optim.groups import build_opt, check_step, set_lr
+from .fitting import fit_of, phase_of, plan, prepare_opt, side_run
 
 
 class Learner(CallbackHost):
@@ -98,10 +96,10 @@ class Learner(CallbackHost):
     def _epoch(self, train: bool, valid: bool) -> None:
         if train:
             self.n_epochs_trained += 1
-            with self._phase(self.dls.train, training=True):
+            with phase_of(self, self.dls.train, training=True):
                 self._train()
         if valid:
-            with self._phase(self.dls.valid, training=False):
+            with phase_of(self, self.dls.valid, training=False):
                 self._validate()
 
     @with_cbs("train")
@@ -206,11 +204,10 @@ class Learner(CallbackHost):
         """
         check_fit(self, n_epochs, train, valid)
         valid = valid and self.dls.valid is not None
-        with self._fit_of(cbs):
-            self.n_epochs = n_epochs
-            self._plan(train)
+        with fit_of(self, cbs):
+            plan(self, n_epochs, train)
             if train:
-                self._prepare_opt(lr, reset_opt)
+                prepare_opt(self, lr, reset_opt)
             self._fit(train, valid)
 
     def validate(self, dl: Any = None) -> dict[str, Any]:
@@ -220,9 +217,8 @@ class Learner(CallbackHost):
         """
         if dl is None and self.dls.valid is None:
             raise ValueError("validate(): dls has no valid loader; give one, validate(dl)")
-        metrics = [cb for cb in self.cbs if isinstance(cb, MetricsCB)]
-        self._evaluate(self.dls.valid if dl is None else dl)
-        return dict(metrics[0].row) if metrics else {}
+        rows = self._evaluate(self.dls.valid if dl is None else dl)
+        return rows[-1] if rows else {}
 
     def lr_find(self, **kwargs: Any) -> Any:
         """Find a learning rate; see `minilearn.callbacks.lr_finder.lr_find`."""
@@ -230,7 +226,19 @@ class Learner(CallbackHost):
 
         return lr_find(self, **kwargs)
 
-    # What a fit needs -----------------------------------------------------------------------------
+    def _evaluate(self, dl: Any, cbs: Any = None) -> list[dict[str, Any]]:
+        """Run a validation phase, inside the running fit or in a fit of its own; return its rows."""
+        with side_run(self, dl) as rows:
+            if self.is_fitting:
+                with self.extra_cbs(cbs), phase_of(self, dl, training=False):
+                    self._validate()
+            else:
+                with fit_of(self, cbs):
+                    plan(self, n_epochs=1, train=False)
+                    self._fit(train=False, valid=True)
+        return rows
+
+    # What callbacks read --------------------------------------------------------------------------
 
     @property
     def phase(self) -> str:
@@ -256,85 +264,5 @@ class Learner(CallbackHost):
         """Say where in the loop we are, for the notes on errors."""
         if not ("train" in self.scopes or "validate" in self.scopes):
             return f"epoch {self.epoch} of {self.n_epochs}"
-        return (
-            f"epoch {self.epoch} of {self.n_epochs}, {self.phase} batch {self.batch_idx}, step {self.n_steps}"
-        )
-
-    @contextmanager
-    def _fit_of(self, cbs: Any) -> Iterator[None]:
-        """Give a fit its own callbacks, and leave each module in the mode it was found in."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        # What the user put in evaluation mode, a frozen BatchNorm say, stays there in training.
-        self._frozen = [module for module, training in modes if self.model.training and not training]
-        self.epoch = self.n_steps = self.batch_idx = 0
-        with self.extra_cbs(cbs):
-            try:
-                yield
-            finally:
-                for module, training in modes:
-                    module.training = training
-
-    @contextmanager
-    def _phase(self, dl: Any, training: bool) -> Iterator[None]:
-        """Set the loader, the model's mode and gradients for a phase, and put them back after it."""
-        before = self.dl, self.training, self.batch, self.batch_idx, self.preds, self.loss
-        self.dl, self.training = dl, training
-        self._set_mode(training)
-        if training:
-            for part in (dl, getattr(dl, "sampler", None)):  # torch's DistributedSampler has it too
-                getattr(part, "set_epoch", id)(self.n_epochs_trained - 1)
-        try:
-            with torch.set_grad_enabled(training):
-                yield
-        finally:
-            nested = "batch" in self.scopes  # a validate called by a callback inside a batch
-            self.dl, self.training = before[:2]
-            if nested:
-                self.batch, self.batch_idx, self.preds, self.loss = before[2:]
-            self._set_mode(self.training)
-
-    def _set_mode(self, training: bool) -> None:
-        self.model.train(training)
-        if training:
-            for module in self._frozen:
-                module.training = False
-
-    def _evaluate(self, dl: Any, cbs: Any = ()) -> None:
-        """Run a validation phase over a loader, inside the running fit or by itself."""
-        check_not_empty("given", dl)
-        history, self.history = self.history, []
-        dls, self.dls = self.dls, DataLoaders(self.dls.train, dl, classes=self.dls.classes)
-        try:
-            if self.is_fitting:
-                with self.extra_cbs(cbs), self._phase(dl, training=False):
-                    self._validate()
-            else:
-                with self._fit_of(cbs):
-                    self.n_epochs = 1
-                    self._plan(train=False)
-                    self._fit(False, True)
-        finally:
-            self.history, self.dls = history, dls
-
-    def _plan(self, train: bool) -> None:
-        """Plan the steps, and look at a small batch for what is to be inferred from it."""
-        n = n_batches(self.dls.train) if train else 0
-        self.steps_per_epoch, self.total_steps = n, None if n is None else n * self.n_epochs
-        self._set_cbs(self._given)  # hooks are looked up once a fit
-        self.batch = None
-        owns_loss = self._hooks["get_loss"][0][1] is Learner.get_loss
-        if owns_loss and not any(isinstance(cb, PredictionsCB) for cb in self.cbs):
-            self.batch = peek(self.dls.train if train else self.dls.valid)
-            check_batch(self.batch)
-            if self.loss_func is None:
-                self.loss_func = infer_loss(self.batch[1])
-
-    def _prepare_opt(self, lr: float | Sequence[float] | None, reset_opt: bool) -> None:
-        if self.opt is None or reset_opt:
-            self.opt = build_opt(self.opt_func, self.model, self.lr if lr is None else lr, self.param_groups)
-        elif lr is not None:
-            set_lr(self.opt, lr)
-        check_step(self.opt)
-        groups = getattr(self.opt, "param_groups", ())
-        for p in chain(self.model.parameters(), *(group["params"] for group in groups)):
-            p.grad = None  # of a fit that broke off, or of the user's own backward
+        batch = f"{self.phase} batch {self.batch_idx}, step {self.n_steps}"
+        return f"epoch {self.epoch} of {self.n_epochs}, {batch}"

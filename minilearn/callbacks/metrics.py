@@ -14,8 +14,6 @@ from torch import Tensor
 from ..callback import Callback
 from ..checks import is_cross_entropy
 
-Row = dict[str, Any]
-
 
 class MetricsCB(Callback):
     """Gather the mean loss and metrics of each phase, and append a row for it to `learn.history`.
@@ -50,7 +48,6 @@ class MetricsCB(Callback):
         for name, metric in named.items():
             _check_metric(name, metric)
         self.metrics = named
-        self.row: Row = {}  # the newest one
         self._infer = not named
         self._outer: list[tuple[Any, ...]] = []
         self._sum: Tensor | None = None  # of loss * samples
@@ -111,14 +108,14 @@ class MetricsCB(Callback):
         if self._sum is None:
             return  # each batch was cancelled before its loss, as in learn.predict
         values = {name: _plain(metric.compute()) for name, metric in self.metrics.items()}
-        self.row = {
+        row = {
             **values,
             "loss": self._sum.item() / self._n,
             "epoch": max(learn.n_epochs_trained - 1, 0),
             "train": learn.phase,
             "time_s": time.perf_counter() - self._start_s,
         }
-        learn.history.append(self.row)
+        learn.history.append(row)
 
 
 def batch_size(batch: Any) -> int:

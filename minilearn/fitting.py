@@ -1,0 +1,100 @@
+"""What the learner sets up before a fit or a phase, and puts back after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+
+from .callbacks.predictions import PredictionsCB
+from .checks import check_batch, infer_loss
+from .data.loaders import DataLoaders, check_not_empty, n_batches, peek
+from .optim.groups import build_opt, check_step, set_lr
+
+
+@contextmanager
+def fit_of(learn: Any, cbs: Any) -> Iterator[None]:
+    """Give a fit its own callbacks, and leave each module in the mode in which it was found."""
+    modes = [(module, module.training) for module in learn.model.modules()]
+    # What the user put in evaluation mode, a frozen BatchNorm say, stays there in training.
+    learn._frozen = [module for module, training in modes if learn.model.training and not training]
+    learn.epoch = learn.n_steps = learn.batch_idx = 0
+    with learn.extra_cbs(cbs):
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+@contextmanager
+def phase_of(learn: Any, dl: Any, training: bool) -> Iterator[None]:
+    """Set the loader, the model's mode and gradients for a phase.
+
+    A phase inside a batch, a validate that a callback calls, leaves that batch's fields as they were.
+    """
+    outer = {name: getattr(learn, name) for name in ("dl", "training")}
+    if "batch" in learn.scopes:
+        outer |= {name: getattr(learn, name) for name in ("batch", "batch_idx", "preds", "loss")}
+    learn.dl, learn.training = dl, training
+    _set_mode(learn)
+    if training:
+        for part in (dl, getattr(dl, "sampler", None)):  # torch's DistributedSampler has set_epoch too
+            if part is not None and hasattr(part, "set_epoch"):
+                part.set_epoch(learn.n_epochs_trained - 1)
+    try:
+        with torch.set_grad_enabled(training):
+            yield
+    finally:
+        vars(learn).update(outer)
+        _set_mode(learn)
+
+
+def _set_mode(learn: Any) -> None:
+    learn.model.train(learn.training)
+    if learn.training:
+        for module in learn._frozen:
+            module.training = False
+
+
+def plan(learn: Any, n_epochs: int, train: bool) -> None:
+    """Plan the steps of a fit, look its hooks up, and infer from a small batch what was not given."""
+    n = n_batches(learn.dls.train) if train else 0
+    learn.n_epochs, learn.steps_per_epoch = n_epochs, n
+    learn.total_steps = None if n is None else n * n_epochs
+    learn.find_hooks()
+    learn.batch = None
+    predicts_only = any(isinstance(cb, PredictionsCB) for cb in learn.cbs)
+    if learn.has_default("get_loss") and not predicts_only:
+        learn.batch = peek(learn.dls.train if train else learn.dls.valid)
+        check_batch(learn.batch)
+        if learn.loss_func is None:
+            learn.loss_func = infer_loss(learn.batch[1])
+
+
+def prepare_opt(learn: Any, lr: float | Sequence[float] | None, reset_opt: bool) -> None:
+    """Build the optimizer, or set the lr of the one that lives on."""
+    if learn.opt is None or reset_opt:
+        learn.opt = build_opt(learn.opt_func, learn.model, learn.lr if lr is None else lr, learn.param_groups)
+    elif lr is not None:
+        set_lr(learn.opt, lr)
+    if learn.has_default("step"):
+        check_step(learn.opt)
+    groups = getattr(learn.opt, "param_groups", ())
+    for p in chain(learn.model.parameters(), *(group["params"] for group in groups)):
+        p.grad = None  # of a fit that broke off, or of the user's own backward
+
+
+@contextmanager
+def side_run(learn: Any, dl: Any) -> Iterator[list[dict[str, Any]]]:
+    """Have `dl` as the validation loader and a history of its own, which is given, for a while."""
+    check_not_empty("given", dl)
+    history, dls = learn.history, learn.dls
+    learn.history, learn.dls = [], DataLoaders(dls.train, dl, classes=dls.classes)
+    try:
+        yield learn.history
+    finally:
+        learn.history, learn.dls = history, dls
