@@ -264,5 +264,6 @@ class Learner(CallbackHost):
         """Say where in the loop we are, for the notes on errors."""
         if not ("train" in self.scopes or "validate" in self.scopes):
             return f"epoch {self.epoch} of {self.n_epochs}"
-        batch = f"{self.phase} batch {self.batch_idx}, step {self.n_steps}"
-        return f"epoch {self.epoch} of {self.n_epochs}, {batch}"
+        # Outside of a batch, in the loader say, batch_idx is that of the last one.
+        batch = f"{'' if 'batch' in self.scopes else 'after '}{self.phase} batch {self.batch_idx}"
+        return f"epoch {self.epoch} of {self.n_epochs}, {batch}, step {self.n_steps}"

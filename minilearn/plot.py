@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _figure(n_rows: int, n_cols: int, width: float, height: float) -> tuple[Figure, Any]:
+@cache
+def _figure_class() -> Any:
     from matplotlib.figure import Figure  # no pyplot: its figures stay in memory until they are closed
 
-    figure = Figure(figsize=(width * n_cols, height * n_rows), layout="constrained")
+    class NotebookFigure(Figure):
+        def _repr_png_(self) -> bytes:  # a notebook shows only pyplot's figures by itself
+            png = io.BytesIO()
+            self.savefig(png, format="png")
+            return png.getvalue()
+
+    return NotebookFigure
+
+
+def new_figure(n_rows: int, n_cols: int, width: float, height: float) -> tuple[Figure, Any]:
+    """Return a figure and its axes, (n_rows, n_cols), each of `width` x `height` inches."""
+    figure = _figure_class()(figsize=(width * n_cols, height * n_rows), layout="constrained")
     return figure, figure.subplots(n_rows, n_cols, squeeze=False)
 
 
@@ -26,7 +40,7 @@ def plot_lines(
     """
     if not series:
         raise ValueError("plot: nothing was recorded yet")
-    figure, axes = _figure(1, len(series), width, height)
+    figure, axes = new_figure(1, len(series), width, height)
     for ax, (name, values) in zip(axes[0], series.items(), strict=True):
         ax.plot(values, linewidth=1)
         ax.set(xlabel=xlabel, title=name)
@@ -39,7 +53,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], width: float = 4.0, heigh
     names = [name for name in (history[0] if history else {}) if name not in ("epoch", "train", "time_s")]
     if not names:
         raise ValueError("plot_history: the history has no row yet")
-    figure, axes = _figure(1, len(names), width, height)
+    figure, axes = new_figure(1, len(names), width, height)
     for ax, name in zip(axes[0], names, strict=True):
         for phase in ("train", "eval"):
             rows = [row for row in history if row["train"] == phase]
@@ -63,7 +77,7 @@ def plot_images(images: Any, titles: Sequence[str] = (), n_cols: int = 6, size: 
     if titles and len(titles) != len(images):
         raise ValueError(f"{len(titles)} titles for {len(images)} images: expected one each, or none")
     n_cols = min(n_cols, len(images))
-    figure, axes = _figure(-(-len(images) // n_cols), n_cols, size, size * (1.3 if titles else 1))
+    figure, axes = new_figure(-(-len(images) // n_cols), n_cols, size, size * (1.3 if titles else 1))
     for ax in axes.flat:
         ax.axis("off")
     for i, image in enumerate(images):

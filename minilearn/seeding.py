@@ -33,8 +33,9 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 
 
 @contextmanager
-def kept_rng() -> Iterator[None]:
-    """Put every generator back, at the end of a `with`, to where it was at its start."""
+def kept_rng(*generators: torch.Generator) -> Iterator[None]:
+    """Put python's, numpy's and torch's generators, and those given, back to where they were before."""
+    states = [generator.get_state() for generator in generators]
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
     try:
@@ -45,3 +46,5 @@ def kept_rng() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback
-from ..data.loaders import n_batches
+from ..data.loaders import generators_of, n_batches
 from ..events import CancelFitException
 from ..optim.groups import groups_of
-from ..plot import _figure
+from ..plot import new_figure
 from ..seeding import kept_rng
 
 
@@ -107,7 +107,7 @@ class LRFinderCB(Callback):
 
     def plot(self) -> Any:
         """Return a figure of the loss over lr, with the suggestion marked."""
-        figure, axes = _figure(1, 1, 5, 3.5)
+        figure, axes = new_figure(1, 1, 5, 3.5)
         ax = axes[0, 0]
         ax.plot(self.lrs, self.losses, linewidth=0.7, alpha=0.4, label="loss")
         ax.plot(self.lrs, self.smoothed, label="smoothed")
@@ -158,9 +158,7 @@ def _untouched(learn: Any) -> Iterator[None]:
         part for part in (learn.dls.train, getattr(learn.dls.train, "sampler", None)) if part is not None
     ]
     epochs = [(part, part.epoch) for part in loaders if hasattr(part, "epoch")]
-    generators = {id(g): g for part in loaders if (g := getattr(part, "generator", None)) is not None}
-    generator_states = [(g, g.get_state()) for g in generators.values()]
-    with kept_rng():
+    with kept_rng(*generators_of(learn.dls.train)):
         try:
             learn._defaults = [cb for cb in defaults if cb.in_lr_find]
             learn._set_cbs([cb for cb in given if cb.in_lr_find])
@@ -179,8 +177,6 @@ def _untouched(learn: Any) -> Iterator[None]:
             learn._set_cbs(given)
             for part, epoch in epochs:
                 part.epoch = epoch
-            for generator, state in generator_states:
-                generator.set_state(state)
 
 
 def _copy_state(cb: Callback) -> dict[str, Any]:

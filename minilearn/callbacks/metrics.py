@@ -80,7 +80,12 @@ class MetricsCB(Callback):
         self._start_s = time.perf_counter()
 
     def after_batch(self, learn: Any) -> None:
-        loss = learn.loss.detach()
+        try:
+            loss = learn.loss.detach()
+        except AttributeError:
+            raise TypeError(
+                f"learn.loss is {learn.loss!r}: the owner of get_loss has to set a tensor"
+            ) from None
         if self._sum is None:
             self._sum = torch.zeros((), dtype=_sum_dtype(loss.device), device=loss.device)
             for metric in self.metrics.values():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..callback import Callback
+from ..data.loaders import n_batches
 from ..plot import plot_history
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ class ProgressCB(Callback):
         if "batch" in learn.scopes:
             self._inner += 1
         if not self._inner and isinstance(self._view, _Bars):
-            total = len(learn.dl) if hasattr(learn.dl, "__len__") else None
-            self._view.begin(learn.phase, learn.epoch, total)
+            self._view.begin(learn.phase, learn.epoch, n_batches(learn.dl))
 
     def cleanup_validate(self, learn: Any) -> None:
         self._inner = max(0, self._inner - 1)
@@ -231,14 +231,13 @@ class _Notebook(_Bars):
             self._show_figure(history)
 
     def _show_figure(self, history: list[dict[str, Any]]) -> None:
-        from IPython.display import Image, display
+        from IPython.display import display
 
-        png = io.BytesIO()
-        plot_history(history).savefig(png, format="png", dpi=80)
+        figure = plot_history(history)
         if self.figure is None:
-            self.figure = display(Image(png.getvalue()), display_id=True)
+            self.figure = display(figure, display_id=True)
         else:
-            self.figure.update(Image(png.getvalue()))
+            self.figure.update(figure)
 
     def stop(self) -> None:
         self._refresh(bars=False)

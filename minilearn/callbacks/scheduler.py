@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..callback import Callback
-from ..optim.groups import Group, forget_schedule
+from ..data.loaders import n_batches
+from ..optim.groups import Group, build_opt, forget_schedule
 from .monitor import Monitor
 
 _LENGTHS = ("total_steps", "T_max", "total_iters")  # arguments that are the length of the whole schedule
@@ -47,6 +49,8 @@ class BaseSchedulerCB(Callback):
 
     def __init__(self, scheduler_f: Callable[..., Any], monitor: str | None = None, **kwargs: Any) -> None:
         name = type(self).__name__
+        if isinstance(scheduler_f, partial) and not scheduler_f.args:
+            scheduler_f, kwargs = scheduler_f.func, {**scheduler_f.keywords, **kwargs}
         if isinstance(scheduler_f, LRScheduler):
             raise TypeError(
                 f"{name} was given a {type(scheduler_f).__name__} instance: expected the class, and its "
@@ -66,6 +70,7 @@ class BaseSchedulerCB(Callback):
         self.scheduler_f, self.kwargs = scheduler_f, kwargs
         self.monitor = Monitor(monitor or "loss") if self.is_plateau else None
         self.sched: Any = None
+        self._before: list[Group] = []  # the groups' hyperparameters when the fit began
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({getattr(self.scheduler_f, '__name__', self.scheduler_f)})"
@@ -82,10 +87,10 @@ class BaseSchedulerCB(Callback):
         self.sched = self._make(learn.opt, learn.n_epochs, learn.steps_per_epoch, learn.total_steps)
 
     def cleanup_fit(self, learn: Any) -> None:
-        if self.sched is not None:
-            self.sched = None
-            for group, before in zip(learn.opt.param_groups, self._before, strict=True):
-                _restore(group, before)
+        self.sched, before = None, self._before
+        self._before = []
+        for group, values in zip(learn.opt.param_groups if before else (), before, strict=True):
+            _restore(group, values)
 
     # Preview --------------------------------------------------------------------------------------
 
@@ -98,8 +103,6 @@ class BaseSchedulerCB(Callback):
             group: which parameter group's.
             values: for ReduceLROnPlateau, the monitored value of each epoch.
         """
-        from ..data.loaders import n_batches
-
         per_epoch = n_batches(learn.dls.train)
         if per_epoch is None:
             raise ValueError(
@@ -183,10 +186,8 @@ class BaseSchedulerCB(Callback):
                 raise ValueError(f"{self!r}: {name}={given} {why}: {plan}; leave {name} out for {total}")
         for name in ("step_size", "milestones"):
             given = kwargs.get(name)
-            late = [
-                m for m in (given if isinstance(given, Sequence) else [given]) if m is not None and m >= total
-            ]
-            if late:
+            points = given if isinstance(given, Sequence) else [] if given is None else [given]
+            if late := [point for point in points if point >= total]:
                 raise ValueError(f"{self!r}: {name}={given}, of which {late[0]} is never reached: {plan}")
 
 
@@ -251,8 +252,6 @@ def _restore(group: Group, before: Group) -> None:
 def _stand_in(learn: Any) -> Any:
     """Make an optimizer like the learner's, of one number a group, for a schedule to run on."""
     if learn.opt is None:
-        from ..optim.groups import build_opt
-
         real = build_opt(learn.opt_func, learn.model, learn.lr, learn.param_groups)
     else:
         real = learn.opt

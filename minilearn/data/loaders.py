@@ -175,7 +175,7 @@ def peek(loader: Any) -> Any:
     started: two samples are read here and collated. Of an iterable that cannot be indexed, the first
     batch is drawn from an iterator of its own. None if it has none.
     """
-    with kept_rng():
+    with kept_rng(*generators_of(loader)):
         if isinstance(loader, TensorLoader):
             return tuple(t[:2] for t in loader.tensors)
         if isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, BatchSampler):
@@ -185,6 +185,12 @@ def peek(loader: Any) -> Any:
             except (KeyError, IndexError, NotImplementedError):
                 pass  # a dataset without the keys 0 and 1: ask the loader itself
         return next(iter(loader), None)
+
+
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """Return the generators that a loader and its sampler own."""
+    found = [getattr(part, "generator", None) for part in (loader, getattr(loader, "sampler", None))]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
