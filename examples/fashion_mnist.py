@@ -49,6 +49,8 @@ def load(root: str | None, bs: int) -> tuple[DataLoaders, str]:
     """Return Fashion-MNIST and its name, or the built-in set where there are neither data nor network."""
     try:
         return fashion_mnist(bs, root=root), "Fashion-MNIST"
+    except ValueError as error:  # a broken file
+        sys.exit(f"--data: {error}" if root else str(error))
     except FileNotFoundError as error:
         if root is not None:
             sys.exit(f"--data: {error}")
@@ -95,17 +97,24 @@ def draw(learn: Learner, recorder: RecorderCB, out: Path) -> None:
         plot_images(images[surest], titles).savefig(out / "fashion_mnist_mistakes.png", dpi=100)
 
 
+def positive(text: str) -> int:
+    """Read a whole number >= 1, for argparse."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected 1 or more")
+    return number
+
+
 def main() -> None:
     """Run as a script."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--epochs", type=int, default=6, help="epochs to train (default: 6)")
+    parser.add_argument("--epochs", type=positive, default=6, help="epochs to train (default: 6)")
     parser.add_argument(
         "--lr", type=float, default=5e-2, help="the peak of the one-cycle schedule (default: 0.05)"
     )
-    parser.add_argument("--bs", type=int, default=512, help="batch size (default: 512)")
+    parser.add_argument("--bs", type=positive, default=512, help="batch size (default: 512)")
     parser.add_argument("--seed", type=int, default=42, help="seed of the (first) run (default: 42)")
     parser.add_argument(
-        "--runs", type=int, default=1, help="runs, with seeds counting up from --seed (default: 1)"
+        "--runs", type=positive, default=1, help="runs, with seeds counting up from --seed (default: 1)"
     )
     parser.add_argument(
         "--data", metavar="FOLDER", help="has FashionMNIST/raw (default: $MINILEARN_DATA, or download)"

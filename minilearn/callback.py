@@ -192,7 +192,7 @@ class CallbackHost:
             try:
                 hook(self)
             except CancelException as e:
-                if cancel is None or self._depth(e) < self._depth(cancel):
+                if cancel is None or not self.is_inside(e, cancel):
                     cancel = e
             except BaseException as e:
                 self.add_note(e, name)
@@ -214,6 +214,10 @@ class CallbackHost:
 
     def _depth(self, cancel: CancelException) -> int:
         return self.scopes.index(cancel.scope) if cancel.scope in self.scopes else -1
+
+    def is_inside(self, error: BaseException, cancel: CancelException) -> bool:
+        """Whether an error is a cancel of the same scope as `cancel`'s, or of one inside it."""
+        return isinstance(error, CancelException) and self._depth(error) >= self._depth(cancel)
 
     def where(self) -> str:
         """Say where in the loop we are, for the notes on errors."""

@@ -110,7 +110,7 @@ def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 try:
                     self.callback(cleanup)
                 except BaseException as second:
-                    if isinstance(error, CancelException):
+                    if isinstance(error, CancelException) and not self.is_inside(second, error):
                         raise  # a cancel of an outer scope is no error: this is the first one
                     error.add_note(f"minilearn: then {cleanup} failed too: {second!r}")
                 finally:

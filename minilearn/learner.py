@@ -15,7 +15,7 @@ from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
-from .checks import check_fit, check_model, check_targets
+from .checks import check_fit, check_model, check_targets, infer_loss
 from .data.loaders import DataLoaders
 from .events import with_cbs
 from .fitting import fit_of, phase_of, plan, prepare_opt, side_run
@@ -160,9 +160,11 @@ class Learner(CallbackHost):
     def get_loss(self) -> None:
         """Set loss = loss_func(preds, target)."""
         target = self.batch[1]
+        if self.loss_func is None:  # when a callback owns this step and calls it
+            self.loss_func = infer_loss(target)
         if self.batch_idx == 0 and self.epoch == 0:
             check_targets(self.loss_func, self.preds, target, self.dl)
-        self.loss = self.loss_func(self.preds, target)  # type: ignore[misc]
+        self.loss = self.loss_func(self.preds, target)
 
     @default_step
     def backward(self) -> None:

@@ -74,6 +74,8 @@ def plot_images(images: Any, titles: Sequence[str] = (), n_cols: int = 6, size: 
         titles: one for each image, or none.
         size: of an image, in inches.
     """
+    if len(images) == 0:
+        raise ValueError("plot_images: no images, expected at least one")
     if titles and len(titles) != len(images):
         raise ValueError(f"{len(titles)} titles for {len(images)} images: expected one each, or none")
     n_cols = min(n_cols, len(images))
@@ -83,7 +85,9 @@ def plot_images(images: Any, titles: Sequence[str] = (), n_cols: int = 6, size: 
     for i, image in enumerate(images):
         low, high = image.min(), image.max()
         ax = axes.flat[i]
-        ax.imshow(((image - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0).cpu(), cmap="gray_r")
+        ax.imshow(
+            ((image - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0).cpu().numpy(), cmap="gray_r"
+        )
         if titles:
             ax.set_title(titles[i], fontsize=8)
     return figure

@@ -21,8 +21,8 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
         deterministic: have torch use deterministic kernels only, and raise where it has none. CUDA
             needs it for the same weights bit for bit; it is slower there.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed!r}: expected 0 <= seed < 2**32")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r}: expected a whole number, 0 <= seed < 2**32")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -50,7 +50,8 @@ class BaseSchedulerCB(Callback):
     def __init__(self, scheduler_f: Callable[..., Any], monitor: str | None = None, **kwargs: Any) -> None:
         name = type(self).__name__
         if isinstance(scheduler_f, partial) and not scheduler_f.args:
-            scheduler_f, kwargs = scheduler_f.func, {**scheduler_f.keywords, **kwargs}
+            kwargs = {**scheduler_f.keywords, **kwargs}
+            scheduler_f = scheduler_f.func
         if isinstance(scheduler_f, LRScheduler):
             raise TypeError(
                 f"{name} was given a {type(scheduler_f).__name__} instance: expected the class, and its "

@@ -114,7 +114,7 @@ def _find(name: str, dataset: Callable[..., Any], root: str | Path | None, downl
     tried = []
     for place in places:
         raw = place / name / "raw"
-        missing = [f for f in _FILES if not (raw / f).is_file() and not (raw / f"{f}.gz").is_file()]
+        missing = [f for f in _FILES if not (raw / f).is_file()]
         if not missing:
             return place
         tried.append(f"{raw} (no {missing[0]})")
@@ -122,7 +122,7 @@ def _find(name: str, dataset: Callable[..., Any], root: str | Path | None, downl
         try:
             return _download(name, dataset, home)
         except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             tried.append(f"downloading to {home} ({reason})")
             raise FileNotFoundError(_not_found(name, tried)) from error
     raise FileNotFoundError(_not_found(name, [*tried, "no download, for download=False"]))

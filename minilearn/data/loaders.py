@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from ..seeding import kept_rng
 
@@ -54,6 +54,10 @@ class DataLoaders:
             if unknown := dls.keys() - {"train", "eval", "valid", "test"}:
                 raise ValueError(
                     f"dls has {sorted(unknown)}: expected the keys 'train', 'eval' (or 'valid'), 'test'"
+                )
+            if "eval" in dls and "valid" in dls:
+                raise ValueError(
+                    "dls has both 'eval' and 'valid', two names for the same loader: expected one"
                 )
             return cls(dls.get("train"), dls.get("eval", dls.get("valid")), dls.get("test"))
         if all(hasattr(dls, name) for name in ("train", "valid")):
@@ -178,18 +182,30 @@ def peek(loader: Any) -> Any:
     with kept_rng(*generators_of(loader)):
         if isinstance(loader, TensorLoader):
             return tuple(t[:2] for t in loader.tensors)
-        if isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, BatchSampler):
-            dataset: Any = loader.dataset
-            try:
-                return loader.collate_fn([dataset[i] for i in range(min(2, loader.batch_size or 2))])
-            except (KeyError, IndexError, NotImplementedError):
-                pass  # a dataset without the keys 0 and 1: ask the loader itself
+        if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+            return _peek_dataset(loader)
         return next(iter(loader), None)
+
+
+def _peek_dataset(loader: DataLoader[Any]) -> Any:
+    dataset: Any = loader.dataset
+    index: Any
+    if loader.batch_sampler is None:  # batch_size=None: a sample is a batch
+        index = next(iter(loader.sampler), None)
+        return None if index is None else loader.collate_fn(dataset[index])
+    sampler = getattr(loader.batch_sampler, "sampler", None)
+    if type(loader.batch_sampler) is BatchSampler and isinstance(sampler, SequentialSampler | RandomSampler):
+        index = range(min(2, loader.batch_size or 2, len(dataset)))  # not a permutation of all, to see two
+    else:
+        index = next(iter(loader.batch_sampler), [])[:2]
+    return loader.collate_fn([dataset[i] for i in index]) if len(index) else None
 
 
 def generators_of(loader: Any) -> list[torch.Generator]:
     """Return the generators that a loader and its sampler own."""
-    found = [getattr(part, "generator", None) for part in (loader, getattr(loader, "sampler", None))]
+    batches = getattr(loader, "batch_sampler", None)
+    parts = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
+    found = [getattr(part, "generator", None) for part in parts]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
