@@ -60,10 +60,11 @@ def _set_mode(learn: Any) -> None:
             module.training = False
 
 
-def plan(learn: Any, n_epochs: int, train: bool) -> None:
+def plan(learn: Any, n_epochs: int, train: bool, valid: bool) -> None:
     """Plan the steps of a fit, look its hooks up, and infer from a small batch what was not given."""
     n = n_batches(learn.dls.train) if train else 0
     learn.n_epochs, learn.steps_per_epoch = n_epochs, n
+    learn.phases = ("train",) * train + ("eval",) * valid
     learn.total_steps = None if n is None else n * n_epochs
     learn.find_hooks()
     learn.batch = None

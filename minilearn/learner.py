@@ -38,10 +38,10 @@ class Learner(CallbackHost):
 
     Fields, each with its one writer, for callbacks to read:
         batch (the loader, then DeviceCB), preds and loss (the owners of predict and get_loss), opt,
-        dl, training, phase ("train" or "eval"), epoch (0, ... in this fit), n_epochs, batch_idx,
-        n_steps (optimizer steps taken in this fit), steps_per_epoch and total_steps (planned, None
-        where a loader has no length), n_epochs_trained (begun in the learner's life),
-        history (a dict per epoch and phase, written by MetricsCB).
+        dl, training, phase ("train" or "eval"), phases (those of this fit), epoch (0, 1, ... in this
+        fit), n_epochs, batch_idx, n_steps (optimizer steps taken in this fit), steps_per_epoch and
+        total_steps (planned, None where a loader has no length), n_epochs_trained (begun in the
+        learner's life), history (a dict per epoch and phase, by MetricsCB).
 
     Source: documents 000 to 003 use it; miniai's Learner is its ancestor.
     Differs: the optimizer lives on from fit to fit, where document 003 makes a new one for each.
@@ -67,6 +67,7 @@ class Learner(CallbackHost):
         self.n_epochs_trained = self.epoch = self.n_epochs = self.n_steps = self.batch_idx = 0
         self.steps_per_epoch: int | None = None
         self.total_steps: int | None = None
+        self.phases: tuple[str, ...] = ()
         self.training = False
         self.dl: Any = None
         self.batch: Any = None
@@ -207,7 +208,7 @@ class Learner(CallbackHost):
         check_fit(self, n_epochs, train, valid)
         valid = valid and self.dls.valid is not None
         with fit_of(self, cbs):
-            plan(self, n_epochs, train)
+            plan(self, n_epochs, train, valid)
             if train:
                 prepare_opt(self, lr, reset_opt)
             self._fit(train, valid)
@@ -236,7 +237,7 @@ class Learner(CallbackHost):
                     self._validate()
             else:
                 with fit_of(self, cbs):
-                    plan(self, n_epochs=1, train=False)
+                    plan(self, n_epochs=1, train=False, valid=True)
                     self._fit(train=False, valid=True)
         return rows
 

@@ -153,7 +153,8 @@ def _untouched(learn: Any) -> Iterator[None]:
     fields = {name: copy(value) if name == "history" else value for name, value in vars(learn).items()}
     given, defaults = learn._given, learn._defaults
     taking_part = [cb for cb in learn.cbs if cb.in_lr_find]
-    states = [(cb, _copy_state(cb)) for cb in taking_part]
+    shared = [learn, learn.dls, learn.opt, *learn.cbs, *learn.model.modules(), *learn.model.parameters()]
+    states = [(cb, _copies(cb, [*shared, *learn.model.buffers()])) for cb in taking_part]
     loaders = [
         part for part in (learn.dls.train, getattr(learn.dls.train, "sampler", None)) if part is not None
     ]
@@ -171,20 +172,39 @@ def _untouched(learn: Any) -> Iterator[None]:
             for p, grad in grads:
                 p.grad = grad
             for cb, state in states:
-                vars(cb).clear()
-                vars(cb).update(state)
+                _put_back(cb, state)
             vars(learn).update(fields)
             learn._set_cbs(given)
             for part, epoch in epochs:
                 part.epoch = epoch
 
 
-def _copy_state(cb: Callback) -> dict[str, Any]:
-    """Copy a callback's attributes, each as deep as it can be copied."""
-    state = {}
+def _copies(cb: Callback, shared: list[Any]) -> list[tuple[str, Any, Any]]:
+    """Return (name, value, a deep copy of it) for a callback's attributes; `shared` is not copied."""
+    copies = []
     for name, value in vars(cb).items():
         try:
-            state[name] = deepcopy(value)
+            copies.append((name, value, deepcopy(value, {id(part): part for part in shared})))
         except Exception:  # an open file, say: the reference has to do
-            state[name] = value
-    return state
+            copies.append((name, value, value))
+    return copies
+
+
+def _put_back(cb: Callback, copies: list[tuple[str, Any, Any]]) -> None:
+    """Give a callback its attributes again, the same objects with the contents that they had."""
+    vars(cb).clear()
+    for name, value, copied in copies:
+        setattr(cb, name, value)
+        if copied is value:
+            continue
+        if isinstance(value, list):
+            value[:] = copied
+        elif isinstance(value, (dict, set)):
+            value.clear()
+            value.update(copied)
+        elif isinstance(value, Tensor):
+            value.data.copy_(copied)
+        elif hasattr(value, "__dict__"):
+            vars(value).update(vars(copied))
+        else:
+            setattr(cb, name, copied)

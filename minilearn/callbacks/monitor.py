@@ -20,8 +20,7 @@ class Monitor:
     def check(self, learn: Any) -> None:
         """Raise ValueError, with the names there are, if there will be no such value."""
         measured = [name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names]
-        phases = ["train", "eval"] if learn.dls.valid is not None else ["train"]
-        names = measured + [f"{phase}/{name}" for phase in phases for name in measured]
+        names = measured + [f"{phase}/{name}" for phase in learn.phases for name in measured]
         if self.name not in names:
             close = get_close_matches(self.name, names, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -35,9 +34,7 @@ class Monitor:
     def value(self, learn: Any) -> float:
         """Return the newest value. Shapes: a number; metrics that give lists cannot be monitored."""
         phase, _, name = self.name.rpartition("/")
-        rows = [row for row in learn.history if phase in ("", row["train"])]
-        if not phase and any(row["train"] == "eval" for row in rows[-2:]):
-            rows = [row for row in rows if row["train"] == "eval"]
+        rows = [row for row in learn.history if row["train"] == (phase or learn.phases[-1])]
         value = rows[-1][name]
         if not isinstance(value, float | int):
             raise TypeError(f"monitor={self.name!r} is {value!r}: expected a number")

@@ -83,15 +83,15 @@ class ProgressCB(Callback):
 
     def after_train(self, learn: Any) -> None:
         if isinstance(self._view, _Bars):
-            self._show_rows(learn)
+            self._view.add(self._new_rows(learn))
 
     def after_epoch(self, learn: Any) -> None:
-        self._show_rows(learn)
+        if self._view:
+            self._view.end_epoch(self._new_rows(learn), learn.history)
 
-    def _show_rows(self, learn: Any) -> None:
+    def _new_rows(self, learn: Any) -> list[dict[str, Any]]:
         rows, self._n_shown = learn.history[self._n_shown :], len(learn.history)
-        if rows and self._view:
-            self._view.show(rows, learn.history)
+        return rows
 
     def cleanup_fit(self, learn: Any) -> None:
         view, self._view, self._inner = self._view, None, 0
@@ -111,8 +111,10 @@ class _Lines:
     def __init__(self, console: Console, n_epochs: int) -> None:
         self.console, self.n_epochs, self.epoch = console, n_epochs, 0
 
-    def show(self, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+    def end_epoch(self, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
         self.epoch += 1
+        if not rows:
+            return
         parts = [f"epoch {rows[0]['epoch']} ({self.epoch}/{self.n_epochs})"]
         for row in rows:
             values = [f"{k} {_cell(k, v)}" for k, v in row.items() if k not in ("epoch", "train", "time_s")]
@@ -145,8 +147,11 @@ class _Bars:
             auto_refresh=False,
             transient=True,
         )
+        self.rows: list[dict[str, Any]] = []  # not drawn yet
         self.epochs = self.progress.add_task("epochs", total=n_epochs, info="")
         self.batches = self.progress.add_task("", total=None, info="")
+        self.batch: dict[str, Any] = {"info": ""}
+        self.is_new = False
         self.next_s = 0.0
         self._open()
 
@@ -154,53 +159,68 @@ class _Bars:
         self.progress.start()
 
     def begin(self, phase: str, epoch: int, total: int | None) -> None:
-        self.epoch, self.total, self.start_s = epoch, total, time.perf_counter()
-        self.progress.reset(self.batches, total=total, description=phase, info="")
-        self._draw()
+        self.epoch, self.start_s = epoch, time.perf_counter()
+        self.batch = {"description": phase, "total": total, "completed": 0, "info": ""}
+        self.is_new = True
+        self._draw_if_due()
 
     def advance(self, n: int, loss: float | None) -> None:
         rate = n / max(time.perf_counter() - self.start_s, 1e-9)
         info = f"{rate:.0f} steps/s" if rate >= 10 else f"{rate:.2f} steps/s"
-        self.progress.update(
-            self.batches, completed=n, info=info if loss is None else f"loss {loss:.4f}  {info}"
-        )
-        self.progress.update(
-            self.epochs, completed=self.epoch + (n / self.total if self.total else 0) * 0.999
-        )
-        self._draw()
+        self.batch |= {"completed": n, "info": info if loss is None else f"loss {loss:.4f}  {info}"}
+        self._draw_if_due()
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        self.rows.extend(rows)
+        self._draw_if_due()
+
+    def end_epoch(self, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+        self.progress.update(self.epochs, completed=self.epoch + 1)
+        self.add(rows)
+
+    def _draw_if_due(self) -> None:
+        if (start_s := time.perf_counter()) >= self.next_s:
+            self._draw()
+            now_s = time.perf_counter()
+            self.next_s = now_s + max(_MIN_WAIT_S, (now_s - start_s) / _MAX_SHARE)
 
     def _draw(self) -> None:
-        start_s = time.perf_counter()
-        self._refresh()
-        now_s = time.perf_counter()
-        self.next_s = now_s + max(_MIN_WAIT_S, (now_s - start_s) / _MAX_SHARE)
+        if self.rows:
+            self._print_rows()
+        self._update_bars()
 
-    def _refresh(self) -> None:
-        self.progress.refresh()
+    def _update_bars(self) -> None:
+        if self.is_new:  # a task made anew, for only a new one can have no total; making it draws
+            self.progress.remove_task(self.batches)
+            self.batches = self.progress.add_task(**self.batch)
+            self.is_new = False
+        else:
+            self.progress.update(self.batches, refresh=True, **self.batch)
 
-    def show(self, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
-        for row in rows:
+    def _print_rows(self) -> None:
+        from rich.text import Text
+
+        lines = []
+        for row in self.rows:
             widths = {name: max(len(name), 8) for name in row}
             if not self.n_rows:
-                self.progress.console.print(
-                    "  ".join(f"{name:>{w}}" for name, w in widths.items()), style="bold"
-                )
+                lines.append(Text("  ".join(f"{name:>{w}}" for name, w in widths.items()), "bold"))
             line = "  ".join(f"{_cell(name, row[name]):>{w}}" for name, w in widths.items())
-            self.progress.console.print(line, style="dim" if row["train"] == "train" else "", highlight=False)
+            lines.append(Text(line, "dim" if row["train"] == "train" else ""))
             self.n_rows += 1
-        if rows[-1]["epoch"] == history[-1]["epoch"]:
-            self.progress.update(self.epochs, completed=self.epoch + (rows[-1]["train"] == "eval"))
-        self._draw()
+        self.rows.clear()
+        self.console.print(Text("\n").join(lines))
 
     def stop(self) -> None:
         self.progress.stop()
+        if self.rows:
+            self._print_rows()
 
 
 class _Notebook(_Bars):
     """The same as HTML, in one output that is replaced."""
 
     def __init__(self, console: Console, n_epochs: int, plot: bool) -> None:
-        self.rows: list[dict[str, Any]] = []
         self.plot = plot
         self.figure: Any = None
         super().__init__(console, n_epochs)
@@ -210,24 +230,23 @@ class _Notebook(_Bars):
 
         self.output = display(HTML(""), display_id=True)
 
-    def _refresh(self, bars: bool = True) -> None:
+    def _draw(self, bars: bool = True) -> None:
         from IPython.display import HTML
         from rich.console import Console
 
         text = io.StringIO()
         if bars:
-            Console(file=text, width=100, force_jupyter=False, force_terminal=False).print(
-                self.progress.get_renderable()
-            )
+            self._update_bars()
+            console = Console(file=text, width=100, force_jupyter=False, force_terminal=False)
+            console.print(self.progress.get_renderable())
         names = [f"<th>{escape(name)}</th>" for name in (self.rows[0] if self.rows else ())]
         body = ["".join(f"<td>{escape(_cell(k, v))}</td>" for k, v in row.items()) for row in self.rows]
         table = "".join(f"<tr>{line}</tr>" for line in ["".join(names), *body] if line)
         self.output.update(HTML(f"<table>{table}</table><pre>{escape(text.getvalue())}</pre>"))
 
-    def show(self, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
-        self.rows.extend(rows)
-        self._draw()
-        if self.plot and rows[-1]["train"] == "eval":
+    def end_epoch(self, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+        super().end_epoch(rows, history)
+        if self.plot and history:
             self._show_figure(history)
 
     def _show_figure(self, history: list[dict[str, Any]]) -> None:
@@ -240,4 +259,4 @@ class _Notebook(_Bars):
             self.figure.update(figure)
 
     def stop(self) -> None:
-        self._refresh(bars=False)
+        self._draw(bars=False)

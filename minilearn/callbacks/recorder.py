@@ -127,9 +127,14 @@ class RecorderCB(Callback):
             ) from error
 
     def after_step(self, learn: Any) -> None:
-        for append, read in self._readers:
-            value = read()
-            append(value if type(value) is float else _kept(value))
+        try:
+            for append, read in self._readers:
+                value = read()
+                append(value if type(value) is float else _kept(value))
+        except BaseException:
+            for new in self._new.values():
+                del new[self._n_new :]  # no half row
+            raise
         self._n_new += 1
         if self._n_new == _CHUNK:
             self._stack()

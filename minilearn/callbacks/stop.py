@@ -39,7 +39,7 @@ class TerminateOnNaNCB(Callback):
             where it costs nothing and the weights stay as they were before the bad step; 50
             elsewhere. The step that is named is the exact one in any case.
 
-    Runs at: after_loss, after_train. Reads: loss.
+    Runs at: after_loss, cleanup_train. Reads: loss.
     """
 
     in_lr_find = False
@@ -60,7 +60,7 @@ class TerminateOnNaNCB(Callback):
             if len(self._seen) >= every:
                 self._look(learn)
 
-    def after_train(self, learn: Any) -> None:
+    def cleanup_train(self, learn: Any) -> None:
         self._look(learn)
 
     def _look(self, learn: Any) -> None:

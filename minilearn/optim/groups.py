@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 Group = dict[str, Any]
@@ -128,8 +127,8 @@ def check_step(opt: Any) -> None:
     for method in ("step", "zero_grad"):
         if not callable(getattr(opt, method, None)):
             raise TypeError(f"opt_func gave a {name}: expected an optimizer, with step() and zero_grad()")
-    needed = [p.name for p in inspect.signature(opt.step).parameters.values() if p.default is p.empty]
-    if torch.optim.LBFGS in type(opt).__mro__ or [n for n in needed if n not in ("args", "kwargs")]:
-        raise TypeError(
-            f"{name}.step needs {needed or ['a closure']}: write a callback that owns the step `step`"
-        )
+    # Of the class: a scheduler puts a step of its own on the instance.
+    _, *parameters = inspect.signature(type(opt).step).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if needed:
+        raise TypeError(f"{name}.step needs {', '.join(needed)}: write a callback that owns the step `step`")

@@ -1,0 +1,125 @@
+import inspect
+from io import StringIO
+
+import pytest
+import torch
+from rich.console import Console
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
+
+import minilearn
+from minilearn import Callback, Learner, callbacks
+from minilearn.events import events
+
+FACTORIES = {
+    "BaseSchedulerCB": lambda: callbacks.BaseSchedulerCB(OneCycleLR),
+    "BatchSchedulerCB": lambda: callbacks.BatchSchedulerCB(OneCycleLR),
+    "DeviceCB": lambda: callbacks.DeviceCB("cpu"),
+    "EpochSchedulerCB": lambda: callbacks.EpochSchedulerCB(OneCycleLR),
+    "LRFinderCB": lambda: callbacks.LRFinderCB(n_steps=10),
+    "MetricsCB": callbacks.MetricsCB,
+    "MomentumCB": callbacks.MomentumCB,
+    "PredictionsCB": callbacks.PredictionsCB,
+    "ProgressCB": lambda: callbacks.ProgressCB(console=Console(file=StringIO())),
+    "RecorderCB": callbacks.RecorderCB,
+    "SingleBatchCB": callbacks.SingleBatchCB,
+    "TerminateOnNaNCB": callbacks.TerminateOnNaNCB,
+}
+SHIPPED = {
+    name: value
+    for name, value in vars(callbacks).items()
+    if inspect.isclass(value) and issubclass(value, Callback)
+}
+EACH = pytest.mark.parametrize("name", FACTORIES)
+
+
+def hooks_of(cls):
+    return [name for name in events() if hasattr(cls, name)]
+
+
+def test_every_shipped_callback_has_a_factory():
+    assert set(FACTORIES) == set(SHIPPED)
+
+
+def test_every_shipped_callback_is_exported():
+    assert set(SHIPPED) <= set(callbacks.__all__)
+    assert set(SHIPPED) - {"PredictionsCB"} <= set(minilearn.__all__)
+
+
+@EACH
+def test_order_is_a_number_of_its_class(name):
+    assert type(SHIPPED[name].order) is int
+    assert "order" not in vars(FACTORIES[name]())
+
+
+@EACH
+def test_it_has_a_hook(name):
+    assert hooks_of(SHIPPED[name])
+
+
+@EACH
+def test_docstring_says_when_it_runs(name):
+    doc = inspect.getdoc(SHIPPED[name])
+    assert doc
+    assert "Runs at:" in doc or name == "BaseSchedulerCB"  # when it steps is for its subclasses to say
+
+
+@EACH
+def test_repr_begins_with_its_name(name):
+    assert repr(FACTORIES[name]()).startswith(f"{name}(")
+
+
+@EACH
+def test_it_trains_two_epochs_beside_the_defaults(make_learner, name, capsys):
+    learn = make_learner(cbs=[FACTORIES[name]()], default_cbs=True, opt_func=SGD)
+    before = learn.model.weight.detach().clone()
+    learn.fit(2)
+    assert learn.epoch == 1
+    assert torch.equal(learn.model.weight, before) is (name == "PredictionsCB")  # it leaves each batch early
+
+
+@EACH
+def test_it_fits_twice(make_learner, name):
+    learn = make_learner(cbs=[FACTORIES[name]()])
+    learn.fit()
+    learn.fit(2)
+    assert learn.n_epochs_trained == 3
+
+
+@EACH
+def test_it_is_gone_after_the_fit_it_was_given_to(make_learner, name):
+    learn = make_learner()
+    learn.fit(cbs=FACTORIES[name]())
+    assert learn.cbs == ()
+
+
+@EACH
+def test_it_takes_the_place_of_a_default_of_its_kind(make_learner, name):
+    cb = FACTORIES[name]()
+    learn = make_learner(cbs=[cb], default_cbs=True)
+    assert [other for other in learn.cbs if type(other) is type(cb)] == [cb]
+
+
+@EACH
+def test_it_validates(make_learner, name):
+    learn = make_learner(cbs=[callbacks.MetricsCB()] if name != "MetricsCB" else [])
+    learn.add_cb(FACTORIES[name]())
+    assert ("loss" in learn.validate()) is (name != "PredictionsCB")
+
+
+@EACH
+def test_lr_find_leaves_it_as_it_was(make_learner, name):
+    cb = FACTORIES[name]()
+    learn = make_learner(cbs=[cb])
+    before = {key: value for key, value in vars(cb).items() if not callable(value)}
+    if name in ("LRFinderCB", "PredictionsCB"):
+        pytest.skip("ends each batch or the fit itself")
+    learn.lr_find(n_steps=10)
+    assert {key: value for key, value in vars(cb).items() if not callable(value)} == before
+    assert learn.cbs == (cb,)
+
+
+def test_no_callback_knows_the_learner():
+    for cls in SHIPPED.values():
+        assert "Learner" not in vars(inspect.getmodule(cls))
+    assert issubclass(Learner, minilearn.CallbackHost)

@@ -1,0 +1,95 @@
+import pytest
+
+from minilearn import MetricsCB, Monitor
+
+
+class Constant:
+    def __init__(self, value):
+        self.value = value
+
+    def reset(self):
+        pass
+
+    def update(self, preds, target):
+        pass
+
+    def compute(self):
+        return self.value
+
+
+def losses(learn, phase):
+    return [row["loss"] for row in learn.history if row["train"] == phase]
+
+
+@pytest.fixture
+def check(make_learner, at):
+    """Check a name when a fit begins: check(name, valid=True, **kwargs of make_learner)."""
+
+    def fit(name, valid=True, **kwargs):
+        metrics = MetricsCB(top1=Constant(1.0))
+        learn = make_learner(**({"cbs": [metrics]} | kwargs))
+        learn.fit(valid=valid, cbs=[at("before_fit", Monitor(name).check, 60)])
+
+    return fit
+
+
+@pytest.mark.parametrize("name", ["loss", "top1", "train/loss", "train/top1", "eval/loss", "eval/top1"])
+def test_measured_names_pass_the_check(check, name):
+    check(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("eval/los", " (did you mean 'eval/loss'?)"),
+        ("valid/loss", " (did you mean 'eval/loss'?)"),
+        ("xyz", ""),
+    ],
+)
+def test_unknown_name_is_refused_with_a_suggestion_and_the_names(check, name, hint):
+    with pytest.raises(ValueError, match="is not measured") as error:
+        check(name)
+    names = "top1, loss, train/top1, train/loss, eval/top1, eval/loss"
+    assert str(error.value) == f"monitor='{name}' is not measured{hint}: expected one of {names}"
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"n_valid": 0}, {"valid": False}], ids=["no loader", "fit without validation"]
+)
+def test_eval_names_need_validation(check, kwargs):
+    check("train/loss", **kwargs)
+    check("loss", **kwargs)
+    with pytest.raises(
+        ValueError, match=r"monitor='eval/loss' is not measured .*: expected one of top1, loss"
+    ):
+        check("eval/loss", **kwargs)
+
+
+def test_without_metrics_nothing_is_measured(check):
+    with pytest.raises(
+        ValueError, match="monitor='loss' is not measured: there is no MetricsCB to measure any"
+    ):
+        check("loss", cbs=[])
+
+
+def test_bare_name_is_the_newest_of_validation(make_learner):
+    learn = make_learner(cbs=[MetricsCB()])
+    learn.fit(2)
+    assert Monitor("loss").value(learn) == Monitor("eval/loss").value(learn) == losses(learn, "eval")[-1]
+    assert Monitor("train/loss").value(learn) == losses(learn, "train")[-1] != losses(learn, "eval")[-1]
+
+
+@pytest.mark.parametrize("n_epochs_before", [0, 1])
+def test_bare_name_is_trainings_in_a_fit_without_validation(make_learner, n_epochs_before):
+    learn = make_learner(cbs=[MetricsCB()])
+    if n_epochs_before:
+        learn.fit(n_epochs_before)
+    learn.fit(valid=False)
+    assert Monitor("loss").value(learn) == losses(learn, "train")[-1]
+
+
+def test_list_of_numbers_cannot_be_monitored(make_learner):
+    learn = make_learner(cbs=[MetricsCB(each=Constant([0.5, 1.0]))])
+    learn.fit()
+    with pytest.raises(TypeError, match=r"monitor='each' is \[0.5, 1.0\]: expected a number"):
+        Monitor("each").value(learn)

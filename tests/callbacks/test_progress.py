@@ -1,0 +1,353 @@
+import re
+from io import StringIO
+from types import SimpleNamespace
+
+import IPython.display
+import pytest
+from rich.console import Console
+from rich.live import Live
+
+from minilearn import MetricsCB, ProgressCB, TensorLoader
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+
+
+class Each:
+    """A metric that gives a list."""
+
+    def reset(self):
+        pass
+
+    def update(self, preds, target):
+        pass
+
+    def compute(self):
+        return [0.5, 1.0]
+
+
+class Clock:
+    """Stands in for the module `time`, and stands still unless it is told."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def perf_counter(self):
+        return self.now_s
+
+    def advance(self, seconds):
+        self.now_s += seconds
+
+
+class NoLength:
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("minilearn.callbacks.progress.time", clock)
+    return clock
+
+
+@pytest.fixture
+def draws(monkeypatch, clock):
+    """Count the refreshes, as a list of the times at which they were made."""
+    times = []
+    refresh = Live.refresh
+
+    def timed(self):
+        times.append(clock.now_s)
+        refresh(self)
+
+    monkeypatch.setattr(Live, "refresh", timed)
+    return times
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """Stand in for a notebook: a list of its outputs, each a list of what it showed."""
+    outputs = []
+
+    def display(shown, display_id=False):
+        outputs.append([shown])
+        return SimpleNamespace(update=outputs[-1].append)
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    return outputs
+
+
+def file():
+    return Console(file=StringIO())
+
+
+def terminal(width=120):
+    return Console(file=StringIO(), force_terminal=True, width=width, _environ={"TERM": "xterm-256color"})
+
+
+def jupyter():
+    return Console(file=StringIO(), force_jupyter=True)
+
+
+def shown(make_learner, console, n_epochs=2, cbs=(), metrics=None, fit=None, **kwargs):
+    learn = make_learner(cbs=[metrics or MetricsCB(), ProgressCB(console=console), *cbs], **kwargs)
+    learn.fit(n_epochs, **(fit or {}))
+    return console.file.getvalue()
+
+
+def plain(text):
+    """Return the text without the codes of a terminal."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def without_times(text):
+    return re.sub(r"\d+\.\d s", "T", text)
+
+
+# Off a terminal -------------------------------------------------------------------------------------
+
+
+def test_file_gets_one_plain_line_for_each_epoch(make_learner, at):
+    def round_losses(learn):
+        learn.loss = learn.loss.detach() * 0 + (2.0 if learn.training else 1.5)
+
+    cbs = [
+        at("after_backward", round_losses),
+        at("after_loss", lambda learn: learn.training or round_losses(learn)),
+    ]
+    text = shown(make_learner, file(), cbs=cbs)
+    row = "train: MulticlassAccuracy A, loss 2.0000  eval: MulticlassAccuracy A, loss 1.5000  T"
+    found = re.sub(r"Accuracy \d\.\d{4}", "Accuracy A", without_times(text))
+    assert found == f"epoch 0 (1/2)  {row}\nepoch 1 (2/2)  {row}\n"
+
+
+def test_line_is_not_wrapped_at_the_width(make_learner):
+    console = Console(file=StringIO(), width=20)
+    assert len(shown(make_learner, console).splitlines()) == 2
+
+
+def test_lines_go_on_with_the_epochs_of_the_learner(make_learner):
+    console = file()
+    learn = make_learner(n_valid=0, cbs=[MetricsCB(), ProgressCB(console=console)])
+    learn.fit()
+    learn.fit(2)
+    starts = [line.partition("  ")[0] for line in console.file.getvalue().splitlines()]
+    assert starts == ["epoch 0 (1/1)", "epoch 1 (1/2)", "epoch 2 (2/2)"]
+
+
+def test_default_console_is_standard_output(make_learner, capsys):
+    make_learner(cbs=[MetricsCB(), ProgressCB()]).fit()
+    assert capsys.readouterr().out.startswith("epoch 0 (1/1)  train: MulticlassAccuracy ")
+
+
+# In a terminal --------------------------------------------------------------------------------------
+
+
+def test_terminal_shows_header_and_rows(make_learner):
+    text = plain(shown(make_learner, terminal()))
+    assert text.count("MulticlassAccuracy      loss     epoch     train    time_s") == 1
+    rows = re.findall(r"\d\.\d{4}  +\d\.\d{4}  +(\d)  +(train|eval)  +\d+\.\d", text)
+    assert rows == [("0", "train"), ("0", "eval"), ("1", "train"), ("1", "eval")]
+
+
+def test_terminal_shows_bars_loss_and_speed(make_learner, at, clock):
+    tick = at("before_batch", lambda learn: clock.advance(0.5))
+    text = plain(shown(make_learner, terminal(), cbs=[tick]))
+    assert re.search(r"epochs .*0/2", text)
+    assert re.search(r"train .*2/3.* loss \d\.\d{4}  2.00 steps/s", text)
+    assert re.search(r"eval .*1/1", text)
+
+
+def codes_of_cursor(text):
+    return re.findall(r"\x1b\[\?25[lh]", text)
+
+
+def test_cursor_is_shown_again_after_the_fit(make_learner):
+    assert codes_of_cursor(shown(make_learner, terminal())) == [HIDE, SHOW]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("event", ["before_epoch", "after_loss", "before_validate", "after_epoch"])
+def test_cursor_is_shown_again_after_an_error(make_learner, at, error, event):
+    def fail(learn):
+        raise error
+
+    console = terminal()
+    with pytest.raises(error):
+        shown(make_learner, console, cbs=[at(event, fail)])
+    assert codes_of_cursor(console.file.getvalue()) == [HIDE, SHOW]
+
+
+def test_terminal_is_drawn_at_most_ten_times_a_second(make_learner, at, draws, clock):
+    tick = at("before_batch", lambda learn: clock.advance(0.01))
+    shown(make_learner, terminal(), n_epochs=1, cbs=[tick], n_batches=200, n_valid=100)
+    assert 20 < len(draws) <= 10 * clock.now_s + 8  # those at begin and end of fit and phases
+    in_train = [time for time in draws if 0.2 < time < 1.8]
+    assert max(sum(start <= time < start + 1 for time in in_train) for start in in_train) <= 10
+
+
+def test_short_epochs_are_drawn_at_most_ten_times_a_second(make_learner, at, draws, clock):
+    tick = at("before_batch", lambda learn: clock.advance(0.001))
+    shown(make_learner, terminal(), n_epochs=100, cbs=[tick])
+    assert len(draws) <= 10 * clock.now_s + 4
+
+
+def test_drawing_takes_no_more_than_its_share(make_learner, at, monkeypatch, clock):
+    draws = []
+
+    def slow(self):
+        draws.append(clock.now_s)
+        clock.advance(0.05)
+
+    console = terminal()
+    monkeypatch.setattr(Live, "refresh", slow)
+    tick = at("before_batch", lambda learn: clock.advance(0.1))
+    shown(make_learner, console, n_epochs=1, cbs=[tick], n_batches=300, n_valid=0)
+    assert len(draws) <= 12
+
+
+def test_loss_is_read_only_when_drawn(make_learner, at, monkeypatch, clock):
+    class Watched:
+        def __init__(self, loss):
+            self.loss = loss
+
+        def detach(self):
+            reads.append(clock.now_s)
+            return self.loss.detach()
+
+    reads = []
+    monkeypatch.setattr("minilearn.callbacks.progress.Tensor", Watched)
+    tick = at("before_batch", lambda learn: clock.advance(0.01))
+    hide = at("after_backward", lambda learn: setattr(learn, "loss", Watched(learn.loss)))
+    make_learner(n_batches=100, n_valid=0, cbs=[tick, hide, ProgressCB(console=terminal())]).fit()
+    assert 5 <= len(reads) <= 11
+
+
+@pytest.mark.parametrize("console", [file, terminal, jupyter])
+def test_loader_without_length_works(make_learner, notebook, console):
+    learn = make_learner(cbs=[MetricsCB(), ProgressCB(console=console())])
+    learn.dls.train = NoLength(learn.dls.train)
+    learn.fit(2)
+    assert len(learn.history) == 4
+
+
+def test_bar_of_a_loader_without_length_shows_no_total(make_learner, at, clock):
+    console = terminal()
+    tick = at("before_batch", lambda learn: clock.advance(1))
+    learn = make_learner(cbs=[MetricsCB(), ProgressCB(console=console), tick])
+    learn.dls.train = NoLength(learn.dls.train)
+    learn.fit(2)
+    totals = re.findall(r"train [^\w/]*(\d+/\S+)", plain(console.file.getvalue()))
+    assert {"1/?", "2/?"} <= set(totals)
+    assert {total.partition("/")[2] for total in totals} == {"?"}
+
+
+@pytest.mark.parametrize("console", [file, terminal, jupyter])
+def test_fit_without_validation_or_training_works(make_learner, notebook, console):
+    learn = make_learner(cbs=[MetricsCB(), ProgressCB(console=console())])
+    learn.fit(2, valid=False)
+    learn.fit(2, train=False)
+    assert [row["train"] for row in learn.history] == ["train", "train", "eval", "eval"]
+
+
+@pytest.mark.parametrize("console", [file, terminal, jupyter])
+def test_fit_without_rows_works(make_learner, notebook, console):
+    learn = make_learner(cbs=[ProgressCB(console=console())])
+    learn.fit(2)
+    assert learn.history == []
+
+
+@pytest.mark.parametrize(("console", "expected"), [(file, "each [0.5, 1.0]"), (terminal, "[0.5, 1.0]")])
+def test_metric_that_gives_a_list_is_shown(make_learner, console, expected):
+    assert expected in plain(shown(make_learner, console(), metrics=MetricsCB(each=Each())))
+
+
+@pytest.mark.parametrize("console", [file, terminal])
+def test_validate_inside_a_batch_is_not_shown(make_learner, at, clock, console):
+    def validate(learn):
+        if learn.training:
+            learn.validate()
+
+    tick = at("before_batch", lambda learn: clock.advance(0.2 if learn.training else 0.0))
+    texts = [
+        plain(shown(make_learner, console(), cbs=[tick, *more], n_batches=5, n_valid=2))
+        for more in ([], [at("after_step", validate)])
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_validate_of_its_own_shows_its_row(make_learner):
+    console = file()
+    make_learner(cbs=[MetricsCB(), ProgressCB(console=console)]).validate()
+    assert re.fullmatch(
+        r"epoch 0 \(1/1\)  eval: .*loss \d\.\d{4}  T\n", without_times(console.file.getvalue())
+    )
+
+
+def test_validate_on_another_loader_leaves_the_progress_of_the_fit(make_learner, at):
+    console = file()
+    learn = make_learner(cbs=[MetricsCB(), ProgressCB(console=console)])
+    other = TensorLoader(*learn.dls.train.tensors, bs=2)
+    learn.fit(2, cbs=[at("after_epoch", lambda learn: learn.validate(other))])
+    assert [line[:13] for line in console.file.getvalue().splitlines()] == ["epoch 0 (1/2)", "epoch 1 (2/2)"]
+
+
+# In a notebook --------------------------------------------------------------------------------------
+
+
+def test_notebook_shows_one_output_with_the_table(make_learner, notebook):
+    assert shown(make_learner, jupyter()) == ""
+    (output,) = notebook
+    html = output[-1].data
+    assert html.count("<tr>") == 5
+    assert "<th>MulticlassAccuracy</th><th>loss</th><th>epoch</th><th>train</th>" in html
+    assert re.findall(r"<td>(\d)</td><td>(train|eval)</td>", html) == [
+        ("0", "train"),
+        ("0", "eval"),
+        ("1", "train"),
+        ("1", "eval"),
+    ]
+
+
+def test_notebook_shows_bars_that_are_gone_in_the_end(make_learner, notebook):
+    shown(make_learner, jupyter())
+    html = [shown.data for shown in notebook[0]]
+    assert "epochs" in html[1]
+    assert "0/2" in html[1]
+    assert "epochs" not in html[-1]
+
+
+def test_notebook_escapes_what_it_shows(make_learner, notebook):
+    shown(make_learner, jupyter(), metrics=MetricsCB(**{"<b>": Each()}))
+    html = notebook[0][-1].data
+    assert "<th>&lt;b&gt;</th>" in html
+    assert "<b>" not in html
+
+
+def test_notebook_keeps_the_rows_after_an_error(make_learner, at, notebook):
+    def fail(learn):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shown(make_learner, jupyter(), cbs=[at("after_train", fail, 99)])
+    assert "<td>train</td>" in notebook[0][-1].data
+
+
+@pytest.mark.parametrize("fit", [{}, {"valid": False}], ids=["with validation", "without"])
+def test_plot_is_drawn_anew_after_each_epoch(make_learner, notebook, fit):
+    cb = ProgressCB(plot=True, console=jupyter())
+    make_learner(cbs=[MetricsCB(), cb]).fit(3, **fit)
+    _, figures = notebook
+    assert [len(figure.axes[1].lines[0].get_xdata()) for figure in figures] == [1, 2, 3]
+    assert [ax.get_title() for ax in figures[0].axes] == ["MulticlassAccuracy", "loss"]
+
+
+@pytest.mark.parametrize("console", [file, terminal])
+def test_plot_outside_a_notebook_is_refused(make_learner, console):
+    learn = make_learner(cbs=[MetricsCB(), ProgressCB(plot=True, console=console())])
+    with pytest.raises(ValueError, match=r"ProgressCB\(plot=True\) draws in a notebook, and this is none"):
+        learn.fit()
+    assert learn.n_steps == 0

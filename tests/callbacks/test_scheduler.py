@@ -1,0 +1,529 @@
+import inspect
+from functools import partial
+
+import pytest
+import torch
+from torch.optim import SGD, AdamW, lr_scheduler
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
+
+from minilearn import (
+    BatchSchedulerCB,
+    CancelStepException,
+    EpochSchedulerCB,
+    MetricsCB,
+    RecorderCB,
+    SingleBatchCB,
+)
+
+N_EPOCHS, PER_EPOCH = 4, 3
+TOTAL = {BatchSchedulerCB: 12, EpochSchedulerCB: 4}
+UNITS = list(TOTAL)
+
+
+def sequential(opt):
+    return SequentialLR(opt, [ConstantLR(opt, 0.5, 2), ExponentialLR(opt, 0.9)], milestones=[2])
+
+
+def chained(opt):
+    return ChainedScheduler([ConstantLR(opt, 0.5, 2), ExponentialLR(opt, 0.9)])
+
+
+def at_most(n_steps):
+    return {"total_iters": n_steps}
+
+
+# name -> (what the callback is given, arguments by keyword, those it fills in when a fit has n steps)
+CASES = {
+    "LambdaLR": (LambdaLR, {"lr_lambda": lambda i: 1 / (i + 1)}, None),
+    "MultiplicativeLR": (lr_scheduler.MultiplicativeLR, {"lr_lambda": lambda i: 0.9}, None),
+    "StepLR": (StepLR, {"step_size": 2, "gamma": 0.5}, None),
+    "MultiStepLR": (MultiStepLR, {"milestones": [1, 3]}, None),
+    "ConstantLR": (ConstantLR, {"factor": 0.5}, at_most),
+    "LinearLR": (LinearLR, {}, at_most),
+    "ExponentialLR": (ExponentialLR, {"gamma": 0.8}, None),
+    "SequentialLR": (sequential, {}, None),
+    "PolynomialLR": (PolynomialLR, {"power": 2}, at_most),
+    "CosineAnnealingLR": (CosineAnnealingLR, {"eta_min": 0.01}, lambda n: {"T_max": n}),
+    "ChainedScheduler": (chained, {}, None),
+    "ReduceLROnPlateau": (ReduceLROnPlateau, {"mode": "max", "patience": 0, "factor": 0.5}, None),
+    "CyclicLR": (lr_scheduler.CyclicLR, {"base_lr": 0.01, "step_size_up": 2}, lambda n: {"max_lr": 0.1}),
+    "CosineAnnealingWarmRestarts": (lr_scheduler.CosineAnnealingWarmRestarts, {"T_0": 3}, None),
+    "OneCycleLR": (OneCycleLR, {}, lambda n: {"max_lr": 0.1, "total_steps": n}),
+}
+
+
+def torchs_own_loop(make_sched, unit, values=None):
+    """Return lr and beta1 of each step of a loop written by hand."""
+    opt = AdamW([torch.zeros(1, requires_grad=True)], lr=0.1)
+    sched = make_sched(opt)
+    used = []
+    for epoch in range(N_EPOCHS):
+        for _ in range(PER_EPOCH):
+            used.append((opt.param_groups[0]["lr"], opt.param_groups[0]["betas"][0]))
+            opt.step()
+            if unit is BatchSchedulerCB:
+                sched.step()
+        if unit is EpochSchedulerCB:
+            sched.step(values[epoch]) if values else sched.step()
+    return used
+
+
+def recorded(learn, cb, n_epochs=N_EPOCHS, **kwargs):
+    """Fit and return the lr that each step used."""
+    recorder = RecorderCB(lr="pg.lr")
+    learn.fit(n_epochs, cbs=[cb, recorder], **kwargs)
+    return recorder.recs["lr"]
+
+
+def fitted_sched(learn, at, cb, n_epochs=N_EPOCHS):
+    """Return the scheduler as it was when the fit had begun."""
+    found = []
+    learn.fit(n_epochs, cbs=[cb, at("before_epoch", lambda learn: found.append(cb.sched))])
+    return found[0]
+
+
+def hyperparameters(learn):
+    return [{k: v for k, v in group.items() if k != "params"} for group in learn.opt.param_groups]
+
+
+def two_groups(model):
+    return [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.02}]
+
+
+class NoLength:
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
+# Every scheduler of torch ---------------------------------------------------------------------------
+
+
+def test_every_scheduler_of_torch_has_a_case():
+    of_torch = {
+        name
+        for name, value in vars(lr_scheduler).items()
+        if inspect.isclass(value) and issubclass(value, lr_scheduler.LRScheduler) and not name.startswith("_")
+    }
+    assert of_torch - {"LRScheduler"} <= set(CASES)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=["batch", "epoch"])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "ReduceLROnPlateau"])
+def test_preview_is_what_is_recorded_and_what_torchs_own_loop_uses(make_learner, name, unit):
+    scheduler_f, kwargs, filled = CASES[name]
+    by_hand = kwargs | (filled(TOTAL[unit]) if filled else {})
+    expected = torchs_own_loop(lambda opt: scheduler_f(opt, **by_hand), unit)
+    cb, recorder = unit(scheduler_f, **kwargs), RecorderCB()
+    learn = make_learner(n_batches=PER_EPOCH, cbs=[cb, recorder])
+    assert cb.preview(learn, N_EPOCHS) == [lr for lr, _ in expected]
+    learn.fit(N_EPOCHS)
+    assert list(zip(recorder.recs["lr"], recorder.recs["mom"], strict=True)) == expected
+    assert {lr for lr, _ in expected} != {0.1}
+
+
+def test_plateau_follows_the_monitored_value(make_learner):
+    _, kwargs, _ = CASES["ReduceLROnPlateau"]
+    cb = EpochSchedulerCB(ReduceLROnPlateau, **kwargs)
+    learn = make_learner(cbs=[MetricsCB()], lr=0.1)
+    lrs = recorded(learn, cb)
+    losses = [row["loss"] for row in learn.history if row["train"] == "eval"]
+    assert losses == sorted(losses, reverse=True)  # so that each epoch but the first is worse, to mode="max"
+    assert lrs == [0.1] * 6 + [0.05] * 3 + [0.025] * 3
+    assert cb.preview(learn, N_EPOCHS, values=losses) == lrs
+    assert lrs == [
+        lr
+        for lr, _ in torchs_own_loop(lambda opt: ReduceLROnPlateau(opt, **kwargs), EpochSchedulerCB, losses)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "losses_of"), [("train/loss", "train"), ("eval/loss", "eval"), (None, "eval")]
+)
+def test_plateau_reads_the_named_value(make_learner, monitor, losses_of):
+    class Spy(ReduceLROnPlateau):
+        def step(self, metrics, epoch=None):
+            seen.append(metrics)
+
+    seen = []
+    learn = make_learner(cbs=[MetricsCB(), EpochSchedulerCB(Spy, monitor=monitor)])
+    learn.fit(3)
+    assert seen == [row["loss"] for row in learn.history if row["train"] == losses_of][:2]
+
+
+# What is filled in ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=["batch", "epoch"])
+@pytest.mark.parametrize(
+    ("scheduler_f", "attribute"),
+    [
+        (OneCycleLR, "total_steps"),
+        (CosineAnnealingLR, "T_max"),
+        (LinearLR, "total_iters"),
+        (PolynomialLR, "total_iters"),
+        (ConstantLR, "total_iters"),
+    ],
+)
+def test_length_of_the_fit_is_filled_in_in_the_callbacks_unit(make_learner, at, unit, scheduler_f, attribute):
+    sched = fitted_sched(make_learner(n_batches=PER_EPOCH), at, unit(scheduler_f))
+    assert getattr(sched, attribute) == TOTAL[unit]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=["batch", "epoch"])
+@pytest.mark.parametrize("given", ["epochs", "steps_per_epoch"])
+def test_one_cycle_takes_epochs_and_steps_per_epoch_too(make_learner, at, unit, given):
+    per_epoch = PER_EPOCH if unit is BatchSchedulerCB else 1
+    kwargs = {given: {"epochs": N_EPOCHS, "steps_per_epoch": per_epoch}[given]}
+    sched = fitted_sched(make_learner(n_batches=PER_EPOCH), at, unit(OneCycleLR, **kwargs))
+    assert sched.total_steps == TOTAL[unit]
+
+
+def test_max_lr_is_the_lr_of_each_group(make_learner, at):
+    learn = make_learner(param_groups=two_groups)
+    max_lrs = []
+    learn.fit(
+        cbs=[
+            BatchSchedulerCB(OneCycleLR),
+            at(
+                "before_epoch",
+                lambda learn: max_lrs.extend(group["max_lr"] for group in learn.opt.param_groups),
+            ),
+        ]
+    )
+    assert max_lrs == [0.1, 0.02]
+    assert [group["lr"] for group in learn.opt.param_groups] == [0.1, 0.02]
+
+
+def test_preview_of_each_group(make_learner):
+    learn = make_learner(param_groups=two_groups)
+    curves = [BatchSchedulerCB(OneCycleLR).preview(learn, 4, group=i) for i in (0, 1)]
+    assert curves[1] == pytest.approx([lr / 5 for lr in curves[0]])
+
+
+def test_values_that_the_user_gives_are_kept(make_learner, at):
+    cb = BatchSchedulerCB(OneCycleLR, max_lr=0.5, total_steps=12, div_factor=10)
+    lrs = recorded(make_learner(), cb)
+    assert lrs[0] == pytest.approx(0.05)
+    assert max(lrs) == pytest.approx(0.5, rel=0.05)
+    assert fitted_sched(make_learner(), at, BatchSchedulerCB(CosineAnnealingLR, T_max=5)).T_max == 5
+
+
+def test_function_gets_what_it_names(make_learner):
+    seen = []
+
+    def warm_up(opt, total_steps, max_lr, factor, T_max=7):  # noqa: N803  torch's name
+        seen.append((total_steps, max_lr, factor, T_max))
+        return LinearLR(opt, factor, 1.0, total_steps)
+
+    recorded(make_learner(), BatchSchedulerCB(warm_up, factor=0.5))
+    recorded(make_learner(), EpochSchedulerCB(warm_up, factor=0.5, T_max=9))
+    assert seen == [(12, [0.1], 0.5, 12), (4, [0.1], 0.5, 9)]
+
+
+def test_partial_is_filled_in_as_its_class_is(make_learner, at):
+    cb = BatchSchedulerCB(partial(OneCycleLR, div_factor=10))
+    assert recorded(make_learner(), cb)[0] == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="total_steps=4 contradicts 12"):
+        make_learner(cbs=[BatchSchedulerCB(partial(OneCycleLR, total_steps=4))]).fit(4)
+
+
+# One cycle ------------------------------------------------------------------------------------------
+
+
+def test_one_cycle_ends_at_its_lowest_lr(make_learner):
+    lrs = recorded(make_learner(), BatchSchedulerCB(OneCycleLR))
+    assert len(lrs) == 12
+    assert lrs[0] == pytest.approx(0.1 / 25)
+    assert lrs[-1] == min(lrs) == pytest.approx(0.1 / 25 / 1e4)
+
+
+def test_no_scheduler_step_is_taken_after_the_last(make_learner):
+    taken = []
+
+    class Counted(OneCycleLR):
+        def step(self, epoch=None):
+            taken.append(self._step_count)
+            super().step(epoch)
+
+    for unit in UNITS:
+        taken.clear()
+        make_learner(cbs=[unit(Counted)]).fit(N_EPOCHS)
+        assert len(taken) == TOTAL[unit]  # the first is torch's own, when it is made
+
+
+def test_one_cycle_turns_no_momentum_on(make_learner, at):
+    moms = []
+    look = at("after_step", lambda learn: moms.append(learn.opt.param_groups[0]["momentum"]))
+    make_learner(opt_func=SGD, cbs=[BatchSchedulerCB(OneCycleLR), look]).fit()
+    assert moms == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("opt_func", "key", "value"),
+    [
+        (AdamW, "betas", (0.9, 0.999)),
+        (partial(SGD, momentum=0.9), "momentum", 0.9),
+    ],
+    ids=["betas", "momentum"],
+)
+def test_one_cycle_cycles_the_momentum_there_is(make_learner, opt_func, key, value):
+    recorder = RecorderCB()
+    learn = make_learner(n_batches=10, opt_func=opt_func, cbs=[recorder])
+    learn.fit(cbs=[BatchSchedulerCB(OneCycleLR)])
+    moms = recorder.recs["mom"]
+    assert moms[0] == pytest.approx(0.95)
+    assert min(moms) == moms[2] == pytest.approx(0.85)
+    assert moms[-1] == pytest.approx(0.95)
+    assert learn.opt.param_groups[0][key] == value
+
+
+# After the fit --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR", "LambdaLR", "CosineAnnealingLR"])
+@pytest.mark.parametrize("fail", [False, True], ids=["to the end", "with an error"])
+def test_hyperparameters_are_as_before_the_fit(make_learner, at, name, fail):
+    learn = make_learner(param_groups=two_groups)
+    learn.fit()
+    before = hyperparameters(learn)
+
+    def step(learn):
+        if fail and learn.n_steps == 5:
+            raise RuntimeError("on purpose")
+
+    scheduler_f, kwargs, _ = CASES[name]
+    try:
+        learn.fit(N_EPOCHS, cbs=[BatchSchedulerCB(scheduler_f, **kwargs), at("before_step", step)])
+    except RuntimeError:
+        assert fail
+    assert hyperparameters(learn) == before
+
+
+def test_hyperparameters_are_as_before_when_making_the_scheduler_fails(make_learner):
+    learn = make_learner()
+    learn.fit()
+    before = hyperparameters(learn)
+
+    def broken(opt):
+        OneCycleLR(opt, 0.5, 10)
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        learn.fit(cbs=[BatchSchedulerCB(broken)])
+    assert hyperparameters(learn) == before
+
+
+def test_lr_that_is_a_tensor_is_put_back_in_place(make_learner):
+    learn = make_learner(lr=torch.tensor(0.1), opt_func=partial(AdamW, foreach=False))
+    learn.fit()
+    lr = learn.opt.param_groups[0]["lr"]
+    lrs = recorded(learn, BatchSchedulerCB(OneCycleLR))
+    assert lrs[0] == pytest.approx(0.1 / 25)
+    assert learn.opt.param_groups[0]["lr"] is lr
+    assert lr.item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("first", ["OneCycleLR", "CyclicLR", "CosineAnnealingLR"])
+@pytest.mark.parametrize(("lr", "expected"), [(0.02, 0.02), (None, 0.1)])
+def test_second_fit_gets_exactly_the_lr_that_was_asked(make_learner, first, lr, expected):
+    scheduler_f, kwargs, _ = CASES[first]
+    learn = make_learner()
+    learn.fit(2, cbs=[BatchSchedulerCB(scheduler_f, **kwargs)])
+    lrs = recorded(learn, BatchSchedulerCB(LambdaLR, lr_lambda=lambda i: 1.0), 1, lr=lr)
+    assert lrs == [expected] * 3
+    assert recorded(learn, BatchSchedulerCB(OneCycleLR), lr=lr)[0] == pytest.approx(expected / 25)
+
+
+def test_same_callback_runs_its_whole_course_in_each_fit(make_learner):
+    cb = BatchSchedulerCB(OneCycleLR)
+    learn = make_learner()
+    assert recorded(learn, cb, 1) == recorded(learn, cb, 1)
+
+
+def test_fit_without_training_makes_no_schedule(make_learner):
+    make_learner(cbs=[MetricsCB(), BatchSchedulerCB(OneCycleLR), EpochSchedulerCB(LinearLR)]).fit(
+        2, train=False
+    )
+
+
+# Refused before the first batch ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("unit", "scheduler_f", "kwargs", "message"),
+    [
+        (0, OneCycleLR, {"total_steps": 4}, "total_steps=4 contradicts 12: .*in steps, and the fit has 12"),
+        (0, OneCycleLR, {"epochs": 3}, "epochs=3 contradicts 4: "),
+        (0, OneCycleLR, {"steps_per_epoch": 5, "epochs": 4}, "steps_per_epoch=5 contradicts 3: "),
+        (0, CosineAnnealingLR, {"T_max": 4}, "T_max=4 is in epochs: .* has 12 .*leave T_max out for 12"),
+        (0, CosineAnnealingLR, {"T_max": 20}, "T_max=20 would never come to its end: .* has 12"),
+        (0, LinearLR, {"total_iters": 4}, "total_iters=4 is in epochs: .* has 12"),
+        (0, StepLR, {"step_size": 12}, "step_size=12, of which 12 is never reached: .* has 12"),
+        (0, MultiStepLR, {"milestones": [2, 30]}, r"milestones=\[2, 30\], of which 30 is never reached"),
+        (1, OneCycleLR, {"total_steps": 12}, "total_steps=12 contradicts 4: .*in epochs, and the fit has 4"),
+        (1, CosineAnnealingLR, {"T_max": 12}, "T_max=12 would never come to its end: .* has 4"),
+        (1, PolynomialLR, {"total_iters": 12}, "total_iters=12 would never come to its end: .* has 4"),
+        (1, MultiStepLR, {"milestones": [1, 4]}, r"milestones=\[1, 4\], of which 4 is never reached"),
+        (
+            0,
+            StepLR,
+            {},
+            r"BatchSchedulerCB\(StepLR\) needs step_size, which cannot be inferred: give step_size=",
+        ),
+        (0, lr_scheduler.CyclicLR, {}, "needs base_lr, which cannot be inferred"),
+    ],
+)
+def test_what_contradicts_the_fit_is_refused(make_learner, at, unit, scheduler_f, kwargs, message):
+    batches = []
+    cb = UNITS[unit](scheduler_f, **kwargs)
+    learn = make_learner(n_batches=PER_EPOCH, cbs=[cb, at("before_batch", batches.append)])
+    with pytest.raises(ValueError, match=message):
+        learn.fit(N_EPOCHS)
+    assert batches == []
+    with pytest.raises(ValueError, match=message):
+        cb.preview(learn, N_EPOCHS)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=["batch", "epoch"])
+def test_scheduler_instance_is_refused(unit):
+    sched = StepLR(SGD([torch.zeros(1, requires_grad=True)], lr=0.1), step_size=1)
+    with pytest.raises(
+        TypeError, match=r"was given a StepLR instance: expected the class, .*CB\(StepLR, ...\)"
+    ):
+        unit(sched)
+
+
+def test_what_cannot_be_called_is_refused():
+    with pytest.raises(TypeError, match=r"BatchSchedulerCB\('OneCycleLR'\): expected a class of torch.optim"):
+        BatchSchedulerCB("OneCycleLR")
+
+
+def test_function_that_gives_no_scheduler_is_refused(make_learner):
+    with pytest.raises(TypeError, match=r"the function gave 0.5; expected a scheduler of torch.optim"):
+        make_learner(cbs=[BatchSchedulerCB(lambda opt: 0.5)]).fit()
+
+
+def test_plateau_on_batches_is_refused():
+    with pytest.raises(TypeError, match=r"measured once an epoch; use EpochSchedulerCB"):
+        BatchSchedulerCB(ReduceLROnPlateau)
+
+
+def test_monitor_of_another_scheduler_is_refused():
+    with pytest.raises(ValueError, match=r"\(monitor='loss'\): only ReduceLROnPlateau watches a value"):
+        EpochSchedulerCB(StepLR, monitor="loss", step_size=1)
+
+
+def test_monitored_name_is_checked_before_training(make_learner, at):
+    batches = []
+    cb = EpochSchedulerCB(ReduceLROnPlateau, monitor="eval/lss")
+    learn = make_learner(cbs=[MetricsCB(), cb, at("before_batch", batches.append)])
+    with pytest.raises(
+        ValueError, match=r"monitor='eval/lss' is not measured \(did you mean 'eval/loss'\?\)"
+    ):
+        learn.fit()
+    assert batches == []
+
+
+def test_monitor_of_validation_is_refused_in_a_fit_without_it(make_learner, at):
+    batches = []
+    cb = EpochSchedulerCB(ReduceLROnPlateau, monitor="eval/loss")
+    learn = make_learner(cbs=[MetricsCB(), cb, at("before_batch", batches.append)])
+    with pytest.raises(ValueError, match="monitor='eval/loss' is not measured"):
+        learn.fit(2, valid=False)
+    assert batches == []
+
+
+def test_bare_optimizer_class_is_refused(make_learner, bare_sgd):
+    cb = BatchSchedulerCB(OneCycleLR)
+    learn = make_learner(opt_func=bare_sgd)
+    with pytest.raises(TypeError, match=r"on a BareSGD: torch's schedulers need a torch.optim.Optimizer"):
+        learn.fit(cbs=[cb])
+    with pytest.raises(TypeError, match=r"on a BareSGD: torch's schedulers need a torch.optim.Optimizer"):
+        cb.preview(learn)
+
+
+def test_loader_without_length_needs_the_length_by_hand(make_learner):
+    learn = make_learner()
+    learn.dls.train = NoLength(learn.dls.train)
+    with pytest.raises(
+        ValueError, match="needs total_steps, and the train loader has no length: give total_st"
+    ):
+        learn.fit(4, cbs=[BatchSchedulerCB(OneCycleLR)])
+    with pytest.raises(ValueError, match="preview: the train loader has no length"):
+        BatchSchedulerCB(OneCycleLR).preview(learn)
+    lrs = recorded(learn, BatchSchedulerCB(OneCycleLR, total_steps=12))
+    assert lrs == BatchSchedulerCB(OneCycleLR).preview(make_learner(), 4)
+    assert recorded(learn, EpochSchedulerCB(CosineAnnealingLR))[0] == 0.1
+
+
+# Steps ----------------------------------------------------------------------------------------------
+
+
+def test_schedule_follows_optimizer_steps(make_learner, at):
+    def every_other(learn):
+        if learn.batch_idx % 2 == 0:
+            raise CancelStepException
+
+    learn = make_learner(n_batches=8, cbs=[at("before_step", every_other)])
+    lrs = recorded(learn, BatchSchedulerCB(StepLR, step_size=1, gamma=0.5), 1)
+    assert lrs == [0.1, 0.05, 0.025, 0.0125]
+
+
+def test_single_batch_runs_the_whole_schedule(make_learner):
+    lrs = recorded(make_learner(cbs=[SingleBatchCB()]), BatchSchedulerCB(OneCycleLR))
+    assert lrs == BatchSchedulerCB(OneCycleLR).preview(make_learner(n_batches=1), 4)
+
+
+def test_epoch_scheduler_keeps_the_lr_within_an_epoch(make_learner):
+    lrs = recorded(make_learner(), EpochSchedulerCB(StepLR, step_size=1, gamma=0.5), 3)
+    assert lrs == [0.1] * 3 + [0.05] * 3 + [0.025] * 3
+
+
+# Preview --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_preview_leaves_learner_model_and_optimizer(make_learner, trained):
+    learn = make_learner(param_groups=two_groups)
+    if trained:
+        learn.fit()
+    before = dict(vars(learn))
+    opt = learn.opt and (hyperparameters(learn), str(learn.opt.state_dict()), learn.opt.step)
+    weight, rng = learn.model.weight.clone(), torch.get_rng_state()
+    BatchSchedulerCB(OneCycleLR).preview(learn, 4)
+    assert vars(learn) == before
+    assert (learn.opt and (hyperparameters(learn), str(learn.opt.state_dict()), learn.opt.step)) == opt
+    assert torch.equal(learn.model.weight, weight)
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_preview_of_a_kept_optimizer_starts_from_its_lr(make_learner):
+    learn = make_learner()
+    learn.fit(lr=0.3)
+    assert max(BatchSchedulerCB(CosineAnnealingLR).preview(learn, 4)) == 0.3
+
+
+def test_preview_of_plateau_needs_a_value_for_each_epoch(make_learner):
+    with pytest.raises(ValueError, match="ReduceLROnPlateau needs values, one for each of 3 epochs"):
+        EpochSchedulerCB(ReduceLROnPlateau).preview(make_learner(), 3, values=[1.0, 1.0])
+
+
+def test_repr_names_the_scheduler():
+    assert repr(BatchSchedulerCB(OneCycleLR)) == "BatchSchedulerCB(OneCycleLR)"
+    assert repr(EpochSchedulerCB(sequential)) == "EpochSchedulerCB(sequential)"

@@ -1,0 +1,101 @@
+import os
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from minilearn import Callback, DataLoaders, Learner, TensorLoader, events
+
+torch.set_num_threads(1)  # on tensors this small, threads wait for each other 100 times as long as they work
+
+
+def _write_idx(root, name="FashionMNIST", n_train=20, n_valid=10):
+    """Images of one value each, 0 and 255 in turn; targets 0, 1, ... 9, 0, ..."""
+    raw = Path(root) / name / "raw"
+    raw.mkdir(parents=True)
+    for part, n in (("train", n_train), ("t10k", n_valid)):
+        pixels = b"".join(bytes([255 * (i % 2)]) * 784 for i in range(n))
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, n, 28, 28) + pixels)
+        targets = bytes(i % 10 for i in range(n))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, n) + targets)
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def write_idx():
+    """Write a tiny (Fashion-)MNIST in torchvision's layout: write_idx(root, name, n_train, n_valid)."""
+    return _write_idx
+
+
+@pytest.fixture
+def real_data():
+    """Return the folder with the real FashionMNIST/raw, or skip."""
+    repo = Path(__file__).parents[1]
+    for folder in (os.environ.get("MINILEARN_DATA"), repo.parent / "shared" / "data"):
+        if folder and (Path(folder) / "FashionMNIST" / "raw").is_dir():
+            return Path(folder)
+    pytest.skip("needs the real Fashion-MNIST: set MINILEARN_DATA to a folder with FashionMNIST/raw")
+
+
+@pytest.fixture
+def make_learner():
+    """Make a Learner of Linear(3, 2) at lr 0.1, on batches of 4, without default callbacks.
+
+    make_learner(n_batches=3, n_valid=1, regression=False, **kwargs of Learner)
+    """
+
+    def make(n_batches=3, n_valid=1, regression=False, **kwargs):
+        rng = torch.Generator().manual_seed(0)
+        x = torch.randn(4 * (n_batches + n_valid), 3, generator=rng)
+        y = x.sum(1, keepdim=True) if regression else (x.sum(1) > 0).long()
+        n = 4 * n_batches
+        valid = TensorLoader(x[n:], y[n:], bs=4) if n_valid else None
+        model = nn.Linear(3, 1 if regression else 2)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randn(p.shape, generator=rng))
+        dls = DataLoaders(TensorLoader(x[:n], y[:n], bs=4), valid)
+        kwargs = {"model": model, "dls": dls, "lr": 0.1, "default_cbs": False} | kwargs
+        return Learner(**kwargs)
+
+    return make
+
+
+@pytest.fixture
+def at():
+    """Make a callback that calls a function with the learner: at("after_step", function, order=0)."""
+
+    def make(event, function, order=0):
+        def hook(self, learn):
+            function(learn)
+
+        return type("At", (Callback,), {event: hook, "order": order})()
+
+    return make
+
+
+@pytest.fixture
+def bare_sgd():
+    """Return an optimizer class as document 003 writes one: only step and zero_grad."""
+
+    class BareSGD:
+        def __init__(self, params, lr, wd=0):
+            self.params, self.lr, self.wd = list(params), lr, wd
+
+        def step(self):
+            with torch.no_grad():
+                for p in self.params:
+                    p -= p.grad * self.lr
+
+        def zero_grad(self):
+            for p in self.params:
+                p.grad.zero_()
+
+    return BareSGD
+
+
+@pytest.fixture(autouse=True)
+def no_scopes_left_by_other_tests(monkeypatch):
+    monkeypatch.setattr(events, "_cancels", dict(events._cancels))

@@ -1,0 +1,468 @@
+import os
+import random
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
+
+from minilearn import DataLoaders, TensorLoader, set_seed
+from minilearn.data import peek, to_device
+from minilearn.data.loaders import check_not_empty, n_batches
+
+TRAIN, VALID, TEST = [("train", 0)], [("valid", 0)], [("test", 0)]
+
+
+def rng_states():
+    numpy = np.random.get_state()
+    return random.getstate(), numpy[1].tolist(), numpy[2:], torch.get_rng_state().tolist()
+
+
+# DataLoaders ------------------------------------------------------------------------------------------
+
+
+def test_loaders_are_read_as_attributes_and_by_name():
+    dls = DataLoaders(TRAIN, VALID, TEST)
+    assert dls.train is dls["train"] is TRAIN
+    assert dls.valid is dls["eval"] is dls["valid"] is VALID
+    assert dls.test is dls["test"] is TEST
+
+
+def test_valid_and_test_are_none_when_not_given():
+    dls = DataLoaders(TRAIN)
+    assert (dls.valid, dls.test, dls.classes) == (None, None, None)
+
+
+def test_classes_are_kept_in_order():
+    assert DataLoaders(TRAIN, classes=["shirt", "bag"]).classes == ("shirt", "bag")
+
+
+def test_unknown_name_lists_the_names():
+    with pytest.raises(KeyError, match=r"dls\['vaild'\]: expected 'train', 'eval' \(or 'valid'\) or 'test'"):
+        DataLoaders(TRAIN)["vaild"]
+
+
+@pytest.mark.parametrize("name", ["eval", "valid", "test"])
+def test_name_of_a_loader_that_was_not_given_says_so(name):
+    with pytest.raises(KeyError, match=rf"dls\['{name}'\]: these DataLoaders were made without it"):
+        DataLoaders(TRAIN)[name]
+
+
+@pytest.mark.parametrize("make", [lambda: DataLoaders(None), lambda: DataLoaders.of({"eval": VALID})])
+def test_no_train_is_refused(make):
+    with pytest.raises(ValueError, match="dls has no train"):
+        make()
+
+
+@pytest.mark.parametrize("name", ["eval", "valid"])
+def test_mapping_becomes_dataloaders(name):
+    dls = DataLoaders.of({"train": TRAIN, name: VALID, "test": TEST})
+    assert (dls.train, dls.valid, dls.test) == (TRAIN, VALID, TEST)
+
+
+def test_dataloaders_stay_the_same_object():
+    dls = DataLoaders(TRAIN)
+    assert DataLoaders.of(dls) is dls
+
+
+def test_object_with_train_and_valid_becomes_dataloaders():
+    dls = DataLoaders.of(namedtuple("Dls", "train valid")(TRAIN, VALID))
+    assert (dls.train, dls.valid, dls.test) == (TRAIN, VALID, None)
+
+
+def test_wrong_keys_of_a_mapping_are_named():
+    with pytest.raises(ValueError, match=r"dls has \['trian'\]: expected the keys 'train'"):
+        DataLoaders.of({"trian": TRAIN, "eval": VALID})
+
+
+def test_mapping_with_both_eval_and_valid_is_refused():
+    with pytest.raises(ValueError, match=r"eval.*valid"):
+        DataLoaders.of({"train": TRAIN, "eval": VALID, "valid": VALID})
+
+
+def test_what_holds_no_loaders_is_refused():
+    with pytest.raises(TypeError, match=r"dls=3: expected DataLoaders\(train, valid\), or a dict"):
+        DataLoaders.of(3)
+
+
+@pytest.mark.parametrize(
+    ("loader", "shown"),
+    [
+        (torch.zeros(2), r"tensor\(\[0., 0.\]\)"),
+        (7, "7"),
+        ("batches", "'batches'"),
+        ({"x": 1}, r"\{'x': 1\}"),
+    ],
+)
+def test_what_is_no_iterable_of_batches_is_refused(loader, shown):
+    with pytest.raises(TypeError, match=f"dls valid={shown}: expected an iterable of batches"):
+        DataLoaders(TRAIN, loader)
+
+
+@pytest.mark.parametrize(
+    ("loader", "kind"),
+    [(iter(TRAIN), "list_iterator"), ((b for b in TRAIN), "generator"), (zip(TRAIN), "zip")],
+)
+def test_iterable_that_goes_only_once_is_refused(loader, kind):
+    with pytest.raises(TypeError, match=f"dls train is a {kind}, which can be gone through only once"):
+        DataLoaders(loader)
+
+
+def test_empty_loader_is_named():
+    with pytest.raises(ValueError, match=r"the valid loader is empty, it has 0 batches$"):
+        check_not_empty("valid", [])
+
+
+def test_loader_emptied_by_drop_last_says_why():
+    with pytest.raises(ValueError, match=r"the train loader is empty.*drop_last=True drops the only batch"):
+        check_not_empty("train", TensorLoader(torch.zeros(3), bs=4, drop_last=True))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from ((torch.full((2,), float(i)), i) for i in range(3))
+
+
+@pytest.mark.parametrize(
+    ("loader", "n"),
+    [
+        (TRAIN * 3, 3),
+        (TensorLoader(torch.zeros(5), bs=2), 3),
+        (DataLoader(Stream()), None),
+        (map(id, []), None),
+    ],
+)
+def test_n_batches_is_none_where_a_loader_does_not_know(loader, n):
+    assert n_batches(loader) == n
+
+
+# TensorLoader -----------------------------------------------------------------------------------------
+
+
+def loader(n=10, bs=4, shuffle=True, seed=0, epoch=0, **kwargs):
+    made = TensorLoader(torch.randn(n, 3), torch.arange(n), bs=bs, shuffle=shuffle, seed=seed, **kwargs)
+    made.set_epoch(epoch)
+    return made
+
+
+def order(**kwargs):
+    return torch.cat([yb for _, yb in loader(n=50, **kwargs)]).tolist()
+
+
+def test_last_batch_is_smaller():
+    assert [xb.shape for xb, _ in loader()] == [(4, 3), (4, 3), (2, 3)]
+    assert len(loader()) == 3
+
+
+def test_drop_last_drops_the_smaller_batch():
+    batches = list(loader(drop_last=True))
+    assert [xb.shape for xb, _ in batches] == [(4, 3), (4, 3)]
+    assert len(loader(drop_last=True)) == 2
+
+
+def test_without_shuffle_the_order_is_that_of_the_tensors():
+    made = loader(shuffle=False)
+    assert torch.equal(torch.cat([xb for xb, _ in made]), made.tensors[0])
+    assert [yb.tolist() for _, yb in made] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_inputs_and_targets_stay_together_when_shuffled():
+    made = loader()
+    for xb, yb in made:
+        assert torch.equal(xb, made.tensors[0][yb])
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_each_sample_comes_exactly_once_an_epoch(epoch):
+    shuffled = order(epoch=epoch)
+    assert shuffled != list(range(50))
+    assert sorted(shuffled) == list(range(50))
+
+
+def test_order_is_the_same_for_the_same_seed_and_epoch():
+    assert order(seed=3, epoch=5) == order(seed=3, epoch=5)
+
+
+def test_order_stays_until_the_epoch_is_set():
+    made = loader(n=50)
+    assert torch.equal(made.order(), made.order())
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({"epoch": 0}, {"epoch": 1}),
+        ({"seed": 0}, {"seed": 1}),
+        ({"seed": 0, "epoch": 1}, {"seed": 1, "epoch": 0}),
+        ({"seed": 1, "epoch": 11}, {"seed": 11, "epoch": 1}),
+        ({"seed": 5}, {"seed": 5 + 2**32}),
+        ({"seed": 5}, {"seed": 5 + 2**64}),
+    ],
+)
+def test_order_differs_by_seed_and_by_epoch(a, b):
+    assert order(**a) != order(**b)
+
+
+def test_order_does_not_depend_on_global_random_numbers():
+    torch.manual_seed(1)
+    before = order()
+    torch.manual_seed(2)
+    assert order() == before
+
+
+def test_shuffling_draws_from_no_global_generator():
+    made, before = loader(), rng_states()
+    list(made)
+    assert rng_states() == before
+
+
+def test_seed_comes_from_set_seed_by_default():
+    set_seed(12)
+    assert TensorLoader(torch.zeros(3)).seed == 12
+
+
+def test_targets_are_the_last_tensor():
+    assert loader(n=4).targets.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("bs", [0, -1, 2.0, "4", None])
+def test_bs_that_is_no_count_is_refused(bs):
+    with pytest.raises(ValueError, match=rf"bs={bs!r}: expected a whole number >= 1"):
+        TensorLoader(torch.zeros(3), bs=bs)
+
+
+def test_tensors_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match=r"tensors of \[3, 2\] samples; expected as many in each"):
+        TensorLoader(torch.zeros(3, 2), torch.zeros(2))
+
+
+@pytest.mark.parametrize("tensors", [(), ([1, 2],), (torch.tensor(1.0),)])
+def test_what_has_no_dimension_of_samples_is_refused(tensors):
+    with pytest.raises(TypeError, match="expected one or more tensors with a dimension of samples"):
+        TensorLoader(*tensors)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_tensors_are_kept_on_the_device(shuffle):
+    made = loader(shuffle=shuffle, device="meta")
+    assert {t.device.type for t in made.tensors} == {"meta"}
+    assert {t.device.type for batch in made for t in batch} == {"meta"}
+
+
+# peek -------------------------------------------------------------------------------------------------
+
+
+class Noisy(Dataset):
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, i):
+        return torch.rand(2) + np.random.rand() + random.random(), i
+
+
+class Pids(Dataset):
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if i >= self.n:
+            raise IndexError(i)
+        return torch.zeros(1), os.getpid()
+
+
+class ByKey(Dataset):
+    def __init__(self, keys):
+        self.values = {key: (torch.full((2,), float(i)), i) for i, key in enumerate(keys)}
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, key):
+        return self.values[key]
+
+
+class ByPair(ByKey):
+    def __getitem__(self, key):
+        row, column = key
+        return super().__getitem__((row, column))
+
+
+class Batches:
+    def __iter__(self):
+        yield from ((torch.full((4, 1), float(i)), torch.rand(4)) for i in range(3))
+
+
+PLAIN = TensorDataset(torch.arange(10.0), torch.arange(10))
+NAMES = [f"image{i}" for i in range(6)]
+
+
+def generator():
+    return torch.Generator().manual_seed(3)
+
+
+def plain_shuffled():
+    return DataLoader(PLAIN, batch_size=3, shuffle=True)
+
+
+def own_generator():
+    return DataLoader(PLAIN, batch_size=3, shuffle=True, generator=generator())
+
+
+def own_generator_in_the_sampler():
+    return DataLoader(PLAIN, batch_size=3, sampler=RandomSampler(PLAIN, generator=generator()))
+
+
+class OwnRandomNumbers(Sampler):
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+
+    def __iter__(self):
+        return iter(self.rng.permutation(10).tolist())
+
+    def __len__(self):
+        return 10
+
+
+def sampler_with_random_numbers_of_its_own():
+    return DataLoader(PLAIN, batch_size=3, sampler=OwnRandomNumbers())
+
+
+def names_as_keys_with_a_generator():
+    return DataLoader(ByKey(NAMES), batch_size=2, sampler=SubsetRandomSampler(NAMES, generator=generator()))
+
+
+def names_as_keys_with_a_generator_in_the_batch_sampler():
+    sampler = SubsetRandomSampler(NAMES, generator=generator())
+    return DataLoader(ByKey(NAMES), batch_sampler=BatchSampler(sampler, batch_size=2, drop_last=False))
+
+
+def no_batch_size_with_a_generator():
+    return DataLoader(
+        PLAIN, batch_size=None, sampler=RandomSampler(PLAIN, generator=generator()), generator=generator()
+    )
+
+
+def tensor_loader():
+    return loader()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        plain_shuffled,
+        own_generator,
+        own_generator_in_the_sampler,
+        sampler_with_random_numbers_of_its_own,
+        names_as_keys_with_a_generator,
+        names_as_keys_with_a_generator_in_the_batch_sampler,
+        no_batch_size_with_a_generator,
+        tensor_loader,
+    ],
+)
+def test_peek_leaves_the_order_of_the_next_pass(make):
+    passes = []
+    for look in (False, True):
+        set_seed(0)
+        made = make()
+        if look:
+            assert peek(made) is not None
+        passes.append([yb.tolist() for _, yb in made])
+    assert passes[0] == passes[1]
+
+
+@pytest.mark.parametrize("made", [DataLoader(Noisy(), batch_size=3, shuffle=True), Batches(), loader()])
+def test_peek_leaves_all_random_numbers(made):
+    before = rng_states()
+    peek(made)
+    assert rng_states() == before
+
+
+def test_peek_of_a_dataloader_is_a_batch_of_two_samples():
+    xb, yb = peek(DataLoader(PLAIN, batch_size=3))
+    assert (xb.tolist(), yb.tolist()) == ([0.0, 1.0], [0, 1])
+
+
+def test_peek_uses_the_collate_function():
+    assert peek(DataLoader(PLAIN, batch_size=3, collate_fn=len)) == 2
+
+
+@pytest.mark.parametrize("n", [5, 1])
+def test_peek_starts_no_workers(n):
+    _, pids = peek(DataLoader(Pids(n), batch_size=2, num_workers=2))
+    assert set(pids.tolist()) == {os.getpid()}
+
+
+def test_peek_of_a_list_is_its_first_batch():
+    assert peek(TRAIN) is TRAIN[0]
+
+
+def test_peek_of_an_iterable_leaves_its_batches():
+    batches = Batches()
+    assert peek(batches)[0].tolist() == [[0.0]] * 4
+    assert [xb[0].item() for xb, _ in batches] == [0, 1, 2]
+
+
+def test_peek_of_an_iterable_dataset_is_its_first_batch():
+    xb, yb = peek(DataLoader(Stream(), batch_size=2))
+    assert (xb.tolist(), yb.tolist()) == ([[0, 0], [1, 1]], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "keys"),
+    [(ByKey, NAMES), (ByKey, [10, 11]), (ByPair, [(0, 1), (2, 3)])],
+    ids=["names", "from 10", "pairs"],
+)
+def test_peek_asks_the_loader_when_the_keys_do_not_count_from_0(dataset, keys):
+    _, yb = peek(DataLoader(dataset(keys), batch_size=2, sampler=keys))
+    assert yb.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("made", [[], DataLoader(Pids(0), batch_size=2)])
+def test_peek_of_an_empty_loader_is_none(made):
+    assert peek(made) is None
+
+
+def test_peek_of_a_tensor_loader_is_its_first_samples():
+    _, yb = peek(loader())
+    assert yb.tolist() == [0, 1]
+
+
+# to_device --------------------------------------------------------------------------------------------
+
+META = torch.device("meta")
+
+
+def test_to_device_moves_tensors_however_nested():
+    pair = namedtuple("pair", "x n")
+    batch = ([torch.zeros(1)], {"ids": (torch.zeros(2), "text")}, pair(torch.zeros(3), 7))
+    images, words, moved = to_device(batch, META)
+    assert type(images) is list
+    assert type(moved) is pair
+    assert images[0].device == words["ids"][0].device == moved.x.device == META
+    assert (words["ids"][1], moved.n) == ("text", 7)
+
+
+def test_to_device_keeps_a_tensor_that_is_there():
+    x = torch.zeros(1)
+    assert to_device(x, x.device) is x
+
+
+def test_to_device_asks_a_batch_class_of_the_users_own():
+    class Graph:
+        def to(self, device):
+            return device
+
+    assert to_device([Graph()], META) == [META]

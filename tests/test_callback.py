@@ -1,0 +1,534 @@
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
+
+from minilearn import (
+    BatchSchedulerCB,
+    Callback,
+    CallbackHost,
+    DataLoaders,
+    DeviceCB,
+    Learner,
+    MetricsCB,
+    MomentumCB,
+    ProgressCB,
+    RecorderCB,
+    SingleBatchCB,
+    TensorLoader,
+    TerminateOnNaNCB,
+    with_cbs,
+)
+from minilearn.events import STEPS, events
+
+
+class Watch(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def after_batch(self, learn):
+        self.seen.append(learn.epoch)
+
+
+def nothing(self, learn):
+    pass
+
+
+# Hooks are checked when the class is made ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("after_bacth", "did you mean after_batch?"),
+        ("before_stp", "did you mean before_step?"),
+        ("bacward", "did you mean backward?"),
+        ("zero_grads", "did you mean zero_grad?"),
+        ("before_everything", "the events are listed in minilearn.events"),
+        ("after_all_of_it", "the events are listed in minilearn.events"),
+        ("cleanup_all", "the events are listed in minilearn.events"),
+        ("on_epoch_end", "the events are listed in minilearn.events"),
+    ],
+)
+def test_a_misspelt_hook_is_an_error_when_the_class_is_made(name, hint):
+    with pytest.raises(TypeError, match=rf"My\.{name} is no event and would never run: {hint}"):
+        type("My", (Callback,), {name: nothing})
+
+
+def test_a_misspelt_hook_of_a_mixin_is_an_error():
+    mixin = type("Mixin", (), {"after_bacth": nothing})
+    with pytest.raises(TypeError, match=r"My\.after_bacth is no event"):
+        type("My", (mixin, Callback), {})
+
+
+@pytest.mark.parametrize("wrap", [staticmethod, classmethod])
+def test_a_misspelt_hook_is_found_however_it_is_wrapped(wrap):
+    with pytest.raises(TypeError, match="did you mean after_batch"):
+        type("My", (Callback,), {"after_bacth": wrap(nothing)})
+
+
+@pytest.mark.parametrize("name", ["_after_bacth", "_on_end", "show", "lr_of", "plot"])
+def test_helpers_are_no_hooks(name):
+    assert hasattr(type("My", (Callback,), {name: nothing}), name)
+
+
+def no_learner(self):
+    pass
+
+
+def two_more(self, learn, other):
+    pass
+
+
+def keyword_only(self, *, learn):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("function", "signature"),
+    [
+        (no_learner, r"\(self\)"),
+        (two_more, r"\(self, learn, other\)"),
+        (keyword_only, r"\(self, \*, learn\)"),
+        (staticmethod(nothing), r"\(self, learn\)"),
+    ],
+)
+def test_a_hook_takes_the_learner(function, signature):
+    with pytest.raises(TypeError, match=rf"My\.after_step{signature}: expected after_step\(self, learn\)"):
+        type("My", (Callback,), {"after_step": function})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, learn, more=1: None,
+        lambda self, *args: None,
+        staticmethod(lambda learn: None),
+        classmethod(nothing),
+    ],
+)
+def test_a_hook_may_take_the_learner_in_any_way(function):
+    assert hasattr(type("My", (Callback,), {"after_step": function}), "after_step")
+
+
+async def awaited(self, learn):
+    pass
+
+
+def iterated(self, learn):
+    yield
+
+
+@pytest.mark.parametrize("function", [awaited, iterated])
+def test_a_hook_is_not_async_nor_a_generator(function):
+    with pytest.raises(TypeError, match=r"My\.after_step: a hook is called, never awaited or iterated"):
+        type("My", (Callback,), {"after_step": function})
+
+
+@pytest.mark.parametrize("value", [3, None, property(lambda self: 0)])
+def test_an_event_s_name_is_kept_for_a_method(value):
+    with pytest.raises(TypeError, match=r"My\.step = .*: expected a method, for step is an event"):
+        type("My", (Callback,), {"step": value})
+
+
+def test_an_inherited_hook_fires(make_learner):
+    cb = type("Child", (Watch,), {})()
+    make_learner(n_batches=2).fit(valid=False, cbs=cb)
+    assert cb.seen == [0, 0]
+
+
+def test_a_hook_set_on_an_instance_fires_with_the_learner_as_argument(make_learner):
+    cb, seen = Callback(), []
+    cb.after_step = seen.append
+    learn = make_learner(n_batches=2)
+    learn.fit(cbs=cb)
+    assert seen == [learn, learn]
+
+
+def test_a_misspelt_hook_on_an_instance_is_an_error(make_learner):
+    cb = Callback()
+    cb.after_stp = print
+    with pytest.raises(TypeError, match="did you mean after_step"):
+        make_learner(cbs=cb)
+
+
+def test_a_value_on_an_instance_under_an_event_s_name_is_an_error_before_training(make_learner):
+    cb = Callback()
+    cb.step = 0
+    with pytest.raises(TypeError, match="step = 0: expected a method, for step is an event"):
+        make_learner().fit(cbs=cb)
+
+
+def test_hooks_of_a_scope_of_the_user_s_own_are_known_after_with_cbs():
+    hooks = {"before_game": nothing}
+    with pytest.raises(TypeError, match="define the class that uses with_cbs first"):
+        type("My", (Callback,), hooks)
+    with_cbs("game")
+    type("My", (Callback,), hooks)
+
+
+# Steps have one owner -----------------------------------------------------------------------------
+
+
+def note_step(step, calls):
+    """Make a hook that does a step as the Learner does, and notes it."""
+
+    def hook(self, learn=None):
+        calls.append(step)
+        getattr(Learner, step)(learn or self)
+
+    return hook
+
+
+def test_the_learner_owns_each_step_by_default(make_learner):
+    learn = make_learner()
+    assert [learn.has_default(step) for step in STEPS] == [True] * 5
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_callback_may_own_a_step(step, make_learner):
+    calls = []
+    learn = make_learner(
+        n_batches=2, n_valid=0, cbs=type("Own", (Callback,), {step: note_step(step, calls)})()
+    )
+    learn.fit()
+    assert calls == [step, step]
+    assert not learn.has_default(step)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_subclass_may_own_a_step(step):
+    calls = []
+    subclass = type("MyLearner", (Learner,), {step: note_step(step, calls)})
+    data = TensorLoader(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]), bs=2)
+    subclass(nn.Linear(3, 2), DataLoaders(data), default_cbs=False).fit()
+    assert calls == [step, step]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_two_callbacks_that_own_a_step_are_an_error_that_names_both(step, make_learner):
+    one, two = (type(name, (Callback,), {step: nothing})() for name in ("One", "Two"))
+    with pytest.raises(
+        ValueError, match=rf"^{step} has 2 owners, One\.{step} and Two\.{step}: expected exactly"
+    ):
+        make_learner(cbs=[one, two])
+
+
+def test_a_second_owner_given_to_fit_is_an_error_before_training(make_learner):
+    learn = make_learner(cbs=MomentumCB())
+    with pytest.raises(ValueError, match=r"owners, MomentumCB\.zero_grad and Own\.zero_grad"):
+        learn.fit(cbs=type("Own", (Callback,), {"zero_grad": nothing})())
+    assert len(learn.cbs) == 1
+
+
+def test_a_subclass_and_a_callback_that_own_a_step_are_an_error_that_names_both():
+    subclass = type("MyLearner", (Learner,), {"step": lambda self: None})
+    with pytest.raises(ValueError, match=r"step has 2 owners, MyLearner\.step and Own\.step"):
+        subclass(nn.Linear(3, 2), {"train": [1]}, cbs=type("Own", (Callback,), {"step": nothing})())
+
+
+# The order of callbacks ---------------------------------------------------------------------------
+
+
+def test_callbacks_run_by_order_then_as_listed(make_learner):
+    class Late(Callback):
+        order = 5
+
+    class Inherits(Late):
+        pass
+
+    late, inherits, early, early2 = Late(), Inherits(), Callback(), Callback()
+    assert make_learner(cbs=[late, early, inherits, early2]).cbs == (early, early2, late, inherits)
+
+
+def shipped():
+    return [
+        TerminateOnNaNCB(),
+        ProgressCB(),
+        BatchSchedulerCB(OneCycleLR),
+        RecorderCB(),
+        MetricsCB(),
+        SingleBatchCB(),
+        DeviceCB("cpu"),
+    ]
+
+
+def test_shipped_callbacks_run_in_one_order_however_they_are_listed(make_learner):
+    expected = (
+        DeviceCB,
+        SingleBatchCB,
+        MetricsCB,
+        TerminateOnNaNCB,
+        RecorderCB,
+        BatchSchedulerCB,
+        ProgressCB,
+    )
+    for cbs in (shipped(), shipped()[::-1]):
+        assert tuple(map(type, make_learner(cbs=cbs).cbs)) == expected
+
+
+def test_result_does_not_depend_on_the_order_of_the_list(make_learner):
+    results = []
+    for flip in (1, -1):
+        learn = make_learner(
+            cbs=[BatchSchedulerCB(OneCycleLR), recorder := RecorderCB(), MetricsCB()][::flip]
+        )
+        learn.fit(2)
+        row = {k: v for k, v in learn.history[-1].items() if k != "time_s"}
+        results.append((recorder.recs, row, learn.model.weight.tolist()))
+    assert results[0] == results[1]
+
+
+def test_explain_prints_the_hooks_of_each_event_in_order(make_learner, capsys):
+    class Two(Watch):
+        order = -1
+
+    make_learner(cbs=[Watch(), Two(), MomentumCB()]).explain()
+    assert capsys.readouterr().out.splitlines() == [
+        "predict      Learner  (the owner)",
+        "get_loss     Learner  (the owner)",
+        "backward     Learner  (the owner)",
+        "step         Learner  (the owner)",
+        "zero_grad    MomentumCB  (the owner)",
+        "after_batch  Two -> Watch",
+        "cleanup_fit  MomentumCB",
+    ]
+
+
+# The set of callbacks -----------------------------------------------------------------------------
+
+
+def test_callbacks_given_to_fit_are_gone_after_it(make_learner):
+    learn, cb = make_learner(n_batches=1, n_valid=0, cbs=Watch()), Watch()
+    before = learn.cbs
+    learn.fit(cbs=cb)
+    assert learn.cbs == before
+    learn.fit(cbs=[])
+    assert cb.seen == [0]
+
+
+def test_callbacks_given_to_fit_are_gone_after_an_error(make_learner, at):
+    learn = make_learner()
+    with pytest.raises(ZeroDivisionError):
+        learn.fit(cbs=[Watch(), at("after_loss", lambda learn: 1 / 0)])
+    assert learn.cbs == ()
+    learn.fit()
+
+
+def test_a_callback_added_in_the_middle_of_a_fit_takes_part_and_stays(make_learner, at):
+    added = Watch()
+
+    def add(learn):
+        if learn.epoch == 1 and added not in learn.cbs:
+            learn.add_cb(added)
+
+    learn = make_learner(n_batches=2, n_valid=0)
+    learn.fit(3, cbs=at("before_batch", add))
+    assert added.seen == [1, 1, 2, 2]
+    assert learn.cbs == (added,)
+
+
+def test_a_removed_callback_takes_part_no_more(make_learner, at):
+    cb = Watch()
+
+    def remove(learn):
+        if learn.epoch == 1:
+            learn.remove_cb(cb)
+
+    learn = make_learner(n_batches=2, n_valid=0, cbs=cb)
+    learn.fit(2, cbs=at("before_train", remove))
+    assert cb.seen == [0, 0]
+    assert learn.cbs == ()
+
+
+def test_remove_cb_refuses_what_was_not_added(make_learner):
+    learn = make_learner(default_cbs=True, cbs=Watch())
+    for cb in (Watch(), learn.cbs[0]):
+        with pytest.raises(ValueError, match=r"is not among the callbacks that were added: \[Watch\(\)\]"):
+            learn.remove_cb(cb)
+
+
+def test_hooks_are_looked_up_per_fit_and_not_per_event(make_learner, monkeypatch):
+    calls, find = [], CallbackHost._find_hooks
+
+    def counted(self, cbs):
+        calls.append(cbs)
+        return find(self, cbs)
+
+    monkeypatch.setattr(CallbackHost, "_find_hooks", counted)
+    learn = make_learner(n_batches=5, cbs=Watch())
+    calls.clear()
+    learn.fit(1)
+    per_fit = len(calls)
+    calls.clear()
+    learn.fit(4)
+    assert len(calls) == per_fit <= 3  # when its callbacks come, when it starts, when they go
+
+
+@pytest.mark.parametrize(
+    ("cb", "message"),
+    [
+        (MetricsCB, r"cbs has the class MetricsCB: expected an instance; write MetricsCB\(\)"),
+        (OneCycleLR, r"for a torch scheduler write BatchSchedulerCB\(OneCycleLR\)"),
+        (
+            StepLR(torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1), 1),
+            r"for a torch scheduler write BatchSchedulerCB\(OneCycleLR\)",
+        ),
+        (nn.Linear(1, 1), r"cbs has Linear\(.*\): expected instances of Callback$"),
+        ("RecorderCB", r"cbs has 'RecorderCB': expected instances of Callback$"),
+    ],
+    ids=["class", "scheduler class", "scheduler", "module", "string"],
+)
+def test_what_is_no_callback_is_an_error(cb, message, make_learner):
+    for give in (lambda: make_learner(cbs=[cb]), lambda: make_learner().fit(cbs=cb)):
+        with pytest.raises(TypeError, match=message):
+            give()
+
+
+def test_the_same_instance_twice_is_an_error(make_learner):
+    cb = Watch()
+    with pytest.raises(ValueError, match=r"Watch\(\) is in cbs twice: expected each instance once"):
+        make_learner(cbs=[cb, cb])
+
+
+def test_the_same_instance_in_learner_and_fit_is_an_error(make_learner):
+    cb = Watch()
+    learn = make_learner(cbs=cb)
+    with pytest.raises(ValueError, match=r"Watch\(\) is in cbs twice"):
+        learn.fit(cbs=cb)
+    with pytest.raises(ValueError, match=r"Watch\(\) is in cbs twice"):
+        learn.add_cb(cb)
+    learn.fit(valid=False)
+    assert cb.seen == [0, 0, 0]
+
+
+# Defaults -----------------------------------------------------------------------------------------
+
+
+def kinds(learn):
+    return [type(cb).__name__ for cb in learn.cbs]
+
+
+def test_default_callbacks_come_with_the_learner(make_learner):
+    assert kinds(make_learner(default_cbs=True)) == ["DeviceCB", "MetricsCB", "ProgressCB"]
+    assert kinds(make_learner(default_cbs=False)) == []
+
+
+@pytest.mark.parametrize("subclass", [False, True])
+def test_one_of_the_same_kind_takes_a_default_s_place(subclass, make_learner):
+    cb = type("MyMetrics", (MetricsCB,), {})() if subclass else MetricsCB()
+    learn = make_learner(default_cbs=True, cbs=cb)
+    assert kinds(learn) == ["DeviceCB", type(cb).__name__, "ProgressCB"]
+    assert learn.cbs[1] is cb
+
+
+def test_one_given_to_fit_takes_a_default_s_place_for_that_fit_only(make_learner):
+    learn, cb = make_learner(default_cbs=True, n_valid=0), MetricsCB()
+    default = learn.cbs[1]
+    seen = []
+    cb.before_fit = lambda learn: seen.append(learn.cbs)
+    learn.fit(cbs=cb)
+    assert seen[0][1] is cb
+    assert len(seen[0]) == 3
+    assert learn.cbs[1] is default
+    assert len(learn.history) == 1
+
+
+# Notes on errors ----------------------------------------------------------------------------------
+
+
+class BrokenError(Exception):
+    pass
+
+
+def breaks(*_):
+    raise BrokenError
+
+
+def note_of(learn, error=BrokenError, **kwargs):
+    with pytest.raises(error) as e:
+        learn.fit(2, **kwargs)
+    (note,) = e.value.__notes__
+    return note
+
+
+def test_an_error_in_a_callback_says_where_it_was_raised(make_learner, at):
+    def break_late(learn):
+        if learn.epoch == 1 and learn.batch_idx == 2:
+            raise BrokenError
+
+    note = note_of(make_learner(cbs=at("after_loss", break_late)), valid=False)
+    assert note == "minilearn: in At.after_loss, epoch 1 of 2, train batch 2, step 5"
+
+
+@pytest.mark.parametrize(
+    ("event", "where"),
+    [
+        ("before_fit", "epoch 0 of 2"),
+        ("before_epoch", "epoch 0 of 2"),
+        ("after_step", "epoch 0 of 2, train batch 0, step 1"),
+        ("cleanup_step", "epoch 0 of 2, train batch 0, step 1"),
+        ("after_train", "epoch 0 of 2, after train batch 2, step 3"),
+        ("after_validate", "epoch 0 of 2, after eval batch 0, step 3"),
+        ("cleanup_fit", "epoch 1 of 2"),
+    ],
+)
+def test_note_says_what_is_running(event, where, make_learner, at):
+    assert note_of(make_learner(cbs=at(event, breaks))) == f"minilearn: in At.{event}, {where}"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_gets_a_note_too(error, make_learner, at):
+    def stop(learn):
+        raise error
+
+    note = note_of(make_learner(cbs=at("after_step", stop)), error)
+    assert note == "minilearn: in At.after_step, epoch 0 of 2, train batch 0, step 1"
+
+
+def test_an_error_in_the_model_is_one_of_predict(make_learner):
+    model = nn.Linear(3, 2)
+    model.register_forward_hook(breaks)
+    assert note_of(make_learner(model=model)) == (
+        "minilearn: in Learner.predict, epoch 0 of 2, train batch 0, step 0"
+    )
+
+
+def test_an_error_in_the_loss_is_one_of_get_loss(make_learner):
+    assert note_of(make_learner(loss_func=breaks)) == (
+        "minilearn: in Learner.get_loss, epoch 0 of 2, train batch 0, step 0"
+    )
+
+
+def test_an_error_in_the_optimizer_is_one_of_step(make_learner, bare_sgd):
+    opt_func = type("Opt", (bare_sgd,), {"step": lambda self: breaks()})
+    assert note_of(make_learner(opt_func=opt_func)) == (
+        "minilearn: in Learner.step, epoch 0 of 2, train batch 0, step 0"
+    )
+
+
+def test_an_error_in_the_loader_is_one_of_the_phase(make_learner):
+    class Loader(list):
+        def __iter__(self):
+            yield from list.__iter__(self)
+            if learn.is_fitting:
+                raise BrokenError
+
+    batch = (torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))
+    learn = make_learner(dls={"train": Loader([batch, batch])})
+    assert note_of(learn) == "minilearn: in Learner._train, epoch 0 of 2, after train batch 1, step 2"
+
+
+def test_a_host_of_the_user_s_own_says_its_scopes():
+    class Host(CallbackHost):
+        @with_cbs("round")
+        def play(self):
+            raise BrokenError
+
+    with pytest.raises(BrokenError) as e:
+        Host().play()
+    assert e.value.__notes__ == ["minilearn: in Host.play, inside round"]
+
+
+def test_events_lists_each_name_once():
+    assert len(events()) == len(set(events()))

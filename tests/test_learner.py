@@ -1,0 +1,535 @@
+from collections import namedtuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from minilearn import (
+    MLP,
+    BatchSchedulerCB,
+    CancelFitException,
+    DataLoaders,
+    Learner,
+    MetricsCB,
+    RecorderCB,
+    TensorLoader,
+    set_seed,
+)
+
+
+def same(a, b):
+    """Whether two models have bitwise the same parameters."""
+    return all(p.equal(q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def copy_of(model):
+    copy = MLP(3, 5, 2) if isinstance(model, MLP) else nn.Linear(3, 2)
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
+def train_by_hand(model, opt, batches, n_epochs):
+    for _ in range(n_epochs):
+        for x, y in batches:
+            F.cross_entropy(model(x), y).backward()
+            opt.step()
+            opt.zero_grad()
+
+
+def rows(learn, *names):
+    return [tuple(row[name] for name in names) for row in learn.history]
+
+
+# A fit is torch's loop ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opt_func", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
+@pytest.mark.parametrize("default_cbs", [False, True])
+def test_a_fit_is_bitwise_a_hand_written_loop(opt_func, default_cbs, make_learner):
+    learn = make_learner(model=MLP(3, 5, 2), opt_func=opt_func, default_cbs=default_cbs)
+    model = copy_of(learn.model)
+    fused = {} if opt_func is torch.optim.RMSprop else {"fused": True}
+    train_by_hand(model, opt_func(model.parameters(), 0.1, **fused), list(learn.dls.train), 2)
+    learn.fit(2)
+    assert same(learn.model, model)
+
+
+def test_a_second_fit_keeps_the_optimizer_s_state(make_learner):
+    learn = make_learner()
+    model = copy_of(learn.model)
+    opt = torch.optim.AdamW(model.parameters(), 0.1, fused=True)
+    batches = list(learn.dls.train)
+    train_by_hand(model, opt, batches, 1)
+    opt.param_groups[0]["lr"] = 0.05
+    train_by_hand(model, opt, batches, 2)
+    learn.fit()
+    learn.fit(2, lr=0.05)
+    assert same(learn.model, model)
+
+
+def test_reset_opt_forgets_the_optimizer_s_state(make_learner):
+    learn = make_learner()
+    model = copy_of(learn.model)
+    for n_epochs in (1, 2):
+        opt = torch.optim.AdamW(model.parameters(), 0.1, fused=True)
+        train_by_hand(model, opt, list(learn.dls.train), n_epochs)
+    learn.fit()
+    learn.fit(2, reset_opt=True)
+    assert same(learn.model, model)
+
+
+def test_stale_gradients_before_a_fit_do_not_matter(make_learner):
+    clean, stale = make_learner(), make_learner()
+    F.cross_entropy(stale.model(torch.ones(4, 3)), torch.zeros(4, dtype=torch.long)).backward()
+    clean.fit()
+    stale.fit()
+    assert same(clean.model, stale.model)
+
+
+def test_gradients_of_a_fit_that_broke_off_do_not_matter(make_learner, at):
+    def interrupt(learn):
+        raise KeyboardInterrupt
+
+    clean, broken = make_learner(opt_func=torch.optim.SGD), make_learner(opt_func=torch.optim.SGD)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(cbs=at("after_backward", interrupt))
+    clean.fit()
+    broken.fit()
+    assert same(clean.model, broken.model)
+
+
+def test_the_one_liner_of_the_readme_works_as_it_stands(capsys):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 1, 4, 4, generator=rng)
+    data = TensorLoader(x, (x.mean((1, 2, 3)) > 0).long(), bs=16, shuffle=True)
+    model, dls = MLP(16, 8, 2), DataLoaders(data, data)
+    learn = Learner(model, dls, cbs=[BatchSchedulerCB(OneCycleLR), RecorderCB()])
+    learn.fit(6)
+    assert rows(learn, "epoch", "train") == [(i, phase) for i in range(6) for phase in ("train", "eval")]
+    recs = learn.cbs[2].recs
+    assert {name: len(values) for name, values in recs.items()} == {"lr": 24, "mom": 24, "loss": 24}
+    opt = torch.optim.AdamW(MLP(16, 8, 2).parameters())
+    sched = OneCycleLR(opt, max_lr=1e-3, total_steps=24)  # the default lr is the peak
+    expected = []
+    for _ in range(24):
+        expected.append(opt.param_groups[0]["lr"])
+        opt.step()
+        sched.step()
+    assert recs["lr"] == expected
+    assert learn.history[-1]["loss"] < learn.history[0]["loss"]
+    assert capsys.readouterr().out.count("MulticlassAccuracy") == 12
+
+
+# History, epochs, steps ---------------------------------------------------------------------------
+
+
+def test_history_has_a_row_per_epoch_and_phase_that_counts_on(make_learner):
+    learn = make_learner(cbs=MetricsCB())
+    learn.fit(2)
+    learn.fit(1, valid=False)
+    learn.fit(1, train=False)
+    learn.fit(1)
+    assert rows(learn, "epoch", "train") == [
+        *((0, "train"), (0, "eval"), (1, "train"), (1, "eval")),
+        *((2, "train"), (2, "eval"), (3, "train"), (3, "eval")),
+    ]
+
+
+def test_a_row_has_the_mean_loss_over_samples_and_the_accuracy(make_learner):
+    x = torch.tensor([[2.0], [1.0], [-1.0]])
+    model = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0], [0.0]]))  # predicts class 0 where x > 0
+    valid = TensorLoader(x, torch.tensor([0, 1, 1]), bs=2)
+    learn = make_learner(model=model, dls=DataLoaders(valid, valid), cbs=MetricsCB())
+    row = learn.validate()
+    expected = F.cross_entropy(model(x), torch.tensor([0, 1, 1])).item()
+    assert row["loss"] == pytest.approx(expected, rel=1e-6)
+    assert row["MulticlassAccuracy"] == pytest.approx(2 / 3)
+
+
+def test_fields_of_the_loop_are_those_of_the_docstring(make_learner, at):
+    seen = []
+
+    def look(learn):
+        seen.append((learn.phase, learn.training, learn.epoch, learn.batch_idx, learn.n_steps))
+
+    learn = make_learner(n_batches=2)
+    learn.fit(2, cbs=at("before_batch", look))
+    assert seen == [
+        *(("train", True, 0, 0, 0), ("train", True, 0, 1, 1), ("eval", False, 0, 0, 2)),
+        *(("train", True, 1, 0, 2), ("train", True, 1, 1, 3), ("eval", False, 1, 0, 4)),
+    ]
+    assert (learn.n_epochs, learn.steps_per_epoch, learn.total_steps, learn.n_epochs_trained) == (2, 2, 4, 2)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from zip(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]), strict=True)
+
+
+def test_a_loader_without_length_leaves_the_plan_open(make_learner):
+    learn = make_learner(dls={"train": DataLoader(Stream(), batch_size=2)})
+    learn.fit(2)
+    assert (learn.steps_per_epoch, learn.total_steps, learn.n_steps) == (None, None, 4)
+
+
+class EpochLoader(list):
+    def __init__(self, batches):
+        super().__init__(batches)
+        self.epochs = []
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+
+def test_set_epoch_gets_the_epoch_of_the_learner_s_life(make_learner):
+    loader = EpochLoader([(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))])
+    learn = make_learner(dls={"train": loader, "eval": loader})
+    learn.fit(2)
+    learn.fit(1, train=False)
+    learn.validate()
+    learn.fit(2)
+    assert loader.epochs == [0, 1, 2, 3]
+
+
+def test_set_epoch_reaches_the_sampler_too(make_learner):
+    class Sampler(torch.utils.data.SequentialSampler):
+        epochs = ()
+
+        def set_epoch(self, epoch):
+            self.epochs += (epoch,)
+
+    data = TensorDataset(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))
+    sampler = Sampler(data)
+    make_learner(dls={"train": DataLoader(data, sampler=sampler)}).fit(2)
+    assert sampler.epochs == (0, 1)
+
+
+def test_the_same_seed_gives_the_same_weights(make_learner):
+    models = []
+    for _ in range(2):
+        set_seed(1)
+        x, y = torch.randn(16, 3), torch.arange(16) % 2
+        model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 2))
+        learn = make_learner(model=model, dls={"train": TensorLoader(x, y, bs=4, shuffle=True)})
+        learn.fit(2)
+        models.append(model)
+    assert same(*models)
+
+
+def test_looking_at_a_batch_before_training_draws_no_random_numbers(make_learner):
+    x, y = torch.randn(16, 3), torch.arange(16) % 2
+    firsts = []
+    dls = {"train": DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True)}
+    set_seed(2)
+    expected = next(iter(dls["train"]))[0]
+    set_seed(2)
+    learn = make_learner(dls=dls)
+    set_seed(2)
+    learn.model.register_forward_pre_hook(lambda _, args: firsts.append(args[0]))
+    learn.fit()
+    assert firsts[0].equal(expected)
+
+
+# Kinds of batches ---------------------------------------------------------------------------------
+
+X, Y = torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 0, 1])
+
+
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, a, b):
+        return self.linear(a + b)
+
+
+Pair = namedtuple("Pair", "a b")
+
+
+@pytest.mark.parametrize(
+    "inputs", [(X, X), [X, X], Pair(X, X), {"a": X, "b": X}], ids=lambda x: type(x).__name__
+)
+@pytest.mark.parametrize("default_cbs", [False, True])
+def test_nested_inputs_are_the_model_s_arguments(inputs, default_cbs, make_learner):
+    learn = make_learner(model=Sum(), dls={"train": [(inputs, Y)]}, default_cbs=default_cbs)
+    linear = copy_of(learn.model.linear)
+    train_by_hand(linear, torch.optim.AdamW(linear.parameters(), 0.1, fused=True), [(2 * X, Y)], 1)
+    learn.fit()
+    assert same(learn.model.linear, linear)
+
+
+def test_float_targets_train_by_mean_squared_error(make_learner):
+    learn = make_learner(regression=True, opt_func=torch.optim.SGD, n_batches=1)
+    (x, y), weight = next(iter(learn.dls.train)), learn.model.weight.detach().clone()
+    residual = learn.model(x).detach() - y  # (4, 1)
+    learn.fit()
+    assert learn.loss_func is F.mse_loss
+    torch.testing.assert_close(learn.model.weight, weight - 0.1 * (2 * residual * x).mean(0, keepdim=True))
+
+
+def test_a_callback_may_own_get_loss_and_call_the_learner_s(make_learner):
+    class Half(MetricsCB):
+        def get_loss(self, learn):
+            learn.get_loss()
+            learn.loss = learn.loss / 2
+
+    plain, half = make_learner(cbs=MetricsCB()), make_learner(cbs=Half())
+    assert half.validate()["loss"] == pytest.approx(plain.validate()["loss"] / 2)
+
+
+# validate -----------------------------------------------------------------------------------------
+
+
+def test_validate_returns_a_row_and_leaves_the_learner_as_it_was(make_learner):
+    learn = make_learner(cbs=MetricsCB())
+    learn.fit()
+    history, dls, model = list(learn.history), learn.dls, copy_of(learn.model)
+    row = learn.validate()
+    assert {k: v for k, v in row.items() if k != "time_s"} == {
+        k: v for k, v in history[1].items() if k != "time_s"
+    }
+    assert learn.history == history
+    assert learn.dls is dls
+    assert same(learn.model, model)
+
+
+def test_validate_takes_another_loader(make_learner):
+    learn = make_learner(cbs=MetricsCB())
+    assert learn.validate(learn.dls.train)["loss"] != learn.validate()["loss"]
+    assert learn.validate([(X, Y)])["loss"] == pytest.approx(F.cross_entropy(learn.model(X), Y).item())
+
+
+def test_validate_before_any_fit_builds_no_optimizer(make_learner):
+    learn = make_learner(cbs=MetricsCB())
+    learn.validate()
+    assert learn.opt is None
+    assert all(p.grad is None for p in learn.model.parameters())
+
+
+def test_validate_without_metrics_gives_an_empty_row(make_learner):
+    assert make_learner().validate() == {}
+
+
+def test_validate_runs_without_gradients_and_fit_with(make_learner, at):
+    seen = []
+    learn = make_learner(
+        n_batches=1, cbs=at("after_predict", lambda learn: seen.append(learn.preds.requires_grad))
+    )
+    learn.fit()
+    learn.validate()
+    assert seen == [True, False, False]
+
+
+INSIDE = [
+    *("before_fit", "before_epoch", "before_train", "before_batch", "after_predict", "after_loss"),
+    *("after_backward", "before_step", "after_step", "after_batch", "after_train", "before_validate"),
+    *("after_validate", "after_epoch", "after_fit", "cleanup_batch", "cleanup_train", "cleanup_epoch"),
+]
+
+
+@pytest.mark.parametrize("order", [-60, 0, 100])
+@pytest.mark.parametrize("event", INSIDE)
+def test_validate_inside_a_fit_changes_nothing_of_it(event, order, make_learner, at):
+    plain, inside = make_learner(cbs=MetricsCB()), make_learner(cbs=MetricsCB())
+    found = []
+
+    def validate(learn):
+        if not running:  # this hook runs in its own validate too
+            running.append(event)
+            found.append(learn.validate([(X, Y)]))
+            running.clear()
+
+    running = []
+    plain.fit(2)
+    inside.fit(2, cbs=at(event, validate, order))
+    assert found[0]["train"] == "eval"
+    names = ("MulticlassAccuracy", "loss", "epoch", "train")
+    assert rows(inside, *names) == rows(plain, *names)
+    assert same(inside.model, plain.model)
+    assert inside.n_steps == plain.n_steps
+
+
+def test_fields_are_those_of_the_batch_after_a_validate_inside_it(make_learner, at):
+    def look(learn):
+        names = ("dl", "training", "batch", "batch_idx", "preds", "loss")
+        before = [getattr(learn, name) for name in names]
+        learn.validate([(X, Y), (X, Y)])
+        assert all(getattr(learn, name) is value for name, value in zip(names, before, strict=True))
+        assert learn.model.training
+        assert torch.is_grad_enabled()
+        looked.append(True)
+
+    looked = []
+    make_learner().fit(valid=False, cbs=at("after_step", look))
+    assert len(looked) == 3
+
+
+def test_a_failing_validate_leaves_the_learner_usable(make_learner):
+    learn = make_learner()
+    dls = learn.dls
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):
+        learn.validate([(torch.ones(4, 7), Y)])
+    assert learn.dls is dls
+    assert not learn.is_fitting
+    learn.fit()
+
+
+# predict ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dl",
+    [
+        [(X[:2], Y[:2]), (X[2:], Y[2:])],
+        [X[:2], X[2:]],
+        DataLoader(TensorDataset(X), batch_size=3),
+        DataLoader(TensorDataset(X, Y), batch_size=3),
+        TensorLoader(X, Y, bs=3),
+    ],
+    ids=["pairs", "inputs alone", "dataset of inputs", "dataset", "tensor loader"],
+)
+@pytest.mark.parametrize("default_cbs", [False, True])
+def test_predict_gives_all_predictions_in_the_loader_s_order(dl, default_cbs, make_learner):
+    learn = make_learner(default_cbs=default_cbs)
+    preds = learn.predict(dl)
+    assert preds.equal(torch.cat([learn.model(X[:3]), learn.model(X[3:])]))
+    assert not preds.requires_grad
+    assert learn.history == []
+
+
+def test_predict_is_in_evaluation_mode(make_learner):
+    model = nn.Sequential(nn.Dropout(0.9), nn.Linear(3, 2))
+    assert make_learner(model=model).predict([X]).equal(model[1](X))
+
+
+def test_predict_takes_inputs_that_are_a_dict(make_learner):
+    model = Sum()
+    assert make_learner(model=model).predict([{"a": X, "b": X}]).equal(model.linear(2 * X))
+
+
+def test_predictions_that_are_nested_keep_their_form(make_learner):
+    class Two(nn.Linear):
+        def forward(self, x):
+            out = super().forward(x)
+            return {"one": out, "two": (out + 1, out + 2)}
+
+    model = Two(3, 2)
+    preds = make_learner(model=model).predict([X[:2], X[2:]])
+    one = nn.Linear.forward(model, X)
+    assert preds["one"].equal(one)
+    assert [p.equal(one + i) for i, p in enumerate(preds["two"], 1)] == [True, True]
+
+
+def test_predict_inside_a_fit_changes_nothing_of_it(make_learner, at):
+    plain, inside = make_learner(cbs=MetricsCB()), make_learner(cbs=MetricsCB())
+    plain.fit()
+    inside.fit(cbs=at("after_step", lambda learn: learn.predict([X])))
+    assert rows(inside, "loss") == rows(plain, "loss")
+    assert same(inside.model, plain.model)
+
+
+def test_predict_of_an_empty_loader_is_an_error(make_learner):
+    with pytest.raises(ValueError, match="the given loader is empty, it has 0 batches"):
+        make_learner().predict([])
+
+
+def test_a_subclass_that_owns_predict_still_has_predict_of_a_loader():
+    class Doubled(Learner):
+        def predict(self):
+            self.preds = 2 * self.model(self.xb)
+
+    class Child(Doubled):
+        pass
+
+    model = nn.Linear(3, 2)
+    for cls in (Doubled, Child):
+        learn = cls(model, {"train": [(X, Y)]}, default_cbs=False)
+        assert learn.predict([X]).equal(2 * model(X))
+    learn.fit()
+
+
+# Modes --------------------------------------------------------------------------------------------
+
+
+def modes(model):
+    return [module.training for module in model.modules()]
+
+
+def with_norm():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("evaluate", [False, True])
+@pytest.mark.parametrize(
+    "run",
+    [lambda learn: learn.fit(), lambda learn: learn.validate(), lambda learn: learn.predict([X])],
+    ids=["fit", "validate", "predict"],
+)
+def test_modules_are_left_in_the_modes_in_which_they_were_found(run, evaluate, make_learner):
+    model = with_norm().train(not evaluate)
+    model[1].train(evaluate)
+    before = modes(model)
+    run(make_learner(model=model))
+    assert modes(model) == before
+
+
+def test_modules_are_in_their_modes_after_an_error(make_learner, at):
+    model = with_norm()
+    model[1].eval()
+    with pytest.raises(ZeroDivisionError):
+        make_learner(model=model, cbs=at("after_validate", lambda learn: 1 / 0)).fit()
+    assert modes(model) == [True, True, False, True]
+
+
+def test_a_norm_put_into_evaluation_stays_so_in_training(make_learner, at):
+    model, seen = with_norm(), []
+    model[1].eval()
+    model[1].running_mean.fill_(0.5)
+    learn = make_learner(model=model, cbs=at("after_predict", lambda learn: seen.append(modes(model))))
+    learn.fit(2)
+    train, valid = [True, True, False, True], [False] * 4
+    assert seen == [train, train, train, valid] * 2
+    assert model[1].running_mean.tolist() == [0.5] * 4
+
+
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode(make_learner, at):
+    model, seen = with_norm().eval(), []
+    learn = make_learner(model=model, cbs=at("after_predict", lambda learn: seen.append(modes(model))))
+    learn.fit(valid=False)
+    assert seen == [[True] * 4] * 3
+
+
+# A fit that ends early ----------------------------------------------------------------------------
+
+
+def test_a_cancelled_fit_leaves_a_learner_that_can_fit_again(make_learner, at):
+    def stop(learn):
+        raise CancelFitException
+
+    learn = make_learner(cbs=MetricsCB())
+    learn.fit(5, cbs=at("after_train", stop))
+    assert rows(learn, "epoch", "train") == [(0, "train")]
+    assert not learn.is_fitting
+    learn.fit()
+    assert rows(learn, "epoch", "train")[1:] == [(1, "train"), (1, "eval")]
+
+
+def test_a_fit_without_a_valid_loader_only_trains(make_learner):
+    learn = make_learner(n_valid=0, cbs=MetricsCB())
+    learn.fit()
+    assert rows(learn, "train") == [("train",)]
+
+
+def test_lr_find_gives_a_suggestion_and_leaves_the_model(make_learner):
+    learn = make_learner(cbs=MetricsCB())
+    model = copy_of(learn.model)
+    finder = learn.lr_find(n_steps=60)
+    assert 1e-6 < finder.suggestion < 10
+    assert same(learn.model, model)
+    assert learn.opt is None
