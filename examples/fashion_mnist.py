@@ -45,10 +45,10 @@ PUBLISHED = (
 )
 
 
-def load(root: str | None, bs: int) -> tuple[DataLoaders, str]:
+def load(root: str | None, bs: int | None) -> tuple[DataLoaders, str]:
     """Return Fashion-MNIST and its name, or the built-in set where there are neither data nor network."""
     try:
-        return fashion_mnist(bs, root=root), "Fashion-MNIST"
+        return fashion_mnist(bs or 512, root=root), "Fashion-MNIST"
     except ValueError as error:  # a broken file
         sys.exit(f"--data: {error}" if root else str(error))
     except FileNotFoundError as error:
@@ -58,7 +58,7 @@ def load(root: str | None, bs: int) -> tuple[DataLoaders, str]:
             "No Fashion-MNIST on this machine, and it could not be downloaded: running on the built-in set "
             "of drawn shapes instead (MINILEARN_DATA or --data names a folder with FashionMNIST/raw)."
         )
-        return shapes(bs=128), "built-in shapes"
+        return shapes(bs or 128), "built-in shapes"
 
 
 def train(dls: DataLoaders, n_epochs: int, lr: float) -> tuple[Learner, RecorderCB, float]:
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument(
         "--lr", type=float, default=5e-2, help="the peak of the one-cycle schedule (default: 0.05)"
     )
-    parser.add_argument("--bs", type=positive, default=512, help="batch size (default: 512)")
+    parser.add_argument("--bs", type=positive, help="batch size (default: 512; on the built-in set 128)")
     parser.add_argument("--seed", type=int, default=42, help="seed of the (first) run (default: 42)")
     parser.add_argument(
         "--runs", type=positive, default=1, help="runs, with seeds counting up from --seed (default: 1)"

@@ -146,11 +146,14 @@ class CallbackHost:
         self, cbs: tuple[Callback, ...]
     ) -> dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]]:
         hooks: dict[str, Any] = {}
+        known = events()
         for cb in cbs:
-            for name in vars(cb):  # a hook may be set on the instance, and misspelt there
-                if callable(vars(cb)[name]) and name.startswith(_OTHERS_NAMES) and name not in events():
-                    _check_hook(type(cb), name, vars(cb)[name], events())
-        for event in events():
+            for name, value in vars(cb).items():  # a hook may be set on the instance, and misspelt there
+                if name in known and not callable(value):
+                    raise TypeError(f"{cb!r}.{name} = {value!r}: expected a method, for {name} is an event")
+                if callable(value) and name.startswith(_OTHERS_NAMES) and name not in known:
+                    _check_hook(type(cb), name, value, known)
+        for event in known:
             found = [(f"{type(cb).__name__}.{event}", getattr(cb, event)) for cb in cbs if hasattr(cb, event)]
             if event in STEPS:
                 found = self._owner(event, found)

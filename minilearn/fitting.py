@@ -80,7 +80,7 @@ def prepare_opt(learn: Any, lr: float | Sequence[float] | None, reset_opt: bool)
     """Build the optimizer, or set the lr of the one that lives on."""
     if learn.opt is None or reset_opt:
         learn.opt = build_opt(learn.opt_func, learn.model, learn.lr if lr is None else lr, learn.param_groups)
-    elif lr is not None:
+    if lr is not None:  # in a new one too: it rules over an lr that a group has of its own
         set_lr(learn.opt, lr)
     if learn.has_default("step"):
         check_step(learn.opt)

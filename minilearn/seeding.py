@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Iterator
@@ -30,6 +31,13 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS: one workspace for each stream
+
+
+def generator_of(*key: int) -> torch.Generator:
+    """Return a generator on the CPU that is a pure function of whole numbers, such as (seed, epoch)."""
+    # Hashed, for torch's generator uses 32 bits of its seed, and seed + epoch would make runs overlap.
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 @contextmanager

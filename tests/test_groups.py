@@ -257,6 +257,22 @@ def test_a_bare_class_without_lr_is_refused_by_name():
         set_lr(Opt([], 0.1), 0.5)
 
 
+def test_the_first_fit_s_lr_reaches_a_bare_class_under_any_name(make_learner):
+    class Opt:
+        def __init__(self, params, eta):
+            self.params, self.eta = list(params), eta
+
+        def step(self):
+            pass
+
+        def zero_grad(self):
+            pass
+
+    learn = make_learner(opt_func=Opt)
+    learn.fit(lr=0.3)
+    assert learn.opt.eta == 0.3
+
+
 # Optimizers that cannot be stepped ----------------------------------------------------------------
 
 

@@ -166,6 +166,14 @@ def test_fields_of_the_loop_are_those_of_the_docstring(make_learner, at):
     assert (learn.n_epochs, learn.steps_per_epoch, learn.total_steps, learn.n_epochs_trained) == (2, 2, 4, 2)
 
 
+def test_a_fit_counts_its_own_epochs_and_steps_from_0(make_learner, at):
+    seen = []
+    learn = make_learner(n_batches=2, n_valid=0)
+    for _ in range(2):
+        learn.fit(cbs=at("before_step", lambda learn: seen.append((learn.epoch, learn.n_steps))))
+    assert seen == [(0, 0), (0, 1)] * 2
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from zip(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]), strict=True)

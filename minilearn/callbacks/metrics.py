@@ -52,6 +52,7 @@ class MetricsCB(Callback):
         self._outer: list[tuple[Any, ...]] = []
         self._sum: Tensor | None = None  # of loss * samples
         self._n = 0  # samples
+        self._start_s = 0.0
 
     @property
     def names(self) -> list[str]:
@@ -68,7 +69,7 @@ class MetricsCB(Callback):
         self._begin()
 
     def before_validate(self, learn: Any) -> None:
-        if "batch" in learn.scopes:  # a validate inside a training batch must not end training's sums
+        if learn.scopes[-2] != "epoch":  # a validate inside a phase must not touch its sums
             self._outer.append((self.metrics, self._sum, self._n, self._start_s))
             self.metrics = deepcopy(self.metrics)
         self._begin()

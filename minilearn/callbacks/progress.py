@@ -41,7 +41,7 @@ class ProgressCB(Callback):
     def __init__(self, plot: bool = False, console: Console | None = None) -> None:
         self.plot, self.console = plot, console
         self._view: _Lines | _Bars | None = None
-        self._inner = 0  # depth of validate calls inside a batch, which are not shown
+        self._inner = 0  # depth of validate calls inside a phase, which are not shown
 
     def before_fit(self, learn: Any) -> None:
         from rich.console import Console
@@ -67,7 +67,7 @@ class ProgressCB(Callback):
         self._begin(learn)
 
     def _begin(self, learn: Any) -> None:
-        if "batch" in learn.scopes:
+        if learn.scopes[-2] != "epoch":
             self._inner += 1
         if not self._inner and isinstance(self._view, _Bars):
             self._view.begin(learn.phase, learn.epoch, n_batches(learn.dl))

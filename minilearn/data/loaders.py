@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from ..seeding import kept_rng
+from ..seeding import generator_of, kept_rng
 
 
 class DataLoaders:
@@ -155,10 +155,7 @@ class TensorLoader:
 
     def order(self) -> Tensor:
         """Return the indices of this epoch's samples, (N,) int64 on the CPU."""
-        # torch's generator uses 32 bits of its seed, so seed and epoch are hashed into 32.
-        digest = hashlib.blake2b(f"{self.seed},{self.epoch}".encode(), digest_size=4).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-        return torch.randperm(len(self.tensors[0]), generator=generator)
+        return torch.randperm(len(self.tensors[0]), generator=generator_of(self.seed, self.epoch))
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         if self.shuffle:
@@ -197,7 +194,8 @@ def _peek_dataset(loader: DataLoader[Any]) -> Any:
     if type(loader.batch_sampler) is BatchSampler and isinstance(sampler, SequentialSampler | RandomSampler):
         index = range(min(2, loader.batch_size or 2, len(dataset)))  # not a permutation of all, to see two
     else:
-        index = next(iter(loader.batch_sampler), [])[:2]
+        # Of a copy, for a sampler may have random numbers of its own; the dataset in it is not copied.
+        index = next(iter(deepcopy(loader.batch_sampler, {id(dataset): dataset})), [])[:2]
     return loader.collate_fn([dataset[i] for i in index]) if len(index) else None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..seeding import generator_of
 from .loaders import DataLoaders, TensorLoader
 
 
@@ -69,7 +70,8 @@ def shapes(
 ) -> DataLoaders:
     """Draw ten shapes at random places, sizes, angles and contrasts, under noise and a bar across.
 
-    Not trivially separable: a linear model gets about a third right, the strided CNN nine tenths.
+    Not trivially separable: in six epochs a linear model comes to 29 % of new images, MLP(784, 64, 10)
+    to 68 %, StridedCNN to 93 %.
 
     Args:
         bs: batch size.
@@ -80,8 +82,7 @@ def shapes(
     Shapes: batches of (bs, 1, 28, 28) float32, of mean about 0 and standard deviation 1, and (bs,)
         int64 from 0 to 9.
     """
-    generator = torch.Generator().manual_seed(seed)
-    xs, ys = _draw(n_train + n_valid, generator)
+    xs, ys = _draw(n_train + n_valid, generator_of(seed))
     return DataLoaders(
         TensorLoader(xs[:n_train], ys[:n_train], bs=bs, shuffle=True, seed=seed, device=device),
         TensorLoader(xs[n_train:], ys[n_train:], bs=bs, device=device),

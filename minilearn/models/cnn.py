@@ -67,4 +67,11 @@ class StridedCNN(nn.Sequential):
             layers += [conv, GeneralReLU(leak), nn.BatchNorm2d(n_out)]
         layers += [nn.Conv2d(widths[-1], n_classes, 3, stride=2, padding=1), nn.Flatten()]
         super().__init__(*layers)
+        self.n_classes = n_classes
         self.apply(lambda module: init_leaky(module, leak))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        if out.shape[1] != self.n_classes:
+            raise ValueError(f"images of {tuple(x.shape[2:])}: expected 17 to 32 pixels a side")
+        return out

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Group = dict[str, Any]
@@ -47,35 +48,50 @@ def build_opt(
         params = [dict(g) if isinstance(g, dict) else {"params": list(g)} for g in param_groups(model)]
         _check_groups(model, params)
     if not isinstance(lr, Tensor) and isinstance(lr, Sequence):
-        if len(lr) != (n := len(params) if param_groups else 1):
+        params = params if param_groups is not None else [{"params": params}]
+        if len(lr) != (n := len(params)):
             raise ValueError(f"lr={list(lr)!r}: expected one number, or {n}, one per parameter group")
         for group, group_lr in zip(params, lr, strict=True):
             group["lr"] = group_lr
         lr = lr[0]
     _check_lr(lr)
-    if _may_fuse(opt_func, model):
-        try:
-            return opt_func(params, lr, fused=True)
-        except RuntimeError:
-            pass  # how torch says that it has no fused kernel for this device or dtype
-    return opt_func(params, lr)
+    opt: Any = _fused(opt_func, params, lr) if _may_fuse(opt_func, model) else opt_func(params, lr)
+    if isinstance(opt, torch.optim.Optimizer):
+        built = [{k: g[k] for k in ("momentum", "betas") if k in g} for g in opt.param_groups]
+        opt.as_built = built  # type: ignore[attr-defined]
+    return opt
+
+
+def _fused(opt_func: Callable[..., Any], params: list[Any], lr: Any) -> Any:
+    try:
+        return opt_func(params, lr, fused=True)
+    except RuntimeError:  # how torch says that it has no fused kernel for this device or dtype
+        return opt_func(params, lr)
 
 
 def set_lr(opt: Any, lr: float | Sequence[float]) -> None:
     """Set every group's lr to exactly `lr` (one number or one per group), and forget old schedules.
 
     What a finished schedule left in the groups (initial_lr, max_lr, ...) is removed, and a momentum
-    or beta1 that one cycled goes back to where the optimizer's defaults have it.
+    or beta1 that one cycled goes back to what the group was built with.
+
+    Raises: TypeError for an optimizer of no lr.
     """
     groups = groups_of(opt)
     lrs = list(lr) if isinstance(lr, Sequence) else [lr] * len(groups)
     if len(lrs) != len(groups):
         raise ValueError(f"lr={lrs!r}: expected one number, or {len(groups)}, one per parameter group")
-    for group, group_lr in zip(groups, lrs, strict=True):
+    as_built = getattr(opt, "as_built", [])  # not so after a deep copy, or of a group that came later
+    for i, (group, group_lr) in enumerate(zip(groups, lrs, strict=True)):
         _check_lr(group_lr)
+        if "lr" not in group:
+            raise TypeError(
+                f"{type(opt).__name__} has no lr to set: expected param_groups with lr, or opt.lr"
+            )
         if "max_momentum" in group:
-            for key in group.keys() & opt.defaults.keys() & {"momentum", "betas"}:
-                group[key] = opt.defaults[key]
+            built = as_built[i] if i < len(as_built) else opt.defaults
+            for key in group.keys() & built.keys() & {"momentum", "betas"}:
+                group[key] = built[key]
         forget_schedule(group)
         if isinstance(group["lr"], Tensor):  # kept in place: a captured or compiled step reads it there
             group["lr"].fill_(group_lr)
@@ -115,7 +131,8 @@ def _may_fuse(opt_func: Callable[..., Any], model: nn.Module) -> bool:
         return False
     # The fused kernels refuse sparse gradients, but only at the first step.
     sparse = any(getattr(module, "sparse", False) for module in model.modules())
-    return not sparse and "fused" in inspect.signature(opt_func).parameters
+    real = all(p.is_floating_point() for p in model.parameters())  # they refuse others just as late
+    return real and not sparse and "fused" in inspect.signature(opt_func).parameters
 
 
 def check_step(opt: Any) -> None:
@@ -127,8 +144,9 @@ def check_step(opt: Any) -> None:
     for method in ("step", "zero_grad"):
         if not callable(getattr(opt, method, None)):
             raise TypeError(f"opt_func gave a {name}: expected an optimizer, with step() and zero_grad()")
-    # Of the class: a scheduler puts a step of its own on the instance.
-    _, *parameters = inspect.signature(type(opt).step).parameters.values()
+    # Of the class, for a scheduler puts a step of its own on the instance.
+    of_class = getattr(type(opt), "step", None)
+    parameters = list(inspect.signature(of_class or opt.step).parameters.values())[of_class is not None :]
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if needed:
         raise TypeError(f"{name}.step needs {', '.join(needed)}: write a callback that owns the step `step`")

@@ -137,6 +137,12 @@ def test_no_metric_is_inferred_for_regression(make_learner, loss_func):
     assert next(iter(learn.history[0])) == "loss"
 
 
+def test_no_metric_is_inferred_for_another_loss_over_classes(make_learner):
+    learn = make_learner(loss_func=F.multi_margin_loss, cbs=[MetricsCB()])
+    learn.fit()
+    assert next(iter(learn.history[0])) == "loss"
+
+
 def test_no_metric_is_inferred_when_one_is_named(make_learner):
     learn = make_learner(cbs=[MetricsCB(top1=MulticlassAccuracy())])
     learn.fit()

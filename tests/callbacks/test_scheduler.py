@@ -350,6 +350,14 @@ def test_second_fit_gets_exactly_the_lr_that_was_asked(make_learner, first, lr, 
     assert recorded(learn, BatchSchedulerCB(OneCycleLR), lr=lr)[0] == pytest.approx(expected / 25)
 
 
+def test_schedule_starts_from_the_lr_there_is_not_from_a_stale_initial_lr(make_learner):
+    learn = make_learner()
+    learn.fit()
+    StepLR(learn.opt, step_size=1)  # the user's own, which leaves initial_lr = 0.1
+    learn.opt.param_groups[0]["lr"] = 0.3
+    assert recorded(learn, BatchSchedulerCB(LambdaLR, lr_lambda=lambda i: 1.0), 1) == [0.3] * 3
+
+
 def test_same_callback_runs_its_whole_course_in_each_fit(make_learner):
     cb = BatchSchedulerCB(OneCycleLR)
     learn = make_learner()
