@@ -98,6 +98,11 @@ class CallbackHost:
     Hooks are looked up when callbacks are added or removed and when a fit starts, not at each event.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls).keys() & set(events()) - set(STEPS):
+            raise TypeError(f"{cls.__name__}.{name} would never run: hooks belong to a Callback, in cbs")
+
     def __init__(self, cbs: Any = None, defaults: Iterable[Callback] = ()) -> None:
         self.scopes: list[str] = []  # the scopes that are running, outermost first
         self._defaults = list(defaults)

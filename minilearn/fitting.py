@@ -34,10 +34,10 @@ def fit_of(learn: Any, cbs: Any) -> Iterator[None]:
 def phase_of(learn: Any, dl: Any, training: bool) -> Iterator[None]:
     """Set the loader, the model's mode and gradients for a phase.
 
-    A phase inside a batch, a validate that a callback calls, leaves that batch's fields as they were.
+    A phase inside another, a validate that a callback calls, leaves the batch's fields as they were.
     """
     outer = {name: getattr(learn, name) for name in ("dl", "training")}
-    if "batch" in learn.scopes:
+    if {"train", "validate"} & set(learn.scopes):
         outer |= {name: getattr(learn, name) for name in ("batch", "batch_idx", "preds", "loss")}
     learn.dl, learn.training = dl, training
     _set_mode(learn)
@@ -78,9 +78,10 @@ def plan(learn: Any, n_epochs: int, train: bool, valid: bool) -> None:
 
 def prepare_opt(learn: Any, lr: float | Sequence[float] | None, reset_opt: bool) -> None:
     """Build the optimizer, or set the lr of the one that lives on."""
-    if learn.opt is None or reset_opt:
+    is_new = learn.opt is None or reset_opt
+    if is_new:
         learn.opt = build_opt(learn.opt_func, learn.model, learn.lr if lr is None else lr, learn.param_groups)
-    if lr is not None:  # in a new one too: it rules over an lr that a group has of its own
+    if lr is not None and (not is_new or learn.param_groups):  # it rules over an lr that a group has
         set_lr(learn.opt, lr)
     if learn.has_default("step"):
         check_step(learn.opt)

@@ -159,6 +159,11 @@ def test_a_value_on_an_instance_under_an_event_s_name_is_an_error_before_trainin
         make_learner().fit(cbs=cb)
 
 
+def test_a_hook_on_a_learner_is_an_error():
+    with pytest.raises(TypeError, match="Mine.after_batch would never run: hooks belong to a Callback"):
+        type("Mine", (Learner,), {"after_batch": nothing})
+
+
 def test_hooks_of_a_scope_of_the_user_s_own_are_known_after_with_cbs():
     hooks = {"before_game": nothing}
     with pytest.raises(TypeError, match="define the class that uses with_cbs first"):

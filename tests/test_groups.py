@@ -248,6 +248,11 @@ def test_a_bare_class_is_its_own_group(bare_sgd):
     assert opt.lr == 0.5
 
 
+def test_an_lr_that_is_a_text_is_refused(make_learner):
+    with pytest.raises(ValueError, match=r"lr='0.1': expected a finite number >= 0"):
+        make_learner(lr="0.1").fit()
+
+
 def test_a_bare_class_without_lr_is_refused_by_name():
     class Opt:
         def __init__(self, params, lr):

@@ -47,7 +47,7 @@ def build_opt(
     if param_groups is not None:
         params = [dict(g) if isinstance(g, dict) else {"params": list(g)} for g in param_groups(model)]
         _check_groups(model, params)
-    if not isinstance(lr, Tensor) and isinstance(lr, Sequence):
+    if isinstance(lr, Sequence) and not isinstance(lr, str):
         params = params if param_groups is not None else [{"params": params}]
         if len(lr) != (n := len(params)):
             raise ValueError(f"lr={list(lr)!r}: expected one number, or {n}, one per parameter group")
@@ -78,7 +78,7 @@ def set_lr(opt: Any, lr: float | Sequence[float]) -> None:
     Raises: TypeError for an optimizer of no lr.
     """
     groups = groups_of(opt)
-    lrs = list(lr) if isinstance(lr, Sequence) else [lr] * len(groups)
+    lrs = list(lr) if isinstance(lr, Sequence) and not isinstance(lr, str) else [lr] * len(groups)
     if len(lrs) != len(groups):
         raise ValueError(f"lr={lrs!r}: expected one number, or {len(groups)}, one per parameter group")
     as_built = getattr(opt, "as_built", [])  # not so after a deep copy, or of a group that came later

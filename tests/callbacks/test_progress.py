@@ -320,6 +320,14 @@ def test_notebook_shows_bars_that_are_gone_in_the_end(make_learner, notebook):
     assert "epochs" not in html[-1]
 
 
+def test_there_are_two_bars_at_any_time(make_learner, at, clock, notebook):
+    shown(make_learner, jupyter(), cbs=[at("before_batch", lambda learn: clock.advance(1))])
+    bars = [
+        re.findall(r"^ *(epochs|train|eval) ", html.data.partition("<pre>")[2], re.M) for html in notebook[0]
+    ]
+    assert {tuple(names) for names in bars[1:-1]} == {("epochs", "train"), ("epochs", "eval")}
+
+
 def test_notebook_escapes_what_it_shows(make_learner, notebook):
     shown(make_learner, jupyter(), metrics=MetricsCB(**{"<b>": Each()}))
     html = notebook[0][-1].data
