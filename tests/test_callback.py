@@ -160,7 +160,7 @@ def test_a_value_on_an_instance_under_an_event_s_name_is_an_error_before_trainin
 
 
 def test_a_hook_on_a_learner_is_an_error():
-    with pytest.raises(TypeError, match="Mine.after_batch would never run: hooks belong to a Callback"):
+    with pytest.raises(TypeError, match=r"Mine.after_batch would never run: hooks belong to a Callback"):
         type("Mine", (Learner,), {"after_batch": nothing})
 
 

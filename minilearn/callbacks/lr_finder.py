@@ -23,7 +23,7 @@ class LRFinderCB(Callback):
     """Raise the lr of every group exponentially from step to step, and record the loss.
 
     lr_i = start_lr * (end_lr / start_lr) ** (i / (n_steps - 1)). The fit is cancelled after n_steps,
-    or when the smoothed loss is above `diverge` times its best or not finite.
+    or when, after 10 steps, the smoothed loss is above `diverge` times its best, or any is not finite.
 
     Args:
         start_lr, end_lr: 0 < start_lr < end_lr.
@@ -68,7 +68,8 @@ class LRFinderCB(Callback):
         loss = learn.loss.item()
         self._average = self.smooth * self._average + (1 - self.smooth) * loss
         smoothed = self._average / (1 - self.smooth ** (len(self.losses) + 1))
-        if not math.isfinite(loss) or (self.smoothed and smoothed > self.diverge * min(self.smoothed)):
+        settled = len(self.losses) >= 10  # the first averages rest on single batches
+        if not math.isfinite(loss) or (settled and smoothed > self.diverge * min(self.smoothed)):
             raise CancelFitException
         lr = self.start_lr * (self.end_lr / self.start_lr) ** (len(self.losses) / (self.n_steps - 1))
         self.lrs.append(lr)

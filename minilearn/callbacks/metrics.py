@@ -40,15 +40,16 @@ class MetricsCB(Callback):
     in_lr_find = False
 
     def __init__(self, *metrics: Any, **named: Any) -> None:
+        unnamed: dict[str, Any] = {}
         for metric in metrics:
             name = metric.__name__ if isinstance(metric, type) else type(metric).__name__
-            if name in named:
+            if name in unnamed or name in named:
                 raise ValueError(f"two metrics are called {name}: name them, MetricsCB(top1=..., top5=...)")
-            named[name] = metric
-        for name, metric in named.items():
+            unnamed[name] = metric
+        self.metrics = {**unnamed, **named}
+        for name, metric in self.metrics.items():
             _check_metric(name, metric)
-        self.metrics = named
-        self._infer = not named
+        self._infer = not self.metrics
         self._outer: list[tuple[Any, ...]] = []
         self._sum: Tensor | None = None  # of loss * samples
         self._n = 0  # samples

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from ..callback import Callback
 from ..data.loaders import n_batches
@@ -49,6 +49,8 @@ class BaseSchedulerCB(Callback):
 
     def __init__(self, scheduler_f: Callable[..., Any], monitor: str | None = None, **kwargs: Any) -> None:
         name = type(self).__name__
+        if type(self) is BaseSchedulerCB:
+            raise TypeError("BaseSchedulerCB never steps: use BatchSchedulerCB or EpochSchedulerCB")
         if isinstance(scheduler_f, partial) and not scheduler_f.args:
             kwargs = {**scheduler_f.keywords, **kwargs}
             scheduler_f = scheduler_f.func
@@ -60,6 +62,11 @@ class BaseSchedulerCB(Callback):
         if not callable(scheduler_f):
             raise TypeError(
                 f"{name}({scheduler_f!r}): expected a class of torch.optim.lr_scheduler, or a function"
+            )
+        if scheduler_f is ChainedScheduler or scheduler_f is SequentialLR:
+            raise TypeError(
+                f"{name}({scheduler_f.__name__}): it is made of other schedulers; expected a function "
+                "optimizer -> scheduler that makes them all"
             )
         self.is_plateau = isinstance(scheduler_f, type) and issubclass(scheduler_f, ReduceLROnPlateau)
         if self.is_plateau and self.unit != "epochs":

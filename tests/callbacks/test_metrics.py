@@ -278,3 +278,8 @@ def test_no_step_waits_for_the_gpu(make_learner, at):
     learn = make_learner(n_batches=50, cbs=[*cbs, at("before_batch", forbid), allow])
     learn.fit()
     assert learn.n_steps == 50
+
+
+def test_rows_list_the_unnamed_metrics_first(make_learner):
+    cb = MetricsCB(MulticlassAccuracy(), top1=MulticlassAccuracy())
+    assert cb.names == ["MulticlassAccuracy", "top1", "loss"]

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from minilearn import (
+    BaseSchedulerCB,
     BatchSchedulerCB,
     CancelStepException,
     EpochSchedulerCB,
@@ -535,3 +536,19 @@ def test_preview_of_plateau_needs_a_value_for_each_epoch(make_learner):
 def test_repr_names_the_scheduler():
     assert repr(BatchSchedulerCB(OneCycleLR)) == "BatchSchedulerCB(OneCycleLR)"
     assert repr(EpochSchedulerCB(sequential)) == "EpochSchedulerCB(sequential)"
+
+
+@pytest.mark.parametrize("cls", [ChainedScheduler, SequentialLR])
+def test_scheduler_made_of_others_is_to_be_given_by_function(cls):
+    with pytest.raises(TypeError, match=f"{cls.__name__}.*expected a function optimizer -> scheduler"):
+        BatchSchedulerCB(cls)
+
+
+def test_base_class_by_itself_is_refused():
+    with pytest.raises(TypeError, match="BaseSchedulerCB never steps: use BatchSchedulerCB or Epoch"):
+        BaseSchedulerCB(OneCycleLR)
+
+
+def test_partial_gives_the_arguments_it_holds(make_learner):
+    cb = BatchSchedulerCB(partial(OneCycleLR, max_lr=0.3))
+    assert max(cb.preview(make_learner(), n_epochs=5)) == pytest.approx(0.3, rel=0.05)
