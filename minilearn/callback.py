@@ -194,9 +194,11 @@ class CallbackHost:
         All hooks run before a cancel acts (of several, that of the outermost scope). An error ends
         the event at once, except in a cleanup_ event, where the other hooks still run.
         """
+        if event not in self._hooks:  # most events of a step
+            return
         cancel: CancelException | None = None
         error: BaseException | None = None
-        for name, hook in self._hooks.get(event, ()):
+        for name, hook in self._hooks[event]:
             try:
                 hook(self)
             except CancelException as e:
