@@ -46,6 +46,7 @@ def kept_rng(*generators: torch.Generator) -> Iterator[None]:
     states = [generator.get_state() for generator in generators]
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield
     finally:
@@ -54,5 +55,7 @@ def kept_rng(*generators: torch.Generator) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
