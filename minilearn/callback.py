@@ -12,7 +12,10 @@ from fastcore.basics import listify
 
 from .events import STEPS, CancelException, events
 
-_OTHERS_NAMES = ("before_", "after_", "cleanup_", "on_")  # `on_epoch_end` is another library's hook
+# Names that look like hooks: ours misspelt, or another library's (on_epoch_end, begin_fit, training_step).
+_PREFIXES = ("before_", "after_", "cleanup_", "on_", "begin_")
+_SUFFIXES = ("_begin", "_start", "_end", "_step")
+_SETTERS = {"predict": "preds", "get_loss": "loss"}  # the steps that make something, and where it goes
 
 
 class Callback:
@@ -65,7 +68,7 @@ def _check_hook(cls: type, name: str, value: Any, known: list[str]) -> None:
     if not callable(value) and not isinstance(value, staticmethod | classmethod):
         return
     close = get_close_matches(name, known, n=1, cutoff=0.8)
-    if close or name.startswith(_OTHERS_NAMES):
+    if close or name.startswith(_PREFIXES) or name.endswith(_SUFFIXES):
         hint = f"did you mean {close[0]}?" if close else "the events are listed in minilearn.events."
         raise TypeError(
             f"{where} is no event and would never run: {hint} "
@@ -108,8 +111,13 @@ class CallbackHost:
         self._defaults = list(defaults)
         self._given: list[Callback] = []
         self._hooks: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {}
-        self.cbs: tuple[Callback, ...] = ()  # in the order in which they run
+        self._cbs: tuple[Callback, ...] = ()
         self._set_cbs(listify(cbs))
+
+    @property
+    def cbs(self) -> tuple[Callback, ...]:
+        """The callbacks, default ones too, in the order in which they run."""
+        return self._cbs
 
     # The set of callbacks -------------------------------------------------------------------------
 
@@ -145,7 +153,7 @@ class CallbackHost:
         defaults = [d for d in self._defaults if not any(isinstance(cb, type(d)) for cb in given)]
         cbs = tuple(sorted([*defaults, *given], key=lambda cb: cb.order))
         self._hooks = self._find_hooks(cbs)
-        self._given, self.cbs = given, cbs
+        self._given, self._cbs = given, cbs
 
     def _find_hooks(
         self, cbs: tuple[Callback, ...]
@@ -156,7 +164,7 @@ class CallbackHost:
             for name, value in vars(cb).items():  # a hook may be set on the instance, and misspelt there
                 if name in known and not callable(value):
                     raise TypeError(f"{cb!r}.{name} = {value!r}: expected a method, for {name} is an event")
-                if callable(value) and name.startswith(_OTHERS_NAMES) and name not in known:
+                if callable(value) and name.startswith(_PREFIXES) and name not in known:
                     _check_hook(type(cb), name, value, known)
         for event in known:
             found = [(f"{type(cb).__name__}.{event}", getattr(cb, event)) for cb in cbs if hasattr(cb, event)]
@@ -200,7 +208,10 @@ class CallbackHost:
         error: BaseException | None = None
         for name, hook in self._hooks[event]:
             try:
-                hook(self)
+                if hook(self) is not None and event in _SETTERS:
+                    raise TypeError(
+                        f"{name} returned a value, which nobody reads: set learn.{_SETTERS[event]}"
+                    )
             except CancelException as e:
                 if cancel is None or not self.is_inside(e, cancel):
                     cancel = e

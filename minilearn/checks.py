@@ -7,10 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data.loaders import check_not_empty
+from .data.loaders import TensorLoader, check_not_empty
 
 
 def check_model(model: Any, loss_func: Any, opt_func: Any) -> None:
@@ -38,6 +39,11 @@ def check_fit(learn: Any, n_epochs: Any, train: bool, valid: bool) -> None:
             raise TypeError
     except TypeError:
         raise ValueError(f"fit({n_epochs!r}): expected a whole number of epochs, 1 or more") from None
+    for name, value in (("train", train), ("valid", valid)):
+        if not isinstance(value, bool):
+            raise TypeError(
+                f"fit({name}={value!r}): expected True or False; an lr is given by name, lr={value!r}"
+            )
     valid = valid and learn.dls.valid is not None
     if not train and not valid:
         raise ValueError(f"fit(train={train}) without validation does nothing: expected one of the two")
@@ -103,23 +109,31 @@ def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
     if is_cross_entropy(loss_func):
         if preds.ndim < 2 or target.is_floating_point():
             return
-        everything = getattr(loader, "targets", None)
-        everything = everything if isinstance(everything, Tensor) and everything.numel() else target
-        everything = everything[everything != _ignored(loss_func)]
+        if isinstance(loader, TensorLoader) and torch.equal(next(iter(loader))[-1].to(target.device), target):
+            target = loader.targets  # all of them, unless a callback gives the batches other targets
+        target = target[target != _ignored(loss_func)]
         n_classes = preds.shape[1]
-        if not everything.numel():
+        if not target.numel():
             return
-        low, high = int(everything.min()), int(everything.max())
+        low, high = int(target.min()), int(target.max())
         if low < 0 or high >= n_classes:
             raise ValueError(
                 f"targets run from {low} to {high}, but the model gives {n_classes} outputs, for classes 0 "
-                f"to {n_classes - 1}: do the labels count from 1, or is the last layer too small?"
+                f"to {n_classes - 1}: do the labels count from 1, or is the last layer too small? "
+                "(For regression the targets have to be floats.)"
             )
-    elif loss_func is F.mse_loss and preds.shape != target.shape:
+    elif _is_elementwise(loss_func) and preds.shape != target.shape:
         raise ValueError(
             f"preds are {tuple(preds.shape)} and targets {tuple(target.shape)}: expected the same shape, for "
-            "the mean squared error would broadcast them; reshape the targets, or give the loss_func meant"
+            "the loss would broadcast one over the other; reshape the targets"
         )
+
+
+def _is_elementwise(loss_func: Any) -> bool:
+    modules = nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss
+    return loss_func in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss) or isinstance(
+        loss_func, modules
+    )
 
 
 def _ignored(loss_func: Any) -> int:

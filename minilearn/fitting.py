@@ -25,6 +25,8 @@ def fit_of(learn: Any, cbs: Any) -> Iterator[None]:
     with learn.extra_cbs(cbs):
         try:
             yield
+            learn.batch = learn.preds = None  # they and the last graph take memory
+            learn.loss = learn.loss.detach() if isinstance(learn.loss, torch.Tensor) else None
         finally:
             for module, training in modes:
                 module.training = training
@@ -37,7 +39,9 @@ def phase_of(learn: Any, dl: Any, training: bool) -> Iterator[None]:
     A phase inside another, a validate that a callback calls, leaves the batch's fields as they were.
     """
     outer = {name: getattr(learn, name) for name in ("dl", "training")}
+    modes = []
     if {"train", "validate"} & set(learn.scopes):
+        modes = [(module, module.training) for module in learn.model.modules()]
         outer |= {name: getattr(learn, name) for name in ("batch", "batch_idx", "preds", "loss")}
     learn.dl, learn.training = dl, training
     _set_mode(learn)
@@ -51,6 +55,19 @@ def phase_of(learn: Any, dl: Any, training: bool) -> Iterator[None]:
     finally:
         vars(learn).update(outer)
         _set_mode(learn)
+        for module, mode in modes:
+            module.training = mode
+
+
+def _check_kept(learn: Any) -> None:
+    """Raise ValueError if the kept optimizer would leave a trainable parameter of the model as it is."""
+    kept = {id(p) for group in getattr(learn.opt, "param_groups", ()) for p in group["params"]}
+    new = [name for name, p in learn.model.named_parameters() if p.requires_grad and id(p) not in kept]
+    if kept and new:
+        raise ValueError(
+            f"{', '.join(new[:5])} ({len(new)} in all) of the model are not in the kept optimizer and would "
+            "not be trained: was a layer replaced? fit(reset_opt=True) makes a new one"
+        )
 
 
 def _set_mode(learn: Any) -> None:
@@ -70,8 +87,9 @@ def plan(learn: Any, n_epochs: int, train: bool, valid: bool) -> None:
     learn.batch = None
     predicts_only = any(isinstance(cb, PredictionsCB) for cb in learn.cbs)
     if learn.has_default("get_loss") and not predicts_only:
-        learn.batch = peek(learn.dls.train if train else learn.dls.valid)
-        check_batch(learn.batch)
+        for loader in [learn.dls.valid] * valid + [learn.dls.train] * train:
+            learn.batch = peek(loader)
+            check_batch(learn.batch)
         if learn.loss_func is None:
             learn.loss_func = infer_loss(learn.batch[1])
 
@@ -79,7 +97,9 @@ def plan(learn: Any, n_epochs: int, train: bool, valid: bool) -> None:
 def prepare_opt(learn: Any, lr: float | Sequence[float] | None, reset_opt: bool) -> None:
     """Build the optimizer, or set the lr of the one that lives on."""
     is_new = learn.opt is None or reset_opt
-    if is_new:
+    if not is_new:
+        _check_kept(learn)
+    else:
         learn.opt = build_opt(learn.opt_func, learn.model, learn.lr if lr is None else lr, learn.param_groups)
     if lr is not None and (not is_new or learn.param_groups):  # it rules over an lr that a group has
         set_lr(learn.opt, lr)

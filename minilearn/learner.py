@@ -16,7 +16,7 @@ from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
 from .checks import check_fit, check_model, check_targets, infer_loss
-from .data.loaders import DataLoaders
+from .data.loaders import DataLoaders, in_order
 from .events import with_cbs
 from .fitting import fit_of, phase_of, plan, prepare_opt, side_run
 
@@ -144,12 +144,13 @@ class Learner(CallbackHost):
     def predict(self, dl: Any = None) -> Any:
         """Set preds = model(inputs), the step of a batch; with a loader, return its predictions.
 
-        Shapes: predict(dl) gives (N, ...) on the CPU, in the loader's order, in evaluation mode and
-            without gradients. Its batches may be (inputs, target) or inputs alone.
+        Shapes: predict(dl) gives (N, ...) on the CPU, in the order of the data, in evaluation mode and
+            without gradients; a DataLoader that shuffles is refused. Its batches may be (inputs,
+            target) or inputs alone.
         """
         if dl is not None:
             collect = PredictionsCB()
-            self._evaluate(dl, [collect])
+            self._evaluate(in_order(dl), [collect])
             return collect.preds()
         xb = self.xb
         if isinstance(xb, dict):
@@ -199,7 +200,8 @@ class Learner(CallbackHost):
             train, valid: switch off either part.
             cbs: callbacks for this fit only.
             lr: set every group's lr to exactly this (one number or one per group), and undo what old
-                schedules left. None: the optimizer goes on at the lr that it has.
+                schedules left; a scheduler callback starts from it. None: the optimizer goes on at the
+                lr that it has.
             reset_opt: make a new optimizer; else the one there is keeps its state.
 
         Raises: before the first step, for input that cannot work; errors from callbacks and the model

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from minilearn import (
     MLP,
     BatchSchedulerCB,
+    Callback,
     CancelFitException,
     DataLoaders,
     Learner,
@@ -541,3 +542,112 @@ def test_lr_find_gives_a_suggestion_and_leaves_the_model(make_learner):
     assert 1e-6 < finder.suggestion < 10
     assert same(learn.model, model)
     assert learn.opt is None
+
+
+# What a first user met ------------------------------------------------------------------------------
+
+
+def test_a_replaced_layer_needs_a_new_optimizer(make_learner):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    learn = make_learner(model=model)
+    learn.fit()
+    model[2] = nn.Linear(4, 2)
+    with pytest.raises(
+        ValueError, match=r"2.weight, 2.bias \(2 in all\).*not in the kept optimizer.*reset_opt"
+    ):
+        learn.fit()
+    before = model[2].weight.detach().clone()
+    learn.fit(reset_opt=True)
+    assert not torch.equal(before, model[2].weight)
+
+
+@pytest.mark.parametrize("value", [1e-2, 1, 0])
+def test_an_lr_in_the_place_of_train_is_refused(make_learner, value):
+    with pytest.raises(
+        TypeError, match=rf"fit\(train={value}\): expected True or False; an lr is given by name"
+    ):
+        make_learner().fit(1, value)
+
+
+def test_a_validate_inside_training_keeps_the_modes_of_modules(make_learner, at):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    modes = []
+    learn = make_learner(
+        model=model,
+        cbs=[
+            at("before_train", lambda learn: learn.model[1].eval()),
+            at("after_batch", lambda learn: learn.training and learn.validate()),
+            at("before_batch", lambda learn: learn.training and modes.append(learn.model[1].training)),
+        ],
+    )
+    learn.fit()
+    assert len(modes) > 1
+    assert not any(modes)
+
+
+def test_broken_validation_batches_are_refused_before_training(make_learner, at):
+    batch = (torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+    steps = []
+    learn = make_learner(dls={"train": [batch], "eval": [{"x": 1}]}, cbs=at("before_step", steps.append))
+    with pytest.raises(ValueError, match="the loader gives a dict with 'x'"):
+        learn.fit()
+    assert steps == []
+
+
+def test_predictions_are_in_the_order_of_the_data(make_learner):
+    x = torch.arange(30.0).view(10, 3)
+    loader = TensorLoader(x, torch.zeros(10, dtype=torch.long), bs=4, shuffle=True)
+    model = nn.Linear(3, 2)
+    preds = make_learner(model=model).predict(loader)
+    torch.testing.assert_close(preds, model(x).detach())
+    assert loader.shuffle
+    shuffled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), 4, shuffle=True)
+    with pytest.raises(ValueError, match="this DataLoader shuffles"):
+        make_learner(model=model).predict(shuffled)
+
+
+def test_targets_that_a_callback_changes_are_checked_as_changed(make_learner, at):
+    x, y = torch.randn(12, 3), torch.arange(12) % 6
+    dls = {"train": TensorLoader(x, y, bs=4)}
+
+    def relabel(learn):
+        learn.batch = (learn.batch[0], learn.batch[1] % 2)
+
+    make_learner(dls=dls, cbs=at("before_batch", relabel)).fit()
+    with pytest.raises(ValueError, match="targets run from 0 to 5, but the model gives 2 outputs"):
+        make_learner(dls=dls).fit()
+
+
+@pytest.mark.parametrize("loss_func", [nn.MSELoss(), nn.L1Loss(), F.smooth_l1_loss, F.huber_loss])
+def test_losses_that_would_broadcast_are_refused(make_learner, loss_func):
+    dls = {"train": [(torch.randn(4, 3), torch.randn(4))]}
+    with pytest.raises(ValueError, match=r"preds are \(4, 1\) and targets \(4,\)"):
+        make_learner(model=nn.Linear(3, 1), dls=dls, loss_func=loss_func).fit()
+
+
+@pytest.mark.parametrize(("step", "field"), [("predict", "preds"), ("get_loss", "loss")])
+def test_a_step_that_returns_what_it_should_set_is_an_error(make_learner, step, field):
+    cb = type("MyCB", (Callback,), {step: lambda self, learn: torch.zeros(())})()
+    with pytest.raises(
+        TypeError, match=f"MyCB.{step} returned a value, which nobody reads: set learn.{field}"
+    ):
+        make_learner(cbs=cb).fit()
+
+
+def test_callbacks_are_not_assigned(make_learner):
+    with pytest.raises(AttributeError, match="cbs"):
+        make_learner().cbs = []
+
+
+def test_no_graph_is_kept_after_a_fit(make_learner):
+    learn = make_learner()
+    learn.fit(valid=False)
+    assert (learn.batch, learn.preds, learn.loss.grad_fn) == (None, None, None)
+
+
+def test_a_dataset_in_the_place_of_a_loader_is_refused():
+    dataset = torch.utils.data.TensorDataset(torch.zeros(4, 3), torch.zeros(4))
+    with pytest.raises(
+        TypeError, match=r"dls train is a Dataset, TensorDataset: expected batches; write DataLoader"
+    ):
+        DataLoaders(dataset)

@@ -141,7 +141,11 @@ def lr_find(learn: Any, **kwargs: Any) -> LRFinderCB:
     n_epochs = finder.n_steps if not per_epoch else -(-finder.n_steps // per_epoch)
     with _untouched(learn):
         # A new optimizer: the kept one's state is not touched, and its moments fit its own lr.
-        learn.fit(n_epochs, valid=False, cbs=[finder], reset_opt=True)
+        try:
+            learn.fit(n_epochs, valid=False, cbs=[finder], reset_opt=True)
+        except BaseException as error:
+            error.add_note("minilearn: in lr_find; a callback that is to sit it out sets in_lr_find = False")
+            raise
     return finder
 
 

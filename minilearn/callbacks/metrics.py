@@ -37,7 +37,6 @@ class MetricsCB(Callback):
     """
 
     order = -50
-    in_lr_find = False
 
     def __init__(self, *metrics: Any, **named: Any) -> None:
         unnamed: dict[str, Any] = {}
@@ -61,6 +60,8 @@ class MetricsCB(Callback):
         return [*self.metrics, "loss"]
 
     def before_fit(self, learn: Any) -> None:
+        if (others := [cb for cb in learn.cbs if isinstance(cb, MetricsCB)])[0] is not self:
+            raise ValueError(f"{len(others)} MetricsCB: each would write all rows; give one all the metrics")
         if self._infer and not self.metrics and learn.batch is not None:
             target = learn.batch[1]
             if is_cross_entropy(learn.loss_func) and not target.is_floating_point() and target.ndim == 1:
@@ -127,13 +128,16 @@ class MetricsCB(Callback):
 
 def batch_size(batch: Any) -> int:
     """Return the number of samples: the first dimension of the first tensor in a batch."""
-    while not isinstance(batch, Tensor):
-        if not isinstance(batch, (tuple, list, Mapping)) or not batch:
-            raise TypeError(
-                f"a batch with a {type(batch).__name__} where a tensor was expected: its size is unknown"
-            )
-        batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
-    return batch.shape[0]
+    if (n := _size(batch)) is None:
+        raise TypeError(f"a batch without a tensor, {type(batch).__name__}: its number of samples is unknown")
+    return n
+
+
+def _size(part: Any) -> int | None:
+    if isinstance(part, Tensor):
+        return part.shape[0]
+    parts = part.values() if isinstance(part, Mapping) else part if isinstance(part, (tuple, list)) else ()
+    return next((n for n in map(_size, parts) if n is not None), None)
 
 
 def _plain(value: Any) -> Any:

@@ -34,7 +34,10 @@ class Monitor:
     def value(self, learn: Any) -> float:
         """Return the newest value. Shapes: a number; metrics that give lists cannot be monitored."""
         phase, _, name = self.name.rpartition("/")
-        rows = [row for row in learn.history if row["train"] == (phase or learn.phases[-1])]
+        phase, epoch = phase or learn.phases[-1], learn.n_epochs_trained - 1
+        rows = [row for row in learn.history[-2:] if (row["train"], row["epoch"]) == (phase, epoch)]
+        if not rows:
+            raise ValueError(f"monitor={self.name!r}: epoch {epoch} has no row of {phase}; was it cancelled?")
         value = rows[-1][name]
         if not isinstance(value, float | int):
             raise TypeError(f"monitor={self.name!r} is {value!r}: expected a number")

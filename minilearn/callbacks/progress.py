@@ -30,7 +30,7 @@ class ProgressCB(Callback):
         plot: in a notebook, also draw the history's curves anew after each epoch.
         console: the rich Console to write to. Default: standard output.
 
-    Runs at: before and cleanup of fit, train and validate; after_batch, after_train, after_epoch; order
+    Runs at: before_fit, _train, _validate; after_batch, after_train; cleanup_validate, _epoch, _fit; order
         80. Reads: history, loss (at most 10 times a second, since reading it waits for the device).
     Raises: ValueError before training for plot=True where there is no notebook.
     """
@@ -85,7 +85,7 @@ class ProgressCB(Callback):
         if isinstance(self._view, _Bars):
             self._view.add(self._new_rows(learn))
 
-    def after_epoch(self, learn: Any) -> None:
+    def cleanup_epoch(self, learn: Any) -> None:
         if self._view:
             self._view.end_epoch(self._new_rows(learn), learn.history)
 
@@ -100,6 +100,8 @@ class ProgressCB(Callback):
 
 
 def _cell(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_cell("", item) for item in value) + "]"
     if name == "time_s":
         return f"{value:.1f}"
     return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -47,8 +47,12 @@ class BaseSchedulerCB(Callback):
     in_lr_find = False
     unit: ClassVar[str] = "steps"
 
-    def __init__(self, scheduler_f: Callable[..., Any], monitor: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, scheduler_f: Callable[..., Any], *args: Any, monitor: str | None = None, **kwargs: Any
+    ) -> None:
         name = type(self).__name__
+        if args:
+            raise TypeError(f"{name}(..., {args[0]!r}): expected the scheduler's arguments by name")
         if type(self) is BaseSchedulerCB:
             raise TypeError("BaseSchedulerCB never steps: use BatchSchedulerCB or EpochSchedulerCB")
         if isinstance(scheduler_f, partial) and not scheduler_f.args:
@@ -91,6 +95,10 @@ class BaseSchedulerCB(Callback):
         _check_opt(self, learn.opt)
         if self.monitor:
             self.monitor.check(learn)
+            if not self.monitor.name.endswith("loss") and "mode" not in self.kwargs:
+                raise ValueError(
+                    f"monitor={self.monitor.name!r}: is more better? give mode='max' or mode='min'"
+                )
         self._before = [_hyperparameters(group) for group in learn.opt.param_groups]
         self.sched = self._make(learn.opt, learn.n_epochs, learn.steps_per_epoch, learn.total_steps)
 
@@ -203,7 +211,8 @@ class BatchSchedulerCB(BaseSchedulerCB):
     """Step a scheduler after each optimizer step but the last.
 
     Runs at: before_fit, after_step, cleanup_fit; order 60. Writes: the groups' lr (momentum, betas).
-    Arguments and errors: see BaseSchedulerCB.
+    Arguments and errors: see BaseSchedulerCB. A callback that cancels steps, to gather gradients, sets
+    learn.total_steps in its before_fit to the number that will be taken.
     """
 
     unit = "steps"

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from ..seeding import generator_of, kept_rng
 
@@ -73,6 +80,11 @@ def _short(value: Any) -> str:
 
 
 def _check_loader(name: str, loader: Any) -> Any:
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        kind = type(loader).__name__
+        raise TypeError(
+            f"dls {name} is a Dataset, {kind}: expected batches; write DataLoader({kind}(...), 64)"
+        )
     iterable = isinstance(loader, Iterable) or hasattr(loader, "__getitem__")
     if not iterable or isinstance(loader, Tensor | str | bytes | Mapping):
         raise TypeError(f"dls {name}={_short(loader)}: expected an iterable of batches, such as a DataLoader")
@@ -167,6 +179,21 @@ class TensorLoader:
                 yield tuple(t[index] for t in self.tensors)
             else:
                 yield tuple(t[start:stop] for t in self.tensors)
+
+
+def in_order(loader: Any) -> Any:
+    """Return a loader that gives the samples in the order of their data.
+
+    Raises: ValueError for a DataLoader that shuffles.
+    """
+    if isinstance(loader, TensorLoader) and loader.shuffle:
+        loader = copy(loader)
+        loader.shuffle = False
+    if isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler):
+        raise ValueError(
+            "predict: this DataLoader shuffles, so no one could tell whose predictions these are"
+        )
+    return loader
 
 
 def peek(loader: Any) -> Any:

@@ -312,3 +312,13 @@ def test_bad_arguments_are_refused(kwargs, message):
 def test_unknown_argument_is_refused():
     with pytest.raises(TypeError, match="num_it"):
         quadratic().lr_find(num_it=100)
+
+
+def test_error_in_a_callback_says_that_it_was_in_lr_find(at):
+    def fail(learn):
+        raise RuntimeError("on purpose")
+
+    learn = make(cbs=[at("after_epoch", fail)])
+    with pytest.raises(RuntimeError, match="on purpose") as error:
+        learn.lr_find(n_steps=30)
+    assert "in lr_find; a callback that is to sit it out sets in_lr_find = False" in error.value.__notes__[-1]

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torcheval.metrics import MulticlassAccuracy
 
 from minilearn import BatchSchedulerCB, DeviceCB, MetricsCB, RecorderCB, TerminateOnNaNCB
+from minilearn.callbacks.metrics import batch_size
 
 aten = torch.ops.aten
 
@@ -283,3 +284,14 @@ def test_no_step_waits_for_the_gpu(make_learner, at):
 def test_rows_list_the_unnamed_metrics_first(make_learner):
     cb = MetricsCB(MulticlassAccuracy(), top1=MulticlassAccuracy())
     assert cb.names == ["MulticlassAccuracy", "top1", "loss"]
+
+
+def test_two_of_them_are_refused(make_learner):
+    with pytest.raises(ValueError, match="2 MetricsCB: each would write all rows"):
+        make_learner(cbs=MetricsCB()).fit(cbs=MetricsCB())
+
+
+def test_size_of_a_batch_is_that_of_its_first_tensor_wherever_it_stands():
+    assert batch_size({"id": ["a", "b", "c"], "x": (None, torch.zeros(3, 2))}) == 3
+    with pytest.raises(TypeError, match="a batch without a tensor, dict"):
+        batch_size({"id": ["a"]})

@@ -1,6 +1,6 @@
 import pytest
 
-from minilearn import MetricsCB, Monitor
+from minilearn import CancelValidateException, MetricsCB, Monitor
 
 
 class Constant:
@@ -93,3 +93,17 @@ def test_list_of_numbers_cannot_be_monitored(make_learner):
     learn.fit()
     with pytest.raises(TypeError, match=r"monitor='each' is \[0.5, 1.0\]: expected a number"):
         Monitor("each").value(learn)
+
+
+def test_row_of_a_cancelled_phase_is_asked_for_in_vain(make_learner, at):
+    def cancel(learn):
+        raise CancelValidateException
+
+    values = []
+    cbs = [
+        MetricsCB(),
+        at("before_validate", cancel),
+        at("after_epoch", lambda learn: values.append(Monitor("eval/loss").value(learn))),
+    ]
+    with pytest.raises(ValueError, match="epoch 0 has no row of eval; was it cancelled"):
+        make_learner(cbs=cbs).fit()

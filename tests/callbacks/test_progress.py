@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from minilearn import MetricsCB, ProgressCB, TensorLoader
+from minilearn import CancelFitException, MetricsCB, ProgressCB, TensorLoader
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
@@ -260,7 +260,9 @@ def test_fit_without_rows_works(make_learner, notebook, console):
     assert learn.history == []
 
 
-@pytest.mark.parametrize(("console", "expected"), [(file, "each [0.5, 1.0]"), (terminal, "[0.5, 1.0]")])
+@pytest.mark.parametrize(
+    ("console", "expected"), [(file, "each [0.5000, 1.0000]"), (terminal, "[0.5000, 1.0000]")]
+)
 def test_metric_that_gives_a_list_is_shown(make_learner, console, expected):
     assert expected in plain(shown(make_learner, console(), metrics=MetricsCB(each=Each())))
 
@@ -359,3 +361,14 @@ def test_plot_outside_a_notebook_is_refused(make_learner, console):
     with pytest.raises(ValueError, match=r"ProgressCB\(plot=True\) draws in a notebook, and this is none"):
         learn.fit()
     assert learn.n_steps == 0
+
+
+def test_the_epoch_that_a_callback_ended_the_fit_in_is_shown(make_learner, at):
+    def stop(learn):
+        raise CancelFitException
+
+    console = Console(file=StringIO())
+    shown(make_learner, console, cbs=[at("after_validate", stop)])
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 1
+    assert "eval: " in lines[0]

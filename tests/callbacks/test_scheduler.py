@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
     StepLR,
 )
+from torcheval.metrics import MulticlassAccuracy
 
 from minilearn import (
     BaseSchedulerCB,
@@ -552,3 +553,17 @@ def test_base_class_by_itself_is_refused():
 def test_partial_gives_the_arguments_it_holds(make_learner):
     cb = BatchSchedulerCB(partial(OneCycleLR, max_lr=0.3))
     assert max(cb.preview(make_learner(), n_epochs=5)) == pytest.approx(0.3, rel=0.05)
+
+
+def test_arguments_without_a_name_are_refused():
+    with pytest.raises(
+        TypeError, match=r"BatchSchedulerCB\(..., 0.1\): expected the scheduler's arguments by name"
+    ):
+        BatchSchedulerCB(OneCycleLR, 0.1)
+
+
+def test_plateau_of_a_metric_has_to_say_whether_more_is_better(make_learner):
+    cb = EpochSchedulerCB(ReduceLROnPlateau, monitor="MulticlassAccuracy")
+    metrics = MetricsCB(MulticlassAccuracy=MulticlassAccuracy())
+    with pytest.raises(ValueError, match=r"is more better. give mode='max' or mode='min'"):
+        make_learner(cbs=[metrics, cb]).fit(2)
