@@ -77,6 +77,16 @@ def _check_hook(cls: type, name: str, value: Any, known: list[str]) -> None:
         )
 
 
+def _check_attributes(cb: Callback) -> None:
+    """Raise TypeError for a hook that was set on the instance and would not work as one."""
+    known = events()
+    for name, value in vars(cb).items():
+        if name in known and not callable(value):
+            raise TypeError(f"{cb!r}.{name} = {value!r}: expected a method, for {name} is an event")
+        if callable(value) and name.startswith(_PREFIXES) and name not in known:
+            _check_hook(type(cb), name, value, known)
+
+
 def default_step(method: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a host's own way to do a step, which a subclass or one callback may replace."""
     method._is_default_step = True  # type: ignore[attr-defined]
@@ -140,15 +150,19 @@ class CallbackHost:
             yield
         finally:
             ids = {id(cb) for cb in extra}
-            self._set_cbs([cb for cb in self._given if id(cb) not in ids])
+            self._keep([cb for cb in self._given if id(cb) not in ids])
 
     def _set_cbs(self, given: list[Callback]) -> None:
         for i, cb in enumerate(given):
             _check_callback(cb)
+            _check_attributes(cb)
             if any(cb is other for other in given[:i]):
                 raise ValueError(
                     f"{cb!r} is in cbs twice: expected each instance once, its hooks would run twice"
                 )
+        self._keep(given)
+
+    def _keep(self, given: list[Callback]) -> None:
         # One of the same kind takes a default's place.
         defaults = [d for d in self._defaults if not any(isinstance(cb, type(d)) for cb in given)]
         cbs = tuple(sorted([*defaults, *given], key=lambda cb: cb.order))
@@ -159,15 +173,12 @@ class CallbackHost:
         self, cbs: tuple[Callback, ...]
     ) -> dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]]:
         hooks: dict[str, Any] = {}
-        known = events()
-        for cb in cbs:
-            for name, value in vars(cb).items():  # a hook may be set on the instance, and misspelt there
-                if name in known and not callable(value):
-                    raise TypeError(f"{cb!r}.{name} = {value!r}: expected a method, for {name} is an event")
-                if callable(value) and name.startswith(_PREFIXES) and name not in known:
-                    _check_hook(type(cb), name, value, known)
-        for event in known:
-            found = [(f"{type(cb).__name__}.{event}", getattr(cb, event)) for cb in cbs if hasattr(cb, event)]
+        for event in events():
+            found = [
+                (f"{type(cb).__name__}.{event}", getattr(cb, event))
+                for cb in cbs
+                if callable(getattr(cb, event, None))
+            ]
             if event in STEPS:
                 found = self._owner(event, found)
             if found:

@@ -537,3 +537,18 @@ def test_a_host_of_the_user_s_own_says_its_scopes():
 
 def test_events_lists_each_name_once():
     assert len(events()) == len(set(events()))
+
+
+def test_an_attribute_named_as_an_event_does_not_break_the_fit_that_set_it(make_learner):
+    class CountCB(Callback):
+        def before_fit(self, learn):
+            self.step = 0
+
+        def after_step(self, learn):
+            self.step += 1
+
+    learn = make_learner(cbs=(cb := CountCB()))
+    learn.fit()
+    assert cb.step == learn.n_steps
+    with pytest.raises(TypeError, match=r"step = .: expected a method, for step is an event"):
+        learn.fit()
