@@ -143,7 +143,7 @@ class CallbackHost:
 
     @contextmanager
     def extra_cbs(self, cbs: Any) -> Iterator[None]:
-        """Have more callbacks inside a `with`, however it ends."""
+        """Have more callbacks, perhaps none, inside a `with`, however it ends; look all hooks up anew."""
         extra = listify(cbs)
         self._set_cbs([*self._given, *extra])
         try:
@@ -184,10 +184,6 @@ class CallbackHost:
             if found:
                 hooks[event] = tuple(found)
         return hooks
-
-    def find_hooks(self) -> None:
-        """Look all hooks up anew; a fit does this when it starts."""
-        self._set_cbs(self._given)
 
     def has_default(self, step: str) -> bool:
         """Whether a step is done in this host's default way, by neither a callback nor a subclass."""

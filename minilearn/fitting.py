@@ -12,7 +12,7 @@ import torch
 from .callbacks.predictions import PredictionsCB
 from .checks import check_batch, infer_loss
 from .data.loaders import DataLoaders, check_not_empty, n_batches, peek
-from .optim.groups import build_opt, check_step, set_lr
+from .optim.groups import build_opt, check_step, left_out, set_lr
 
 
 @contextmanager
@@ -59,17 +59,6 @@ def phase_of(learn: Any, dl: Any, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def _check_kept(learn: Any) -> None:
-    """Raise ValueError if the kept optimizer would leave a trainable parameter of the model as it is."""
-    kept = {id(p) for group in getattr(learn.opt, "param_groups", ()) for p in group["params"]}
-    new = [name for name, p in learn.model.named_parameters() if p.requires_grad and id(p) not in kept]
-    if kept and new:
-        raise ValueError(
-            f"{', '.join(new[:5])} ({len(new)} in all) of the model are not in the kept optimizer and would "
-            "not be trained: was a layer replaced? fit(reset_opt=True) makes a new one"
-        )
-
-
 def _set_mode(learn: Any) -> None:
     learn.model.train(learn.training)
     if learn.training:
@@ -78,12 +67,11 @@ def _set_mode(learn: Any) -> None:
 
 
 def plan(learn: Any, n_epochs: int, train: bool, valid: bool) -> None:
-    """Plan the steps of a fit, look its hooks up, and infer from a small batch what was not given."""
+    """Plan the steps of a fit, and infer from a small batch what was not given."""
     n = n_batches(learn.dls.train) if train else 0
     learn.n_epochs, learn.steps_per_epoch = n_epochs, n
     learn.phases = ("train",) * train + ("eval",) * valid
     learn.total_steps = None if n is None else n * n_epochs
-    learn.find_hooks()
     learn.batch = None
     predicts_only = any(isinstance(cb, PredictionsCB) for cb in learn.cbs)
     if learn.has_default("get_loss") and not predicts_only:
@@ -97,15 +85,18 @@ def plan(learn: Any, n_epochs: int, train: bool, valid: bool) -> None:
 def prepare_opt(learn: Any, lr: float | Sequence[float] | None, reset_opt: bool) -> None:
     """Build the optimizer, or set the lr of the one that lives on."""
     is_new = learn.opt is None or reset_opt
-    if not is_new:
-        _check_kept(learn)
-    else:
+    if is_new:
         learn.opt = build_opt(learn.opt_func, learn.model, learn.lr if lr is None else lr, learn.param_groups)
+    groups = getattr(learn.opt, "param_groups", ())  # none in a bare class, which cannot be looked into
+    if not is_new and groups and (names := left_out(learn.model, groups)):
+        raise ValueError(
+            f"{names} of the model are not in the kept optimizer and would not be trained: was a layer "
+            "replaced? fit(reset_opt=True) makes a new one"
+        )
     if lr is not None and (not is_new or learn.param_groups):  # it rules over an lr that a group has
         set_lr(learn.opt, lr)
     if learn.has_default("step"):
         check_step(learn.opt)
-    groups = getattr(learn.opt, "param_groups", ())
     for p in chain(learn.model.parameters(), *(group["params"] for group in groups)):
         p.grad = None  # of a fit that broke off, or of the user's own backward
 

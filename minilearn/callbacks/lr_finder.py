@@ -14,7 +14,7 @@ from torch import Tensor
 from ..callback import Callback
 from ..data.loaders import generators_of, n_batches
 from ..events import CancelFitException
-from ..optim.groups import groups_of
+from ..optim.groups import groups_of, put
 from ..plot import new_figure
 from ..seeding import kept_rng
 
@@ -78,10 +78,7 @@ class LRFinderCB(Callback):
 
     def before_step(self, learn: Any) -> None:
         for group in groups_of(learn.opt):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.lrs[-1])
-            else:
-                group["lr"] = self.lrs[-1]
+            put(group, "lr", self.lrs[-1])
 
     def after_step(self, learn: Any) -> None:
         if len(self.losses) >= self.n_steps:
@@ -156,7 +153,6 @@ def _untouched(learn: Any) -> Iterator[None]:
     grads = [(p, p.grad) for p in learn.model.parameters()]
     device = next(learn.model.parameters()).device
     fields = {name: copy(value) if name == "history" else value for name, value in vars(learn).items()}
-    given, defaults = learn._given, learn._defaults
     taking_part = [cb for cb in learn.cbs if cb.in_lr_find]
     shared = [learn, learn.dls, learn.opt, *learn.cbs, *learn.model.modules(), *learn.model.parameters()]
     states = [(cb, _copies(cb, [*shared, *learn.model.buffers()])) for cb in taking_part]
@@ -166,8 +162,8 @@ def _untouched(learn: Any) -> Iterator[None]:
     epochs = [(part, part.epoch) for part in loaders if hasattr(part, "epoch")]
     with kept_rng(*generators_of(learn.dls.train)):
         try:
-            learn._defaults = [cb for cb in defaults if cb.in_lr_find]
-            learn._set_cbs([cb for cb in given if cb.in_lr_find])
+            learn._defaults = [cb for cb in learn._defaults if cb.in_lr_find]
+            learn._set_cbs([cb for cb in learn._given if cb.in_lr_find])
             yield
         finally:
             learn.model.to(device)
@@ -178,8 +174,7 @@ def _untouched(learn: Any) -> Iterator[None]:
                 p.grad = grad
             for cb, state in states:
                 _put_back(cb, state)
-            vars(learn).update(fields)
-            learn._set_cbs(given)
+            vars(learn).update(fields)  # callbacks and their hooks too
             for part, epoch in epochs:
                 part.epoch = epoch
 

@@ -52,7 +52,6 @@ class ProgressCB(Callback):
                 "ProgressCB(plot=True) draws in a notebook, and this is none: use plot_history(learn.history)"
             )
         self._n_shown = len(learn.history)
-        self._start_s = time.perf_counter()
         if console.is_jupyter:
             self._view = _Notebook(console, learn.n_epochs, self.plot)
         else:

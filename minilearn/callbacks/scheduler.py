@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPl
 
 from ..callback import Callback
 from ..data.loaders import n_batches
-from ..optim.groups import Group, build_opt, forget_schedule
+from ..optim.groups import Group, build_opt, forget_schedule, put
 from .monitor import Monitor
 
 _LENGTHS = ("total_steps", "T_max", "total_iters")  # arguments that are the length of the whole schedule
@@ -259,10 +259,7 @@ def _hyperparameters(group: Group) -> Group:
 
 def _restore(group: Group, before: Group) -> None:
     for key, value in before.items():
-        if isinstance(group[key], Tensor):
-            group[key].copy_(value)
-        else:
-            group[key] = value
+        put(group, key, value)
     forget_schedule(group)
 
 

@@ -49,11 +49,10 @@ def build_opt(
         _check_groups(model, params)
     if isinstance(lr, Sequence) and not isinstance(lr, str):
         params = params if param_groups is not None else [{"params": params}]
-        if len(lr) != (n := len(params)):
-            raise ValueError(f"lr={list(lr)!r}: expected one number, or {n}, one per parameter group")
-        for group, group_lr in zip(params, lr, strict=True):
+        lrs = _one_each(lr, len(params))
+        for group, group_lr in zip(params, lrs, strict=True):
             group["lr"] = group_lr
-        lr = lr[0]
+        lr = lrs[0]
     _check_lr(lr)
     opt: Any = _fused(opt_func, params, lr) if _may_fuse(opt_func, model) else opt_func(params, lr)
     if isinstance(opt, torch.optim.Optimizer):
@@ -78,9 +77,7 @@ def set_lr(opt: Any, lr: float | Sequence[float]) -> None:
     Raises: TypeError for an optimizer of no lr.
     """
     groups = groups_of(opt)
-    lrs = list(lr) if isinstance(lr, Sequence) and not isinstance(lr, str) else [lr] * len(groups)
-    if len(lrs) != len(groups):
-        raise ValueError(f"lr={lrs!r}: expected one number, or {len(groups)}, one per parameter group")
+    lrs = _one_each(lr, len(groups))
     as_built = getattr(opt, "as_built", [])  # not so after a deep copy, or of a group that came later
     for i, (group, group_lr) in enumerate(zip(groups, lrs, strict=True)):
         _check_lr(group_lr)
@@ -93,10 +90,22 @@ def set_lr(opt: Any, lr: float | Sequence[float]) -> None:
             for key in group.keys() & built.keys() & {"momentum", "betas"}:
                 group[key] = built[key]
         forget_schedule(group)
-        if isinstance(group["lr"], Tensor):  # kept in place: a captured or compiled step reads it there
-            group["lr"].fill_(group_lr)
-        else:
-            group["lr"] = group_lr
+        put(group, "lr", group_lr)
+
+
+def put(group: Group, key: str, value: Any) -> None:
+    """Set a hyperparameter of a group; a tensor in place, where a captured or compiled step reads it."""
+    if isinstance(group[key], Tensor):
+        group[key].fill_(value)
+    else:
+        group[key] = value
+
+
+def _one_each(lr: Any, n: int) -> list[Any]:
+    lrs = list(lr) if isinstance(lr, Sequence) and not isinstance(lr, str) else [lr] * n
+    if len(lrs) != n:
+        raise ValueError(f"lr={lrs!r}: expected one number, or {n}, one per parameter group")
+    return lrs
 
 
 def forget_schedule(group: Group) -> None:
@@ -112,12 +121,17 @@ def _check_lr(lr: Any) -> None:
         raise ValueError(f"lr={lr!r}: expected a finite number >= 0")
 
 
-def _check_groups(model: nn.Module, groups: list[Group]) -> None:
+def left_out(model: nn.Module, groups: Sequence[Group]) -> str:
+    """Name a model's trainable parameters that are in no group, as text; empty if there are none."""
     inside = {id(p) for g in groups for p in g["params"]}
-    left_out = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside]
-    if left_out:
+    names = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside]
+    return f"{', '.join(names[:5])} ({len(names)} in all)" if names else ""
+
+
+def _check_groups(model: nn.Module, groups: list[Group]) -> None:
+    if names := left_out(model, groups):
         raise ValueError(
-            f"param_groups leaves out {', '.join(left_out[:5])} ({len(left_out)} in all): expected every "
+            f"param_groups leaves out {names}: expected every "
             "trainable parameter in a group; freeze what is not to be trained, requires_grad_(False)"
         )
 
