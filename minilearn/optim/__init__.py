@@ -1,5 +1,26 @@
 """Optimizers, and how the learner builds one and sets its hyperparameters."""
 
+from .adam import Adam
+from .base import Optimizer
 from .groups import Group, build_opt, groups_of, set_lr
+from .momentum_sgd import MomentumSGD
+from .rmsprop import RMSProp
+from .sgd import SGD
+from .sgd_alternate import SGDAlternate
 
-__all__ = ["Group", "build_opt", "groups_of", "set_lr"]
+# Every optimizer that comes with minilearn. What is in here is put through all of tests/optim.
+OPTIMIZERS = {cls.__name__: cls for cls in (SGD, MomentumSGD, RMSProp, Adam, SGDAlternate)}
+
+__all__ = [
+    "OPTIMIZERS",
+    "SGD",
+    "Adam",
+    "Group",
+    "MomentumSGD",
+    "Optimizer",
+    "RMSProp",
+    "SGDAlternate",
+    "build_opt",
+    "groups_of",
+    "set_lr",
+]

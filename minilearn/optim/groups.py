@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .ranges import check_range
 
 Group = dict[str, Any]
 
@@ -115,10 +116,8 @@ def forget_schedule(group: Group) -> None:
 
 
 def _check_lr(lr: Any) -> None:
-    if isinstance(lr, Tensor):
-        return
-    if not isinstance(lr, float | int) or isinstance(lr, bool) or not math.isfinite(lr) or lr < 0:
-        raise ValueError(f"lr={lr!r}: expected a finite number >= 0")
+    if not isinstance(lr, Tensor):  # one that a captured or compiled step reads
+        check_range("lr", lr)
 
 
 def left_out(model: nn.Module, groups: Sequence[Group]) -> str:
