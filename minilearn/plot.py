@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,63 @@ def plot_history(history: Sequence[Mapping[str, Any]], width: float = 4.0, heigh
         ax.grid(alpha=0.3)
         ax.legend()
     return figure
+
+
+def plot_scheduler(sched: Any, n_steps: int, width: float = 4.0, height: float = 3.0) -> Figure:
+    """Draw what a scheduler gives at each of n_steps steps, without training and leaving it as it was.
+
+    Args:
+        sched: a scheduler of torch's (its lr, one line a parameter group), a function of
+            `minilearn.schedules` (its multiplier), or a mapping of names to such, a panel each.
+
+    Raises: TypeError for anything else, and for ReduceLROnPlateau, which follows measured values.
+    Source: document 003. Differs: there the optimizer is stepped too, and neither is put back.
+    """
+    scheds = dict(sched) if isinstance(sched, Mapping) else {getattr(sched, "__name__", "") or "": sched}
+    if not scheds or n_steps < 1:
+        raise ValueError(f"plot_scheduler({sched!r}, {n_steps!r}): expected a schedule, and a step or more")
+    n_cols = min(4, len(scheds))
+    figure, axes = new_figure(-(-len(scheds) // n_cols), n_cols, width, height)
+    for ax in axes.flat[len(scheds) :]:
+        ax.axis("off")
+    for ax, (name, one) in zip(axes.flat, scheds.items(), strict=False):
+        is_function = callable(one) and not hasattr(one, "optimizer")
+        values = [one(step) for step in range(n_steps)] if is_function else _lrs_of(one, n_steps)
+        ax.plot(values, linewidth=1.5)
+        ax.set(xlabel="step", ylabel="multiplier" if is_function else "lr", title=name)
+        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        ax.grid(alpha=0.3)
+    return figure
+
+
+def _lrs_of(sched: Any, n_steps: int) -> list[list[float]]:
+    """Return the lrs, (n_steps, groups), that a torch scheduler will set from where it stands."""
+    from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+    from .optim.groups import put
+
+    if not isinstance(sched, LRScheduler) or isinstance(sched, ReduceLROnPlateau):
+        raise TypeError(
+            f"plot_scheduler({sched!r}): expected a scheduler of torch that knows its course, or a function "
+            "of minilearn.schedules"
+        )
+    groups = sched.optimizer.param_groups
+    state = deepcopy(sched.state_dict())
+    values = [{k: deepcopy(v) for k, v in group.items() if k != "params"} for group in groups]
+    lrs = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that no optimizer step was taken: so it is meant
+            for step in range(n_steps):
+                lrs.append([float(group["lr"]) for group in groups])
+                if step + 1 < n_steps:  # as in training, OneCycleLR cannot be stepped beyond its end
+                    sched.step()
+    finally:
+        sched.load_state_dict(state)
+        for group, before in zip(groups, values, strict=True):
+            for key, value in before.items():
+                put(group, key, value)
+    return lrs
 
 
 def plot_images(images: Any, titles: Sequence[str] = (), n_cols: int = 6, size: float = 1.5) -> Figure:

@@ -1,0 +1,219 @@
+"""Schedules: pure functions from a step to a multiplier of a hyperparameter.
+
+Each function here returns such a function. Steps count from 0, and the multiplier is of the value at
+which training starts, so 1 is "as it was"::
+
+    LambdaLR(opt, cosine(1000))                             # torch's scheduler, with any of them
+    ScheduleCB("lr", cosine)                                # the fit's length is filled in
+    ScheduleCB("weight_decay", multi_step([600, 900]))      # any hyperparameter of any group
+    sequence([warm_up(100), cosine(900)], milestones=[100]) # composed
+    cycled(triangular(200), 200, decay=0.5)
+
+A schedule of a length stays where it ended, where torch's cosine and polynomial would turn or raise.
+
+Source: document 002 (step, exponential, cosine, triangular, warm-up, cycles) and document 003 (one-cycle).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+Schedule = Callable[[int], float]
+
+
+def constant(value: float = 1.0) -> Schedule:
+    """Stay at `value`."""
+    return lambda step: value
+
+
+def step_decay(step_size: int, gamma: float = 0.1) -> Schedule:
+    """Multiply by `gamma` every `step_size` steps: gamma ** (step // step_size). Torch: StepLR."""
+    _check_length("step_size", step_size)
+    _check_above_0("gamma", gamma)
+    return lambda step: gamma ** (step // step_size)
+
+
+def multi_step(milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
+    """Multiply by `gamma` at each milestone: gamma ** (milestones <= step). Torch: MultiStepLR."""
+    _check_above_0("gamma", gamma)
+    milestones = _check_rising(milestones)
+    return lambda step: gamma ** bisect_right(milestones, step)
+
+
+def exponential(gamma: float) -> Schedule:
+    """Multiply by `gamma` at each step: gamma ** step. Torch: ExponentialLR."""
+    _check_above_0("gamma", gamma)
+    return lambda step: gamma**step
+
+
+def cosine(n_steps: int, low: float = 0.0) -> Schedule:
+    """Fall from 1 to `low` in n_steps along half a cosine. Torch: CosineAnnealingLR.
+
+    low + (1 - low) * (1 + cos(pi * step / n_steps)) / 2
+
+    Source: Loshchilov & Hutter 2017, SGDR, eq. 5.
+    """
+    _check_length("n_steps", n_steps)
+    return lambda step: low + (1 - low) * _half_cosine(min(step / n_steps, 1))
+
+
+def polynomial(n_steps: int, power: float = 1.0, low: float = 0.0) -> Schedule:
+    """Fall from 1 to `low` in n_steps along a power; 1 is a straight line. Torch: PolynomialLR.
+
+    low + (1 - low) * (1 - step / n_steps) ** power
+    """
+    _check_length("n_steps", n_steps)
+    _check_above_0("power", power)
+    return lambda step: low + (1 - low) * (1 - min(step / n_steps, 1)) ** power
+
+
+def warm_up(n_steps: int) -> Schedule:
+    """Rise on a straight line to 1, which it has from step n_steps on: u / n_steps at step u.
+
+    Differs: document 002 counts its iterations from 1, and torch and we from 0, where the multiplier
+        is 0. `shifted(warm_up(U), 1)` gives the document's U iterations: 1/U, 2/U, ..., 1.
+    """
+    _check_length("n_steps", n_steps)
+    return lambda step: min(step / n_steps, 1.0)
+
+
+def triangular(n_steps: int, pct_start: float = 0.5, low: float = 0.0) -> Schedule:
+    """Rise on a straight line from `low` to 1, at step pct_start * n_steps, and fall back by n_steps.
+
+    Source: Howard & Ruder 2018, ULMFiT, eq. 3: its slanted triangle is pct_start=0.1, low=1/32.
+    """
+    _check_length("n_steps", n_steps)
+    _check_share("pct_start", pct_start)
+    peak = pct_start * n_steps
+
+    def at(step: int) -> float:
+        height = step / peak if step < peak else (n_steps - min(step, n_steps)) / (n_steps - peak)
+        return low + (1 - low) * height
+
+    return at
+
+
+def cycled(schedule: Schedule, n_steps: int, decay: float = 1.0, low: float = 0.0) -> Schedule:
+    """Start `schedule` anew every n_steps, its height above `low` `decay` times that of the cycle before.
+
+    cycled(triangular(n, low=l), n, decay=0.5, low=l) is torch's CyclicLR in mode "triangular2".
+
+    Source: Smith 2015, "Cyclical learning rates".
+    """
+    _check_length("n_steps", n_steps)
+    _check_above_0("decay", decay)
+
+    def at(step: int) -> float:
+        cycle, i = divmod(step, n_steps)
+        return low + (schedule(i) - low) * decay**cycle
+
+    return at
+
+
+def cosine_restarts(n_steps: int, factor: int = 1, decay: float = 1.0, low: float = 0.0) -> Schedule:
+    """Fall along half a cosine, start anew, and so on. Torch: CosineAnnealingWarmRestarts, for decay 1.
+
+    Args:
+        n_steps: of the first cycle.
+        factor: each cycle is so many times as long as the one before.
+        decay: each peak is so many times as high above `low` as the one before.
+
+    Source: Loshchilov & Hutter 2017, SGDR (T_0 = n_steps, T_mult = factor).
+    """
+    _check_length("n_steps", n_steps)
+    _check_length("factor", factor)
+    _check_above_0("decay", decay)
+
+    def at(step: int) -> float:
+        cycle, length = 0, n_steps
+        while step >= length:
+            step -= length
+            length *= factor
+            cycle += 1
+        return low + (1 - low) * decay**cycle * _half_cosine(step / length)
+
+    return at
+
+
+def one_cycle(
+    n_steps: int, pct_start: float = 0.3, start: float = 1 / 25, peak: float = 1.0, end: float = 4e-6
+) -> Schedule:
+    """Go from `start` to `peak` and on to `end`, each along half a cosine. Torch: OneCycleLR.
+
+    The peak is at step pct_start * n_steps - 1 (at the first, where that is below 0) and the end at the
+    last step, n_steps - 1, as in torch, whose div_factor is 1 / start and final_div_factor start / end.
+
+    `one_cycle(n, start=1, peak=0.85 / 0.95, end=1)` is the momentum that goes with it, of 0.95.
+
+    Source: Smith & Topin 2018, "Super-convergence"; document 003.
+    """
+    _check_length("n_steps", n_steps)
+    _check_share("pct_start", pct_start)
+    top, last = max(pct_start * n_steps - 1, 0), max(n_steps - 1, 1)
+
+    def at(step: int) -> float:
+        if step < top:
+            return peak + (start - peak) * _half_cosine(step / top)
+        return end + (peak - end) * _half_cosine((min(step, last) - top) / (last - top))
+
+    return at
+
+
+def sequence(schedules: Sequence[Schedule], milestones: Sequence[int]) -> Schedule:
+    """Follow one schedule after the other; each counts from 0 at its milestone. Torch: SequentialLR.
+
+    Args:
+        milestones: the steps at which the second, third, ... begin.
+    """
+    schedules, milestones = list(schedules), _check_rising(milestones)
+    if len(schedules) != len(milestones) + 1:
+        raise ValueError(
+            f"{len(schedules)} schedules and {len(milestones)} milestones: expected a milestone for each "
+            "schedule but the first"
+        )
+    starts = [0, *milestones]
+
+    def at(step: int) -> float:
+        i = bisect_right(milestones, step)
+        return schedules[i](step - starts[i])
+
+    return at
+
+
+def product(*schedules: Schedule) -> Schedule:
+    """Multiply schedules."""
+    return lambda step: math.prod(schedule(step) for schedule in schedules)
+
+
+def shifted(schedule: Schedule, n_steps: int) -> Schedule:
+    """Be `n_steps` ahead: schedule(step + n_steps)."""
+    return lambda step: schedule(step + n_steps)
+
+
+def _half_cosine(share: float) -> float:
+    """Return 1 at share 0 and 0 at share 1."""
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+def _check_length(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r}: expected a whole number >= 1")
+
+
+def _check_above_0(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}={value!r}: expected a number > 0")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"{name}={value!r}: expected 0 < {name} < 1, a share of the steps")
+
+
+def _check_rising(milestones: Sequence[int]) -> list[int]:
+    found = list(milestones)
+    if found != sorted(set(found)) or any(not isinstance(m, int) or m < 1 for m in found):
+        raise ValueError(f"milestones={found!r}: expected whole numbers >= 1, each above the one before")
+    return found
