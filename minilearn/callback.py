@@ -46,6 +46,15 @@ class Callback:
             if not name.startswith("_") and not hasattr(Callback, name):
                 _check_hook(cls, name, inspect.getattr_static(cls, name), known)
 
+    def plan_steps(self, learn: Any, steps: list[int | None]) -> list[int | None]:
+        """Return the number of optimizer steps in each epoch of the coming fit, None where not known.
+
+        For a callback that changes it: one that resizes batches, or skips steps to gather gradients.
+        `steps` is what was planned so far, by the loader and the callbacks that run before this one.
+        Called before before_fit, and by a scheduler's preview.
+        """
+        return steps
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
@@ -239,6 +248,17 @@ class CallbackHost:
                     f"minilearn: no {cancel.scope} is running at {event} to cancel; running: {running}"
                 )
             raise cancel
+
+    def planned_steps(self, n_epochs: int, n_batches: int | None) -> list[int | None]:
+        """Return the optimizer steps of each of n_epochs epochs, with what the callbacks make of them."""
+        steps = [n_batches] * n_epochs
+        for cb in self.cbs:
+            steps = cb.plan_steps(self, steps)
+            if not isinstance(steps, list) or len(steps) != n_epochs:
+                raise ValueError(
+                    f"{cb!r}.plan_steps gave {steps!r}: expected a list of {n_epochs}, one for each epoch"
+                )
+        return steps
 
     def _depth(self, cancel: CancelException) -> int:
         return self.scopes.index(cancel.scope) if cancel.scope in self.scopes else -1

@@ -69,9 +69,9 @@ def _set_mode(learn: Any) -> None:
 def plan(learn: Any, n_epochs: int, train: bool, valid: bool) -> None:
     """Plan the steps of a fit, and infer from a small batch what was not given."""
     n = n_batches(learn.dls.train) if train else 0
-    learn.n_epochs, learn.steps_per_epoch = n_epochs, n
-    learn.phases = ("train",) * train + ("eval",) * valid
-    learn.total_steps = None if n is None else n * n_epochs
+    learn.n_epochs, learn.phases = n_epochs, ("train",) * train + ("eval",) * valid
+    learn.epoch_steps = learn.planned_steps(n_epochs, n) if train else [0] * n_epochs
+    learn.total_steps = None if None in learn.epoch_steps else sum(learn.epoch_steps)
     learn.batch = None
     predicts_only = any(isinstance(cb, PredictionsCB) for cb in learn.cbs)
     if learn.has_default("get_loss") and not predicts_only:

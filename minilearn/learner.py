@@ -39,9 +39,9 @@ class Learner(CallbackHost):
     Fields, each with its one writer, for callbacks to read:
         batch (the loader, then DeviceCB), preds and loss (the owners of predict and get_loss), opt,
         dl, training, phase ("train" or "eval"), phases (those of this fit), epoch (0, 1, ... in this
-        fit), n_epochs, batch_idx, n_steps (optimizer steps taken in this fit), steps_per_epoch and
-        total_steps (planned, None where a loader has no length), n_epochs_trained (begun in the
-        learner's life), history (a dict per epoch and phase, by MetricsCB).
+        fit), n_epochs, batch_idx, n_steps (optimizer steps taken in this fit), epoch_steps (planned, a
+        list) and total_steps (their sum; None where a loader has no length), n_epochs_trained (begun
+        in the learner's life), history (a dict per epoch and phase, by MetricsCB).
 
     Source: documents 000 to 003 use it; miniai's Learner is its ancestor.
     Differs: the optimizer lives on from fit to fit, where document 003 makes a new one for each.
@@ -65,7 +65,7 @@ class Learner(CallbackHost):
         self.opt: Any = None
         self.history: list[dict[str, Any]] = []
         self.n_epochs_trained = self.epoch = self.n_epochs = self.n_steps = self.batch_idx = 0
-        self.steps_per_epoch: int | None = None
+        self.epoch_steps: list[int | None] = []
         self.total_steps: int | None = None
         self.phases: tuple[str, ...] = ()
         self.training = False

@@ -164,7 +164,7 @@ def test_fields_of_the_loop_are_those_of_the_docstring(make_learner, at):
         *(("train", True, 0, 0, 0), ("train", True, 0, 1, 1), ("eval", False, 0, 0, 2)),
         *(("train", True, 1, 0, 2), ("train", True, 1, 1, 3), ("eval", False, 1, 0, 4)),
     ]
-    assert (learn.n_epochs, learn.steps_per_epoch, learn.total_steps, learn.n_epochs_trained) == (2, 2, 4, 2)
+    assert (learn.n_epochs, learn.epoch_steps, learn.total_steps, learn.n_epochs_trained) == (2, [2, 2], 4, 2)
 
 
 def test_a_fit_counts_its_own_epochs_and_steps_from_0(make_learner, at):
@@ -183,7 +183,7 @@ class Stream(IterableDataset):
 def test_a_loader_without_length_leaves_the_plan_open(make_learner):
     learn = make_learner(dls={"train": DataLoader(Stream(), batch_size=2)})
     learn.fit(2)
-    assert (learn.steps_per_epoch, learn.total_steps, learn.n_steps) == (None, None, 4)
+    assert (learn.epoch_steps, learn.total_steps, learn.n_steps) == ([None, None], None, 4)
 
 
 class EpochLoader(list):

@@ -80,7 +80,7 @@ class BaseSchedulerCB(Callback):
         if monitor is not None and not self.is_plateau:
             raise ValueError(f"{name}(monitor={monitor!r}): only ReduceLROnPlateau watches a value")
         self.scheduler_f, self.kwargs = scheduler_f, kwargs
-        self.monitor = Monitor(monitor or "loss") if self.is_plateau else None
+        self.monitor = Monitor(monitor or "loss", kwargs.get("mode")) if self.is_plateau else None
         self.sched: Any = None
         self._before: list[Group] = []  # the groups' hyperparameters when the fit began
 
@@ -95,12 +95,8 @@ class BaseSchedulerCB(Callback):
         _check_opt(self, learn.opt)
         if self.monitor:
             self.monitor.check(learn)
-            if not self.monitor.name.endswith("loss") and "mode" not in self.kwargs:
-                raise ValueError(
-                    f"monitor={self.monitor.name!r}: is more better? give mode='max' or mode='min'"
-                )
         self._before = [_hyperparameters(group) for group in learn.opt.param_groups]
-        self.sched = self._make(learn.opt, learn.n_epochs, learn.steps_per_epoch, learn.total_steps)
+        self.sched = self._make(learn.opt, learn.epoch_steps, learn.total_steps)
 
     def cleanup_fit(self, learn: Any) -> None:
         self.sched, before = None, self._before
@@ -119,8 +115,8 @@ class BaseSchedulerCB(Callback):
             group: which parameter group's.
             values: for ReduceLROnPlateau, the monitored value of each epoch.
         """
-        per_epoch = n_batches(learn.dls.train)
-        if per_epoch is None:
+        steps = learn.planned_steps(n_epochs, n_batches(learn.dls.train))
+        if None in steps:
             raise ValueError(
                 "preview: the train loader has no length; expected one with len(), to count steps by"
             )
@@ -128,22 +124,24 @@ class BaseSchedulerCB(Callback):
             raise ValueError(f"preview: ReduceLROnPlateau needs values, one for each of {n_epochs} epochs")
         opt = _stand_in(learn)
         _check_opt(self, opt)
-        sched = self._make(opt, n_epochs, per_epoch, n_epochs * per_epoch)
-        lrs = []
-        for i in range(n_epochs * per_epoch):
-            lrs.append(float(opt.param_groups[group]["lr"]))
-            opt.step()
-            last_of_epoch = (i + 1) % per_epoch == 0
-            if i + 1 < n_epochs * per_epoch and (self.unit == "steps" or last_of_epoch):
-                sched.step(values[i // per_epoch]) if self.is_plateau else sched.step()
+        sched = self._make(opt, steps, sum(steps))
+        lrs: list[float] = []
+        for epoch, n_steps in enumerate(steps):
+            for i in range(n_steps):
+                lrs.append(float(opt.param_groups[group]["lr"]))
+                opt.step()
+                is_due = self.unit == "steps" or i + 1 == n_steps
+                if is_due and len(lrs) < sum(steps):
+                    sched.step(values[epoch]) if self.is_plateau else sched.step()
         return lrs
 
     # Making the scheduler -------------------------------------------------------------------------
 
-    def _make(self, opt: Any, n_epochs: int, steps_per_epoch: int | None, total_steps: int | None) -> Any:
+    def _make(self, opt: Any, epoch_steps: list[int | None], total_steps: int | None) -> Any:
         for group in opt.param_groups:
             forget_schedule(group)
-        per_epoch = steps_per_epoch if self.unit == "steps" else 1
+        n_epochs, all_alike = len(epoch_steps), len(set(epoch_steps)) == 1
+        per_epoch = 1 if self.unit == "epochs" else epoch_steps[0] if all_alike else None
         total = total_steps if self.unit == "steps" else n_epochs
         known = {
             **dict.fromkeys(_LENGTHS, total),
@@ -164,9 +162,8 @@ class BaseSchedulerCB(Callback):
         for name, value in known.items():
             if name in accepted and name not in kwargs:
                 if value is None:
-                    raise ValueError(
-                        f"{self!r} needs {name}, and the train loader has no length: give {name}="
-                    )
+                    why = "the train loader has no length" if all_alike else "epochs differ in their steps"
+                    raise ValueError(f"{self!r} needs {name}, and {why}: give {name}=")
                 kwargs[name] = value
         missing = [
             name
@@ -211,8 +208,8 @@ class BatchSchedulerCB(BaseSchedulerCB):
     """Step a scheduler after each optimizer step but the last.
 
     Runs at: before_fit, after_step, cleanup_fit; order 60. Writes: the groups' lr (momentum, betas).
-    Arguments and errors: see BaseSchedulerCB. A callback that cancels steps, to gather gradients, sets
-    learn.total_steps in its before_fit to the number that will be taken.
+    Arguments and errors: see BaseSchedulerCB. A callback that cancels steps, to gather gradients, says
+    in `plan_steps` how many will be taken.
     """
 
     unit = "steps"

@@ -49,7 +49,7 @@ def test_single_batch_plans_the_schedule_for_its_steps(make_learner, unit):
     recorder = RecorderCB()
     learn = make_learner(n_batches=5, cbs=[SingleBatchCB(), recorder, unit(OneCycleLR)])
     learn.fit(4)
-    assert (learn.steps_per_epoch, learn.total_steps, learn.n_steps) == (1, 4, 4)
+    assert (learn.epoch_steps, learn.total_steps, learn.n_steps) == ([1] * 4, 4, 4)
     assert recorder.recs["lr"][0] == pytest.approx(0.1 / 25)
     assert recorder.recs["lr"][-1] == pytest.approx(0.1 / 25 / 1e4)
 
