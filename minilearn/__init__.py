@@ -1,18 +1,24 @@
 """minilearn: a small, callback-driven training framework for PyTorch."""
 
+from . import optim, schedules
 from .callback import Callback, CallbackHost
 from .callbacks import (
     BaseSchedulerCB,
     BatchSchedulerCB,
+    BatchSizeCB,
     DeviceCB,
+    EarlyStoppingCB,
     EpochSchedulerCB,
+    HooksCB,
     LRFinderCB,
     MetricsCB,
     MomentumCB,
     Monitor,
     ProgressCB,
     RecorderCB,
+    ScheduleCB,
     SingleBatchCB,
+    StoreModuleStatsCB,
     TerminateOnNaNCB,
     g,
 )
@@ -30,7 +36,7 @@ from .events import (
 )
 from .learner import Learner
 from .models import MLP, GeneralReLU, StridedCNN, init_leaky
-from .plot import plot_history, plot_images, plot_lines
+from .plot import plot_history, plot_images, plot_lines, plot_scheduler
 from .seeding import set_seed
 
 __version__ = "0.1.0"
@@ -39,6 +45,7 @@ __all__ = [
     "MLP",
     "BaseSchedulerCB",
     "BatchSchedulerCB",
+    "BatchSizeCB",
     "Callback",
     "CallbackHost",
     "CancelBatchException",
@@ -50,8 +57,10 @@ __all__ = [
     "CancelValidateException",
     "DataLoaders",
     "DeviceCB",
+    "EarlyStoppingCB",
     "EpochSchedulerCB",
     "GeneralReLU",
+    "HooksCB",
     "LRFinderCB",
     "Learner",
     "MetricsCB",
@@ -59,7 +68,9 @@ __all__ = [
     "Monitor",
     "ProgressCB",
     "RecorderCB",
+    "ScheduleCB",
     "SingleBatchCB",
+    "StoreModuleStatsCB",
     "StridedCNN",
     "TensorLoader",
     "TerminateOnNaNCB",
@@ -68,9 +79,12 @@ __all__ = [
     "g",
     "init_leaky",
     "mnist",
+    "optim",
     "plot_history",
     "plot_images",
     "plot_lines",
+    "plot_scheduler",
+    "schedules",
     "set_seed",
     "shapes",
     "with_cbs",

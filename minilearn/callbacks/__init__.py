@@ -1,6 +1,9 @@
 """The callbacks that come with minilearn, one file per family."""
 
+from .batch_size import BatchSizeCB
 from .device import DeviceCB
+from .hooks import HooksCB, StoreModuleStatsCB
+from .hyperparameters import ScheduleCB
 from .lr_finder import LRFinderCB
 from .metrics import MetricsCB
 from .momentum import MomentumCB
@@ -9,13 +12,16 @@ from .predictions import PredictionsCB
 from .progress import ProgressCB
 from .recorder import RecorderCB, g
 from .scheduler import BaseSchedulerCB, BatchSchedulerCB, EpochSchedulerCB
-from .stop import SingleBatchCB, TerminateOnNaNCB
+from .stop import EarlyStoppingCB, SingleBatchCB, TerminateOnNaNCB
 
 __all__ = [
     "BaseSchedulerCB",
     "BatchSchedulerCB",
+    "BatchSizeCB",
     "DeviceCB",
+    "EarlyStoppingCB",
     "EpochSchedulerCB",
+    "HooksCB",
     "LRFinderCB",
     "MetricsCB",
     "MomentumCB",
@@ -23,7 +29,9 @@ __all__ = [
     "PredictionsCB",
     "ProgressCB",
     "RecorderCB",
+    "ScheduleCB",
     "SingleBatchCB",
+    "StoreModuleStatsCB",
     "TerminateOnNaNCB",
     "g",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,13 +13,28 @@ class Monitor:
     """Read a monitored value, such as "loss", "eval/loss" or "train/MulticlassAccuracy".
 
     A bare name means validation's value, or training's in a fit without validation.
+
+    Args:
+        mode: "min" or "max", which is better; known of a loss.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, mode: str | None = None) -> None:
+        if mode not in (None, "min", "max"):
+            raise ValueError(f"mode={mode!r}: expected 'min' or 'max', which of two values is better")
         self.name = name
+        self.mode = mode or ("min" if name.endswith("loss") else None)
+
+    def is_better(self, value: float, best: float, min_delta: float = 0.0) -> bool:
+        """Whether a value is better than the best so far, by more than min_delta; nan never is."""
+        return best - value > min_delta if self.mode == "min" else value - best > min_delta
+
+    @property
+    def worst(self) -> float:
+        """A value that every number is better than."""
+        return math.inf if self.mode == "min" else -math.inf
 
     def check(self, learn: Any) -> None:
-        """Raise ValueError, with the names there are, if there will be no such value."""
+        """Raise ValueError, with the names there are, if there will be no such value, or no known mode."""
         measured = [name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names]
         names = measured + [f"{phase}/{name}" for phase in learn.phases for name in measured]
         if self.name not in names:
@@ -30,6 +46,8 @@ class Monitor:
                 else "there is no MetricsCB to measure anything"
             )
             raise ValueError(f"monitor={self.name!r} is not measured{hint}: {reason}")
+        if self.mode is None:
+            raise ValueError(f"monitor={self.name!r}: is more better? give mode='max' or mode='min'")
 
     def value(self, learn: Any) -> float:
         """Return the newest value. Shapes: a number; metrics that give lists cannot be monitored."""

@@ -1,34 +1,121 @@
-"""Callbacks that end something early: one batch only, or a loss that is not finite."""
+"""Callbacks that end something early: one batch only, no progress, or a loss that is not finite."""
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..callback import Callback
+from ..events import CancelFitException
+from .monitor import Monitor
+from .progress import ProgressCB
 
 
 class SingleBatchCB(Callback):
     """Train and validate on one batch an epoch: does everything go through?
 
-    Runs at: before_fit, before_train, before_validate; order -90. Writes: dl (the first batch of it),
-        steps_per_epoch and total_steps, so that schedules run their whole course.
+    Runs at: before_train, before_validate; order -90. Writes: dl (the first batch of it).
+    Schedules run their whole course.
     """
 
     order = -90
 
-    def before_fit(self, learn: Any) -> None:
-        if learn.total_steps != 0:  # 0 in a fit without training
-            learn.steps_per_epoch, learn.total_steps = 1, learn.n_epochs
+    def plan_steps(self, learn: Any, steps: list[int | None]) -> list[int | None]:
+        return [1] * len(steps)
 
     def before_train(self, learn: Any) -> None:
         learn.dl = list(islice(learn.dl, 1))
 
     def before_validate(self, learn: Any) -> None:
         learn.dl = list(islice(learn.dl, 1))
+
+
+class EarlyStoppingCB(Callback):
+    """End the fit when a monitored value has not become better for a while; keep the best weights.
+
+    However the fit ends (stopped, run to its end, interrupted, by an error), the model then has the
+    weights and buffers of the best epoch. The optimizer's state stays that of the last.
+
+    Args:
+        monitor: a name in the rows of history: "loss", "eval/loss", "train/MulticlassAccuracy", ...
+            A bare name means validation's value, or training's in a fit without validation.
+        patience: stop after so many epochs in a row that are not better, >= 1.
+        mode: "min" or "max"; may be left out for a loss.
+        min_delta: better means better by more than this, >= 0.
+        restore_best: False leaves the last weights.
+
+    Runs at: before_fit, after_epoch, cleanup_fit; order 90, after all that look at the weights. Reads:
+        history. Writes: the model's weights and buffers, at cleanup_fit.
+    State: best (the value), best_epoch and stopped_epoch (counted in this fit; None if it was not stopped).
+    Raises: ValueError before training for a name that is not measured.
+    Source: document 002, cycles of the lr "coupled with early stopping".
+    """
+
+    order = 90
+    in_lr_find = False
+
+    def __init__(
+        self,
+        monitor: str = "loss",
+        patience: int = 3,
+        mode: str | None = None,
+        min_delta: float = 0.0,
+        restore_best: bool = True,
+    ) -> None:
+        if not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience={patience!r}: expected a whole number of epochs >= 1")
+        if not min_delta >= 0:
+            raise ValueError(f"min_delta={min_delta!r}: expected a number >= 0")
+        self.monitor = Monitor(monitor, mode)
+        self.patience, self.min_delta, self.restore_best = patience, min_delta, restore_best
+        self.best: float = math.nan
+        self.best_epoch: int | None = None
+        self.stopped_epoch: int | None = None
+        self._weights: list[Tensor] = []
+
+    def __repr__(self) -> str:
+        return f"EarlyStoppingCB({self.monitor.name!r}, patience={self.patience})"
+
+    def before_fit(self, learn: Any) -> None:
+        if "train" in learn.phases:
+            self.monitor.check(learn)
+            self.best, self.best_epoch, self.stopped_epoch = self.monitor.worst, None, None
+
+    def after_epoch(self, learn: Any) -> None:
+        if "train" not in learn.phases:
+            return
+        value = self.monitor.value(learn)
+        if self.monitor.is_better(value, self.best, self.min_delta):
+            self.best, self.best_epoch = value, learn.epoch
+            if self.restore_best:
+                self._weights = [t.detach().clone() for t in _tensors(learn.model)]
+        elif learn.epoch - (-1 if self.best_epoch is None else self.best_epoch) >= self.patience:
+            self.stopped_epoch = learn.epoch
+            raise CancelFitException
+
+    def cleanup_fit(self, learn: Any) -> None:
+        weights, self._weights = self._weights, []
+        with torch.no_grad():
+            for t, best in zip(_tensors(learn.model) if weights else (), weights, strict=True):
+                t.copy_(best)
+        if self.stopped_epoch is not None and any(isinstance(cb, ProgressCB) for cb in learn.cbs):
+            print(self._report())
+
+    def _report(self) -> str:
+        said = f"Stopped after epoch {self.stopped_epoch}: {self.monitor.name} was not better"
+        if self.best_epoch is None:
+            return f"{said} in {self.patience} epochs, and never a number"
+        kept = "; its weights are restored" if self.restore_best else ""
+        return f"{said} for {self.patience} epochs than {self.best:.4g} in epoch {self.best_epoch}{kept}"
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    # Not state_dict(), which lacks the buffers that are not persistent.
+    return [*model.parameters(), *model.buffers()]
 
 
 class TerminateOnNaNCB(Callback):

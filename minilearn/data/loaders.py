@@ -196,6 +196,30 @@ def in_order(loader: Any) -> Any:
     return loader
 
 
+def with_batch_size(loader: Any, bs: int) -> Any:
+    """Return a loader like this one, with its order, in batches of `bs`.
+
+    Raises: TypeError for what is neither a TensorLoader nor a DataLoader that makes batches by a size.
+    """
+    if isinstance(loader, TensorLoader):
+        loader = copy(loader)
+        loader.bs = bs
+        return loader
+    batches: Any = getattr(loader, "batch_sampler", None)
+    iterable = isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)
+    if not (type(batches) is BatchSampler or (iterable and loader.batch_size)):
+        raise TypeError(
+            f"the batch size of {_short(loader)} cannot be changed: expected a TensorLoader, or a DataLoader "
+            "with batch_size instead of a batch_sampler of one's own"
+        )
+    names = ["num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator", "in_order"]
+    names += ["multiprocessing_context", "prefetch_factor", "persistent_workers"]
+    kwargs = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
+    if iterable:
+        return DataLoader(loader.dataset, bs, drop_last=loader.drop_last, **kwargs)
+    return DataLoader(loader.dataset, bs, sampler=batches.sampler, drop_last=batches.drop_last, **kwargs)
+
+
 def peek(loader: Any) -> Any:
     """Return a small batch as `loader` makes them, leaving its order and all random numbers as they are.
 

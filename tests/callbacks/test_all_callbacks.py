@@ -10,18 +10,24 @@ from torch.optim.lr_scheduler import OneCycleLR
 import minilearn
 from minilearn import Callback, Learner, callbacks
 from minilearn.events import events
+from minilearn.schedules import cosine
 
 FACTORIES = {
     "BatchSchedulerCB": lambda: callbacks.BatchSchedulerCB(OneCycleLR),
+    "BatchSizeCB": lambda: callbacks.BatchSizeCB({0: 2}),
     "DeviceCB": lambda: callbacks.DeviceCB("cpu"),
+    "EarlyStoppingCB": callbacks.EarlyStoppingCB,
     "EpochSchedulerCB": lambda: callbacks.EpochSchedulerCB(OneCycleLR),
+    "HooksCB": lambda: callbacks.HooksCB(lambda *args: None),
     "LRFinderCB": lambda: callbacks.LRFinderCB(n_steps=10),
     "MetricsCB": callbacks.MetricsCB,
     "MomentumCB": callbacks.MomentumCB,
     "PredictionsCB": callbacks.PredictionsCB,
     "ProgressCB": lambda: callbacks.ProgressCB(console=Console(file=StringIO())),
     "RecorderCB": callbacks.RecorderCB,
+    "ScheduleCB": lambda: callbacks.ScheduleCB("lr", cosine),
     "SingleBatchCB": callbacks.SingleBatchCB,
+    "StoreModuleStatsCB": callbacks.StoreModuleStatsCB,
     "TerminateOnNaNCB": callbacks.TerminateOnNaNCB,
 }
 SHIPPED = {
@@ -77,9 +83,14 @@ def test_it_trains_two_epochs_beside_the_defaults(make_learner, name, capsys):
     assert torch.equal(learn.model.weight, before) is (name == "PredictionsCB")  # it leaves each batch early
 
 
+def with_metrics(name):
+    """Return the callback, beside a MetricsCB for what it may watch."""
+    return [FACTORIES[name](), *([] if name == "MetricsCB" else [callbacks.MetricsCB()])]
+
+
 @EACH
 def test_it_fits_twice(make_learner, name):
-    learn = make_learner(cbs=[FACTORIES[name]()])
+    learn = make_learner(cbs=with_metrics(name))
     learn.fit()
     learn.fit(2)
     assert learn.n_epochs_trained == 3
@@ -88,7 +99,7 @@ def test_it_fits_twice(make_learner, name):
 @EACH
 def test_it_is_gone_after_the_fit_it_was_given_to(make_learner, name):
     learn = make_learner()
-    learn.fit(cbs=FACTORIES[name]())
+    learn.fit(cbs=with_metrics(name))
     assert learn.cbs == ()
 
 

@@ -28,7 +28,7 @@ def check(make_learner, at):
     def fit(name, valid=True, **kwargs):
         metrics = MetricsCB(top1=Constant(1.0))
         learn = make_learner(**({"cbs": [metrics]} | kwargs))
-        learn.fit(valid=valid, cbs=[at("before_fit", Monitor(name).check, 60)])
+        learn.fit(valid=valid, cbs=[at("before_fit", Monitor(name, "max").check, 60)])
 
     return fit
 

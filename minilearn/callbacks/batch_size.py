@@ -1,0 +1,83 @@
+"""BatchSizeCB: another batch size from given epochs on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..callback import Callback
+from ..data.loaders import check_not_empty, n_batches, with_batch_size
+
+
+class BatchSizeCB(Callback):
+    """Change the training loader's batch size at given epochs: "increase the batch size" in place of the lr.
+
+    `BatchSizeCB({6: 2560, 11: 25600})` trains epochs 0 to 5 with the loader's own size, from epoch 6 on
+    with 2560, from 11 on with 25600. Schedules know the number of steps that this makes.
+
+    Args:
+        sizes: epoch of the fit (from 0) -> batch size.
+
+    Runs at: before_fit, before_train, cleanup_fit; order -95. Reads: epoch. Writes: dl. The order of the
+        samples stays the loader's; after the fit its batch size is what it was.
+    Raises: before the first batch: ValueError for an epoch that the fit does not have, for a size that
+        leaves no batch; TypeError for a loader of another kind than TensorLoader or DataLoader.
+    Source: document 002; Smith et al. 2018, "Don't decay the learning rate, increase the batch size".
+    """
+
+    order = -95
+    in_lr_find = False
+
+    def __init__(self, sizes: Mapping[int, int]) -> None:
+        if not isinstance(sizes, Mapping) or not sizes:
+            raise TypeError(f"BatchSizeCB({sizes!r}): expected a table {{epoch: batch size}}")
+        for epoch, bs in sizes.items():
+            if not _is_whole(epoch, 0) or not _is_whole(bs, 1):
+                raise ValueError(
+                    f"BatchSizeCB({{{epoch!r}: {bs!r}}}): expected an epoch from 0 up and a size >= 1"
+                )
+        self.sizes = dict(sorted(sizes.items()))
+        self._loaders: dict[int, Any] = {}  # size -> loader, kept for the fit, with its workers
+
+    def __repr__(self) -> str:
+        return f"BatchSizeCB({self.sizes})"
+
+    def before_fit(self, learn: Any) -> None:
+        if "train" not in learn.phases:
+            return
+        if late := [epoch for epoch in self.sizes if epoch >= learn.n_epochs]:
+            raise ValueError(
+                f"{self!r}: epoch {late[0]} is never reached, the fit has {learn.n_epochs} (0 to "
+                f"{learn.n_epochs - 1})"
+            )
+        for bs in self.sizes.values():
+            check_not_empty(f"train (of batch size {bs})", self._resized(learn, bs))
+
+    def before_train(self, learn: Any) -> None:
+        if (bs := self._size_at(learn.epoch)) is not None:
+            loader = self._resized(learn, bs)
+            if hasattr(learn.dl, "epoch") and hasattr(loader, "set_epoch"):
+                loader.set_epoch(learn.dl.epoch)
+            learn.dl = loader
+
+    def cleanup_fit(self, learn: Any) -> None:
+        self._loaders = {}
+
+    def plan_steps(self, learn: Any, steps: list[int | None]) -> list[int | None]:
+        sizes = map(self._size_at, range(len(steps)))
+        return [
+            n if bs is None else n_batches(with_batch_size(learn.dls.train, bs))
+            for n, bs in zip(steps, sizes, strict=True)
+        ]
+
+    def _size_at(self, epoch: int) -> int | None:
+        return next((bs for start, bs in reversed(self.sizes.items()) if start <= epoch), None)
+
+    def _resized(self, learn: Any, bs: int) -> Any:
+        if bs not in self._loaders:
+            self._loaders[bs] = with_batch_size(learn.dls.train, bs)
+        return self._loaders[bs]
+
+
+def _is_whole(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low

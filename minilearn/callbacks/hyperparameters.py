@@ -1,0 +1,226 @@
+"""ScheduleCB: any hyperparameter of any group over the fit."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ..callback import Callback
+from ..optim.groups import Group, groups_of, put
+from ..optim.ranges import check_range
+from .scheduler import BaseSchedulerCB
+
+
+class ScheduleCB(Callback):
+    """Schedule one hyperparameter over the fit, by a function of the step or by a table of epochs::
+
+        ScheduleCB("lr", cosine)                        # of minilearn.schedules; the length is filled in
+        ScheduleCB("momentum", {3: 0.8})                # from epoch 3 on the momentum is 0.8
+        ScheduleCB("weight_decay", {0: 5e-4, 10: 0.0}, group=1)
+        ScheduleCB("betas.0", lambda step: 1 - step / 1000)
+
+    Args:
+        name: a key of the optimizer's groups: lr, momentum, weight_decay, wd, ...; betas.0 and betas.1
+            are the parts of torch's betas.
+        schedule: a function step -> multiplier of the value that the group has when the fit begins, steps
+            counted from 0; or a function with an argument n_steps that makes one, such as `cosine` or
+            `partial(one_cycle, pct_start=0.2)`, which gets the fit's steps; or a table {epoch of the fit,
+            from 0: value}, where the value before the first epoch named is the group's own.
+        group: the index of a group, or several. None: all.
+        base: for a function, what it multiplies, instead of the value when the fit begins; with base=1
+            the function gives the values themselves.
+
+    Runs at: before_fit, after_step, before_epoch, cleanup_fit; order 65, after the recorder and the
+        schedulers. Writes: the groups. After the fit they have the values from before it.
+    Raises: before the first batch: ValueError for a name that is not in the groups, an epoch that the fit
+        does not have, a value out of range, a multiplier of 0, and two callbacks that would write the
+        same; later ValueError for a multiplier that leads out of range.
+    Source: document 002, which changes momentum and lr in `param_groups` by hand.
+    """
+
+    order = 65
+    in_lr_find = False
+
+    def __init__(
+        self,
+        name: str,
+        schedule: Callable[..., Any] | Mapping[int, Any],
+        group: int | Sequence[int] | None = None,
+        base: float | None = None,
+    ) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"ScheduleCB({name!r}): expected the name of a hyperparameter, such as 'lr'")
+        self.name, self.schedule, self.group, self.base = name, schedule, group, base
+        self._table: list[tuple[int, Any]] = []  # (first epoch, value)
+        if isinstance(schedule, Mapping):
+            if base is not None:
+                raise ValueError(f"{self!r}: base={base} goes with a function; a table has the values")
+            _check_table(name, schedule)
+            self._table = sorted(schedule.items())
+        elif not callable(schedule):
+            raise TypeError(
+                f"ScheduleCB({name!r}, {schedule!r}): expected a function step -> multiplier, such as those "
+                "of minilearn.schedules, or a table {epoch: value}"
+            )
+        self._at: Callable[[int], Any] | None = None
+        self._bases: list[tuple[Group, Any]] = []  # each group with the value that it began with
+
+    def __repr__(self) -> str:
+        is_table = isinstance(self.schedule, Mapping)
+        what = self.schedule if is_table else getattr(self.schedule, "__name__", "a function")
+        return f"ScheduleCB({self.name!r}, {what}{'' if self.group is None else f', group={self.group}'})"
+
+    # Hooks ----------------------------------------------------------------------------------------
+
+    def before_fit(self, learn: Any) -> None:
+        if "train" not in learn.phases:
+            return
+        groups = groups_of(learn.opt)
+        chosen = self._chosen(groups)
+        for i in chosen:
+            self._check_group(groups[i], i)
+        self._check_others(learn, groups, chosen)
+        if late := [epoch for epoch, _ in self._table if epoch >= learn.n_epochs]:
+            raise ValueError(
+                f"{self!r}: epoch {late[0]} is never reached, the fit has {learn.n_epochs} (0 to "
+                f"{learn.n_epochs - 1})"
+            )
+        if not self._table:
+            self._at = self._function(learn.total_steps)
+        self._bases = [(groups[i], _kept(_read(groups[i], self.name))) for i in chosen]
+        self._write_step(0)
+
+    def before_epoch(self, learn: Any) -> None:
+        for start, value in self._table:
+            if start == learn.epoch:
+                for group, _ in self._bases:
+                    _write(group, self.name, value)
+
+    def after_step(self, learn: Any) -> None:
+        if learn.n_steps != learn.total_steps:
+            self._write_step(learn.n_steps)
+
+    def cleanup_fit(self, learn: Any) -> None:
+        for group, before in self._bases:
+            _write(group, self.name, before)
+        self._at, self._bases = None, []
+
+    # Its parts ------------------------------------------------------------------------------------
+
+    def _write_step(self, step: int) -> None:
+        if self._at is None:
+            return
+        for group, before in self._bases:
+            value = (before if self.base is None else self.base) * self._at(step)
+            if not isinstance(value, Tensor):  # one on a device would have to be waited for
+                try:
+                    check_range(self.name, value)
+                except ValueError as error:
+                    raise ValueError(f"{self!r} at step {step}: {error}") from None
+            _write(group, self.name, value)
+
+    def _function(self, total_steps: int | None) -> Callable[[int], Any]:
+        function: Any = self.schedule
+        given = function.keywords if isinstance(function, partial) else {}
+        if "n_steps" not in _parameters(function) or "n_steps" in given:
+            return function
+        if total_steps is None:
+            raise ValueError(f"{self!r} needs n_steps, and the train loader has no length: give n_steps")
+        made = function(n_steps=total_steps)
+        if not callable(made):
+            raise TypeError(f"{self!r}: with n_steps={total_steps} it gave {made!r}; expected a function")
+        return made
+
+    def _chosen(self, groups: list[Group]) -> list[int]:
+        if self.group is None:
+            return list(range(len(groups)))
+        chosen = [self.group] if isinstance(self.group, int) else list(self.group)
+        if not chosen or any(not 0 <= i < len(groups) for i in chosen):
+            raise ValueError(f"group={self.group!r}: expected indices from 0 to {len(groups) - 1}")
+        return chosen
+
+    def _check_group(self, group: Group, i: int) -> None:
+        try:
+            value = _read(group, self.name)
+        except (KeyError, IndexError, TypeError, ValueError):
+            names = ", ".join(key for key in group if key not in ("params", "param_names"))
+            hint = " (momentum is betas.0 there)" if self.name == "momentum" and "betas" in group else ""
+            raise ValueError(f"{self.name!r} is not in group {i}{hint}: expected one of {names}") from None
+        if self._table:
+            return
+        if isinstance(value, tuple | list):
+            raise ValueError(f"{self.name!r} is {value!r} in group {i}: name one, such as '{self.name}.0'")
+        if value == 0 and self.base is None:
+            raise ValueError(
+                f"{self.name} is 0 in group {i}, and no multiplier changes that: give a table of values, or "
+                "base=1, to have the function's values as they are"
+            )
+
+    def _check_others(self, learn: Any, groups: list[Group], chosen: list[int]) -> None:
+        """Raise if another callback writes the same hyperparameter: the last one would win."""
+        for cb in learn.cbs:
+            if isinstance(cb, BaseSchedulerCB) and (
+                self.name == "lr"
+                or (_is_momentum(self.name) and any("max_momentum" in groups[i] for i in chosen))
+            ):
+                hint = "" if self.name == "lr" else "; give it cycle_momentum=False"
+                raise ValueError(f"{self!r} and {cb!r} would both write {self.name}: expected one{hint}")
+            if (
+                isinstance(cb, ScheduleCB)
+                and cb is not self
+                and _overlap(cb.name, self.name)
+                and set(cb._chosen(groups)) & set(chosen)
+            ):
+                raise ValueError(
+                    f"{self!r} and {cb!r} would both write {self.name}: expected one for each group"
+                )
+
+
+def _check_table(name: str, table: Mapping[int, Any]) -> None:
+    if not table:
+        raise ValueError(f"ScheduleCB({name!r}, {{}}): expected a table {{epoch: value}} with an entry")
+    for epoch, value in table.items():
+        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
+            raise ValueError(f"ScheduleCB({name!r}): epoch {epoch!r}: expected a whole number, 0 or more")
+        try:
+            check_range(name, value)
+        except ValueError as error:
+            raise ValueError(f"ScheduleCB({name!r}), epoch {epoch}: {error}") from None
+
+
+def _parameters(function: Callable[..., Any]) -> Sequence[str]:
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return []
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Whether two names are the same, or one is a part of the other, as betas.0 of betas."""
+    return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
+
+
+def _is_momentum(name: str) -> bool:
+    return name in ("momentum", "betas", "betas.0")
+
+
+def _read(group: Group, name: str) -> Any:
+    key, _, index = name.partition(".")
+    return group[key][int(index)] if index else group[key]
+
+
+def _write(group: Group, name: str, value: Any) -> None:
+    key, _, index = name.partition(".")
+    if index:
+        parts = list(group[key])
+        parts[int(index)] = value
+        value = tuple(parts)
+    put(group, key, value)
+
+
+def _kept(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
