@@ -109,3 +109,26 @@ def test_mlp_of_two_sizes_is_linear():
 def test_mlp_of_too_few_sizes_is_refused(sizes):
     with pytest.raises(ValueError, match="expected at least two sizes, of the inputs and of the outputs"):
         MLP(*sizes)
+
+
+@pytest.mark.parametrize("model", [MLP(4, 3, 3, 2, norm=True, dropout=0.5), StridedCNN()], ids=["mlp", "cnn"])
+def test_a_slice_of_a_model_has_its_layers_and_their_names(model):
+    head, tail = model[:3], model[3:]
+    assert type(head) is type(tail) is nn.Sequential
+    assert [*head, *tail] == list(model)
+    assert [name for part in (head, tail) for name, _ in part.named_children()] == [
+        name for name, _ in model.named_children()
+    ]
+    assert model[1] is head[1]
+
+
+def test_mlp_has_norm_and_dropout_on_hidden_layers_only():
+    kinds = [type(layer).__name__ for layer in MLP(4, 3, 2, norm=True, dropout=0.5)]
+    assert kinds == ["Flatten", "Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]
+    assert [type(layer).__name__ for layer in MLP(4, 3, 2)] == ["Flatten", "Linear", "ReLU", "Linear"]
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1, 1.5])
+def test_a_dropout_that_is_no_share_is_refused(dropout):
+    with pytest.raises(ValueError, match=rf"dropout={dropout}: expected 0 <= dropout < 1"):
+        MLP(4, 3, 2, dropout=dropout)

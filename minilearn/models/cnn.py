@@ -7,6 +7,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import Layers
+
 
 class GeneralReLU(nn.Module):
     """Apply a ReLU that leaks, is shifted and has a ceiling: min(leaky_relu(x, leak) - sub, max_value).
@@ -44,7 +46,7 @@ def init_leaky(module: nn.Module, leak: float = 0.0) -> None:
         nn.init.kaiming_normal_(module.weight, a=leak)
 
 
-class StridedCNN(nn.Sequential):
+class StridedCNN(Layers):
     """Make document 003's CNN: convolutions of stride 2, each followed by GeneralReLU and BatchNorm.
 
     Four of these (1 -> 8 -> 16 -> 32 -> 64 channels, the first with a 5x5 kernel), then a convolution

@@ -1,0 +1,17 @@
+"""Layers: the base of models that are layers in a row."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from torch import nn
+
+
+class Layers(nn.Sequential):
+    """A Sequential with a constructor of its own: a slice of it, such as model[:6], is a plain Sequential."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):  # torch would call the subclass's constructor with the layers
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
