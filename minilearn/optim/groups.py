@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,7 +46,7 @@ def build_opt(
     """
     params: list[Any] = list(model.parameters())
     if param_groups is not None:
-        params = [dict(g) if isinstance(g, dict) else {"params": list(g)} for g in param_groups(model)]
+        params = [_listed(g) if isinstance(g, dict) else {"params": list(g)} for g in param_groups(model)]
         _check_groups(model, params)
     if isinstance(lr, Sequence) and not isinstance(lr, str):
         params = params if param_groups is not None else [{"params": params}]
@@ -60,6 +60,14 @@ def build_opt(
         built = [{k: g[k] for k in ("momentum", "betas") if k in g} for g in opt.param_groups]
         opt.as_built = built  # type: ignore[attr-defined]
     return opt
+
+
+def _listed(group: Group) -> Group:
+    """Copy a group; parameters that are one tensor, or go only once, become a list, to be checked too."""
+    params = group["params"]
+    if isinstance(params, Tensor):
+        params = [params]
+    return {**group, "params": list(params) if isinstance(params, Iterator) else params}
 
 
 def _fused(opt_func: Callable[..., Any], params: list[Any], lr: Any) -> Any:
