@@ -258,6 +258,8 @@ class CallbackHost:
                 raise ValueError(
                     f"{cb!r}.plan_steps gave {steps!r}: expected a list of {n_epochs}, one for each epoch"
                 )
+            if any(n is not None and (not isinstance(n, int) or n < 0) for n in steps):
+                raise ValueError(f"{cb!r}.plan_steps gave {steps!r}: expected whole numbers >= 0, or None")
         return steps
 
     def _depth(self, cancel: CancelException) -> int:

@@ -552,3 +552,173 @@ def test_an_attribute_named_as_an_event_does_not_break_the_fit_that_set_it(make_
     assert cb.step == learn.n_steps
     with pytest.raises(TypeError, match=r"step = .: expected a method, for step is an event"):
         learn.fit()
+
+
+# The plan of steps --------------------------------------------------------------------------------
+
+
+class PlanCB(Callback):
+    """Plan what a function makes of each epoch's steps, and keep what it was given."""
+
+    def __init__(self, function):
+        self.function, self.given = function, []
+
+    def plan_steps(self, learn, steps):
+        self.given.append(list(steps))
+        return [self.function(n) for n in steps]
+
+
+class FirstPlanCB(PlanCB):
+    order = -5
+
+
+class NoLength(list):
+    __len__ = None
+
+    def __iter__(self):
+        return iter([(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))] * 2)
+
+
+def test_plan_of_a_callback_is_by_default_the_one_it_is_given():
+    steps = [3, None]
+    assert Callback().plan_steps(None, steps) is steps
+    assert steps == [3, None]
+
+
+def test_plan_begins_with_the_batches_of_the_loader(make_learner):
+    learn = make_learner(n_batches=5, cbs=Callback())
+    assert learn.planned_steps(3, 5) == [5, 5, 5]
+    learn.fit(3)
+    assert (learn.epoch_steps, learn.total_steps) == ([5, 5, 5], 15)
+
+
+@pytest.mark.parametrize("flip", [1, -1])
+def test_plan_goes_from_callback_to_callback_in_their_order(make_learner, flip):
+    first, then = FirstPlanCB(lambda n: n + 1), PlanCB(lambda n: 2 * n)
+    learn = make_learner(n_batches=3, cbs=[first, then][::flip])
+    learn.fit(2)
+    assert (first.given, then.given) == ([[3, 3]], [[4, 4]])
+    assert (learn.epoch_steps, learn.total_steps) == ([8, 8], 16)
+
+
+def test_epochs_may_be_planned_differently(make_learner):
+    cb = Callback()
+    cb.plan_steps = lambda learn, steps: [n - i for i, n in enumerate(steps)]
+    learn = make_learner(n_batches=3, cbs=cb)
+    learn.fit(3)
+    assert (learn.epoch_steps, learn.total_steps) == ([3, 2, 1], 6)
+
+
+@pytest.mark.parametrize(
+    ("plan", "shown"),
+    [
+        (lambda steps: None, "None"),
+        (lambda steps: steps[:1], r"\[3\]"),
+        (lambda steps: [*steps, 3], r"\[3, 3, 3\]"),
+        (tuple, r"\(3, 3\)"),
+        (sum, "6"),
+    ],
+    ids=["nothing", "too short", "too long", "tuple", "number"],
+)
+def test_plan_that_is_no_list_with_each_epoch_is_an_error_that_names_the_callback(make_learner, plan, shown):
+    class MyPlan(Watch):
+        def plan_steps(self, learn, steps):
+            return plan(steps)
+
+    learn = make_learner(n_batches=3, cbs=[cb := MyPlan()])
+    message = rf"^MyPlan\(\)\.plan_steps gave {shown}: expected a list of 2, one for each epoch$"
+    with pytest.raises(ValueError, match=message):
+        learn.fit(2)
+    with pytest.raises(ValueError, match=message):
+        BatchSchedulerCB(OneCycleLR).preview(learn, 2)
+    assert cb.seen == []
+
+
+@pytest.mark.parametrize("entry", [1.5, -1, "3"])
+def test_plan_with_what_is_no_count_is_an_error_that_names_the_callback(make_learner, entry):
+    with pytest.raises(ValueError, match=r"PlanCB\(\)\.plan_steps gave \[.*\]: expected"):
+        make_learner(cbs=PlanCB(lambda n: entry)).fit()
+
+
+def test_wrong_plan_is_noticed_at_the_callback_that_made_it(make_learner):
+    first, then = FirstPlanCB(lambda n: n), PlanCB(lambda n: n)
+    first.plan_steps = lambda learn, steps: []
+    with pytest.raises(ValueError, match=r"FirstPlanCB\(\)\.plan_steps gave \[\]"):
+        make_learner(cbs=[first, then]).fit()
+    assert then.given == []
+
+
+def test_steps_of_a_loader_without_length_are_none_in_the_plan(make_learner):
+    cb = PlanCB(lambda n: n)
+    learn = make_learner(dls={"train": NoLength()}, cbs=cb)
+    learn.fit(2)
+    assert cb.given == [[None, None]]
+    assert (learn.epoch_steps, learn.total_steps, learn.n_steps) == ([None, None], None, 4)
+
+
+def test_callback_may_know_what_the_loader_does_not(make_learner):
+    learn = make_learner(dls={"train": NoLength()}, cbs=PlanCB(lambda n: 2))
+    recorder = RecorderCB()
+    learn.fit(3, cbs=[BatchSchedulerCB(OneCycleLR), recorder])
+    assert (learn.epoch_steps, learn.total_steps, learn.n_steps) == ([2] * 3, 6, 6)
+    assert recorder.recs["lr"][-1] == pytest.approx(0.1 / 25 / 1e4)
+
+
+def test_one_epoch_that_is_not_known_leaves_the_total_unknown(make_learner):
+    cb = Callback()
+    cb.plan_steps = lambda learn, steps: [3, None]
+    learn = make_learner(cbs=cb)
+    learn.fit(2)
+    assert (learn.epoch_steps, learn.total_steps) == ([3, None], None)
+
+
+def test_plan_is_made_once_before_the_fit_begins(make_learner, at):
+    seen = []
+
+    class NoteCB(Callback):
+        order = -200
+
+        def plan_steps(self, learn, steps):
+            seen.append("plan_steps")
+            return [7]
+
+        def before_fit(self, learn):
+            seen.append(("before_fit", learn.epoch_steps, learn.total_steps))
+
+    learn = make_learner(cbs=NoteCB())
+    learn.fit(cbs=at("before_train", lambda learn: seen.append("before_train")))
+    assert seen == ["plan_steps", ("before_fit", [7], 7), "before_train"]
+
+
+def test_plan_gets_the_learner_with_the_callbacks_of_the_fit(make_learner):
+    seen = []
+    cb = Callback()
+    cb.plan_steps = lambda learn, steps: seen.append((learn, learn.cbs)) or steps
+    learn = make_learner(cbs=(watch := Watch()))
+    learn.fit(cbs=cb)
+    assert seen == [(learn, (watch, cb))]
+
+
+def test_preview_asks_for_the_plan_too(make_learner):
+    cb = PlanCB(lambda n: n - 1)
+    learn = make_learner(n_batches=5, cbs=cb)
+    assert len(BatchSchedulerCB(OneCycleLR).preview(learn, 3)) == 12
+    assert cb.given == [[5] * 3]
+    assert learn.epoch_steps == []
+
+
+def test_fit_without_training_has_no_plan(make_learner):
+    cb = PlanCB(lambda n: n)
+    learn = make_learner(cbs=cb)
+    learn.fit(2, train=False)
+    learn.validate()
+    learn.predict(learn.dls.valid)
+    assert cb.given == []
+    learn.fit(2, train=False)
+    assert (learn.epoch_steps, learn.total_steps) == ([0, 0], 0)
+
+
+def test_host_of_the_user_s_own_plans_too():
+    first, then = FirstPlanCB(lambda n: n + 1), PlanCB(lambda n: 2 * n)
+    assert CallbackHost([then, first]).planned_steps(2, 3) == [8, 8]
+    assert CallbackHost().planned_steps(2, None) == [None, None]

@@ -45,6 +45,8 @@ class BatchSizeCB(Callback):
     def before_fit(self, learn: Any) -> None:
         if "train" not in learn.phases:
             return
+        if (others := [cb for cb in learn.cbs if isinstance(cb, BatchSizeCB)])[0] is not self:
+            raise ValueError(f"{len(others)} BatchSizeCB: the last would win; give one the whole table")
         if late := [epoch for epoch in self.sizes if epoch >= learn.n_epochs]:
             raise ValueError(
                 f"{self!r}: epoch {late[0]} is never reached, the fit has {learn.n_epochs} (0 to "

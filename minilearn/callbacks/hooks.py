@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,7 @@ class HooksCB(Callback):
             raise TypeError(
                 f"HooksCB({function!r}): expected a function (learn, name, module, inputs, output)"
             )
-        if not (which is None or callable(which) or isinstance(which, tuple)):
+        if isinstance(which, nn.Module) or not (which is None or callable(which) or isinstance(which, tuple)):
             raise TypeError(f"which={which!r}: expected a class of modules, a tuple of them, or a function")
         self.function, self.which = function, which
         self.names: list[str] = []
@@ -105,10 +106,10 @@ class StoreModuleStatsCB(HooksCB):
         n_bins: int = 50,
     ) -> None:
         super().__init__(self._store, which)
-        if not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds={bounds!r}: expected (low, high), low < high")
+        if not -math.inf < bounds[0] < bounds[1] < math.inf:
+            raise ValueError(f"bounds={bounds!r}: expected (low, high), low < high, both finite")
         for name, value in (("every", every), ("n_bins", n_bins)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r}: expected a whole number >= 1")
         self.every, self.bounds, self.n_bins = every, bounds, n_bins
         self.stats: dict[str, ModuleStats] = {}
@@ -144,7 +145,9 @@ class StoreModuleStatsCB(HooksCB):
         for ax, title in zip(axes[0], ("mean of activations", "standard deviation"), strict=True):
             ax.set(title=title, xlabel=self._xlabel())
             ax.grid(alpha=0.3)
-        figure.legend(loc="outside right upper", fontsize=7)
+        legend = figure.legend(axes[0, 0].lines, [""] * len(found), loc="outside right upper", fontsize=7)
+        for text, name in zip(legend.get_texts(), found, strict=True):
+            text.set_text(name)  # as a label, a name that begins with an underscore would be left out
         return figure
 
     def plot_hists(self, n_cols: int = 4, width: float = 2.6, height: float = 1.8) -> Any:

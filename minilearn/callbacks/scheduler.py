@@ -90,7 +90,7 @@ class BaseSchedulerCB(Callback):
     # Hooks ----------------------------------------------------------------------------------------
 
     def before_fit(self, learn: Any) -> None:
-        if learn.total_steps == 0:  # a fit without training
+        if "train" not in learn.phases:
             return
         _check_opt(self, learn.opt)
         if self.monitor:
@@ -127,12 +127,13 @@ class BaseSchedulerCB(Callback):
         sched = self._make(opt, steps, sum(steps))
         lrs: list[float] = []
         for epoch, n_steps in enumerate(steps):
-            for i in range(n_steps):
+            for _ in range(n_steps):
                 lrs.append(float(opt.param_groups[group]["lr"]))
                 opt.step()
-                is_due = self.unit == "steps" or i + 1 == n_steps
-                if is_due and len(lrs) < sum(steps):
-                    sched.step(values[epoch]) if self.is_plateau else sched.step()
+                if self.unit == "steps" and len(lrs) < sum(steps):
+                    sched.step()
+            if self.unit == "epochs" and epoch + 1 < n_epochs:
+                sched.step(values[epoch]) if self.is_plateau else sched.step()
         return lrs
 
     # Making the scheduler -------------------------------------------------------------------------
@@ -155,9 +156,10 @@ class BaseSchedulerCB(Callback):
         accepted = inspect.signature(self.scheduler_f).parameters
         if "cycle_momentum" in accepted and not any(_momentum(group) for group in opt.param_groups):
             kwargs.setdefault("cycle_momentum", False)  # torch would turn momentum on, without a word
-        if kwargs.keys() & {"epochs", "steps_per_epoch"}:
+        is_class = isinstance(self.scheduler_f, type)  # a function gets all that it names
+        if is_class and kwargs.keys() & {"epochs", "steps_per_epoch"}:
             known.pop("total_steps")  # OneCycleLR takes either
-        elif "total_steps" in accepted:
+        elif is_class and "total_steps" in accepted:
             known = {k: v for k, v in known.items() if k not in ("epochs", "steps_per_epoch")}
         for name, value in known.items():
             if name in accepted and name not in kwargs:
@@ -187,6 +189,10 @@ class BaseSchedulerCB(Callback):
         if total is None:
             return
         plan = f"this callback steps in {self.unit}, and the fit has {total} ({n_epochs} epochs)"
+        if known["steps_per_epoch"] is None and kwargs.keys() & {"epochs", "steps_per_epoch"}:
+            raise ValueError(
+                f"{self!r}: epochs differ in their steps, and {plan}; leave epochs and steps_per_epoch out"
+            )
         for name in ("total_steps", "epochs", "steps_per_epoch"):
             if kwargs.get(name) not in (None, known[name]):
                 raise ValueError(

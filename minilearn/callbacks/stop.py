@@ -66,7 +66,7 @@ class EarlyStoppingCB(Callback):
         min_delta: float = 0.0,
         restore_best: bool = True,
     ) -> None:
-        if not isinstance(patience, int) or patience < 1:
+        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
             raise ValueError(f"patience={patience!r}: expected a whole number of epochs >= 1")
         if not min_delta >= 0:
             raise ValueError(f"min_delta={min_delta!r}: expected a number >= 0")
@@ -76,6 +76,7 @@ class EarlyStoppingCB(Callback):
         self.best_epoch: int | None = None
         self.stopped_epoch: int | None = None
         self._weights: list[Tensor] = []
+        self._said = ""  # the report, until the fit has ended
 
     def __repr__(self) -> str:
         return f"EarlyStoppingCB({self.monitor.name!r}, patience={self.patience})"
@@ -95,6 +96,7 @@ class EarlyStoppingCB(Callback):
                 self._weights = [t.detach().clone() for t in _tensors(learn.model)]
         elif learn.epoch - (-1 if self.best_epoch is None else self.best_epoch) >= self.patience:
             self.stopped_epoch = learn.epoch
+            self._said = self._report()
             raise CancelFitException
 
     def cleanup_fit(self, learn: Any) -> None:
@@ -102,8 +104,9 @@ class EarlyStoppingCB(Callback):
         with torch.no_grad():
             for t, best in zip(_tensors(learn.model) if weights else (), weights, strict=True):
                 t.copy_(best)
-        if self.stopped_epoch is not None and any(isinstance(cb, ProgressCB) for cb in learn.cbs):
-            print(self._report())
+        said, self._said = self._said, ""
+        if said and any(isinstance(cb, ProgressCB) for cb in learn.cbs):
+            print(said)
 
     def _report(self) -> str:
         said = f"Stopped after epoch {self.stopped_epoch}: {self.monitor.name} was not better"

@@ -206,8 +206,9 @@ def with_batch_size(loader: Any, bs: int) -> Any:
         loader.bs = bs
         return loader
     batches: Any = getattr(loader, "batch_sampler", None)
-    iterable = isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)
-    if not (type(batches) is BatchSampler or (iterable and loader.batch_size)):
+    is_plain = type(loader) is DataLoader  # what a subclass does besides would be lost
+    iterable = is_plain and isinstance(loader.dataset, IterableDataset)
+    if not is_plain or type(batches) is not BatchSampler:
         raise TypeError(
             f"the batch size of {_short(loader)} cannot be changed: expected a TensorLoader, or a DataLoader "
             "with batch_size instead of a batch_sampler of one's own"

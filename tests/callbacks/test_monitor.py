@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from minilearn import CancelValidateException, MetricsCB, Monitor
@@ -107,3 +109,81 @@ def test_row_of_a_cancelled_phase_is_asked_for_in_vain(make_learner, at):
     ]
     with pytest.raises(ValueError, match="epoch 0 has no row of eval; was it cancelled"):
         make_learner(cbs=cbs).fit()
+
+
+# Which value is better --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["loss", "eval/loss", "train/loss", "dice_loss"])
+def test_less_of_a_loss_is_better(name):
+    assert Monitor(name).mode == "min"
+
+
+@pytest.mark.parametrize("name", ["top1", "eval/top1", "loss_scale", "loss/top1"])
+def test_mode_of_another_value_is_not_known(name):
+    assert Monitor(name).mode is None
+
+
+@pytest.mark.parametrize("name", ["loss", "top1"])
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_mode_that_is_given_holds(name, mode):
+    assert Monitor(name, mode).mode == mode
+
+
+@pytest.mark.parametrize("mode", ["maximum", "MIN", "", 1, True])
+def test_mode_is_min_or_max(mode):
+    with pytest.raises(ValueError, match=f"^mode={mode!r}: expected 'min' or 'max', which of two values is"):
+        Monitor("loss", mode)
+
+
+def test_value_of_unknown_mode_is_refused_when_it_is_checked(make_learner, at):
+    learn = make_learner(cbs=[MetricsCB(top1=Constant(1.0))])
+    with pytest.raises(
+        ValueError, match=r"monitor='eval/top1': is more better\? give mode='max' or mode='min'"
+    ):
+        learn.fit(cbs=[at("before_fit", Monitor("eval/top1").check, 60)])
+
+
+def test_unknown_name_is_refused_before_an_unknown_mode(make_learner, at):
+    learn = make_learner(cbs=[MetricsCB(top1=Constant(1.0))])
+    with pytest.raises(ValueError, match="monitor='top2' is not measured"):
+        learn.fit(cbs=[at("before_fit", Monitor("top2").check, 60)])
+
+
+@pytest.mark.parametrize(
+    ("value", "best", "min_delta", "better_min", "better_max"),
+    [
+        (1.0, 2.0, 0.0, True, False),
+        (2.0, 1.0, 0.0, False, True),
+        (1.0, 1.0, 0.0, False, False),
+        (1.0, 1.5, 0.5, False, False),
+        (1.5, 1.0, 0.5, False, False),
+        (1.0, 1.5, 0.25, True, False),
+        (1.5, 1.0, 0.25, False, True),
+        (-2.0, -1.0, 0.0, True, False),
+        (math.nan, 1.0, 0.0, False, False),
+        (1.0, math.nan, 0.0, False, False),
+        (math.nan, math.nan, 0.0, False, False),
+        (-math.inf, 1.0, 0.0, True, False),
+        (math.inf, 1.0, 0.0, False, True),
+        (3, 4, 0, True, False),
+    ],
+)
+def test_better_is_more_than_min_delta_better(value, best, min_delta, better_min, better_max):
+    assert Monitor("x", "min").is_better(value, best, min_delta) is better_min
+    assert Monitor("x", "max").is_better(value, best, min_delta) is better_max
+
+
+def test_min_delta_is_0_by_default():
+    assert Monitor("loss").is_better(1.0, 1.0 + 1e-12)
+    assert not Monitor("loss").is_better(1.0, 1.0)
+
+
+def test_every_number_is_better_than_the_worst():
+    for value in (-1e300, 0.0, 1e300):
+        for mode in ("min", "max"):
+            monitor = Monitor("x", mode)
+            assert monitor.is_better(value, monitor.worst, min_delta=1e9)
+            assert not monitor.is_better(math.nan, monitor.worst)
+            assert not monitor.is_better(monitor.worst, monitor.worst)
+    assert (Monitor("x", "min").worst, Monitor("x", "max").worst) == (math.inf, -math.inf)

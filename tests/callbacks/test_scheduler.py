@@ -23,6 +23,7 @@ from torcheval.metrics import MulticlassAccuracy
 from minilearn import (
     BaseSchedulerCB,
     BatchSchedulerCB,
+    Callback,
     CancelStepException,
     EpochSchedulerCB,
     MetricsCB,
@@ -505,6 +506,122 @@ def test_epoch_scheduler_keeps_the_lr_within_an_epoch(make_learner):
     assert lrs == [0.1] * 3 + [0.05] * 3 + [0.025] * 3
 
 
+class AccumulateCB(Callback):
+    """Gather the gradients of two batches for a step, and say so; an odd batch at the end is left over."""
+
+    def plan_steps(self, learn, steps):
+        return [n and n // 2 for n in steps]
+
+    def before_step(self, learn):
+        if learn.batch_idx % 2 == 0:
+            raise CancelStepException
+
+
+class UnlikeCB(AccumulateCB):
+    """Gather from epoch 1 on."""
+
+    def plan_steps(self, learn, steps):
+        return [*steps[:1], *super().plan_steps(learn, steps[1:])]
+
+    def before_step(self, learn):
+        if learn.epoch > 0:
+            super().before_step(learn)
+
+
+@pytest.mark.parametrize("n_batches", [6, 7])
+def test_one_cycle_ends_at_its_lowest_lr_where_gradients_are_gathered(make_learner, n_batches):
+    cb = BatchSchedulerCB(OneCycleLR)
+    learn = make_learner(n_batches=n_batches, cbs=[AccumulateCB(), cb])
+    by_hand = [
+        lr for lr, _ in torchs_own_loop(lambda opt: OneCycleLR(opt, 0.1, total_steps=12), BatchSchedulerCB)
+    ]
+    assert cb.preview(learn, 4) == by_hand
+    learn.remove_cb(cb)
+    assert recorded(learn, cb) == by_hand
+    assert by_hand[-1] == min(by_hand) == pytest.approx(0.1 / 25 / 1e4)
+    assert (learn.epoch_steps, learn.total_steps, learn.n_steps) == ([3] * 4, 12, 12)
+
+
+@pytest.mark.parametrize("scheduler_f", [OneCycleLR, CosineAnnealingLR, LinearLR, PolynomialLR])
+def test_course_is_the_planned_one_where_epochs_differ(make_learner, scheduler_f):
+    _, kwargs, filled = CASES[scheduler_f.__name__]
+    by_hand = [
+        lr
+        for lr, _ in torchs_own_loop(lambda opt: scheduler_f(opt, **kwargs, **filled(12)), BatchSchedulerCB)
+    ]
+    cb = BatchSchedulerCB(scheduler_f, **kwargs)
+    learn = make_learner(n_batches=6, cbs=[UnlikeCB()])
+    assert cb.preview(learn, 3) == by_hand
+    assert recorded(learn, cb, 3) == by_hand
+    assert learn.epoch_steps == [6, 3, 3]
+
+
+def test_lengths_that_are_given_are_checked_against_the_plan(make_learner):
+    learn = make_learner(n_batches=6, cbs=[AccumulateCB()])
+    recorded(learn, BatchSchedulerCB(OneCycleLR, total_steps=12))
+    recorded(learn, BatchSchedulerCB(OneCycleLR, epochs=4, steps_per_epoch=3))
+    with pytest.raises(ValueError, match=r"total_steps=24 contradicts 12: .*has 12 \(4 epochs\)"):
+        recorded(learn, BatchSchedulerCB(OneCycleLR, total_steps=24))
+    with pytest.raises(ValueError, match="steps_per_epoch=6 contradicts 3: "):
+        recorded(learn, BatchSchedulerCB(OneCycleLR, epochs=4, steps_per_epoch=6))
+    with pytest.raises(ValueError, match=r"T_max=24 would never come to its end: .* has 12"):
+        recorded(learn, BatchSchedulerCB(CosineAnnealingLR, T_max=24))
+
+
+def test_epoch_scheduler_steps_once_an_epoch_whatever_is_planned(make_learner):
+    cb = EpochSchedulerCB(StepLR, step_size=1, gamma=0.5)
+    learn = make_learner(n_batches=4, cbs=[UnlikeCB()])
+    assert cb.preview(learn, 3) == recorded(learn, cb, 3) == [0.1] * 4 + [0.05] * 2 + [0.025] * 2
+
+
+def test_preview_steps_after_an_epoch_without_a_step_too(make_learner):
+    class RestCB(Callback):
+        def plan_steps(self, learn, steps):
+            return [0 if epoch == 1 else n for epoch, n in enumerate(steps)]
+
+        def before_step(self, learn):
+            if learn.epoch == 1:
+                raise CancelStepException
+
+    cb = EpochSchedulerCB(StepLR, step_size=1, gamma=0.5)
+    learn = make_learner(n_batches=2, cbs=[RestCB()])
+    assert recorded(learn, cb, 3) == [0.1] * 2 + [0.025] * 2
+    assert cb.preview(learn, 3) == [0.1] * 2 + [0.025] * 2
+
+
+@pytest.mark.parametrize(("values", "last"), [([1.0, 2.0, 3.0], 0.05), ([3.0, 2.0, 5.0], 0.1)])
+def test_preview_of_plateau_follows_the_plan(make_learner, values, last):
+    cb = EpochSchedulerCB(ReduceLROnPlateau, patience=0, factor=0.5)
+    learn = make_learner(n_batches=4, cbs=[UnlikeCB()])
+    assert cb.preview(learn, 3, values=values) == [0.1] * 4 + [0.1] * 2 + [last] * 2
+
+
+def test_epochs_that_differ_have_no_one_number_of_steps(make_learner):
+    def function(opt, steps_per_epoch):
+        return StepLR(opt, steps_per_epoch)
+
+    learn = make_learner(n_batches=4, cbs=[UnlikeCB()])
+    with pytest.raises(
+        ValueError,
+        match=r"BatchSchedulerCB\(function\) needs steps_per_epoch, and epochs differ in their steps: give",
+    ):
+        recorded(learn, BatchSchedulerCB(function), 3)
+    assert recorded(learn, BatchSchedulerCB(function), 1) == [0.1] * 4
+    assert recorded(learn, EpochSchedulerCB(function), 3) == pytest.approx(
+        [0.1] * 4 + [0.01] * 2 + [0.001] * 2
+    )
+
+
+def test_function_may_name_all_that_is_known(make_learner):
+    def function(opt, total_steps, epochs, steps_per_epoch):
+        seen.append((total_steps, epochs, steps_per_epoch))
+        return StepLR(opt, 1)
+
+    seen = []
+    recorded(make_learner(), BatchSchedulerCB(function))
+    assert seen == [(12, 4, 3)]
+
+
 # Preview --------------------------------------------------------------------------------------------
 
 
@@ -521,6 +638,18 @@ def test_preview_leaves_learner_model_and_optimizer(make_learner, trained):
     assert (learn.opt and (hyperparameters(learn), str(learn.opt.state_dict()), learn.opt.step)) == opt
     assert torch.equal(learn.model.weight, weight)
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=["batch", "epoch"])
+def test_nothing_is_asked_for_beyond_the_last_step(make_learner, unit):
+    asked = []
+    cb = unit(LambdaLR, lr_lambda=lambda i: asked.append(i) or 1.0)
+    learn = make_learner(n_batches=PER_EPOCH)
+    cb.preview(learn, N_EPOCHS)
+    assert asked == list(range(TOTAL[unit]))
+    asked.clear()
+    recorded(learn, cb)
+    assert asked == list(range(TOTAL[unit]))
 
 
 def test_preview_of_a_kept_optimizer_starts_from_its_lr(make_learner):

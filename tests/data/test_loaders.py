@@ -1,3 +1,5 @@
+import inspect
+import multiprocessing
 import os
 import random
 from collections import namedtuple
@@ -18,7 +20,7 @@ from torch.utils.data import (
 
 from minilearn import DataLoaders, TensorLoader, set_seed
 from minilearn.data import peek, to_device
-from minilearn.data.loaders import check_not_empty, n_batches
+from minilearn.data.loaders import check_not_empty, n_batches, with_batch_size
 
 TRAIN, VALID, TEST = [("train", 0)], [("valid", 0)], [("test", 0)]
 
@@ -438,6 +440,137 @@ def test_peek_of_an_empty_loader_is_none(made):
 def test_peek_of_a_tensor_loader_is_its_first_samples():
     _, yb = peek(loader())
     assert yb.tolist() == [0, 1]
+
+
+# with_batch_size --------------------------------------------------------------------------------------
+
+
+def as_batch(samples):
+    return torch.stack([x for x, _ in samples]), [i for _, i in samples]
+
+
+def in_each_worker(worker_id):
+    pass
+
+
+# Each argument of DataLoader that has nothing to do with the size -> (a value, what it needs beside it)
+SETTINGS = {
+    "sampler": (SubsetRandomSampler([3, 1, 4]), {}),
+    "num_workers": (2, {}),
+    "collate_fn": (as_batch, {}),
+    "pin_memory": (True, {}),
+    "drop_last": (True, {}),
+    "timeout": (30.0, {}),
+    "worker_init_fn": (in_each_worker, {}),
+    "multiprocessing_context": (multiprocessing.get_context("spawn"), {"num_workers": 1}),
+    "generator": (torch.Generator(), {}),
+    "prefetch_factor": (3, {"num_workers": 1}),
+    "persistent_workers": (True, {"num_workers": 1}),
+    "in_order": (False, {}),
+}
+
+
+def test_every_setting_of_dataloader_has_a_case():
+    arguments = inspect.signature(DataLoader).parameters.keys()
+    assert arguments - {"dataset", "batch_size", "shuffle", "batch_sampler", "pin_memory_device"} == set(
+        SETTINGS
+    )
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_resized_dataloader_keeps_each_setting(name):
+    value, needed = SETTINGS[name]
+    plain = DataLoader(PLAIN, 3)
+    made = DataLoader(PLAIN, 3, **{name: value}, **needed)
+    resized = with_batch_size(made, 5)
+    assert getattr(resized, name) == getattr(made, name) == value != getattr(plain, name)
+    assert resized.batch_size == 5
+    assert resized.dataset is PLAIN
+    assert (made.batch_size, made.batch_sampler.batch_size) == (3, 3)
+
+
+@pytest.mark.parametrize("name", ["num_workers", "collate_fn", "drop_last", "worker_init_fn", "generator"])
+def test_resized_dataloader_of_a_stream_keeps_each_setting(name):
+    value, needed = SETTINGS[name]
+    resized = with_batch_size(DataLoader(Stream(), 3, **{name: value}, **needed), 2)
+    assert getattr(resized, name) == value != getattr(DataLoader(Stream(), 3), name)
+    assert resized.batch_size == 2
+
+
+@pytest.mark.parametrize(("drop_last", "n"), [(False, [2, 1]), (True, [2])])
+def test_resized_stream_drops_the_last_batch_as_it_did(drop_last, n):
+    resized = with_batch_size(DataLoader(Stream(), 3, drop_last=drop_last), 2)
+    assert [len(yb) for _, yb in resized] == n
+
+
+@pytest.mark.parametrize(("drop_last", "n"), [(False, [4, 4, 2]), (True, [4, 4])])
+def test_resized_dataloader_drops_the_last_batch_as_its_batch_sampler_did(drop_last, n):
+    batches = BatchSampler(RandomSampler(PLAIN), 3, drop_last)
+    resized = with_batch_size(DataLoader(PLAIN, batch_sampler=batches), 4)
+    assert [len(yb) for _, yb in resized] == n
+    assert resized.batch_sampler.sampler is batches.sampler
+
+
+def test_resized_dataloader_uses_its_settings():
+    made = DataLoader(PLAIN, 3, sampler=[9, 1, 5], collate_fn=as_batch)
+    assert [yb for _, yb in with_batch_size(made, 2)] == [[9, 1], [5]]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_resized_tensor_loader_is_the_same_but_for_its_size(drop_last):
+    made = loader(epoch=3, seed=7, drop_last=drop_last)
+    resized = with_batch_size(made, 3)
+    assert vars(resized) == vars(made) | {"bs": 3}
+    assert all(a is b for a, b in zip(resized.tensors, made.tensors, strict=True))
+    assert torch.equal(resized.order(), made.order())
+    assert (made.bs, len(resized)) == (4, 3 if drop_last else 4)
+
+
+def test_resized_tensor_loader_has_an_epoch_of_its_own():
+    made = loader(epoch=3)
+    with_batch_size(made, 3).set_epoch(5)
+    assert made.epoch == 3
+
+
+def test_subclass_of_tensor_loader_stays_one_when_it_is_resized():
+    class Doubled(TensorLoader):
+        def __iter__(self):
+            return ((2 * x,) for (x,) in super().__iter__())
+
+    resized = with_batch_size(Doubled(torch.ones(3), bs=2), 3)
+    assert [x.tolist() for (x,) in resized] == [[2.0, 2.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("made", "shown"),
+    [
+        ([1, 2], r"\[1, 2\]"),
+        (TRAIN * 20, "a list"),
+        (DataLoader(PLAIN, batch_size=None), "<.*DataLoader.*>"),
+        (DataLoader(Stream(), batch_size=None), "<.*DataLoader.*>"),
+        (DataLoader(PLAIN, batch_sampler=[[0], [1]]), "<.*DataLoader.*>"),
+        (Batches(), "<.*Batches.*>|a Batches"),
+    ],
+    ids=["list", "long list", "samples", "stream of samples", "list of batches", "own class"],
+)
+def test_loader_without_a_batch_size_cannot_be_resized(made, shown):
+    with pytest.raises(
+        TypeError,
+        match=f"^the batch size of ({shown}) cannot be changed: expected a TensorLoader, or a DataLoader "
+        "with batch_size instead of a batch_sampler of one's own$",
+    ):
+        with_batch_size(made, 2)
+
+
+def test_class_of_ones_own_with_a_batch_sampler_cannot_be_resized():
+    class Own:
+        dataset, batch_sampler = PLAIN, BatchSampler(range(10), 3, False)
+
+        def __iter__(self):
+            return iter(TRAIN)
+
+    with pytest.raises(TypeError, match="cannot be changed: expected a TensorLoader, or a DataLoader"):
+        with_batch_size(Own(), 2)
 
 
 # to_device --------------------------------------------------------------------------------------------
