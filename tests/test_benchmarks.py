@@ -3,19 +3,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from minilearn import set_seed
+from minilearn import optim, set_seed
 
 CPU = torch.device("cpu")
-PATH = Path(__file__).parents[1] / "benchmarks" / "overhead.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def overhead():
-    spec = importlib.util.spec_from_file_location("overhead", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("overhead")
+
+
+@pytest.fixture
+def optimizers():
+    return load("optimizers")
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +67,55 @@ def test_measure_prints_each_loop_and_both_ratios(overhead, capsys):
     assert header.endswith("2 rounds of 3 steps")
     assert [row.split(" us a step")[0].split()[0] for row in rows[:3]] == ["same", "usual", "minilearn"]
     assert [" ".join(row.split()[:3]) for row in rows[3:]] == ["minilearn / same", "minilearn / usual"]
+
+
+# Optimizers ---------------------------------------------------------------------------------------
+
+
+def test_every_optimizer_has_a_counterpart(optimizers):
+    assert optimizers.PAIRS.keys() == optim.OPTIMIZERS.keys()
+    for name, makers in optimizers.PAIRS.items():
+        ours, theirs = (make([nn.Parameter(torch.zeros(2))], lr=1e-3, foreach=True) for make in makers)
+        assert type(ours) is optim.OPTIMIZERS[name]
+        assert type(theirs).__module__.startswith("torch.optim.")
+
+
+def test_measure_prints_a_row_for_each_optimizer_and_model(optimizers, monkeypatch, capsys):
+    monkeypatch.setattr(
+        optimizers, "MODELS", {"one layer": lambda: nn.Linear(3, 2), "two": lambda: nn.Bilinear(2, 2, 2)}
+    )
+    optimizers.measure(CPU, n_steps=2, rounds=3)
+    header, columns, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("CPU, 1 threads, torch ")
+    assert header.endswith(", 3 rounds of 2 steps, foreach")
+    assert columns.split() == ["optimizer", "parameters", "tensors", "ours", "us", "torch", "us", "ratio"]
+    assert [row[:40].split() for row in rows] == [
+        [name, *model] for name in optim.OPTIMIZERS for model in (["one", "layer", "2"], ["two", "2"])
+    ]
+    for row in rows:
+        ours, theirs, ratio = (float(number) for number in row[40:].split())
+        assert ours > 0
+        assert theirs > 0
+        assert ratio > 0
+
+
+def test_step_time_is_of_one_step_and_takes_them_all(optimizers, monkeypatch):
+    clock = iter([10.0, 10.5])
+    monkeypatch.setattr(optimizers.time, "perf_counter", lambda: next(clock))
+    p = nn.Parameter(torch.ones(1))
+    p.grad = torch.ones(1)
+    opt = optim.SGD([p], lr=0.125)
+    assert optimizers.step_time_us(opt, 4, CPU) == 0.5 / 4 * 1e6
+    assert p.item() == 0.5  # 1 - 4 * 0.125
+
+
+def test_ratio_is_the_median_over_the_rounds_that_count(optimizers, monkeypatch, capsys):
+    # Ours and theirs change places each round; the first round, (9, 9), warms up.
+    times = iter([9.0, 9.0, 1.0, 2.0, 4.0, 12.0, 1.0, 4.0])
+    monkeypatch.setattr(optimizers, "PAIRS", {"SGD": optimizers.PAIRS["SGD"]})
+    monkeypatch.setattr(optimizers, "MODELS", {"one": lambda: nn.Linear(3, 2)})
+    monkeypatch.setattr(optimizers, "step_time_us", lambda opt, n_steps, device: next(times))
+    optimizers.measure(CPU, n_steps=1, rounds=3)
+    row = capsys.readouterr().out.splitlines()[-1]
+    # ours 1, 12, 1; theirs 2, 4, 4; ratios 0.5, 3, 0.25
+    assert row.split() == ["SGD", "one", "2", "1.0", "4.0", "0.50"]

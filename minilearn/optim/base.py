@@ -35,6 +35,8 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Any, defaults: dict[str, Any], foreach: bool = True) -> None:
+        for key, value in defaults.items():
+            check_range(key, value)
         super().__init__(params, {**defaults, "foreach": foreach})
 
     def init_state(self, p: Tensor, grad: Tensor) -> State:
@@ -90,9 +92,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, with hyperparameters of its own or the defaults; the constructor comes here too."""
-        name, own = type(self).__name__, [key for key in self.defaults if key != "foreach"]
+        if not isinstance(param_group, dict):
+            super().add_param_group(param_group)  # raises, and says what it expected
+        # torch puts `differentiable` into the defaults of an optimizer that was copied or loaded.
+        own = [key for key in self.defaults if key not in ("foreach", "differentiable")]
+        name = type(self).__name__
         for key in param_group.keys() - self.defaults.keys():
-            close = get_close_matches(key, own, n=1, cutoff=0.75)
+            close = get_close_matches(key.lower(), [*own, "foreach"], n=1, cutoff=0.75)
             if key in HYPERPARAMETERS or close:
                 hint = f"did you mean {close[0]}? " if close else ""
                 raise TypeError(

@@ -8,17 +8,20 @@ from typing import Any
 _FROM_0 = ("lr", "wd", "weight_decay")
 _ABOVE_0 = ("eps",)  # what it is added to is 0 where a gradient is, and 0 / 0 is nan
 _SHARES = ("mom", "momentum", "sqr_mom", "alpha", "beta1", "beta2", "betas.0", "betas.1")
+_SWITCHES = ("nesterov", "maximize", "amsgrad", "centered")
 
-HYPERPARAMETERS = frozenset((*_FROM_0, *_ABOVE_0, *_SHARES, "betas", "dampening", "nesterov"))
+HYPERPARAMETERS = frozenset((*_FROM_0, *_ABOVE_0, *_SHARES, *_SWITCHES, "betas", "dampening"))
 
 
 def check_range(name: str, value: Any) -> None:
     """Raise ValueError for a value that a hyperparameter of this name cannot have; unknown names pass."""
-    if name == "betas" and isinstance(value, tuple | list):
+    if name == "betas":
+        if not (isinstance(value, tuple | list) and len(value) == 2):
+            raise ValueError(f"betas={value!r}: expected two numbers, 0 <= beta < 1")
         for i, beta in enumerate(value):
             check_range(f"betas.{i}", beta)
         return
-    if name not in HYPERPARAMETERS or name == "nesterov":
+    if name not in HYPERPARAMETERS or name in _SWITCHES:
         return
     is_number = isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
     if name in _SHARES:

@@ -87,6 +87,17 @@ def test_a_frozen_parameter_may_be_left_out():
     assert opt.param_groups[0]["params"] == [model.weight]
 
 
+@pytest.mark.parametrize("opt_func", [SGD, partial(SGD, fused=False)])
+def test_parameters_of_a_group_may_be_a_generator_or_one_tensor(opt_func):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2, bias=False))
+    opt = build_opt(
+        opt_func, model, 0.1, lambda m: [{"params": m[0].parameters()}, {"params": m[1].weight}, []]
+    )
+    assert [len(group["params"]) for group in opt.param_groups] == [2, 1, 0]
+    assert opt.param_groups[0]["params"][0] is model[0].weight
+    assert opt.param_groups[1]["params"][0] is model[1].weight
+
+
 def test_building_leaves_the_user_s_groups_as_they_are():
     model = nn.Linear(3, 2)
     groups = [{"params": list(model.parameters())}]
