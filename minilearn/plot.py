@@ -78,7 +78,8 @@ def plot_scheduler(sched: Any, n_steps: int, width: float = 4.0, height: float =
     Raises: TypeError for anything else, and for ReduceLROnPlateau, which follows measured values.
     Source: document 003. Differs: there the optimizer is stepped too, and neither is put back.
     """
-    scheds = dict(sched) if isinstance(sched, Mapping) else {getattr(sched, "__name__", "") or "": sched}
+    name = getattr(sched, "__qualname__", "<")  # "cosine.<locals>.<lambda>" is no title
+    scheds = dict(sched) if isinstance(sched, Mapping) else {"" if "<" in name else name: sched}
     if not scheds or n_steps < 1:
         raise ValueError(f"plot_scheduler({sched!r}, {n_steps!r}): expected a schedule, and a step or more")
     n_cols = min(4, len(scheds))
@@ -86,13 +87,19 @@ def plot_scheduler(sched: Any, n_steps: int, width: float = 4.0, height: float =
     for ax in axes.flat[len(scheds) :]:
         ax.axis("off")
     for ax, (name, one) in zip(axes.flat, scheds.items(), strict=False):
-        is_function = callable(one) and not hasattr(one, "optimizer")
+        is_function = callable(one) and not hasattr(one, "optimizer") and not _is_unmade(one)
         values = [one(step) for step in range(n_steps)] if is_function else _lrs_of(one, n_steps)
         ax.plot(values, linewidth=1.5)
         ax.set(xlabel="step", ylabel="multiplier" if is_function else "lr", title=name)
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
         ax.grid(alpha=0.3)
     return figure
+
+
+def _is_unmade(one: Any) -> bool:
+    """Whether it is a scheduler's class, or a function of minilearn.schedules that makes a schedule."""
+    makes = getattr(one, "__module__", "") == f"{__package__}.schedules" and "<" not in one.__qualname__
+    return isinstance(one, type) or makes
 
 
 def _lrs_of(sched: Any, n_steps: int) -> list[list[float]]:

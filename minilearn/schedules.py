@@ -66,7 +66,7 @@ def polynomial(n_steps: int, power: float = 1.0, low: float = 0.0) -> Schedule:
     """
     _check_length("n_steps", n_steps)
     _check_above_0("power", power)
-    return lambda step: low + (1 - low) * (1 - min(step / n_steps, 1)) ** power
+    return lambda step: low + (1 - low) * (1 - min(step / n_steps, 1.0)) ** power
 
 
 def warm_up(n_steps: int) -> Schedule:
@@ -128,6 +128,8 @@ def cosine_restarts(n_steps: int, factor: int = 1, decay: float = 1.0, low: floa
 
     def at(step: int) -> float:
         cycle, length = 0, n_steps
+        if factor == 1:  # without counting cycle by cycle
+            cycle, step = divmod(step, n_steps)
         while step >= length:
             step -= length
             length *= factor
@@ -189,6 +191,7 @@ def product(*schedules: Schedule) -> Schedule:
 
 def shifted(schedule: Schedule, n_steps: int) -> Schedule:
     """Be `n_steps` ahead: schedule(step + n_steps)."""
+    _check_length("n_steps", n_steps)
     return lambda step: schedule(step + n_steps)
 
 
@@ -214,6 +217,7 @@ def _check_share(name: str, value: float) -> None:
 
 def _check_rising(milestones: Sequence[int]) -> list[int]:
     found = list(milestones)
-    if found != sorted(set(found)) or any(not isinstance(m, int) or m < 1 for m in found):
+    are_steps = all(isinstance(m, int) and not isinstance(m, bool) and m >= 1 for m in found)
+    if not are_steps or found != sorted(set(found)):
         raise ValueError(f"milestones={found!r}: expected whole numbers >= 1, each above the one before")
     return found

@@ -71,7 +71,8 @@ class ScheduleCB(Callback):
 
     def __repr__(self) -> str:
         is_table = isinstance(self.schedule, Mapping)
-        what = self.schedule if is_table else getattr(self.schedule, "__name__", "a function")
+        name = getattr(self.schedule, "__qualname__", "<")  # "cosine.<locals>.<lambda>" says little
+        what = self.schedule if is_table else "a function" if "<" in name else name
         return f"ScheduleCB({self.name!r}, {what}{'' if self.group is None else f', group={self.group}'})"
 
     # Hooks ----------------------------------------------------------------------------------------
@@ -115,7 +116,14 @@ class ScheduleCB(Callback):
         if self._at is None:
             return
         for group, before in self._bases:
-            value = (before if self.base is None else self.base) * self._at(step)
+            given = self._at(step)
+            try:
+                multiplier = float(given)
+            except (TypeError, ValueError):
+                raise TypeError(
+                    f"{self!r} at step {step}: the function gave {given!r}; expected a number"
+                ) from None
+            value = (before if self.base is None else self.base) * multiplier
             if not isinstance(value, Tensor):  # one on a device would have to be waited for
                 try:
                     check_range(self.name, value)
@@ -126,8 +134,14 @@ class ScheduleCB(Callback):
     def _function(self, total_steps: int | None) -> Callable[[int], Any]:
         function: Any = self.schedule
         given = function.keywords if isinstance(function, partial) else {}
-        if "n_steps" not in _parameters(function) or "n_steps" in given:
+        if "n_steps" not in _parameters(function):
             return function
+        if "n_steps" in given:
+            try:
+                inspect.signature(function).bind(0)
+            except TypeError:  # partial(cosine, n_steps=100)
+                return function()
+            return function  # a partial of a function (step, n_steps)
         if total_steps is None:
             raise ValueError(f"{self!r} needs n_steps, and the train loader has no length: give n_steps")
         made = function(n_steps=total_steps)
@@ -138,8 +152,8 @@ class ScheduleCB(Callback):
     def _chosen(self, groups: list[Group]) -> list[int]:
         if self.group is None:
             return list(range(len(groups)))
-        chosen = [self.group] if isinstance(self.group, int) else list(self.group)
-        if not chosen or any(not 0 <= i < len(groups) for i in chosen):
+        chosen = list(self.group) if isinstance(self.group, Sequence) else [self.group]
+        if not chosen or any(type(i) is not int or not 0 <= i < len(groups) for i in chosen):
             raise ValueError(f"group={self.group!r}: expected indices from 0 to {len(groups) - 1}")
         return chosen
 
@@ -152,6 +166,8 @@ class ScheduleCB(Callback):
             raise ValueError(f"{self.name!r} is not in group {i}{hint}: expected one of {names}") from None
         if self._table:
             return
+        if value is None or isinstance(value, bool | str):
+            raise ValueError(f"{self.name} is {value!r} in group {i}, no number: give a table of values")
         if isinstance(value, tuple | list):
             raise ValueError(f"{self.name!r} is {value!r} in group {i}: name one, such as '{self.name}.0'")
         if value == 0 and self.base is None:
@@ -209,7 +225,9 @@ def _is_momentum(name: str) -> bool:
 
 
 def _read(group: Group, name: str) -> Any:
-    key, _, index = name.partition(".")
+    key, dot, index = name.partition(".")
+    if key in ("params", "param_names") or (dot and not index.isdecimal()):
+        raise KeyError(name)
     return group[key][int(index)] if index else group[key]
 
 
