@@ -181,7 +181,12 @@ class Learner(CallbackHost):
     @default_step
     def zero_grad(self) -> None:
         """Clear the gradients."""
-        self.opt.zero_grad()
+        if getattr(self.opt.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad:
+            self.opt.zero_grad()
+            return
+        for group in self.opt.param_groups:  # as torch's does, but for its entry in the profiler, 8 us a step
+            for p in group["params"]:
+                p.grad = None
 
     # What users call ------------------------------------------------------------------------------
 

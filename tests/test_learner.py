@@ -651,3 +651,30 @@ def test_a_dataset_in_the_place_of_a_loader_is_refused():
         TypeError, match=r"dls train is a Dataset, TensorDataset: expected batches; write DataLoader"
     ):
         DataLoaders(dataset)
+
+
+def test_gradients_are_cleared_after_each_step(make_learner, at):
+    seen = []
+    look = at("after_batch", lambda learn: seen.append([p.grad for p in learn.model.parameters()]))
+    make_learner(n_batches=2, n_valid=0, cbs=[look]).fit()
+    assert seen == [[None, None]] * 2
+
+
+def test_an_optimizer_s_own_zero_grad_is_called(make_learner):
+    class Own(torch.optim.SGD):
+        def zero_grad(self, set_to_none=True):
+            calls.append(type(self).__name__)
+            super().zero_grad(set_to_none)
+
+    calls = []
+    make_learner(opt_func=Own).fit()
+    assert calls == ["Own"] * 3
+
+
+def test_a_zero_grad_that_was_put_on_the_optimizer_is_called(make_learner, at):
+    def put(learn):
+        learn.opt.zero_grad = lambda: calls.append(1)
+
+    calls = []
+    make_learner(cbs=[at("before_fit", put)]).fit()
+    assert calls == [1] * 3
