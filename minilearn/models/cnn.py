@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -55,18 +56,28 @@ class StridedCNN(Layers):
     Shapes: (N, n_channels, 28, 28) -> (N, n_classes); any image that five halvings bring to 1x1
     (17 to 32 pixels) does.
 
+    Args:
+        leak: slope of the ReLU below 0.
+        norm: makes a normalization of so many channels.
+
     Source: document 003, `CNNWithGeneralReLUAndBatchNorm`.
     Differs: BatchNorm is torch's, through whose batch statistics gradients flow; the document's own
         computes them under no_grad.
     """
 
-    def __init__(self, n_classes: int = 10, n_channels: int = 1, leak: float = 0.1) -> None:
+    def __init__(
+        self,
+        n_classes: int = 10,
+        n_channels: int = 1,
+        leak: float = 0.1,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
         widths = (n_channels, 8, 16, 32, 64)
         layers: list[nn.Module] = []
         for i, (n_in, n_out) in enumerate(pairwise(widths)):
             size = 5 if i == 0 else 3
             conv = nn.Conv2d(n_in, n_out, size, stride=2, padding=size // 2)
-            layers += [conv, GeneralReLU(leak), nn.BatchNorm2d(n_out)]
+            layers += [conv, GeneralReLU(leak), norm(n_out)]
         layers += [nn.Conv2d(widths[-1], n_classes, 3, stride=2, padding=1), nn.Flatten()]
         super().__init__(*layers)
         self.n_classes = n_classes

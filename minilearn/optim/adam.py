@@ -27,7 +27,8 @@ class Adam(Optimizer):
             gradient below about 0.003 takes a shorter step here.
         foreach: see `minilearn.optim.Optimizer`.
 
-    Momentum: an average, (1 - beta1) * g, without bias.
+    Momentum: an average, (1 - beta1) * g, without bias. OneCycleLR cycles only what torch calls momentum
+        or betas; ScheduleCB("beta1", ...) does it here.
     State: step (an int), avg and sqr_avg, like p.
 
     Source: Kingma & Ba 2015; document 003. Differs: torch.optim.Adam has eps outside of the root, and

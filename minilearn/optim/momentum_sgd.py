@@ -25,6 +25,7 @@ class MomentumSGD(Optimizer):
 
     Momentum: an average, (1 - mom) * g, so its length is that of a gradient and lr can be 1 / (1 - mom)
         times as large as torch's. It is not corrected for its start at 0: the first steps are small.
+        OneCycleLR cycles only what torch calls momentum or betas; ScheduleCB("mom", ...) does it here.
     State: avg, like p.
 
     Source: document 003. Differs: torch.optim.SGD has buf = mom * buf + g, which starts at g and is
