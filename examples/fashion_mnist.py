@@ -9,15 +9,12 @@ normalized by the training set's mean and standard deviation, the document's by 
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -31,7 +28,6 @@ from minilearn import (
     plot_history,
     plot_images,
     set_seed,
-    shapes,
 )
 
 # Document 003's table: epoch -> (train accuracy, train loss, eval accuracy, eval loss).
@@ -43,22 +39,6 @@ PUBLISHED = (
     (0.909, 0.247, 0.894, 0.294),
     (0.922, 0.211, 0.899, 0.276),
 )
-
-
-def load(root: str | None, bs: int | None) -> tuple[DataLoaders, str]:
-    """Return Fashion-MNIST and its name, or the built-in set where there are neither data nor network."""
-    try:
-        return fashion_mnist(bs or 512, root=root), "Fashion-MNIST"
-    except ValueError as error:  # a broken file
-        sys.exit(f"--data: {error}" if root else str(error))
-    except FileNotFoundError as error:
-        if root is not None:
-            sys.exit(f"--data: {error}")
-        print(
-            "No Fashion-MNIST on this machine, and it could not be downloaded: running on the built-in set "
-            "of drawn shapes instead (MINILEARN_DATA or --data names a folder with FashionMNIST/raw)."
-        )
-        return shapes(bs or 128), "built-in shapes"
 
 
 def train(dls: DataLoaders, n_epochs: int, lr: float) -> tuple[Learner, RecorderCB, float]:
@@ -97,30 +77,15 @@ def draw(learn: Learner, recorder: RecorderCB, out: Path) -> None:
         plot_images(images[surest], titles).savefig(out / "fashion_mnist_mistakes.png", dpi=100)
 
 
-def positive(text: str) -> int:
-    """Read a whole number >= 1, for argparse."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number}: expected 1 or more")
-    return number
-
-
 def main() -> None:
     """Run as a script."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--epochs", type=positive, default=6, help="epochs to train (default: 6)")
+    parser = report.parser_of(__doc__, "FashionMNIST/raw")
+    parser.add_argument("--epochs", type=report.positive, default=6, help="epochs to train (default: 6)")
     parser.add_argument(
         "--lr", type=float, default=5e-2, help="the peak of the one-cycle schedule (default: 0.05)"
     )
-    parser.add_argument("--bs", type=positive, help="batch size (default: 512; on the built-in set 128)")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the (first) run (default: 42)")
     parser.add_argument(
-        "--runs", type=positive, default=1, help="runs, with seeds counting up from --seed (default: 1)"
-    )
-    parser.add_argument(
-        "--data", metavar="FOLDER", help="has FashionMNIST/raw (default: $MINILEARN_DATA, or download)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs"), help="for pictures and the result (default: runs)"
+        "--bs", type=report.positive, help="batch size (default: 512; on the built-in set 128)"
     )
     args = parser.parse_args()
 
@@ -128,7 +93,7 @@ def main() -> None:
     accuracies, times_s = [], []
     for seed in range(args.seed, args.seed + args.runs):
         set_seed(seed)
-        dls, name = load(args.data, args.bs)
+        dls, name = report.load(fashion_mnist, "Fashion-MNIST", args.bs, args.data, default_bs=512)
         learn, recorder, time_s = train(dls, args.epochs, args.lr)
         accuracies.append(learn.history[-1]["MulticlassAccuracy"])
         times_s.append(time_s)
@@ -138,24 +103,12 @@ def main() -> None:
     learn, recorder = first
     draw(learn, recorder, args.out)
     print(f"\n{table(learn.history, published=name == 'Fashion-MNIST')}\n")
-    mean, sd = statistics.mean(accuracies), statistics.stdev(accuracies) if args.runs > 1 else None
-    spread = "" if sd is None else f", sd {sd:.4f}"
-    print(f"{name}, {args.epochs} epochs: eval accuracy {mean:.4f}{spread}, n = {args.runs}", end="")
-    print(f"; {statistics.mean(times_s):.1f} s a run on {torch.get_num_threads()} threads" if times_s else "")
-    result = {
-        "claim": "document 003, Achieving 90% accuracy (published: 0.899)",
-        "command": " ".join(["python", *sys.argv]),
-        "data": name,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "n": args.runs,
-        "eval_accuracy": {"mean": mean, "sd": sd, "each": accuracies},
-        "time_s": times_s,
-        "history": learn.history,
-    }
-    (args.out / "fashion_mnist.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"Written: {', '.join(sorted(p.name for p in args.out.glob('fashion_mnist*')))} in {args.out}/")
+    accuracy = report.mean_sd(accuracies)
+    print(f"{name}, {args.epochs} epochs: eval accuracy {report.said(accuracy)}, n = {args.runs}", end="")
+    print(f"; {statistics.mean(times_s):.1f} s a run on {torch.get_num_threads()} threads")
+    claim = "document 003, Achieving 90% accuracy (published: 0.899)"
+    found = {"eval_accuracy": accuracy, "time_s": times_s, "history": learn.history}
+    report.write(args.out, "fashion_mnist", claim, name, args.runs, **found)
 
 
 if __name__ == "__main__":

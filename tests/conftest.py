@@ -1,5 +1,7 @@
+import importlib
 import os
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,13 @@ def _write_idx(root, name="FashionMNIST", n_train=20, n_valid=10):
 def write_idx():
     """Write a tiny (Fashion-)MNIST in torchvision's layout: write_idx(root, name, n_train, n_valid)."""
     return _write_idx
+
+
+@pytest.fixture(scope="session")
+def example():
+    """Import a script of examples/ as a module: example("fashion_mnist")."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # as `python examples/...` has it
+    return importlib.import_module
 
 
 @pytest.fixture

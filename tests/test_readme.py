@@ -16,7 +16,7 @@ def commands():
     return [line.strip() for line in README.splitlines() if line.startswith("    python3 -m venv")]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["one-liner", "callback"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["one-liner", "optimizer", "schedules", "callback"])
 def test_code_in_readme_runs_as_it_stands(block, monkeypatch, capsys):
     monkeypatch.setattr(minilearn, "fashion_mnist", lambda: minilearn.shapes(64, n_train=256, n_valid=64))
     exec(block, {})
@@ -50,7 +50,7 @@ def test_figures_of_readme_are_those_of_the_committed_result():
 
     result = json.loads((ROOT / "examples/results/fashion_mnist.json").read_text())
     mean, sd, n = result["eval_accuracy"]["mean"], result["eval_accuracy"]["sd"], result["n"]
-    assert f"eval accuracy {mean:.4f}, sd {sd:.4f}, n = {n}" in README
+    assert f"eval accuracy {mean:.4f} ± {sd:.4f}, n = {n}" in README
     assert result["command"].removeprefix("python ") in README
     assert n == 5
     assert mean >= 0.902
