@@ -115,14 +115,14 @@ class ScheduleCB(Callback):
     def _write_step(self, step: int) -> None:
         if self._at is None:
             return
+        given = self._at(step)
+        try:
+            multiplier = float(given)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{self!r} at step {step}: the function gave {given!r}; expected a number"
+            ) from None
         for group, before in self._bases:
-            given = self._at(step)
-            try:
-                multiplier = float(given)
-            except (TypeError, ValueError):
-                raise TypeError(
-                    f"{self!r} at step {step}: the function gave {given!r}; expected a number"
-                ) from None
             value = (before if self.base is None else self.base) * multiplier
             if not isinstance(value, Tensor):  # one on a device would have to be waited for
                 try:
