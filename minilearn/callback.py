@@ -111,6 +111,8 @@ def _check_callback(cb: Any) -> None:
     hint = ""
     if "torch.optim" in getattr(cb, "__module__", ""):
         hint = "; for a torch scheduler write BatchSchedulerCB(OneCycleLR), or EpochSchedulerCB(...)"
+    if getattr(cb, "__module__", "") == "minilearn.schedules":
+        hint = "; for a schedule write ScheduleCB('lr', ...)"
     raise TypeError(f"cbs has {cb!r}: expected instances of Callback{hint}")
 
 

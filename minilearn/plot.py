@@ -72,12 +72,15 @@ def plot_scheduler(sched: Any, n_steps: int, width: float = 4.0, height: float =
     """Draw what a scheduler gives at each of n_steps steps, without training and leaving it as it was.
 
     Args:
-        sched: a scheduler of torch's (its lr, one line a parameter group), a function of
-            `minilearn.schedules` (its multiplier), or a mapping of names to such, a panel each.
+        sched: a scheduler of torch's (its lr, one line a parameter group), a schedule of
+            `minilearn.schedules` or a function of n_steps that makes one (its multiplier), or a mapping of
+            names to such, a panel each.
 
     Raises: TypeError for anything else, and for ReduceLROnPlateau, which follows measured values.
     Source: document 003. Differs: there the optimizer is stepped too, and neither is put back.
     """
+    from .schedules import resolve
+
     name = getattr(sched, "__qualname__", "<")  # "cosine.<locals>.<lambda>" is no title
     scheds = dict(sched) if isinstance(sched, Mapping) else {"" if "<" in name else name: sched}
     if not scheds or n_steps < 1:
@@ -87,7 +90,8 @@ def plot_scheduler(sched: Any, n_steps: int, width: float = 4.0, height: float =
     for ax in axes.flat[len(scheds) :]:
         ax.axis("off")
     for ax, (name, one) in zip(axes.flat, scheds.items(), strict=False):
-        is_function = callable(one) and not hasattr(one, "optimizer") and not _is_unmade(one)
+        is_function = callable(one) and not hasattr(one, "optimizer") and not _is_of_torch(one)
+        one = resolve(one, n_steps) if is_function else one
         values = [one(step) for step in range(n_steps)] if is_function else _lrs_of(one, n_steps)
         ax.plot(values, linewidth=1.5)
         ax.set(xlabel="step", ylabel="multiplier" if is_function else "lr", title=name)
@@ -96,10 +100,9 @@ def plot_scheduler(sched: Any, n_steps: int, width: float = 4.0, height: float =
     return figure
 
 
-def _is_unmade(one: Any) -> bool:
-    """Whether it is a scheduler's class, or a function of minilearn.schedules that makes a schedule."""
-    makes = getattr(one, "__module__", "") == f"{__package__}.schedules" and "<" not in one.__qualname__
-    return isinstance(one, type) or makes
+def _is_of_torch(one: Any) -> bool:
+    """Whether it is a class, perhaps with some of its arguments, that has still to be made a scheduler."""
+    return isinstance(getattr(one, "func", one), type)
 
 
 def _lrs_of(sched: Any, n_steps: int) -> list[list[float]]:
@@ -110,7 +113,7 @@ def _lrs_of(sched: Any, n_steps: int) -> list[list[float]]:
 
     if not isinstance(sched, LRScheduler) or isinstance(sched, ReduceLROnPlateau):
         raise TypeError(
-            f"plot_scheduler({sched!r}): expected a scheduler of torch that knows its course, or a function "
+            f"plot_scheduler({sched!r}): expected a scheduler of torch that knows its course, or a schedule "
             "of minilearn.schedules"
         )
     groups = sched.optimizer.param_groups

@@ -16,9 +16,11 @@ Source: document 002 (step, exponential, cosine, triangular, warm-up, cycles) an
 
 from __future__ import annotations
 
+import inspect
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import Any
 
 Schedule = Callable[[int], float]
 
@@ -193,6 +195,34 @@ def shifted(schedule: Schedule, n_steps: int) -> Schedule:
     """Be `n_steps` ahead: schedule(step + n_steps)."""
     _check_length("n_steps", n_steps)
     return lambda step: schedule(step + n_steps)
+
+
+def resolve(schedule: Callable[..., Any], n_steps: int | None) -> Schedule:
+    """Return what a function of n_steps makes of this number, such as `cosine`; a schedule as it is.
+
+    Args:
+        n_steps: the length to fill in; None where it is not known.
+
+    Raises: TypeError for a function of this module that needs other arguments, and for one that makes no
+        schedule; ValueError for a length that is needed and not known.
+    """
+    name = getattr(schedule, "__name__", repr(schedule))
+    try:
+        parameters = inspect.signature(schedule).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return schedule
+    needed = [key for key, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    if getattr(schedule, "__module__", "") == __name__ and "<" not in schedule.__qualname__:
+        if needed != ["n_steps"]:
+            raise TypeError(f"{name} makes a schedule: expected what it returns; write {name}(...)")
+    elif "n_steps" not in parameters or "step" in needed:
+        return schedule
+    if "n_steps" in needed and n_steps is None:
+        raise ValueError(f"{name} needs n_steps, and the train loader has no length: give n_steps")
+    made = schedule(n_steps=n_steps) if "n_steps" in needed else schedule()  # partial(cosine, n_steps=100)
+    if not callable(made):
+        raise TypeError(f"{name}: with n_steps={n_steps} it gave {made!r}; expected a function")
+    return made
 
 
 def _half_cosine(share: float) -> float:

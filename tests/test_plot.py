@@ -128,7 +128,7 @@ def test_figure_shows_itself_in_a_notebook():
 
 
 def test_drawing_does_not_use_pyplot(monkeypatch):
-    spec = importlib.util.spec_from_file_location("fresh_plot", minilearn.plot.__file__)
+    spec = importlib.util.spec_from_file_location("minilearn.fresh_plot", minilearn.plot.__file__)
     fresh = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fresh)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it is an error now
@@ -393,17 +393,30 @@ def test_axis_begins_at_0_or_below_it():
 def test_what_has_no_course_of_its_own_is_refused(sched, wrapped):
     with pytest.raises(
         TypeError,
-        match=r"^plot_scheduler\(.*\): expected a scheduler of torch that knows its course, or a function of "
+        match=r"^plot_scheduler\(.*\): expected a scheduler of torch that knows its course, or a schedule of "
         r"minilearn.schedules$",
     ) as caught:
         plot_scheduler(wrapped(sched), n_steps=3)
     assert repr(sched) in str(caught.value)
 
 
-@pytest.mark.parametrize("sched", [OneCycleLR, cosine, constant])
+@pytest.mark.parametrize("sched", [OneCycleLR, partial(OneCycleLR, max_lr=0.1)])
 def test_what_has_still_to_be_made_is_refused(sched):
     with pytest.raises(TypeError, match=r"plot_scheduler\(.*expected a scheduler of torch"):
         plot_scheduler(sched, n_steps=3)
+
+
+def test_a_schedule_that_was_not_called_is_refused():
+    with pytest.raises(
+        TypeError, match=r"constant makes a schedule: expected what it returns; write constant"
+    ):
+        plot_scheduler(constant, n_steps=3)
+
+
+@pytest.mark.parametrize("sched", [cosine, partial(cosine, low=0.0), partial(cosine, n_steps=4)])
+def test_a_function_of_n_steps_is_drawn_as_what_it_makes(sched):
+    (line,) = drawn(plot_scheduler(sched, n_steps=4))[0]
+    assert line == [cosine(4)(step) for step in range(4)]
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ PUBLIC = {
     name: function
     for name, function in vars(schedules).items()
     if inspect.isfunction(function) and function.__module__ == schedules.__name__ and name[0] != "_"
+    if name != "resolve"  # which makes none by itself
 }
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..callback import Callback
 from ..optim.groups import Group, groups_of, put
 from ..optim.ranges import check_range
-from .scheduler import BaseSchedulerCB
+from ..schedules import resolve
+from .scheduler import BaseSchedulerCB, warn_of_plan
 
 
 class ScheduleCB(Callback):
@@ -30,12 +30,12 @@ class ScheduleCB(Callback):
             counted from 0; or a function with an argument n_steps that makes one, such as `cosine` or
             `partial(one_cycle, pct_start=0.2)`, which gets the fit's steps; or a table {epoch of the fit,
             from 0: value}, where the value before the first epoch named is the group's own.
-        group: the index of a group, or several. None: all.
+        group: the index of a group, or several. None: all that there are when the fit begins.
         base: for a function, what it multiplies, instead of the value when the fit begins; with base=1
             the function gives the values themselves.
 
-    Runs at: before_fit, after_step, before_epoch, cleanup_fit; order 65, after the recorder and the
-        schedulers. Writes: the groups. After the fit they have the values from before it.
+    Runs at: before_fit, before_epoch, after_step, after_fit, cleanup_fit; order 65, after the recorder and
+        the schedulers. Writes: the groups. After the fit they have the values from before it.
     Raises: before the first batch: ValueError for a name that is not in the groups, an epoch that the fit
         does not have, a value out of range, a multiplier of 0, and two callbacks that would write the
         same; later ValueError for a multiplier that leads out of range.
@@ -54,6 +54,13 @@ class ScheduleCB(Callback):
     ) -> None:
         if not isinstance(name, str):
             raise TypeError(f"ScheduleCB({name!r}): expected the name of a hyperparameter, such as 'lr'")
+        if isinstance(schedule, type) and issubclass(schedule, LRScheduler):
+            raise TypeError(
+                f"ScheduleCB({name!r}, {schedule.__name__}): it is torch's; write "
+                f"BatchSchedulerCB({schedule.__name__}) or EpochSchedulerCB({schedule.__name__})"
+            )
+        if base is not None and (isinstance(base, bool) or not isinstance(base, int | float)):
+            raise TypeError(f"ScheduleCB({name!r}, base={base!r}): expected a number")
         self.name, self.schedule, self.group, self.base = name, schedule, group, base
         self._table: list[tuple[int, Any]] = []  # (first epoch, value)
         if isinstance(schedule, Mapping):
@@ -91,7 +98,8 @@ class ScheduleCB(Callback):
                 f"{learn.n_epochs - 1})"
             )
         if not self._table:
-            self._at = self._function(learn.total_steps)
+            schedule: Any = self.schedule
+            self._at = resolve(schedule, learn.total_steps)
         self._bases = [(groups[i], _kept(_read(groups[i], self.name))) for i in chosen]
         self._write_step(0)
 
@@ -104,6 +112,10 @@ class ScheduleCB(Callback):
     def after_step(self, learn: Any) -> None:
         if learn.n_steps != learn.total_steps:
             self._write_step(learn.n_steps)
+
+    def after_fit(self, learn: Any) -> None:
+        if self._at not in (None, self.schedule):  # it was made for the fit's length
+            warn_of_plan(self, learn)
 
     def cleanup_fit(self, learn: Any) -> None:
         for group, before in self._bases:
@@ -119,8 +131,9 @@ class ScheduleCB(Callback):
         try:
             multiplier = float(given)
         except (TypeError, ValueError):
+            hint = "; does it make a schedule, and has still to be called?" if callable(given) else ""
             raise TypeError(
-                f"{self!r} at step {step}: the function gave {given!r}; expected a number"
+                f"{self!r} at step {step}: the function gave {given!r}; expected a number{hint}"
             ) from None
         for group, before in self._bases:
             value = (before if self.base is None else self.base) * multiplier
@@ -130,24 +143,6 @@ class ScheduleCB(Callback):
                 except ValueError as error:
                     raise ValueError(f"{self!r} at step {step}: {error}") from None
             _write(group, self.name, value)
-
-    def _function(self, total_steps: int | None) -> Callable[[int], Any]:
-        function: Any = self.schedule
-        given = function.keywords if isinstance(function, partial) else {}
-        if "n_steps" not in _parameters(function):
-            return function
-        if "n_steps" in given:
-            try:
-                inspect.signature(function).bind(0)
-            except TypeError:  # partial(cosine, n_steps=100)
-                return function()
-            return function  # a partial of a function (step, n_steps)
-        if total_steps is None:
-            raise ValueError(f"{self!r} needs n_steps, and the train loader has no length: give n_steps")
-        made = function(n_steps=total_steps)
-        if not callable(made):
-            raise TypeError(f"{self!r}: with n_steps={total_steps} it gave {made!r}; expected a function")
-        return made
 
     def _chosen(self, groups: list[Group]) -> list[int]:
         if self.group is None:
@@ -206,13 +201,6 @@ def _check_table(name: str, table: Mapping[int, Any]) -> None:
             check_range(name, value)
         except ValueError as error:
             raise ValueError(f"ScheduleCB({name!r}), epoch {epoch}: {error}") from None
-
-
-def _parameters(function: Callable[..., Any]) -> Sequence[str]:
-    try:
-        return list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # a builtin without a signature
-        return []
 
 
 def _overlap(a: str, b: str) -> bool:

@@ -43,10 +43,10 @@ def g(path: str) -> Callable[[Any], Any]:
 
 
 def _kept(value: Any) -> Any:
-    """Return a value as it is now: what is no result of a computation may change in place later."""
+    """Return a value as it is now: a parameter, or a part of one, changes in place later."""
     if not isinstance(value, Tensor):
         return value
-    return value.detach().clone() if value.is_leaf else value.detach()
+    return value.detach().clone() if value.is_leaf or value._is_view() else value.detach()
 
 
 class RecorderCB(Callback):
@@ -92,8 +92,8 @@ class RecorderCB(Callback):
             self._recs.setdefault(name, [])
             self._new.setdefault(name, [])
             self._chunks.setdefault(name, [])
-            if getattr(value, "path", "").startswith("pg."):
-                self._check_path(name, value)
+            if path := getattr(value, "path", ""):
+                self._check_path(name, path, value)
         self._readers = [(self._new[name].append, self._bound(value)) for name, value in self._what.items()]
 
     def _bound(self, value: Callable[[Any], Any]) -> Callable[[], Any]:
@@ -123,12 +123,16 @@ class RecorderCB(Callback):
                 break
         return {**what, "loss": g("learn.loss")}
 
-    def _check_path(self, name: str, value: Callable[[Any], Any]) -> None:
+    def _check_path(self, name: str, path: str, value: Callable[[Any], Any]) -> None:
+        if not hasattr(self, path.split(".")[0]):
+            hint = f"; did you mean 'pg.{path}'?" if path in self.pg else ""
+            raise ValueError(f"RecorderCB({name}={path!r}): expected a path from pg or learn{hint}")
+        if not path.startswith("pg."):
+            return  # of the learner: what a step makes is not there yet
         try:
             value(self)
         except (KeyError, IndexError, AttributeError, ValueError) as error:
             keys = ", ".join(key for key in self.pg if key != "params")
-            path = value.path  # type: ignore[attr-defined]
             raise ValueError(
                 f"RecorderCB({name}={path!r}) is not there: the parameter group has {keys}"
             ) from error
@@ -155,10 +159,11 @@ class RecorderCB(Callback):
     def _stack(self) -> None:
         """Put what is new aside: numbers into recs, tensors into one tensor a chunk, on their device."""
         for name, new in self._new.items():
-            if new and isinstance(new[0], Tensor):
+            if new and all(isinstance(value, Tensor) and value.shape == new[0].shape for value in new):
                 self._chunks[name].append(torch.stack(new))
-            else:
-                self._recs[name].extend(new)
+            elif new:  # numbers, or tensors of different shapes
+                self._read_chunks(name)
+                self._recs[name].extend(v.tolist() if isinstance(v, Tensor) else v for v in new)
             new.clear()
         self._n_new = 0
 
@@ -166,11 +171,14 @@ class RecorderCB(Callback):
     def recs(self) -> dict[str, list[Any]]:
         """What was recorded: name -> list with one value a step."""
         self._stack()
-        for name, chunks in self._chunks.items():
-            for chunk in chunks:
-                self._recs[name].extend(chunk.tolist())
-            chunks.clear()
+        for name in self._chunks:
+            self._read_chunks(name)
         return self._recs
+
+    def _read_chunks(self, name: str) -> None:
+        for chunk in self._chunks[name]:
+            self._recs[name].extend(chunk.tolist())
+        self._chunks[name].clear()
 
     def plot(self, **kwargs: Any) -> Any:
         """Return a figure with one panel for each record, over steps."""

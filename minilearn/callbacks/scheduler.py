@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -63,6 +64,11 @@ class BaseSchedulerCB(Callback):
                 f"{name} was given a {type(scheduler_f).__name__} instance: expected the class, and its "
                 f"arguments here; write {name}({type(scheduler_f).__name__}, ...)"
             )
+        if getattr(scheduler_f, "__module__", "") == "minilearn.schedules":
+            raise TypeError(
+                f"{name} was given a function of minilearn.schedules: expected a scheduler of torch; write "
+                "ScheduleCB('lr', ...)"
+            )
         if not callable(scheduler_f):
             raise TypeError(
                 f"{name}({scheduler_f!r}): expected a class of torch.optim.lr_scheduler, or a function"
@@ -82,6 +88,7 @@ class BaseSchedulerCB(Callback):
         self.scheduler_f, self.kwargs = scheduler_f, kwargs
         self.monitor = Monitor(monitor or "loss", kwargs.get("mode")) if self.is_plateau else None
         self.sched: Any = None
+        self._has_length = False  # whether it was made for the fit's length
         self._before: list[Group] = []  # the groups' hyperparameters when the fit began
 
     def __repr__(self) -> str:
@@ -93,6 +100,11 @@ class BaseSchedulerCB(Callback):
         if "train" not in learn.phases:
             return
         _check_opt(self, learn.opt)
+        if (others := [cb for cb in learn.cbs if isinstance(cb, BaseSchedulerCB)])[0] is not self:
+            raise ValueError(
+                f"{others[0]!r} and {self!r} would both write lr: expected one; give a function optimizer -> "
+                "ChainedScheduler or SequentialLR of the two, or ScheduleCB a product or sequence"
+            )
         if self.monitor:
             self.monitor.check(learn)
         self._before = [_hyperparameters(group) for group in learn.opt.param_groups]
@@ -101,7 +113,8 @@ class BaseSchedulerCB(Callback):
     def cleanup_fit(self, learn: Any) -> None:
         self.sched, before = None, self._before
         self._before = []
-        for group, values in zip(learn.opt.param_groups if before else (), before, strict=True):
+        # A group that was added in this fit had no values before it.
+        for group, values in zip(learn.opt.param_groups if before else (), before, strict=False):
             _restore(group, values)
 
     # Preview --------------------------------------------------------------------------------------
@@ -115,6 +128,8 @@ class BaseSchedulerCB(Callback):
             group: which parameter group's.
             values: for ReduceLROnPlateau, the monitored value of each epoch.
         """
+        if not isinstance(n_epochs, int) or n_epochs < 1:
+            raise ValueError(f"preview(n_epochs={n_epochs!r}): expected a whole number, 1 or more")
         steps = learn.planned_steps(n_epochs, n_batches(learn.dls.train))
         if None in steps:
             raise ValueError(
@@ -124,6 +139,8 @@ class BaseSchedulerCB(Callback):
             raise ValueError(f"preview: ReduceLROnPlateau needs values, one for each of {n_epochs} epochs")
         opt = _stand_in(learn)
         _check_opt(self, opt)
+        if not 0 <= group < len(opt.param_groups):
+            raise ValueError(f"preview(group={group}): expected 0 to {len(opt.param_groups) - 1}")
         sched = self._make(opt, steps, sum(steps))
         lrs: list[float] = []
         for epoch, n_steps in enumerate(steps):
@@ -153,8 +170,14 @@ class BaseSchedulerCB(Callback):
         kwargs = dict(self.kwargs)
         if isinstance(self.scheduler_f, type):
             self._check_lengths(kwargs, known, n_epochs)
-        accepted = inspect.signature(self.scheduler_f).parameters
+        accepted, self._has_length = inspect.signature(self.scheduler_f).parameters, False
         if "cycle_momentum" in accepted and not any(_momentum(group) for group in opt.param_groups):
+            asked = [name for name in ("cycle_momentum", "base_momentum", "max_momentum") if kwargs.get(name)]
+            if asked and kwargs.get("cycle_momentum", True):
+                raise ValueError(
+                    f"{self!r}: {asked[0]}={kwargs[asked[0]]}, and {type(opt).__name__} has no momentum or "
+                    "betas[0] above 0, which torch cycles; for one by another name use ScheduleCB"
+                )
             kwargs.setdefault("cycle_momentum", False)  # torch would turn momentum on, without a word
         is_class = isinstance(self.scheduler_f, type)  # a function gets all that it names
         if is_class and kwargs.keys() & {"epochs", "steps_per_epoch"}:
@@ -167,6 +190,7 @@ class BaseSchedulerCB(Callback):
                     why = "the train loader has no length" if all_alike else "epochs differ in their steps"
                     raise ValueError(f"{self!r} needs {name}, and {why}: give {name}=")
                 kwargs[name] = value
+                self._has_length |= name != "max_lr"
         missing = [
             name
             for name, p in list(accepted.items())[1:]
@@ -213,7 +237,8 @@ class BaseSchedulerCB(Callback):
 class BatchSchedulerCB(BaseSchedulerCB):
     """Step a scheduler after each optimizer step but the last.
 
-    Runs at: before_fit, after_step, cleanup_fit; order 60. Writes: the groups' lr (momentum, betas).
+    Runs at: before_fit, after_step, after_fit, cleanup_fit; order 60. Writes: the groups' lr (momentum,
+        betas).
     Arguments and errors: see BaseSchedulerCB. A callback that cancels steps, to gather gradients, says
     in `plan_steps` how many will be taken.
     """
@@ -223,6 +248,20 @@ class BatchSchedulerCB(BaseSchedulerCB):
     def after_step(self, learn: Any) -> None:
         if learn.n_steps != learn.total_steps:
             self.sched.step()
+
+    def after_fit(self, learn: Any) -> None:
+        if self._has_length:
+            warn_of_plan(self, learn)
+
+
+def warn_of_plan(cb: Callback, learn: Any) -> None:
+    """Warn when fewer steps were taken than planned, so that a schedule did not come to its end."""
+    if "train" in learn.phases and learn.total_steps is not None and learn.n_steps < learn.total_steps:
+        warnings.warn(
+            f"{cb!r}: the fit took {learn.n_steps} of {learn.total_steps} planned steps, so the schedule did "
+            "not come to its end; a callback that cancels steps says so in plan_steps",
+            stacklevel=2,
+        )
 
 
 class EpochSchedulerCB(BaseSchedulerCB):
@@ -277,4 +316,6 @@ def _stand_in(learn: Any) -> Any:
     groups = [
         {**g, **_hyperparameters(g), "params": [nn.Parameter(torch.zeros(1))]} for g in real.param_groups
     ]
+    for group in groups:
+        forget_schedule(group)
     return learn.opt_func(groups, groups[0]["lr"])

@@ -76,7 +76,7 @@ class EarlyStoppingCB(Callback):
         self.best_epoch: int | None = None
         self.stopped_epoch: int | None = None
         self._weights: list[Tensor] = []
-        self._said = ""  # the report, until the fit has ended
+        self._is_running = False
 
     def __repr__(self) -> str:
         return f"EarlyStoppingCB({self.monitor.name!r}, patience={self.patience})"
@@ -85,6 +85,7 @@ class EarlyStoppingCB(Callback):
         if "train" in learn.phases:
             self.monitor.check(learn)
             self.best, self.best_epoch, self.stopped_epoch = self.monitor.worst, None, None
+            self._is_running = True
 
     def after_epoch(self, learn: Any) -> None:
         if "train" not in learn.phases:
@@ -96,7 +97,6 @@ class EarlyStoppingCB(Callback):
                 self._weights = [t.detach().clone() for t in _tensors(learn.model)]
         elif learn.epoch - (-1 if self.best_epoch is None else self.best_epoch) >= self.patience:
             self.stopped_epoch = learn.epoch
-            self._said = self._report()
             raise CancelFitException
 
     def cleanup_fit(self, learn: Any) -> None:
@@ -104,16 +104,20 @@ class EarlyStoppingCB(Callback):
         with torch.no_grad():
             for t, best in zip(_tensors(learn.model) if weights else (), weights, strict=True):
                 t.copy_(best)
-        said, self._said = self._said, ""
-        if said and any(isinstance(cb, ProgressCB) for cb in learn.cbs):
-            print(said)
+        if self._is_running and any(isinstance(cb, ProgressCB) for cb in learn.cbs):
+            self._report(learn, restored=bool(weights))
+        self._is_running = False
 
-    def _report(self) -> str:
-        said = f"Stopped after epoch {self.stopped_epoch}: {self.monitor.name} was not better"
-        if self.best_epoch is None:
-            return f"{said} in {self.patience} epochs, and never a number"
-        kept = "; its weights are restored" if self.restore_best else ""
-        return f"{said} for {self.patience} epochs than {self.best:.4g} in epoch {self.best_epoch}{kept}"
+    def _report(self, learn: Any, restored: bool) -> None:
+        name, best = self.monitor.name, f"{self.best:.4g} in epoch {self.best_epoch}"
+        kept = "; its weights are restored" if restored else ""
+        said = f"Stopped after epoch {self.stopped_epoch}: {name} was not better"
+        if self.stopped_epoch is not None and self.best_epoch is None:
+            print(f"{said} in {self.patience} epochs, and never a number")
+        elif self.stopped_epoch is not None:
+            print(f"{said} for {self.patience} epochs than {best}{kept}")
+        elif restored and self.best_epoch != learn.epoch:
+            print(f"The best {name} was {best}{kept}")
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

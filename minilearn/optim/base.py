@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .groups import SCHEDULE_KEYS
 from .ranges import HYPERPARAMETERS, check_range
 
 State = dict[str, Any]  # of one parameter; torch saves and loads it with the optimizer
@@ -33,6 +34,11 @@ class Optimizer(torch.optim.Optimizer):
     Source: document 003's SGD is the ancestor. Differs: there state is kept on the tensors and the
         hyperparameters on the optimizer, where no scheduler, group or state_dict finds them.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "update" in vars(cls) and "update_all" not in vars(cls):
+            cls.update_all = Optimizer.update_all  # type: ignore[method-assign]  # not the parent's equation
 
     def __init__(self, params: Any, defaults: dict[str, Any], foreach: bool = True) -> None:
         for key, value in defaults.items():
@@ -97,7 +103,7 @@ class Optimizer(torch.optim.Optimizer):
         # torch puts `differentiable` into the defaults of an optimizer that was copied or loaded.
         own = [key for key in self.defaults if key not in ("foreach", "differentiable")]
         name = type(self).__name__
-        for key in param_group.keys() - self.defaults.keys():
+        for key in param_group.keys() - self.defaults.keys() - set(SCHEDULE_KEYS):
             close = get_close_matches(key.lower(), [*own, "foreach"], n=1, cutoff=0.75)
             if key in HYPERPARAMETERS or close:
                 hint = f"did you mean {close[0]}? " if close else ""

@@ -29,7 +29,7 @@ class SGDAlternate(Optimizer):
         torch.optim.SGD has p <- p - lr * buf.
     """
 
-    def __init__(self, params: Any, lr: float, momentum: float, *, foreach: bool = True) -> None:
+    def __init__(self, params: Any, lr: float, momentum: float = 0.9, *, foreach: bool = True) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum}, foreach)
 
     def init_state(self, p: Tensor, grad: Tensor) -> State:

@@ -251,7 +251,7 @@ def test_loader_without_a_length_needs_a_schedule_that_knows_its_own(make_learne
     learn = make_learner()
     learn.dls.train = NoLength(learn.dls.train)
     batches = []
-    message = r"^ScheduleCB\('lr', cosine\) needs n_steps, and the train loader has no length: give n_steps\n"
+    message = r"^cosine needs n_steps, and the train loader has no length: give n_steps\n"
     with pytest.raises(ValueError, match=message):
         learn.fit(cbs=[ScheduleCB("lr", cosine), at("before_batch", batches.append)])
     assert batches == []
@@ -261,9 +261,7 @@ def test_loader_without_a_length_needs_a_schedule_that_knows_its_own(make_learne
 
 
 def test_factory_that_makes_no_function_is_refused(make_learner):
-    with pytest.raises(
-        TypeError, match=r"ScheduleCB\('lr', share\): with n_steps=3 it gave 0.333.*; expected a function"
-    ):
+    with pytest.raises(TypeError, match=r"^share: with n_steps=3 it gave 0.333.*; expected a function"):
         make_learner(cbs=[ScheduleCB("lr", share)]).fit()
 
 
@@ -867,7 +865,7 @@ def test_arguments_that_cannot_be_meant_are_refused_when_it_is_made(args, error,
 # What it takes for something else -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("factory", [constant, lambda step: None, lambda step: [1.0]])
+@pytest.mark.parametrize("factory", [lambda step: None, lambda step: [1.0]])
 def test_function_that_gives_no_number_is_refused(make_learner, factory):
     with pytest.raises(TypeError, match=r"ScheduleCB\('lr', .*\) at step 0.*expected a number"):
         make_learner(cbs=[ScheduleCB("lr", factory)]).fit()
@@ -928,3 +926,47 @@ def test_repr_has_no_inner_name(schedule):
         "ScheduleCB('lr', triangular)",
         "ScheduleCB('lr', cosine)",
     )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (constant, r"^constant makes a schedule: expected what it returns; write constant\(...\)"),
+        (multi_step, r"^multi_step makes a schedule: expected what it returns; write multi_step\(...\)"),
+        (partial(cosine, 3), r"at step 0.*expected a number; does it make a schedule, and has still to be"),
+        (OneCycleLR, r"^ScheduleCB\('lr', OneCycleLR\): it is torch's; write BatchSchedulerCB\(OneCycleLR\)"),
+    ],
+    ids=["constant", "multi_step", "partial", "torch"],
+)
+def test_schedule_in_another_form_is_refused_with_the_right_one(make_learner, schedule, message):
+    with pytest.raises(TypeError, match=message):
+        make_learner().fit(cbs=[ScheduleCB("lr", schedule)])
+
+
+@pytest.mark.parametrize("base", ["x", True, [1.0]])
+def test_base_is_a_number(base):
+    with pytest.raises(TypeError, match=re.escape(f"ScheduleCB('lr', base={base!r}): expected a number")):
+        ScheduleCB("lr", halve, base=base)
+
+
+@pytest.mark.parametrize("cb", [ScheduleCB("lr", cosine), BatchSchedulerCB(OneCycleLR)], ids=repr)
+def test_a_schedule_of_the_fit_s_length_warns_when_steps_were_not_taken(make_learner, at, cb):
+    def every_other(learn):
+        if learn.batch_idx % 2 == 0:
+            raise CancelStepException
+
+    learn = make_learner(n_batches=6, cbs=[at("before_step", every_other), cb])
+    with pytest.warns(UserWarning, match=r"the fit took 3 of 6 planned steps.*says so in plan_steps"):
+        learn.fit()
+
+
+def test_a_group_added_in_the_middle_is_left_alone_at_the_end(make_learner, at):
+    extra = torch.nn.Parameter(torch.zeros(1))
+
+    def add(learn):
+        if learn.epoch == 1:
+            learn.opt.add_param_group({"params": [extra], "lr": 0.7})
+
+    learn = make_learner(opt_func=SGD, cbs=[at("before_epoch", add), EpochSchedulerCB(StepLR, step_size=1)])
+    learn.fit(2)
+    assert [group["lr"] for group in learn.opt.param_groups] == [0.1, 0.7]

@@ -221,3 +221,31 @@ def test_plot_returns_a_figure_with_a_panel_for_each_record(make_learner):
 def test_plot_before_any_fit_is_refused():
     with pytest.raises(ValueError, match="plot: nothing was recorded yet"):
         RecorderCB().plot()
+
+
+@pytest.mark.parametrize(
+    "part", [lambda w: w[0, 0], lambda w: w.flatten()[:2], lambda w: w.T, lambda w: w.detach()]
+)
+def test_part_of_a_parameter_is_recorded_as_it_was(make_learner, at, part):
+    seen = []
+    look = at("after_step", lambda learn: seen.append(part(learn.model.weight).tolist()))
+    recorder = RecorderCB(w=lambda r: part(r.learn.model.weight))
+    make_learner(cbs=[look, recorder]).fit(2)
+    assert recorder.recs["w"] == seen
+    assert len({str(w) for w in seen}) == 6
+
+
+def test_values_of_different_shapes_and_kinds_are_kept_in_order(make_learner):
+    values = [torch.zeros(2), torch.zeros(2), torch.ones(3), 1.5, torch.tensor(2.0)]
+    recorder = RecorderCB(x=lambda r: values[r.learn.n_steps - 1])
+    make_learner(n_batches=5, n_valid=0, cbs=[recorder]).fit()
+    assert recorder.recs["x"] == [[0, 0], [0, 0], [1, 1, 1], 1.5, 2.0]
+
+
+def test_path_that_begins_nowhere_is_refused_before_training(make_learner):
+    learn = make_learner(cbs=[RecorderCB(lr="lr")])
+    with pytest.raises(
+        ValueError, match=r"RecorderCB\(lr='lr'\): expected a path from pg or learn; did you mean 'pg.lr'"
+    ):
+        learn.fit()
+    assert learn.n_steps == 0

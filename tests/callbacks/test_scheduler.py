@@ -29,7 +29,9 @@ from minilearn import (
     MetricsCB,
     RecorderCB,
     SingleBatchCB,
+    optim,
 )
+from minilearn.schedules import cosine
 
 N_EPOCHS, PER_EPOCH = 4, 3
 TOTAL = {BatchSchedulerCB: 12, EpochSchedulerCB: 4}
@@ -696,3 +698,48 @@ def test_plateau_of_a_metric_has_to_say_whether_more_is_better(make_learner):
     metrics = MetricsCB(MulticlassAccuracy=MulticlassAccuracy())
     with pytest.raises(ValueError, match=r"is more better. give mode='max' or mode='min'"):
         make_learner(cbs=[metrics, cb]).fit(2)
+
+
+@pytest.mark.parametrize("second", [BatchSchedulerCB, EpochSchedulerCB])
+def test_two_schedulers_are_refused(make_learner, second):
+    learn = make_learner(cbs=[BatchSchedulerCB(OneCycleLR), second(StepLR, step_size=1)])
+    with pytest.raises(ValueError, match=r"would both write lr: expected one; give a function optimizer ->"):
+        learn.fit(2)
+    assert learn.opt.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("kwargs", [{"base_momentum": 0.7}, {"max_momentum": 0.9}, {"cycle_momentum": True}])
+@pytest.mark.parametrize("opt_func", [torch.optim.SGD, optim.MomentumSGD, optim.Adam])
+def test_momentum_that_cannot_be_cycled_is_refused(make_learner, opt_func, kwargs):
+    learn = make_learner(opt_func=opt_func, cbs=[BatchSchedulerCB(OneCycleLR, **kwargs)])
+    message = rf"{next(iter(kwargs))}=.*, and {opt_func.__name__} has no momentum or betas\[0\] above 0"
+    with pytest.raises(ValueError, match=message):
+        learn.fit()
+
+
+def test_momentum_s_arguments_pass_when_it_is_not_to_be_cycled(make_learner):
+    kwargs = {"base_momentum": 0.7, "cycle_momentum": False}
+    make_learner(opt_func=torch.optim.SGD, cbs=[BatchSchedulerCB(OneCycleLR, **kwargs)]).fit()
+
+
+@pytest.mark.parametrize("schedule", [cosine, cosine(3)])
+def test_a_schedule_of_ours_is_sent_to_schedule_cb(schedule, make_learner):
+    with pytest.raises(TypeError, match=r"a function of minilearn.schedules.*write ScheduleCB\('lr', ...\)"):
+        BatchSchedulerCB(schedule)
+    with pytest.raises(TypeError, match=r"cbs has .*; for a schedule write ScheduleCB\('lr', ...\)"):
+        make_learner(cbs=[schedule])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"), [({"group": 1}, "expected 0 to 0"), ({"n_epochs": 0}, "1 or more")]
+)
+def test_preview_of_what_is_not_there_is_refused(make_learner, kwargs, message):
+    with pytest.raises(ValueError, match=rf"^preview\({next(iter(kwargs))}=.*{message}"):
+        BatchSchedulerCB(OneCycleLR).preview(make_learner(), **kwargs)
+
+
+def test_preview_after_a_scheduler_made_by_hand(make_learner):
+    learn = make_learner(opt_func=optim.SGDAlternate)
+    learn.fit()
+    OneCycleLR(learn.opt, 0.3, total_steps=5)
+    assert len(BatchSchedulerCB(OneCycleLR).preview(learn)) == 3

@@ -527,9 +527,17 @@ def test_no_report_without_a_progress_bar(stopped, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_no_report_of_a_fit_that_ran_to_its_end(stopped, capsys):
+def test_no_report_of_a_fit_that_ran_to_its_end_with_its_best_weights(stopped, capsys):
     stopped([3, 2, 1], ProgressCB(console=Console(file=StringIO())), patience=1)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("restore_best", "said"), [(True, True), (False, False)])
+def test_report_that_weights_of_an_earlier_epoch_are_back(stopped, capsys, restore_best, said):
+    console = Console(file=StringIO())
+    stopped([3, 1.25, 2], ProgressCB(console=console), patience=5, restore_best=restore_best)
+    expected = "The best score was 1.25 in epoch 1; its weights are restored\n"
+    assert capsys.readouterr().out == (expected if said else "")
 
 
 def test_report_is_made_once(stopped, capsys):

@@ -46,7 +46,7 @@ def adam(p, grads, lrs, wd=0.0, beta1=0.9, beta2=0.99, eps=1e-5):
     return p
 
 
-def sgd_alternate(p, grads, lrs, momentum):
+def sgd_alternate(p, grads, lrs, momentum=0.9):
     """Document 002, SGD_Alternate: m <- momentum * m + lr * g, from 0."""
     m = 0
     for g, lr in zip(grads, lrs, strict=True):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from minilearn.optim import SGD, Optimizer
+from minilearn.optim import SGD, MomentumSGD, Optimizer, SGDAlternate
 
 FOREACH = pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "single"])
 
@@ -184,3 +184,21 @@ def test_an_error_in_the_closure_leaves_all_as_it_was():
     with pytest.raises(RuntimeError, match="no loss"):
         opt.step(closure)
     assert [p.tolist() for p in params] == [[1, 1], [1]]
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_a_subclass_of_a_shipped_optimizer_uses_its_own_update(foreach):
+    class Signed(MomentumSGD):
+        def update(self, p, grad, state, pg):
+            state["avg"].lerp_(grad, 1 - pg["mom"])
+            p.add_(state["avg"].sign(), alpha=-pg["lr"])
+
+    p = torch.zeros(2, requires_grad=True)
+    p.grad = torch.tensor([3.0, -4.0])
+    Signed([p], lr=0.5, foreach=foreach).step()
+    assert p.tolist() == [-0.5, 0.5]
+
+
+def test_keys_that_a_scheduler_left_in_a_group_pass():
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "initial_lr": 0.1, "base_momentum": 0.8}]
+    assert SGDAlternate(groups, lr=0.1).param_groups[0]["initial_lr"] == 0.1
