@@ -19,6 +19,8 @@ class Monitor:
     """
 
     def __init__(self, name: str, mode: str | None = None) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"monitor={name!r}: expected a name, such as 'loss' or 'eval/loss'")
         if mode not in (None, "min", "max"):
             raise ValueError(f"mode={mode!r}: expected 'min' or 'max', which of two values is better")
         self.name = name

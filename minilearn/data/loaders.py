@@ -211,7 +211,7 @@ def with_batch_size(loader: Any, bs: int) -> Any:
     if not is_plain or type(batches) is not BatchSampler:
         raise TypeError(
             f"the batch size of {_short(loader)} cannot be changed: expected a TensorLoader, or a DataLoader "
-            "with batch_size instead of a batch_sampler of one's own"
+            "with batch_size, no subclass of it and no batch_sampler of one's own"
         )
     names = ["num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator", "in_order"]
     names += ["multiprocessing_context", "prefetch_factor", "persistent_workers"]

@@ -46,7 +46,8 @@ def build_opt(
     """
     params: list[Any] = list(model.parameters())
     if param_groups is not None:
-        params = [_listed(g) if isinstance(g, dict) else {"params": list(g)} for g in param_groups(model)]
+        given = param_groups(model)
+        params = [_listed(group) for group in ([given] if isinstance(given, dict) else given)]
         _check_groups(model, params)
     if isinstance(lr, Sequence) and not isinstance(lr, str):
         params = params if param_groups is not None else [{"params": params}]
@@ -62,8 +63,16 @@ def build_opt(
     return opt
 
 
-def _listed(group: Group) -> Group:
+def _listed(group: Any) -> Group:
     """Copy a group; parameters that are one tensor, or go only once, become a list, to be checked too."""
+    if isinstance(group, Tensor | str | tuple) or (isinstance(group, dict) and "params" not in group):
+        found = ", ".join(map(repr, group)) if isinstance(group, dict) else f"a {type(group).__name__}"
+        raise TypeError(
+            f"param_groups gave a group of {found}: expected a list of groups, each a dict with 'params' or "
+            "a list of parameters"
+        )
+    if not isinstance(group, dict):
+        return {"params": list(group)}
     params = group["params"]
     if isinstance(params, Tensor):
         params = [params]

@@ -564,7 +564,7 @@ def test_loader_whose_size_cannot_be_changed_is_refused(make, make_loader, shown
     with pytest.raises(
         TypeError,
         match=f"^the batch size of {shown} cannot be changed: expected a TensorLoader, or a DataLoader with "
-        "batch_size instead of a batch_sampler of one's own$",
+        "batch_size, no subclass of it and no batch_sampler of one's own$",
     ):
         learn.fit(2, cbs=[BatchSizeCB({1: 5})])
     assert watch.epochs == []

@@ -187,3 +187,8 @@ def test_every_number_is_better_than_the_worst():
             assert not monitor.is_better(math.nan, monitor.worst)
             assert not monitor.is_better(monitor.worst, monitor.worst)
     assert (Monitor("x", "min").worst, Monitor("x", "max").worst) == (math.inf, -math.inf)
+
+
+def test_a_name_that_is_no_text_is_refused():
+    with pytest.raises(TypeError, match="monitor=3: expected a name, such as 'loss' or 'eval/loss'"):
+        Monitor(3)

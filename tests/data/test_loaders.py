@@ -557,7 +557,7 @@ def test_loader_without_a_batch_size_cannot_be_resized(made, shown):
     with pytest.raises(
         TypeError,
         match=f"^the batch size of ({shown}) cannot be changed: expected a TensorLoader, or a DataLoader "
-        "with batch_size instead of a batch_sampler of one's own$",
+        "with batch_size, no subclass of it and no batch_sampler of one's own$",
     ):
         with_batch_size(made, 2)
 

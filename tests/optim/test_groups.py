@@ -98,6 +98,26 @@ def test_parameters_of_a_group_may_be_a_generator_or_one_tensor(opt_func):
     assert opt.param_groups[1]["params"][0] is model[1].weight
 
 
+@pytest.mark.parametrize(
+    ("groups", "found"),
+    [
+        (lambda m: m.parameters(), "a Parameter"),
+        (lambda m: m.named_parameters(), "a tuple"),
+        (lambda m: [{"param": [*m.parameters()], "lr": 0.1}], "'param', 'lr'"),
+    ],
+    ids=["parameters", "named", "misspelt"],
+)
+def test_what_is_no_list_of_groups_is_refused(groups, found):
+    message = f"param_groups gave a group of {found}: expected a list of groups, each a dict with 'params' or"
+    with pytest.raises(TypeError, match=message):
+        build_opt(SGD, nn.Linear(3, 2), 0.1, groups)
+
+
+def test_one_group_alone_may_be_given_as_its_dict():
+    opt = build_opt(SGD, nn.Linear(3, 2), 0.1, lambda m: {"params": m.parameters(), "weight_decay": 0.5})
+    assert [group["weight_decay"] for group in opt.param_groups] == [0.5]
+
+
 def test_building_leaves_the_user_s_groups_as_they_are():
     model = nn.Linear(3, 2)
     groups = [{"params": list(model.parameters())}]
