@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,14 @@ def check_fit(learn: Any, n_epochs: Any, train: bool, valid: bool) -> None:
             )
     if valid:
         check_not_empty("valid", learn.dls.valid)
+
+
+def check_reached(cb: Any, epochs: Iterable[int], n_epochs: int) -> None:
+    """Raise ValueError for an epoch in a callback's table that the fit does not have."""
+    if late := [epoch for epoch in epochs if epoch >= n_epochs]:
+        raise ValueError(
+            f"{cb!r}: epoch {late[0]} is never reached, the fit has {n_epochs} (0 to {n_epochs - 1})"
+        )
 
 
 def check_batch(batch: Any) -> None:

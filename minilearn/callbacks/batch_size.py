@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..callback import Callback
+from ..checks import check_reached
 from ..data.loaders import check_not_empty, n_batches, with_batch_size
 
 
@@ -47,11 +48,7 @@ class BatchSizeCB(Callback):
             return
         if (others := [cb for cb in learn.cbs if isinstance(cb, BatchSizeCB)])[0] is not self:
             raise ValueError(f"{len(others)} BatchSizeCB: the last would win; give one the whole table")
-        if late := [epoch for epoch in self.sizes if epoch >= learn.n_epochs]:
-            raise ValueError(
-                f"{self!r}: epoch {late[0]} is never reached, the fit has {learn.n_epochs} (0 to "
-                f"{learn.n_epochs - 1})"
-            )
+        check_reached(self, self.sizes, learn.n_epochs)
         for bs in self.sizes.values():
             check_not_empty(f"train (of batch size {bs})", self._resized(learn, bs))
 

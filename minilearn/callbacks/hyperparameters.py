@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..callback import Callback
+from ..checks import check_reached
 from ..optim.groups import Group, groups_of, put
 from ..optim.ranges import check_range
 from ..schedules import resolve
@@ -92,11 +93,7 @@ class ScheduleCB(Callback):
         for i in chosen:
             self._check_group(groups[i], i)
         self._check_others(learn, groups, chosen)
-        if late := [epoch for epoch, _ in self._table if epoch >= learn.n_epochs]:
-            raise ValueError(
-                f"{self!r}: epoch {late[0]} is never reached, the fit has {learn.n_epochs} (0 to "
-                f"{learn.n_epochs - 1})"
-            )
+        check_reached(self, [epoch for epoch, _ in self._table], learn.n_epochs)
         if not self._table:
             schedule: Any = self.schedule
             self._at = resolve(schedule, learn.total_steps)

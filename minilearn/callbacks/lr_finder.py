@@ -17,6 +17,7 @@ from ..events import CancelFitException
 from ..optim.groups import groups_of, put
 from ..plot import new_figure
 from ..seeding import kept_rng
+from .stop import tensors_of
 
 
 class LRFinderCB(Callback):
@@ -148,8 +149,7 @@ def lr_find(learn: Any, **kwargs: Any) -> LRFinderCB:
 
 @contextmanager
 def _untouched(learn: Any) -> Iterator[None]:
-    # Not state_dict(), which lacks the buffers that are not persistent.
-    values = [t.detach().clone() for t in (*learn.model.parameters(), *learn.model.buffers())]
+    values = [t.detach().clone() for t in tensors_of(learn.model)]
     grads = [(p, p.grad) for p in learn.model.parameters()]
     device = next(learn.model.parameters()).device
     fields = {name: copy(value) if name == "history" else value for name, value in vars(learn).items()}
@@ -168,7 +168,7 @@ def _untouched(learn: Any) -> Iterator[None]:
         finally:
             learn.model.to(device)
             with torch.no_grad():
-                for t, value in zip([*learn.model.parameters(), *learn.model.buffers()], values, strict=True):
+                for t, value in zip(tensors_of(learn.model), values, strict=True):
                     t.copy_(value)
             for p, grad in grads:
                 p.grad = grad

@@ -94,7 +94,7 @@ class EarlyStoppingCB(Callback):
         if self.monitor.is_better(value, self.best, self.min_delta):
             self.best, self.best_epoch = value, learn.epoch
             if self.restore_best:
-                self._weights = [t.detach().clone() for t in _tensors(learn.model)]
+                self._weights = [t.detach().clone() for t in tensors_of(learn.model)]
         elif learn.epoch - (-1 if self.best_epoch is None else self.best_epoch) >= self.patience:
             self.stopped_epoch = learn.epoch
             raise CancelFitException
@@ -102,7 +102,7 @@ class EarlyStoppingCB(Callback):
     def cleanup_fit(self, learn: Any) -> None:
         weights, self._weights = self._weights, []
         with torch.no_grad():
-            for t, best in zip(_tensors(learn.model) if weights else (), weights, strict=True):
+            for t, best in zip(tensors_of(learn.model) if weights else (), weights, strict=True):
                 t.copy_(best)
         if self._is_running and any(isinstance(cb, ProgressCB) for cb in learn.cbs):
             self._report(learn, restored=bool(weights))
@@ -120,8 +120,8 @@ class EarlyStoppingCB(Callback):
             print(f"The best {name} was {best}{kept}")
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    # Not state_dict(), which lacks the buffers that are not persistent.
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """Return all parameters and buffers; state_dict() lacks the buffers that are not persistent."""
     return [*model.parameters(), *model.buffers()]
 
 
