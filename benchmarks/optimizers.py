@@ -8,7 +8,6 @@ Run: python benchmarks/optimizers.py
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from harness import kind_of, run
 from torch import nn
 
 from minilearn import MLP, StridedCNN, set_seed
@@ -49,10 +49,7 @@ def step_time_us(opt: Any, n_steps: int, device: torch.device) -> float:
 
 def measure(device: torch.device, n_steps: int, rounds: int) -> None:
     """Print the table: microseconds a step of both, and their ratio."""
-    kind = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    )
-    print(f"{kind}, torch {torch.__version__}, {rounds} rounds of {n_steps} steps, foreach")
+    print(f"{kind_of(device)}, torch {torch.__version__}, {rounds} rounds of {n_steps} steps, foreach")
     print(f"{'optimizer':14}{'parameters':18}{'tensors':>8}{'ours us':>10}{'torch us':>10}{'ratio':>8}")
     for name, makers in PAIRS.items():
         for of, make_model in MODELS.items():
@@ -77,16 +74,5 @@ def measure(device: torch.device, n_steps: int, rounds: int) -> None:
             print(f"{name:14}{of:18}{n_tensors:8}{a:10.1f}{b:10.1f}{ratio:8.2f}")
 
 
-def main() -> None:
-    """Run as a script."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=50, help="steps in a round (default: 50)")
-    parser.add_argument("--rounds", type=int, default=31, help="rounds that count (default: 31)")
-    args = parser.parse_args()
-    measure(torch.device("cpu"), args.steps, args.rounds)
-    if torch.cuda.is_available():
-        measure(torch.device("cuda"), args.steps, args.rounds)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, n_steps=50, rounds=31)

@@ -14,7 +14,6 @@ Run: python benchmarks/overhead.py
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 import warnings
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from harness import kind_of, run
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
@@ -124,10 +124,7 @@ def measure(device: torch.device, n_steps: int, rounds: int) -> None:
                 torch.cuda.synchronize()
             if i:
                 times_us[name].append((time.perf_counter() - start_s) / n_steps * 1e6)
-    kind = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    )
-    print(f"{kind}, torch {torch.__version__}, {rounds} rounds of {n_steps} steps")
+    print(f"{kind_of(device)}, torch {torch.__version__}, {rounds} rounds of {n_steps} steps")
     for name, us in times_us.items():
         print(f"  {name:9}  {statistics.median(us):7.1f} us a step  (min {min(us):.1f}, max {max(us):.1f})")
     for name in ("same", "usual"):
@@ -135,16 +132,5 @@ def measure(device: torch.device, n_steps: int, rounds: int) -> None:
         print(f"  minilearn / {name:5}  {statistics.median(ratios):.3f}  (median of {rounds} ratios)")
 
 
-def main() -> None:
-    """Run as a script."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=938, help="steps in a round (default: 938, MNIST's)")
-    parser.add_argument("--rounds", type=int, default=21, help="rounds that count (default: 21)")
-    args = parser.parse_args()
-    measure(torch.device("cpu"), args.steps, args.rounds)
-    if torch.cuda.is_available():
-        measure(torch.device("cuda"), args.steps, args.rounds)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, n_steps=938, rounds=21)  # an epoch of MNIST

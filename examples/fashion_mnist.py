@@ -27,7 +27,6 @@ from minilearn import (
     fashion_mnist,
     plot_history,
     plot_images,
-    set_seed,
 )
 
 # Document 003's table: epoch -> (train accuracy, train loss, eval accuracy, eval loss).
@@ -89,11 +88,8 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    args.out.mkdir(parents=True, exist_ok=True)
     accuracies, times_s = [], []
-    for seed in range(args.seed, args.seed + args.runs):
-        set_seed(seed)
-        dls, name = report.load(fashion_mnist, "Fashion-MNIST", args.bs, args.data, default_bs=512)
+    for seed, dls, name in report.seeds(args, fashion_mnist, "Fashion-MNIST", default_bs=512):  # noqa: B007  said below
         learn, recorder, time_s = train(dls, args.epochs, args.lr)
         accuracies.append(learn.history[-1]["MulticlassAccuracy"])
         times_s.append(time_s)

@@ -253,14 +253,11 @@ def main() -> None:
     parser = report.parser_of(__doc__, "FashionMNIST/raw")
     args = parser.parse_args()
 
-    args.out.mkdir(parents=True, exist_ok=True)
     start_s = time.perf_counter()
     histories: dict[str, list[History]] = {name: [] for name in RUNS}
-    for seed in range(args.seed, args.seed + args.runs):
-        set_seed(seed)
-        dls, data = report.load(fashion_mnist, "Fashion-MNIST", None, args.data, default_bs=512)
+    for seed, dls, data in report.seeds(args, fashion_mnist, "Fashion-MNIST", default_bs=512):
         for name, run in RUNS.items():
-            print(f"\n{name}, seed {seed}")
+            print(f"\n{name}, {data}, seed {seed}")
             set_seed(seed)
             histories[name].append(run(dls))
     time_s = time.perf_counter() - start_s

@@ -176,17 +176,14 @@ def main() -> None:
     """Run as a script."""
     args = report.parser_of(__doc__, "MNIST/raw").parse_args()
 
-    args.out.mkdir(parents=True, exist_ok=True)
     start_s = time.perf_counter()
     values: dict[str, dict[str, list[float]]] = {
         name: {"loss": [], "accuracy": [], "time_s": [], "n_epochs": []} for name in RUNS
     }
     histories, recorders = {}, {}
-    for seed in range(args.seed, args.seed + args.runs):
-        set_seed(seed)
-        dls, data = report.load(mnist, "MNIST", None, args.data, default_bs=256)
+    for seed, dls, data in report.seeds(args, mnist, "MNIST", default_bs=256):
         for name, run in RUNS.items():
-            print(f"\n{name}, seed {seed}")
+            print(f"\n{name}, {data}, seed {seed}")
             set_seed(seed)
             run_start_s = time.perf_counter()
             learn, recorder = run(dls)

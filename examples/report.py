@@ -7,14 +7,14 @@ import json
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import minilearn
-from minilearn import DataLoaders, shapes
+from minilearn import DataLoaders, set_seed, shapes
 
 
 def positive(text: str) -> int:
@@ -60,6 +60,16 @@ def load(
             f"of drawn shapes instead (MINILEARN_DATA or --data names a folder with {name}'s files)."
         )
         return shapes(bs or 128), "built-in shapes"
+
+
+def seeds(
+    args: argparse.Namespace, loader: Callable[..., DataLoaders], name: str, default_bs: int
+) -> Iterator[tuple[int, DataLoaders, str]]:
+    """Set each run's seed and give it, with the data in that seed's order and the data's name."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    for seed in range(args.seed, args.seed + args.runs):
+        set_seed(seed)
+        yield seed, *load(loader, name, getattr(args, "bs", None), args.data, default_bs)
 
 
 def ran_on() -> dict[str, Any]:

@@ -58,6 +58,11 @@ def check_fit(learn: Any, n_epochs: Any, train: bool, valid: bool) -> None:
         check_not_empty("valid", learn.dls.valid)
 
 
+def is_whole(value: Any, low: int) -> bool:
+    """Whether a value is a whole number (True and False are none) of `low` or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
 def check_reached(cb: Any, epochs: Iterable[int], n_epochs: int) -> None:
     """Raise ValueError for an epoch in a callback's table that the fit does not have."""
     if late := [epoch for epoch in epochs if epoch >= n_epochs]:

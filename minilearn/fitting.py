@@ -68,9 +68,10 @@ def _set_mode(learn: Any) -> None:
 
 def plan(learn: Any, n_epochs: int, train: bool, valid: bool) -> None:
     """Plan the steps of a fit, and infer from a small batch what was not given."""
-    n = n_batches(learn.dls.train) if train else 0
     learn.n_epochs, learn.phases = n_epochs, ("train",) * train + ("eval",) * valid
-    learn.epoch_steps = learn.planned_steps(n_epochs, n) if train else [0] * n_epochs
+    learn.epoch_steps = [0] * n_epochs
+    if train:
+        learn.epoch_steps = learn.planned_steps(n_epochs, n_batches(learn.dls.train))
     learn.total_steps = None if None in learn.epoch_steps else sum(learn.epoch_steps)
     learn.batch = None
     predicts_only = any(isinstance(cb, PredictionsCB) for cb in learn.cbs)

@@ -7,10 +7,27 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilearn import Callback, DataLoaders, Learner, TensorLoader, events
 
+aten = torch.ops.aten
+
 torch.set_num_threads(1)  # on tensors this small, threads wait for each other 100 times as long as they work
+
+
+class SyncCounter(TorchDispatchMode):
+    """Count the operations that wait for the device: those that make a Python number of a tensor."""
+
+    waiting = (aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal, aten.nonzero)
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func.overloadpacket in self.waiting
+        return func(*args, **(kwargs or {}))
 
 
 def _write_idx(root, name="FashionMNIST", n_train=20, n_valid=10):

@@ -1,4 +1,5 @@
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 def load(name):
+    sys.path.insert(0, str(FOLDER))  # as `python benchmarks/...` has it
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..callback import Callback
-from ..checks import check_reached
+from ..checks import check_reached, is_whole
 from ..data.loaders import check_not_empty, n_batches, with_batch_size
 
 
@@ -33,7 +33,7 @@ class BatchSizeCB(Callback):
         if not isinstance(sizes, Mapping) or not sizes:
             raise TypeError(f"BatchSizeCB({sizes!r}): expected a table {{epoch: batch size}}")
         for epoch, bs in sizes.items():
-            if not _is_whole(epoch, 0) or not _is_whole(bs, 1):
+            if not is_whole(epoch, 0) or not is_whole(bs, 1):
                 raise ValueError(
                     f"BatchSizeCB({{{epoch!r}: {bs!r}}}): expected an epoch from 0 up and a size >= 1"
                 )
@@ -63,11 +63,9 @@ class BatchSizeCB(Callback):
         self._loaders = {}
 
     def plan_steps(self, learn: Any, steps: list[int | None]) -> list[int | None]:
+        lengths = {bs: n_batches(with_batch_size(learn.dls.train, bs)) for bs in self.sizes.values()}
         sizes = map(self._size_at, range(len(steps)))
-        return [
-            n if bs is None else n_batches(with_batch_size(learn.dls.train, bs))
-            for n, bs in zip(steps, sizes, strict=True)
-        ]
+        return [n if bs is None else lengths[bs] for n, bs in zip(steps, sizes, strict=True)]
 
     def _size_at(self, epoch: int) -> int | None:
         return next((bs for start, bs in reversed(self.sizes.items()) if start <= epoch), None)
@@ -76,7 +74,3 @@ class BatchSizeCB(Callback):
         if bs not in self._loaders:
             self._loaders[bs] = with_batch_size(learn.dls.train, bs)
         return self._loaders[bs]
-
-
-def _is_whole(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low

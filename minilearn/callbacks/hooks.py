@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..callback import Callback
+from ..checks import is_whole
 from ..plot import new_figure
 
 Which = type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[nn.Module], bool] | None
@@ -109,7 +110,7 @@ class StoreModuleStatsCB(HooksCB):
         if not -math.inf < bounds[0] < bounds[1] < math.inf:
             raise ValueError(f"bounds={bounds!r}: expected (low, high), low < high, both finite")
         for name, value in (("every", every), ("n_bins", n_bins)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not is_whole(value, 1):
                 raise ValueError(f"{name}={value!r}: expected a whole number >= 1")
         self.every, self.bounds, self.n_bins = every, bounds, n_bins
         self.stats: dict[str, ModuleStats] = {}
@@ -117,8 +118,8 @@ class StoreModuleStatsCB(HooksCB):
     def before_fit(self, learn: Any) -> None:
         if "train" in learn.phases:
             super().before_fit(learn)
-            modules = dict(learn.model.named_modules())
-            self.stats = {name: ModuleStats(type(modules[name]).__name__) for name in self.names}
+            kinds = {name: type(learn.model.get_submodule(name)).__name__ for name in self.names}
+            self.stats = {name: ModuleStats(kind) for name, kind in kinds.items()}
 
     def _store(self, learn: Any, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if learn.n_steps % self.every or not isinstance(output, Tensor) or not output.is_floating_point():

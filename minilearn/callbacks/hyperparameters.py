@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..callback import Callback
-from ..checks import check_reached
+from ..checks import check_reached, is_whole
 from ..optim.groups import Group, groups_of, put
 from ..optim.ranges import check_range
 from ..schedules import resolve
@@ -192,7 +192,7 @@ def _check_table(name: str, table: Mapping[int, Any]) -> None:
     if not table:
         raise ValueError(f"ScheduleCB({name!r}, {{}}): expected a table {{epoch: value}} with an entry")
     for epoch, value in table.items():
-        if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
+        if not is_whole(epoch, 0):
             raise ValueError(f"ScheduleCB({name!r}): epoch {epoch!r}: expected a whole number, 0 or more")
         try:
             check_range(name, value)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..callback import Callback
+from ..checks import is_whole
 from ..events import CancelFitException
 from .monitor import Monitor
 from .progress import ProgressCB
@@ -66,7 +67,7 @@ class EarlyStoppingCB(Callback):
         min_delta: float = 0.0,
         restore_best: bool = True,
     ) -> None:
-        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
+        if not is_whole(patience, 1):
             raise ValueError(f"patience={patience!r}: expected a whole number of epochs >= 1")
         if not min_delta >= 0:
             raise ValueError(f"min_delta={min_delta!r}: expected a number >= 0")

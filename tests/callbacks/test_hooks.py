@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from conftest import SyncCounter
 from matplotlib.colors import to_hex
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilearn import (
     CancelBatchException,
@@ -16,8 +16,6 @@ from minilearn import (
     StoreModuleStatsCB,
 )
 from minilearn.callbacks.hooks import ModuleStats
-
-aten = torch.ops.aten
 
 
 def small_net():
@@ -502,20 +500,6 @@ def test_activations_are_not_changed_in_place(make_learner):
     ((output, before),) = given
     assert torch.equal(output, before)
     assert (before.abs() > 0.1).any()
-
-
-class SyncCounter(TorchDispatchMode):
-    """Count the operations that make a Python number of a tensor, which waits for the device."""
-
-    waiting = (aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal, aten.nonzero)
-
-    def __init__(self):
-        super().__init__()
-        self.n = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.n += func.overloadpacket in self.waiting
-        return func(*args, **(kwargs or {}))
 
 
 def syncs(make_learner, n_batches, *cbs):

@@ -3,16 +3,14 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import SyncCounter
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils._python_dispatch import TorchDispatchMode
 from torcheval.metrics import MulticlassAccuracy
 
 from minilearn import BatchSchedulerCB, DeviceCB, MetricsCB, RecorderCB, TerminateOnNaNCB
 from minilearn.callbacks.metrics import batch_size
-
-aten = torch.ops.aten
 
 
 class Seen:
@@ -28,20 +26,6 @@ class Seen:
 
     def compute(self):
         return self.sizes
-
-
-class SyncCounter(TorchDispatchMode):
-    """Count the operations that wait for the device: those that make a Python number of a tensor."""
-
-    waiting = (aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal, aten.nonzero)
-
-    def __init__(self):
-        super().__init__()
-        self.n = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.n += func.overloadpacket in self.waiting
-        return func(*args, **(kwargs or {}))
 
 
 def rows(learn):
