@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data.loaders import TensorLoader, check_not_empty
+from .data.loaders import check_not_empty
+from .data.resumable import TensorLoader
 
 
 def check_model(model: Any, loss_func: Any, opt_func: Any) -> None:
@@ -30,7 +31,7 @@ def check_model(model: Any, loss_func: Any, opt_func: Any) -> None:
         )
 
 
-def check_fit(learn: Any, n_epochs: Any, train: bool, valid: bool) -> None:
+def check_fit(learn: Any, n_epochs: Any, train: bool, valid: bool, resume: Any = None) -> None:
     """Raise for a fit that cannot run or would do nothing."""
     if learn.is_fitting:
         raise RuntimeError("fit inside a fit: this learner is running; a callback may call validate")
@@ -44,6 +45,8 @@ def check_fit(learn: Any, n_epochs: Any, train: bool, valid: bool) -> None:
             raise TypeError(
                 f"fit({name}={value!r}): expected True or False; an lr is given by name, lr={value!r}"
             )
+    if resume is not None and not train:
+        raise ValueError(f"fit(train=False, resume={resume!r}): only training can be resumed")
     valid = valid and learn.dls.valid is not None
     if not train and not valid:
         raise ValueError(f"fit(train={train}) without validation does nothing: expected one of the two")

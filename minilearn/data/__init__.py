@@ -1,7 +1,20 @@
 """Batches: loaders, and data sets that come as loaders."""
 
+from .archives import unpack
 from .idx import fashion_mnist, mnist
-from .loaders import DataLoaders, TensorLoader, peek, to_device
+from .loaders import DataLoaders, peek, to_device
+from .resumable import DatasetLoader, ResumableLoader, TensorLoader
 from .shapes import shapes
 
-__all__ = ["DataLoaders", "TensorLoader", "fashion_mnist", "mnist", "peek", "shapes", "to_device"]
+__all__ = [
+    "DataLoaders",
+    "DatasetLoader",
+    "ResumableLoader",
+    "TensorLoader",
+    "fashion_mnist",
+    "mnist",
+    "peek",
+    "shapes",
+    "to_device",
+    "unpack",
+]

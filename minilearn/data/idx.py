@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .loaders import DataLoaders, TensorLoader
+from .loaders import DataLoaders
+from .resumable import TensorLoader
 
 _DOWNLOAD_WAIT_S = 15  # torchvision itself waits for a silent server without end
 

@@ -1,4 +1,4 @@
-"""DataLoaders, a loader for tensors in memory, and what can be known of a loader before training."""
+"""DataLoaders, and what can be known and asked of any loader."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from ..seeding import generator_of, kept_rng
+from ..seeding import kept_rng
+from .resumable import DatasetLoader, ResumableLoader, TensorLoader
 
 
 class DataLoaders:
@@ -113,85 +114,19 @@ def n_batches(loader: Any) -> int | None:
         return None
 
 
-class TensorLoader:
-    """Give batches of tensors that are in memory, by indexing whole batches.
-
-    Args:
-        *tensors: all with the same first dimension N; the inputs first, the targets last.
-        bs: samples in a batch; the last one is smaller where N does not divide, or dropped.
-        shuffle: whether to shuffle. The order is a pure function of (seed, epoch): nothing else draws
-            from it or is drawn from, so it is the same in a resumed run.
-        seed: default torch.initial_seed(), which `set_seed` sets.
-        device: keep the tensors there, and index there too.
-
-    The Learner calls `set_epoch` before each epoch; a loop of your own has to, or else each epoch has
-    the order of epoch 0 (as with torch's DistributedSampler).
-
-    Shapes: a batch is a tuple of tensors (bs, ...), one of each of `tensors`.
-    """
-
-    def __init__(
-        self,
-        *tensors: Tensor,
-        bs: int = 64,
-        shuffle: bool = False,
-        drop_last: bool = False,
-        seed: int | None = None,
-        device: str | torch.device | None = None,
-    ) -> None:
-        if not tensors or not all(isinstance(t, Tensor) and t.ndim > 0 for t in tensors):
-            raise TypeError("TensorLoader: expected one or more tensors with a dimension of samples")
-        if len({len(t) for t in tensors}) > 1:
-            raise ValueError(
-                f"TensorLoader: tensors of {[len(t) for t in tensors]} samples; expected as many in each"
-            )
-        if not isinstance(bs, int) or bs < 1:
-            raise ValueError(f"bs={bs!r}: expected a whole number >= 1")
-        self.tensors = tuple(t.to(device) if device is not None else t for t in tensors)
-        self.bs, self.shuffle, self.drop_last = bs, shuffle, drop_last
-        self.seed = torch.initial_seed() if seed is None else seed
-        self.epoch = 0
-
-    @property
-    def targets(self) -> Tensor:
-        """All targets, (N, ...)."""
-        return self.tensors[-1]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the samples that the next pass has."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        n_samples = len(self.tensors[0])
-        return n_samples // self.bs if self.drop_last else -(-n_samples // self.bs)
-
-    def order(self) -> Tensor:
-        """Return the indices of this epoch's samples, (N,) int64 on the CPU."""
-        return torch.randperm(len(self.tensors[0]), generator=generator_of(self.seed, self.epoch))
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        if self.shuffle:
-            order = self.order().to(self.tensors[0].device)
-        for i in range(len(self)):
-            start, stop = i * self.bs, (i + 1) * self.bs
-            if self.shuffle:
-                index = order[start:stop]
-                yield tuple(t[index] for t in self.tensors)
-            else:
-                yield tuple(t[start:stop] for t in self.tensors)
-
-
 def in_order(loader: Any) -> Any:
     """Return a loader that gives the samples in the order of their data.
 
-    Raises: ValueError for a DataLoader that shuffles.
+    Raises: ValueError for a DataLoader that shuffles, or a DatasetLoader with a sampler.
     """
-    if isinstance(loader, TensorLoader) and loader.shuffle:
+    if isinstance(loader, ResumableLoader) and loader.shuffle:
         loader = copy(loader)
         loader.shuffle = False
-    if isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler):
+    shuffles = isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler)
+    if shuffles or (isinstance(loader, DatasetLoader) and loader.sampler is not None):
+        how = "shuffles" if shuffles else "has a sampler"
         raise ValueError(
-            "predict: this DataLoader shuffles, so no one could tell whose predictions these are"
+            f"predict: this {type(loader).__name__} {how}, so no one could tell whose predictions these are"
         )
     return loader
 
@@ -199,9 +134,9 @@ def in_order(loader: Any) -> Any:
 def with_batch_size(loader: Any, bs: int) -> Any:
     """Return a loader like this one, with its order, in batches of `bs`.
 
-    Raises: TypeError for what is neither a TensorLoader nor a DataLoader that makes batches by a size.
+    Raises: TypeError for what is no ResumableLoader and no DataLoader that makes batches by a size.
     """
-    if isinstance(loader, TensorLoader):
+    if isinstance(loader, ResumableLoader):
         loader = copy(loader)
         loader.bs = bs
         return loader
@@ -210,8 +145,8 @@ def with_batch_size(loader: Any, bs: int) -> Any:
     iterable = is_plain and isinstance(loader.dataset, IterableDataset)
     if not is_plain or type(batches) is not BatchSampler:
         raise TypeError(
-            f"the batch size of {_short(loader)} cannot be changed: expected a TensorLoader, or a DataLoader "
-            "with batch_size, no subclass of it and no batch_sampler of one's own"
+            f"the batch size of {_short(loader)} cannot be changed: expected a TensorLoader, a "
+            "DatasetLoader, or a DataLoader with batch_size, no subclass and no batch_sampler of one's own"
         )
     names = ["num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator", "in_order"]
     names += ["multiprocessing_context", "prefetch_factor", "persistent_workers"]
@@ -219,6 +154,43 @@ def with_batch_size(loader: Any, bs: int) -> Any:
     if iterable:
         return DataLoader(loader.dataset, bs, drop_last=loader.drop_last, **kwargs)
     return DataLoader(loader.dataset, bs, sampler=batches.sampler, drop_last=batches.drop_last, **kwargs)
+
+
+def why_not_resumable(loader: Any) -> str:
+    """Say why a pass over a loader cannot be taken up again in its middle; empty if it can be."""
+    if hasattr(loader, "batches") or isinstance(loader, Sequence) or _has_state(loader):
+        return ""
+    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        return (
+            "a torch DataLoader draws its order and its workers' seeds anew at each pass: write "
+            "DatasetLoader(dataset, bs=64, shuffle=True, num_workers=2), which takes its other arguments too"
+        )
+    kind = "an IterableDataset" if isinstance(loader, DataLoader) else f"a {type(loader).__name__}"
+    return (
+        f"{kind} does not say where it stands: expected a TensorLoader, a DatasetLoader, a list of "
+        "batches, or a loader with batches(start), or with state_dict() and load_state_dict()"
+    )
+
+
+def state_of(loader: Any) -> Any:
+    """Return what a loader says of its state, None if it has none."""
+    return loader.state_dict() if _has_state(loader) else None
+
+
+def batches_from(loader: Any, start: int) -> Iterator[Any]:
+    """Return an iterator over the batches of a pass from number `start` on.
+
+    A loader with a state of its own, and without `batches`, goes on from where its state was loaded.
+    """
+    if start == 0 or (_has_state(loader) and not hasattr(loader, "batches")):
+        return iter(loader)
+    if hasattr(loader, "batches"):
+        return loader.batches(start)
+    return (loader[i] for i in range(start, len(loader)))
+
+
+def _has_state(loader: Any) -> bool:
+    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
 def peek(loader: Any) -> Any:
@@ -231,6 +203,8 @@ def peek(loader: Any) -> Any:
     with kept_rng(*generators_of(loader)):
         if isinstance(loader, TensorLoader):
             return tuple(t[:2] for t in loader.tensors)
+        if isinstance(loader, DatasetLoader):
+            return loader.peek()
         if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             return _peek_dataset(loader)
         return next(iter(loader), None)

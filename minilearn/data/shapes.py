@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..seeding import generator_of
-from .loaders import DataLoaders, TensorLoader
+from .loaders import DataLoaders
+from .resumable import TensorLoader
 
 
 def _polygon(n: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -563,8 +563,8 @@ def test_loader_whose_size_cannot_be_changed_is_refused(make, make_loader, shown
     learn, watch = make(make_loader())
     with pytest.raises(
         TypeError,
-        match=f"^the batch size of {shown} cannot be changed: expected a TensorLoader, or a DataLoader with "
-        "batch_size, no subclass of it and no batch_sampler of one's own$",
+        match=f"^the batch size of {shown} cannot be changed: expected a TensorLoader, a DatasetLoader, or "
+        "a DataLoader with batch_size, no subclass and no batch_sampler of one's own$",
     ):
         learn.fit(2, cbs=[BatchSizeCB({1: 5})])
     assert watch.epochs == []
@@ -579,7 +579,9 @@ class Doubled(DataLoader):
 
 def test_dataloader_class_of_ones_own_is_not_exchanged_for_a_plain_one(make):
     learn, watch = make(Doubled(DATA, 4))
-    with pytest.raises(TypeError, match="cannot be changed: expected a TensorLoader, or a DataLoader with"):
+    with pytest.raises(
+        TypeError, match="cannot be changed: expected a TensorLoader, a DatasetLoader, or a DataL"
+    ):
         learn.fit(2, cbs=[BatchSizeCB({1: 5})])
     assert watch.epochs == []
 

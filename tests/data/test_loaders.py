@@ -556,8 +556,8 @@ def test_subclass_of_tensor_loader_stays_one_when_it_is_resized():
 def test_loader_without_a_batch_size_cannot_be_resized(made, shown):
     with pytest.raises(
         TypeError,
-        match=f"^the batch size of ({shown}) cannot be changed: expected a TensorLoader, or a DataLoader "
-        "with batch_size, no subclass of it and no batch_sampler of one's own$",
+        match=f"^the batch size of ({shown}) cannot be changed: expected a TensorLoader, a DatasetLoader, or "
+        "a DataLoader with batch_size, no subclass and no batch_sampler of one's own$",
     ):
         with_batch_size(made, 2)
 
@@ -569,7 +569,7 @@ def test_class_of_ones_own_with_a_batch_sampler_cannot_be_resized():
         def __iter__(self):
             return iter(TRAIN)
 
-    with pytest.raises(TypeError, match="cannot be changed: expected a TensorLoader, or a DataLoader"):
+    with pytest.raises(TypeError, match="cannot be changed: expected a TensorLoader, a DatasetLoader, or"):
         with_batch_size(Own(), 2)
 
 

@@ -1,0 +1,297 @@
+"""Loaders that can go on from any batch: their order and their augmentation are pure functions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import nullcontext
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+
+from ..seeding import generator_of, kept_rng, seed_cpu, seed_of
+
+
+class ResumableLoader:
+    """Give batches in an order that is a pure function of (seed, epoch), from any batch on.
+
+    The Learner calls `set_epoch` before each epoch; a loop of your own has to, or else each epoch has
+    the order of epoch 0 (as with torch's DistributedSampler). A subclass says in `batches` what a batch is.
+
+    Args:
+        n_samples: in an epoch.
+        bs: samples in a batch; the last one is smaller where n_samples does not divide, or dropped.
+        shuffle: whether to shuffle.
+        seed: default torch.initial_seed(), which `set_seed` sets.
+    """
+
+    def __init__(
+        self,
+        n_samples: int,
+        bs: int = 64,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        if not isinstance(bs, int) or bs < 1:
+            raise ValueError(f"bs={bs!r}: expected a whole number >= 1")
+        self.n_samples, self.bs, self.shuffle, self.drop_last = n_samples, bs, shuffle, drop_last
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the samples that the next pass has."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n_samples // self.bs if self.drop_last else -(-self.n_samples // self.bs)
+
+    def order(self) -> Tensor:
+        """Return the indices of this epoch's samples, (N,) int64 on the CPU."""
+        if not self.shuffle:
+            return torch.arange(self.n_samples)
+        return torch.randperm(self.n_samples, generator=generator_of(self.seed, self.epoch))
+
+    def batches(self, start: int = 0) -> Iterator[Any]:
+        """Give the batches of this epoch from number `start` on, without reading those before it."""
+        raise NotImplementedError(f"{type(self).__name__} has to define batches(start)")
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the order depends on."""
+        names = ("seed", "n_samples", "bs", "shuffle", "drop_last")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the seed of a run that is to go on.
+
+        Raises: ValueError, with both values, if the loader is another in its number of samples, its batch
+            size or the like.
+        """
+        for name, now in self.state_dict().items():
+            if name != "seed" and now != state.get(name):
+                raise ValueError(
+                    f"the loader has {name}={now!r}, the run that is to go on {state.get(name)!r}"
+                )
+        self.seed = state["seed"]
+
+
+class TensorLoader(ResumableLoader):
+    """Give batches of tensors that are in memory, by indexing whole batches.
+
+    Args:
+        *tensors: all with the same first dimension N; the inputs first, the targets last.
+        bs, shuffle, drop_last, seed: see ResumableLoader. Nothing else draws from the order or is drawn
+            from, so it is the same in a resumed run.
+        device: keep the tensors there, and index there too.
+
+    Shapes: a batch is a tuple of tensors (bs, ...), one of each of `tensors`.
+    """
+
+    def __init__(
+        self,
+        *tensors: Tensor,
+        bs: int = 64,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if not tensors or not all(isinstance(t, Tensor) and t.ndim > 0 for t in tensors):
+            raise TypeError("TensorLoader: expected one or more tensors with a dimension of samples")
+        if len({len(t) for t in tensors}) > 1:
+            raise ValueError(
+                f"TensorLoader: tensors of {[len(t) for t in tensors]} samples; expected as many in each"
+            )
+        super().__init__(len(tensors[0]), bs, shuffle, drop_last, seed)
+        self.tensors = tuple(t.to(device) if device is not None else t for t in tensors)
+
+    @property
+    def targets(self) -> Tensor:
+        """All targets, (N, ...)."""
+        return self.tensors[-1]
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """Give the batches of this epoch from number `start` on."""
+        if self.shuffle:
+            order = self.order().to(self.tensors[0].device)
+        for i in range(start, len(self)):
+            first, stop = i * self.bs, (i + 1) * self.bs
+            if self.shuffle:
+                index = order[first:stop]
+                yield tuple(t[index] for t in self.tensors)
+            else:
+                yield tuple(t[first:stop] for t in self.tensors)
+
+
+class DatasetLoader(ResumableLoader):
+    """Give batches of a dataset through torch's DataLoader, with augmentation that can be resumed.
+
+    Before each sample the generators of python, numpy and torch are seeded by (seed, epoch, index), and
+    before a batch is collated by (seed, epoch, index of its first sample). So random augmentation gives the
+    same numbers with any number of workers, and in a run that goes on from the middle of an epoch; the
+    generators of the main process are left as they were.
+
+    What it needs of the dataset: `dataset[i]` depends on i and on random numbers alone, not on which samples
+    were read before. Generators that the dataset or its transforms keep (numpy's Generator and RandomState,
+    random.Random, torch's Generator; looked for in their attributes) are seeded too. `learn.verify_resume()`
+    shows whether it holds.
+
+    Args:
+        dataset: with __getitem__ and __len__.
+        bs, shuffle, drop_last, seed: see ResumableLoader.
+        sampler: an iterable of indices with a length, instead of shuffle; its numbers may come from the
+            generators of python, numpy and torch, or from a `generator` of its own.
+        num_workers: processes that read the samples; 0 reads in this one.
+        **kwargs: torch's DataLoader's: collate_fn, pin_memory, persistent_workers, ...
+
+    Raises: TypeError for an IterableDataset, which has no index to start from.
+    Differs: from torch's DataLoader, whose order and worker seeds are drawn from the global generator.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        bs: int = 64,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        sampler: Iterable[int] | None = None,
+        seed: int | None = None,
+        num_workers: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+            raise TypeError(
+                f"DatasetLoader({type(dataset).__name__}): expected one with __getitem__, whose samples "
+                "can be read from any index on; a stream needs a loader with state_dict and load_state_dict"
+            )
+        for name, instead in (("batch_size", "bs"), ("batch_sampler", "sampler"), ("generator", "seed")):
+            if name in kwargs:
+                raise TypeError(f"DatasetLoader({name}=...): give {instead}=, the order is made here")
+        if sampler is not None and (shuffle or not isinstance(sampler, Sized)):
+            raise ValueError(f"sampler={sampler!r}: expected one with a length, and shuffle=False beside it")
+        super().__init__(len(dataset if sampler is None else sampler), bs, shuffle, drop_last, seed)
+        self.dataset, self.sampler, self.num_workers = dataset, sampler, num_workers
+        self._collate = kwargs.pop("collate_fn", None) or default_collate
+        self._kwargs = kwargs
+        self._plan = _Plan()
+        self._loader: DataLoader[Any] | None = self._make()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_loader": None, "_plan": _Plan()}  # workers that are running are not copied
+
+    def _make(self) -> DataLoader[Any]:
+        return DataLoader(
+            _Seeded(self.dataset, self._collate),
+            batch_sampler=self._plan,  # type: ignore[arg-type]  # its keys take the place of lists of indices
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # torch's draws a seed of its workers there, not from the global one
+            **self._kwargs,
+        )
+
+    def order(self) -> Tensor:
+        """Return the indices of this epoch's samples, (N,) int64 on the CPU."""
+        if self.sampler is None:
+            return super().order()
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(self.epoch)
+        seed = seed_of(self.seed, self.epoch)
+        if isinstance(own := getattr(self.sampler, "generator", None), torch.Generator):
+            own.manual_seed(seed)
+        with kept_rng(devices=False):
+            seed_cpu(seed)
+            return torch.tensor(list(self.sampler))
+
+    def batches(self, start: int = 0) -> Iterator[Any]:
+        """Give the batches of this epoch from number `start` on, without reading those before it."""
+        order = self.order().tolist()
+        self._plan.keys = [
+            (self.seed, self.epoch, order[i * self.bs : (i + 1) * self.bs]) for i in range(start, len(self))
+        ]
+        self._loader = self._loader or self._make()
+        return iter(self._loader)
+
+    def peek(self) -> Any:
+        """Return a batch of the first two samples, read in this process."""
+        indices = list(range(min(2, self.bs, len(self.dataset))))
+        return _Seeded(self.dataset, self._collate).__getitems__((self.seed, self.epoch, indices))
+
+
+_Key = tuple[int, int, list[int]]  # seed, epoch, the indices of a batch
+
+
+class _Plan:
+    """Stand as torch's batch_sampler: the keys of the batches to come."""
+
+    def __init__(self) -> None:
+        self.keys: list[_Key] = []
+
+    def __iter__(self) -> Iterator[_Key]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class _Seeded(Dataset[Any]):
+    """Read a batch of a dataset, with all generators seeded for each sample."""
+
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.collate = dataset, collate
+        self._own: list[Any] | None = None
+
+    def __getitems__(self, key: _Key) -> Any:
+        seed, epoch, indices = key
+        in_main = get_worker_info() is None
+        with kept_rng(devices=False) if in_main else nullcontext():
+            samples = []
+            for index in indices:
+                self._seed(seed_of(seed, epoch, index))
+                samples.append(self.dataset[index])
+            self._seed(seed_of(seed, epoch, *indices[:1], -1))
+            return self.collate(samples)
+
+    def _seed(self, seed: int) -> None:
+        seed_cpu(seed)
+        if self._own is None:  # looked for here, so that a worker finds its own copies
+            self._own = list(_generators_in([self.dataset, self.collate], set()))
+        for generator in self._own:
+            if isinstance(generator, np.random.Generator):
+                generator.bit_generator.state = type(generator.bit_generator)(seed).state
+            elif isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
+            else:
+                generator.seed(seed)
+
+
+_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+_MOST = 64  # entries of a container that is looked into: transforms are few, samples are many
+_DEEPEST = 8
+
+
+def _generators_in(value: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
+    """Find the generators that an object keeps, in its attributes and theirs."""
+    if id(value) in seen or depth > _DEEPEST or isinstance(value, type | Tensor | FunctionType | ModuleType):
+        return
+    seen.add(id(value))
+    inner: Iterable[Any] = ()
+    if isinstance(value, _GENERATORS):
+        yield value
+    elif isinstance(value, list | tuple | Mapping):
+        if len(value) <= _MOST:
+            inner = value.values() if isinstance(value, Mapping) else value
+    elif hasattr(value, "__dict__"):
+        inner = list(vars(value).values())
+    for item in inner:
+        yield from _generators_in(item, seen, depth + 1)
