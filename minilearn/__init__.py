@@ -6,6 +6,7 @@ from .callbacks import (
     BaseSchedulerCB,
     BatchSchedulerCB,
     BatchSizeCB,
+    CheckpointCB,
     DeviceCB,
     EarlyStoppingCB,
     EpochSchedulerCB,
@@ -22,7 +23,7 @@ from .callbacks import (
     TerminateOnNaNCB,
     g,
 )
-from .data import DataLoaders, TensorLoader, fashion_mnist, mnist, shapes
+from .data import DataLoaders, DatasetLoader, TensorLoader, fashion_mnist, mnist, shapes
 from .events import (
     CancelBatchException,
     CancelEpochException,
@@ -55,7 +56,9 @@ __all__ = [
     "CancelStepException",
     "CancelTrainException",
     "CancelValidateException",
+    "CheckpointCB",
     "DataLoaders",
+    "DatasetLoader",
     "DeviceCB",
     "EarlyStoppingCB",
     "EpochSchedulerCB",

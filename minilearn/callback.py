@@ -55,6 +55,20 @@ class Callback:
         """
         return steps
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of this callback: unless a subclass does, all its attributes.
+
+        Kept are numbers, text, tensors, arrays, random generators, lists, dicts and the like, objects of
+        classes in the callback's own module, and objects with a state_dict. Functions, open files,
+        loggers, and the learner with its parts are left as they are when the state is loaded. For
+        anything else CheckpointCB raises before training, and says what to define.
+        """
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what state_dict gave, in a fit that goes on; the before_ hooks have run by then."""
+        vars(self).update(state)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 

@@ -15,18 +15,24 @@ is an event, for which any number of callbacks may define a hook of that name::
                                             cleanup_step
                     ZERO_GRAD               (not when the step was cancelled: gradients are kept)
                                             after_batch, cleanup_batch
+                                            at_rest
                                             after_train, cleanup_train
             validate:                       before_validate
                 for each batch:             before_batch
                     PREDICT                 after_predict
                     GET_LOSS                after_loss
                                             after_batch, cleanup_batch
+                                            at_rest
                                             after_validate, cleanup_validate
                                             after_epoch, cleanup_epoch
+                                            at_rest
                                             after_fit, cleanup_fit
+                                            at_rest
 
 A scope (fit, epoch, train, validate, batch, step) fires `before_`, runs its body and fires `after_`.
 Raising its Cancel exception leaves the scope at once, without `after_`; `cleanup_` always runs.
+At rest, after each batch, epoch and fit that did not fail, all hooks have run and the state is whole: there
+it may be saved, and there a signal ends the fit.
 """
 
 from __future__ import annotations
@@ -41,6 +47,7 @@ _LOOP = (
     *("before_fit", "before_epoch", "before_train", "before_validate", "before_batch"),
     *("predict", "after_predict", "get_loss", "after_loss", "backward", "after_backward"),
     *("before_step", "step", "after_step", "cleanup_step", "zero_grad", "after_batch", "cleanup_batch"),
+    "at_rest",
     *("after_train", "cleanup_train", "after_validate", "cleanup_validate"),
     *("after_epoch", "cleanup_epoch", "after_fit", "cleanup_fit"),
 )

@@ -18,18 +18,21 @@ from .optim.groups import build_opt, check_step, left_out, set_lr
 @contextmanager
 def fit_of(learn: Any, cbs: Any) -> Iterator[None]:
     """Give a fit its own callbacks, and leave each module in the mode in which it was found."""
-    modes = [(module, module.training) for module in learn.model.modules()]
-    # What the user put in evaluation mode, a frozen BatchNorm say, stays there in training.
-    learn._frozen = [module for module, training in modes if learn.model.training and not training]
+    learn.found_modes = {module: module.training for module in learn.model.modules()}
     learn.epoch = learn.n_steps = learn.batch_idx = 0
+    learn.saved_to = None
     with learn.extra_cbs(cbs):
         try:
             yield
             learn.batch = learn.preds = None  # they and the last graph take memory
             learn.loss = learn.loss.detach() if isinstance(learn.loss, torch.Tensor) else None
         finally:
-            for module, training in modes:
+            if learn.resuming is not None:  # it did not come to that
+                learn.resuming.undo(learn)
+                learn.resuming = None
+            for module, training in learn.found_modes.items():
                 module.training = training
+            learn.found_modes = {}
 
 
 @contextmanager
@@ -44,7 +47,7 @@ def phase_of(learn: Any, dl: Any, training: bool) -> Iterator[None]:
         modes = [(module, module.training) for module in learn.model.modules()]
         outer |= {name: getattr(learn, name) for name in ("batch", "batch_idx", "preds", "loss")}
     learn.dl, learn.training = dl, training
-    _set_mode(learn)
+    set_mode(learn)
     if training:
         for part in (dl, getattr(dl, "sampler", None)):  # torch's DistributedSampler has set_epoch too
             if part is not None and hasattr(part, "set_epoch"):
@@ -54,16 +57,17 @@ def phase_of(learn: Any, dl: Any, training: bool) -> Iterator[None]:
             yield
     finally:
         vars(learn).update(outer)
-        _set_mode(learn)
+        set_mode(learn)
         for module, mode in modes:
             module.training = mode
 
 
-def _set_mode(learn: Any) -> None:
+def set_mode(learn: Any) -> None:
+    """Set the model's mode for the phase, but for modules that were found in evaluation mode."""
     learn.model.train(learn.training)
-    if learn.training:
-        for module in learn._frozen:
-            module.training = False
+    if learn.training and learn.found_modes[learn.model]:
+        for module, training in learn.found_modes.items():
+            module.training = training  # what the user put there, a frozen BatchNorm say, stays
 
 
 def plan(learn: Any, n_epochs: int, train: bool, valid: bool) -> None:
@@ -106,9 +110,9 @@ def prepare_opt(learn: Any, lr: float | Sequence[float] | None, reset_opt: bool)
 def side_run(learn: Any, dl: Any) -> Iterator[list[dict[str, Any]]]:
     """Have `dl` as the validation loader and a history of its own, which is given, for a while."""
     check_not_empty("given", dl)
-    history, dls = learn.history, learn.dls
-    learn.history, learn.dls = [], DataLoaders(dls.train, dl, classes=dls.classes)
+    history, dls, is_aside = learn.history, learn.dls, learn.is_aside
+    learn.history, learn.dls, learn.is_aside = [], DataLoaders(dls.train, dl, classes=dls.classes), True
     try:
         yield learn.history
     finally:
-        learn.history, learn.dls = history, dls
+        learn.history, learn.dls, learn.is_aside = history, dls, is_aside

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import freezing, weights
 from .callback import CallbackHost, default_step
 from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
@@ -19,6 +21,8 @@ from .checks import check_fit, check_model, check_targets, infer_loss
 from .data.loaders import DataLoaders, in_order
 from .events import with_cbs
 from .fitting import fit_of, phase_of, plan, prepare_opt, side_run
+from .interrupts import interrupts, rest
+from .resuming import batches_of, begin_resume, end_resume, epochs_of, is_trained
 
 
 class Learner(CallbackHost):
@@ -41,7 +45,8 @@ class Learner(CallbackHost):
         dl, training, phase ("train" or "eval"), phases (those of this fit), epoch (0, 1, ... in this
         fit), n_epochs, batch_idx, n_steps (optimizer steps taken in this fit), epoch_steps (planned, a
         list) and total_steps (their sum; None where a loader has no length), n_epochs_trained (begun
-        in the learner's life), history (a dict per epoch and phase, by MetricsCB).
+        in the learner's life), history (a dict per epoch and phase, by MetricsCB); of CheckpointCB run_id,
+        saved_to (the newest checkpoint of this fit) and n_fits (finished fits of its run).
 
     Source: documents 000 to 003 use it; miniai's Learner is its ancestor.
     Differs: the optimizer lives on from fit to fit, where document 003 makes a new one for each.
@@ -69,11 +74,20 @@ class Learner(CallbackHost):
         self.total_steps: int | None = None
         self.phases: tuple[str, ...] = ()
         self.training = False
+        self.n_fits = 0
+        self.run_id: str | None = None
+        self.saved_to: Path | None = None
+        self.resuming: Any = None
+        self.stop_signal: int | None = None
+        self.is_fetching = self.is_aside = False
+        self.found_modes: dict[nn.Module, bool] = {}  # each module's mode when the fit began
+        self.frozen_norms: list[nn.Module] = []  # those that `freeze` put in evaluation mode
         self.dl: Any = None
         self.batch: Any = None
         self.preds: Any = None
         self.loss: Any = None
         super().__init__(cbs, [DeviceCB(), MetricsCB(), ProgressCB()] if default_cbs else [])
+        self._base_fields = frozenset([*vars(self), "_base_fields"])
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -90,12 +104,13 @@ class Learner(CallbackHost):
 
     @with_cbs("fit")
     def _fit(self, train: bool, valid: bool) -> None:
-        for self.epoch in range(self.n_epochs):
+        for self.epoch in epochs_of(self):
             self._epoch(train, valid)
+            rest(self)
 
     @with_cbs("epoch")
     def _epoch(self, train: bool, valid: bool) -> None:
-        if train:
+        if train and not is_trained(self):  # as it may be where a resumed fit stood
             self.n_epochs_trained += 1
             with phase_of(self, self.dls.train, training=True):
                 self._train()
@@ -112,13 +127,9 @@ class Learner(CallbackHost):
         self._batches()
 
     def _batches(self) -> None:
-        self.batch_idx = -1
-        for self.batch_idx, self.batch in enumerate(self.dl):
+        for self.batch_idx, self.batch in batches_of(self):
             self._batch()
-        if self.batch_idx < 0:
-            raise ValueError(
-                f"the {self.phase} loader gave no batch in epoch {self.epoch}: expected at least one"
-            )
+            rest(self)
 
     @with_cbs("batch")
     def _batch(self) -> None:
@@ -198,6 +209,7 @@ class Learner(CallbackHost):
         cbs: Any = None,
         lr: float | Sequence[float] | None = None,
         reset_opt: bool = False,
+        resume: str | Path | bool | None = None,
     ) -> None:
         """Train for `n_epochs`, each a pass over dls.train and one over dls.valid where there is one.
 
@@ -208,17 +220,27 @@ class Learner(CallbackHost):
                 schedules left; a scheduler callback starts from it. None: the optimizer goes on at the
                 lr that it has.
             reset_opt: make a new optimizer; else the one there is keeps its state.
+            resume: go on with the fit whose checkpoints CheckpointCB wrote: a folder (its newest one), a
+                checkpoint, or True for the folder of the CheckpointCB. The next batch is the one that
+                would have come next, and all is bit for bit as in a fit that was never stopped; all
+                else is to be given as it was then. Where the CheckpointCB's folder is still empty the
+                fit begins, and a fit of the same run that is finished is left out; so a script that says
+                resume in each of its fits can be started again and again.
 
         Raises: before the first step, for input that cannot work; errors from callbacks and the model
             as they are, with a note that says where in the loop they were raised.
         """
-        check_fit(self, n_epochs, train, valid)
+        check_fit(self, n_epochs, train, valid, resume)
         valid = valid and self.dls.valid is not None
-        with fit_of(self, cbs):
+        with fit_of(self, cbs), interrupts(self):
             plan(self, n_epochs, train, valid)
             if train:
                 prepare_opt(self, lr, reset_opt)
-            self._fit(train, valid)
+            if resume is None or begin_resume(self, resume):
+                self._fit(train, valid)
+                if not end_resume(self):
+                    rest(self)
+        self.n_fits += train and self.run_id is not None
 
     def validate(self, dl: Any = None) -> dict[str, Any]:
         """Return the row of metrics over a loader (default dls.valid), e.g. {"loss": 0.27, ...}.
@@ -229,6 +251,47 @@ class Learner(CallbackHost):
             raise ValueError("validate(): dls has no valid loader; give one, validate(dl)")
         rows = self._evaluate(self.dls.valid if dl is None else dl)
         return rows[-1] if rows else {}
+
+    def save(self, path: str | Path) -> None:
+        """Write the model's weights, its state_dict, to a file in safetensors.
+
+        Names are those of the plain model, without what torch.compile, DataParallel and the like put in
+        front, so that `plain.load_state_dict(safetensors.torch.load_file(path))` takes them. Written to the
+        side and renamed: an error leaves what was at this place. For all else of a run: CheckpointCB.
+
+        Raises: TypeError for a state_dict with more than tensors; OSError, with the path.
+        """
+        weights.save(self.model, path)
+
+    def load(self, path: str | Path) -> None:
+        """Read weights into the model, from what `save` wrote or from a checkpoint (.pt), its weights alone.
+
+        Raises: ValueError, with the first names and shapes that differ, for the weights of another model,
+            and for a file that is cut short; the model is then as it was.
+        """
+        weights.load(self.model, path)
+
+    def freeze(self, *which: str | type[nn.Module]) -> None:
+        """Train chosen modules no more: no gradients, and their BatchNorms keep their statistics.
+
+        Args:
+            which: names of modules in the model, such as "layer1" or "0", or classes. With none: all but
+                the last child of the model that has parameters.
+
+        The optimizer keeps its groups and state, so `unfreeze` needs nothing else. In a fit it may be
+        called by a callback.
+        """
+        freezing.freeze(self, which)
+
+    def unfreeze(self, *which: str | type[nn.Module]) -> None:
+        """Train chosen modules again, with none all; BatchNorms put in evaluation mode otherwise stay so."""
+        freezing.unfreeze(self, which)
+
+    def verify_resume(self, at: int | None = None, n_epochs: int | None = None, **kwargs: Any) -> str:
+        """Prove that this learner can be stopped and gone on with; see `minilearn.verify.verify_resume`."""
+        from .verify import verify_resume
+
+        return verify_resume(self, at, n_epochs, **kwargs)
 
     def lr_find(self, **kwargs: Any) -> Any:
         """Find a learning rate; see `minilearn.callbacks.lr_finder.lr_find`."""
@@ -269,6 +332,10 @@ class Learner(CallbackHost):
     def is_fitting(self) -> bool:
         """Whether a fit, or a validate or predict of its own, is running."""
         return "fit" in self.scopes
+
+    def own_fields(self) -> dict[str, Any]:
+        """Return the attributes that a subclass, a callback or a user gave this learner."""
+        return {name: value for name, value in vars(self).items() if name not in self._base_fields}
 
     def where(self) -> str:
         """Say where in the loop we are, for the notes on errors."""

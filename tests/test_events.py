@@ -73,14 +73,16 @@ def trace_of(learn, **kwargs):
 TRAIN_BATCH = [
     "before_batch", "predict", "after_predict", "get_loss", "after_loss", "backward", "after_backward",
     "before_step", "step", "after_step", "cleanup_step", "zero_grad", "after_batch", "cleanup_batch",
+    "at_rest",
 ]
 VALID_BATCH = [
     "before_batch", "predict", "after_predict", "get_loss", "after_loss", "after_batch", "cleanup_batch",
+    "at_rest",
 ]
 TRAIN = ["before_train", *TRAIN_BATCH, *TRAIN_BATCH, "after_train", "cleanup_train"]
 VALIDATE = ["before_validate", *VALID_BATCH, "after_validate", "cleanup_validate"]
 BEGIN = ["before_fit", "before_epoch"]
-END = ["after_epoch", "cleanup_epoch", "after_fit", "cleanup_fit"]
+END = ["after_epoch", "cleanup_epoch", "at_rest", "after_fit", "cleanup_fit", "at_rest"]
 # fmt: on
 
 
@@ -103,8 +105,8 @@ def test_trace_of_a_fit_is_this_list(kwargs, expected):
 def test_each_epoch_fires_the_same_events():
     cb = tracer()
     learner_of().fit(2, cbs=cb)
-    epoch = ["before_epoch", *TRAIN, *VALIDATE, "after_epoch", "cleanup_epoch"]
-    assert cb.trace == ["before_fit", *epoch, *epoch, "after_fit", "cleanup_fit"]
+    epoch = ["before_epoch", *TRAIN, *VALIDATE, "after_epoch", "cleanup_epoch", "at_rest"]
+    assert cb.trace == ["before_fit", *epoch, *epoch, "after_fit", "cleanup_fit", "at_rest"]
 
 
 def test_hooks_are_events_each_name_fires():
@@ -113,7 +115,7 @@ def test_hooks_are_events_each_name_fires():
 
 def test_pseudocode_in_the_docstring_is_the_trace():
     pseudocode = minilearn.events.__doc__.split("::")[1].split("A scope (")[0]
-    words = re.findall(r"\b(?:before|after|cleanup)_\w+|\b[A-Z_]{4,}\b", pseudocode)
+    words = re.findall(r"\b(?:before|after|cleanup)_\w+|\bat_rest\b|\b[A-Z_]{4,}\b", pseudocode)
     assert [word.lower() for word in words] == trace_of(learner_of(n_train=1))
     assert [word.lower() for word in dict.fromkeys(words) if word.isupper()] == list(STEPS)
 

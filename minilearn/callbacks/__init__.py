@@ -1,6 +1,7 @@
 """The callbacks that come with minilearn, one file per family."""
 
 from .batch_size import BatchSizeCB
+from .checkpoint import CheckpointCB
 from .device import DeviceCB
 from .hooks import HooksCB, StoreModuleStatsCB
 from .hyperparameters import ScheduleCB
@@ -18,6 +19,7 @@ __all__ = [
     "BaseSchedulerCB",
     "BatchSchedulerCB",
     "BatchSizeCB",
+    "CheckpointCB",
     "DeviceCB",
     "EarlyStoppingCB",
     "EpochSchedulerCB",

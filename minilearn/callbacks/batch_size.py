@@ -43,6 +43,10 @@ class BatchSizeCB(Callback):
     def __repr__(self) -> str:
         return f"BatchSizeCB({self.sizes})"
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the batch size follows from the epoch."""
+        return {}
+
     def before_fit(self, learn: Any) -> None:
         if "train" not in learn.phases:
             return

@@ -42,6 +42,10 @@ class DeviceCB(Callback):
                 f"DeviceCB({str(device)!r}): expected an index below {torch.cuda.device_count()}"
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: a run may go on on another device."""
+        return {}
+
     def before_fit(self, learn: Any) -> None:
         learn.model.to(self.device)
         for p, state in getattr(learn.opt, "state", {}).items():  # a kept optimizer after a change of device

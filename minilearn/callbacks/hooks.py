@@ -41,6 +41,10 @@ class HooksCB(Callback):
         self.names: list[str] = []
         self._handles: list[Any] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the hooks are made anew."""
+        return {}
+
     def before_fit(self, learn: Any) -> None:
         chosen = {name: m for name, m in learn.model.named_modules() if self._is_chosen(m)}
         if not chosen:
@@ -130,6 +134,18 @@ class StoreModuleStatsCB(HooksCB):
         low, high = self.bounds
         counts = activations.clamp(low, high).histc(self.n_bins, low, high)
         stats.hists.append(counts / activations.numel())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics, stacked: one tensor for each kind and module."""
+        parts = {name: (stats.means, stats.stds, stats.hists) for name, stats in self.stats.items()}
+        return {name: [torch.stack(part) for part in three if part] for name, three in parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the statistics back."""
+        for name, stacked in state.items():
+            stats = self.stats[name]
+            if stacked:
+                stats.means, stats.stds, stats.hists = ([*part.unbind()] for part in stacked)
 
     # Pictures -------------------------------------------------------------------------------------
 

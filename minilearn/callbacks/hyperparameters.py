@@ -119,6 +119,15 @@ class ScheduleCB(Callback):
             _write(group, self.name, before)
         self._at, self._bases = None, []
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values that the groups had before the fit; the schedule follows from the step."""
+        return {"before": [before for _, before in self._bases]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        groups = [group for group, _ in self._bases]
+        self._bases = list(zip(groups, state["before"], strict=False))
+
     # Its parts ------------------------------------------------------------------------------------
 
     def _write_step(self, step: int) -> None:

@@ -67,6 +67,16 @@ class MetricsCB(Callback):
             if is_cross_entropy(learn.loss_func) and not target.is_floating_point() and target.ndim == 1:
                 self.metrics = {"MulticlassAccuracy": _multiclass_accuracy()}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the metrics, the sums of the phase, and the time that it took so far."""
+        elapsed_s = time.perf_counter() - self._start_s
+        return {"metrics": self.metrics, "sum": self._sum, "n": self._n, "elapsed_s": elapsed_s}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back; a resumed phase's time does not count the pause."""
+        self._sum, self._n = state["sum"], state["n"]
+        self._start_s = time.perf_counter() - state["elapsed_s"]
+
     def before_train(self, learn: Any) -> None:
         self._begin()
 

@@ -43,6 +43,10 @@ class ProgressCB(Callback):
         self._view: _Lines | _Bars | None = None
         self._inner = 0  # depth of validate calls inside a phase, which are not shown
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: a run may go on in another terminal."""
+        return {}
+
     def before_fit(self, learn: Any) -> None:
         from rich.console import Console
 
@@ -69,7 +73,9 @@ class ProgressCB(Callback):
         if learn.scopes[-2] != "epoch":
             self._inner += 1
         if not self._inner and isinstance(self._view, _Bars):
-            self._view.begin(learn.phase, learn.epoch, n_batches(learn.dl))
+            # Where a resumed phase stands is put back after this.
+            first = learn.resuming.position.batch if learn.resuming is not None else 0
+            self._view.begin(learn.phase, n_batches(learn.dl), first)
 
     def cleanup_validate(self, learn: Any) -> None:
         self._inner = max(0, self._inner - 1)
@@ -86,7 +92,7 @@ class ProgressCB(Callback):
 
     def cleanup_epoch(self, learn: Any) -> None:
         if self._view:
-            self._view.end_epoch(self._new_rows(learn), learn.history)
+            self._view.end_epoch(learn.epoch, self._new_rows(learn), learn.history)
 
     def _new_rows(self, learn: Any) -> list[dict[str, Any]]:
         rows, self._n_shown = learn.history[self._n_shown :], len(learn.history)
@@ -110,13 +116,12 @@ class _Lines:
     """One plain line for each epoch."""
 
     def __init__(self, console: Console, n_epochs: int) -> None:
-        self.console, self.n_epochs, self.epoch = console, n_epochs, 0
+        self.console, self.n_epochs = console, n_epochs
 
-    def end_epoch(self, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
-        self.epoch += 1
+    def end_epoch(self, epoch: int, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
         if not rows:
             return
-        parts = [f"epoch {rows[0]['epoch']} ({self.epoch}/{self.n_epochs})"]
+        parts = [f"epoch {rows[0]['epoch']} ({epoch + 1}/{self.n_epochs})"]
         for row in rows:
             values = [f"{k} {_cell(k, v)}" for k, v in row.items() if k not in ("epoch", "train", "time_s")]
             parts.append(f"{row['train']}: {', '.join(values)}")
@@ -140,7 +145,7 @@ class _Bars:
             TimeRemainingColumn(),
             "{task.fields[info]}",
         )
-        self.console, self.n_rows, self.epoch = console, 0, 0
+        self.console, self.n_rows = console, 0
         # Refreshed by hand: a thread of rich's own would take its share of the interpreter.
         self.progress = Progress(
             *(TextColumn(c) if isinstance(c, str) else c for c in columns),
@@ -159,14 +164,14 @@ class _Bars:
     def _open(self) -> None:
         self.progress.start()
 
-    def begin(self, phase: str, epoch: int, total: int | None) -> None:
-        self.epoch, self.start_s = epoch, time.perf_counter()
-        self.batch = {"description": phase, "total": total, "completed": 0, "info": ""}
+    def begin(self, phase: str, total: int | None, first: int) -> None:
+        self.first, self.start_s = first, time.perf_counter()
+        self.batch = {"description": phase, "total": total, "completed": first, "info": ""}
         self.is_new = True
         self._draw_if_due()
 
     def advance(self, n: int, loss: float | None) -> None:
-        rate = n / max(time.perf_counter() - self.start_s, 1e-9)
+        rate = (n - self.first) / max(time.perf_counter() - self.start_s, 1e-9)
         info = f"{rate:.0f} steps/s" if rate >= 10 else f"{rate:.2f} steps/s"
         self.batch |= {"completed": n, "info": info if loss is None else f"loss {loss:.4f}  {info}"}
         self._draw_if_due()
@@ -175,8 +180,8 @@ class _Bars:
         self.rows.extend(rows)
         self._draw_if_due()
 
-    def end_epoch(self, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
-        self.progress.update(self.epochs, completed=self.epoch + 1)
+    def end_epoch(self, epoch: int, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+        self.progress.update(self.epochs, completed=epoch + 1)
         self.add(rows)
 
     def _draw_if_due(self) -> None:
@@ -245,8 +250,8 @@ class _Notebook(_Bars):
         table = "".join(f"<tr>{line}</tr>" for line in ["".join(names), *body] if line)
         self.output.update(HTML(f"<table>{table}</table><pre>{escape(text.getvalue())}</pre>"))
 
-    def end_epoch(self, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
-        super().end_epoch(rows, history)
+    def end_epoch(self, epoch: int, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+        super().end_epoch(epoch, rows, history)
         if self.plot and history:
             self._show_figure(history)
 

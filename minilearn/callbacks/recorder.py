@@ -49,6 +49,11 @@ def _kept(value: Any) -> Any:
     return value.detach().clone() if value.is_leaf or value._is_view() else value.detach()
 
 
+def _packed(values: list[Any]) -> Any:
+    """Return floats as one tensor, float64, for a list of millions is slow to write."""
+    return torch.tensor(values, dtype=torch.float64) if {float} == set(map(type, values)) else values
+
+
 class RecorderCB(Callback):
     """Record values at each optimizer step, as the step used them.
 
@@ -166,6 +171,18 @@ class RecorderCB(Callback):
                 self._recs[name].extend(v.tolist() if isinstance(v, Tensor) else v for v in new)
             new.clear()
         self._n_new = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the records; numbers as one tensor for each."""
+        recs = self.recs.items()
+        return {name: _packed(values) for name, values in recs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the records back."""
+        _ = self.recs
+        for name, values in state.items():
+            kept = values.tolist() if isinstance(values, Tensor) else values
+            self._recs.setdefault(name, [])[:] = kept
 
     @property
     def recs(self) -> dict[str, list[Any]]:

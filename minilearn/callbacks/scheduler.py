@@ -117,6 +117,17 @@ class BaseSchedulerCB(Callback):
         for group, values in zip(learn.opt.param_groups if before else (), before, strict=False):
             _restore(group, values)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the scheduler, and the groups' values before the fit."""
+        sched = None if self.sched is None else self.sched.state_dict()
+        return {"sched": sched, "before": self._before}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back; the scheduler was made anew by before_fit."""
+        self._before = state["before"]
+        if self.sched is not None and state["sched"] is not None:
+            self.sched.load_state_dict(state["sched"])
+
     # Preview --------------------------------------------------------------------------------------
 
     def preview(

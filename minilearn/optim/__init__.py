@@ -2,7 +2,7 @@
 
 from .adam import Adam
 from .base import Optimizer
-from .groups import Group, build_opt, groups_of, set_lr
+from .groups import Group, build_opt, by_layer, groups_of, set_lr
 from .momentum_sgd import MomentumSGD
 from .rmsprop import RMSProp
 from .sgd import SGD
@@ -21,6 +21,7 @@ __all__ = [
     "RMSProp",
     "SGDAlternate",
     "build_opt",
+    "by_layer",
     "groups_of",
     "set_lr",
 ]

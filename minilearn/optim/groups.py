@@ -86,6 +86,24 @@ def _fused(opt_func: Callable[..., Any], params: list[Any], lr: Any) -> Any:
         return opt_func(params, lr)
 
 
+def by_layer(model: nn.Module) -> list[Group]:
+    """Return a parameter group for each child of a model that has parameters, from the inputs to the outputs.
+
+    For `Learner(..., param_groups=by_layer, lr=[1e-4, 1e-3, 1e-2])`. Each group has its child's name under
+    "name"; parameters that the model itself has come first, under "". Shared ones are in the first group.
+    """
+    seen: set[int] = set()
+    groups: list[Group] = []
+    inner = getattr(model, "_orig_mod", model)  # of torch.compile
+    parts = [("", inner.parameters(recurse=False)), *((k, m.parameters()) for k, m in inner.named_children())]
+    for name, params in parts:
+        new = [p for p in params if id(p) not in seen]
+        seen.update(map(id, new))
+        if new:
+            groups.append({"params": new, "name": name})
+    return groups
+
+
 def set_lr(opt: Any, lr: float | Sequence[float]) -> None:
     """Set every group's lr to exactly `lr` (one number or one per group), and forget old schedules.
 

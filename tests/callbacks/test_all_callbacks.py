@@ -1,4 +1,5 @@
 import inspect
+import tempfile
 from io import StringIO
 
 import pytest
@@ -12,9 +13,11 @@ from minilearn import Callback, Learner, callbacks
 from minilearn.events import events
 from minilearn.schedules import cosine
 
+FOLDER = tempfile.TemporaryDirectory()  # removed when the tests end
 FACTORIES = {
     "BatchSchedulerCB": lambda: callbacks.BatchSchedulerCB(OneCycleLR),
     "BatchSizeCB": lambda: callbacks.BatchSizeCB({0: 2}),
+    "CheckpointCB": lambda: callbacks.CheckpointCB(tempfile.mkdtemp(dir=FOLDER.name), every_steps=2),
     "DeviceCB": lambda: callbacks.DeviceCB("cpu"),
     "EarlyStoppingCB": callbacks.EarlyStoppingCB,
     "EpochSchedulerCB": lambda: callbacks.EpochSchedulerCB(OneCycleLR),

@@ -1,0 +1,210 @@
+"""CheckpointCB: the whole state of a run on disk, as often as you like."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from ..callback import Callback
+from ..checkpoint import (
+    Position,
+    Saved,
+    capture_rest,
+    capture_weights,
+    check_opt,
+    checkpoints_in,
+    name_of,
+    position_of,
+)
+from ..checks import is_whole
+from ..data.loaders import why_not_resumable
+from ..files import SIDE, read_torch, write_torch
+from .monitor import Monitor
+
+_BEST = "best.pt"
+
+
+class CheckpointCB(Callback):
+    """Write checkpoints that `learn.fit(n, resume=folder)` goes on from, bit for bit::
+
+        learn = Learner(model, dls, cbs=[CheckpointCB("runs/1", every_minutes=10)])
+        learn.fit(50, resume=True)  # start the script again after a crash, and it goes on
+
+    A checkpoint holds model, optimizer, callbacks (see Callback.state_dict), history, random numbers and the
+    place in the data. It is written to the side, synced and renamed: the folder has whole files only. One
+    is written when the fit ends, and when Ctrl-C or SIGTERM ends it early, in any case.
+
+    Args:
+        folder: made if need be; of one run alone.
+        every_steps, every_epochs, every_minutes: how often, each >= 1 (minutes > 0); several may be given.
+            None of them: after each epoch.
+        keep: how many of the newest stay, >= 1.
+        monitor: also keep `best.pt`, of the epoch with the best value of this name in the rows of history,
+            such as "eval/loss"; a bare name means validation's.
+        mode: "min" or "max"; may be left out for a loss.
+
+    Runs at: before_fit, _train and _validate, after_epoch, cleanup_epoch, at_rest; order 2000, after all
+        others. Writes: saved_to, the newest checkpoint; run_id.
+    State: best, the best value so far. Files: epoch-0002-train-000263.pt, whose next batch is number 263 of
+        epoch 2 (of the learner's life, from 0); best.pt.
+    Raises: before training: ValueError for a folder that has another run's checkpoints, a loader that cannot
+        go on from the middle of an epoch, a monitored name that is not measured; TypeError, with its
+        name, for what a checkpoint cannot hold. OSError, while training, for a full disk and the like:
+        the checkpoints that are there stay whole.
+    """
+
+    order = 2000
+    in_lr_find = False
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every_steps: int | None = None,
+        every_epochs: int | None = None,
+        every_minutes: float | None = None,
+        keep: int = 2,
+        monitor: str | None = None,
+        mode: str | None = None,
+    ) -> None:
+        for name, value in (("every_steps", every_steps), ("every_epochs", every_epochs), ("keep", keep)):
+            if value is not None and not is_whole(value, 1):
+                raise ValueError(f"{name}={value!r}: expected a whole number >= 1")
+        if every_minutes is not None and not every_minutes > 0:
+            raise ValueError(f"every_minutes={every_minutes!r}: expected a number > 0")
+        if monitor is None and mode is not None:
+            raise ValueError(f"mode={mode!r} without monitor: expected the name of what is to be best")
+        self.folder = Path(folder).expanduser()
+        if (every_steps, every_epochs, every_minutes) == (None, None, None):
+            every_epochs = 1
+        self.every_steps, self.every_epochs, self.every_minutes = every_steps, every_epochs, every_minutes
+        self.keep = keep
+        self.monitor = Monitor(monitor, mode) if monitor is not None else None
+        self.best: float | None = None
+        self._is_best = False
+        self._last_step, self._last_s = 0, 0.0
+        self._at_validation: Saved | None = None
+        self._needs: dict[bool, set[str]] = {}  # inside a phase or not -> what is there to be loaded into
+
+    def __repr__(self) -> str:
+        return f"CheckpointCB({str(self.folder)!r})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value, and the step of the last checkpoint by steps."""
+        return {"best": self.best, "_last_step": self._last_step}
+
+    # Hooks ----------------------------------------------------------------------------------------
+
+    def before_fit(self, learn: Any) -> None:
+        if "train" not in learn.phases:
+            return
+        self._check(learn)
+        self._check_folder(learn)
+        self._last_step, self._last_s = 0, time.monotonic()
+        self._needs = {False: _needs_of(learn)}
+        capture_weights(learn)  # raises now for what a checkpoint cannot hold
+
+    def before_train(self, learn: Any) -> None:
+        if why := why_not_resumable(learn.dl):  # a callback may have put another in place of dls.train
+            raise ValueError(f"{self!r} cannot keep the place in the training loader: {why}")
+        self._needs[True] = _needs_of(learn)
+
+    def before_validate(self, learn: Any) -> None:
+        if learn.is_aside or "train" not in learn.phases:
+            return
+        self._needs[True] = _needs_of(learn)
+        if why_not_resumable(learn.dl):  # validation will have to begin again, from this state
+            self._at_validation = deepcopy(capture_rest(learn, Position(learn.epoch, "eval")))
+
+    def after_epoch(self, learn: Any) -> None:
+        if self.monitor is not None and "train" in learn.phases:
+            value, best = self.monitor.value(learn), self.monitor.worst if self.best is None else self.best
+            if self.monitor.is_better(value, best):
+                self.best, self._is_best = value, True
+
+    def cleanup_epoch(self, learn: Any) -> None:
+        is_best, self._is_best, self._at_validation = self._is_best, False, None
+        if is_best:  # here, for this epoch may also be the one that ends the fit
+            self._write(learn, _BEST, position_of(learn))
+
+    def at_rest(self, learn: Any) -> None:
+        if "train" in learn.phases and self._is_due(learn):
+            position, rest = position_of(learn), None
+            if position.phase == "eval" and self._at_validation is not None:
+                if learn.stop_signal is None:
+                    return
+                position, rest = Position(learn.epoch, "eval"), self._at_validation
+            self._last_step, self._last_s = learn.n_steps, time.monotonic()
+            learn.saved_to = self._write(learn, name_of(learn, position), position, rest)
+            for old in checkpoints_in(self.folder)[: -self.keep]:
+                old.unlink()
+
+    # Its parts ------------------------------------------------------------------------------------
+
+    def _is_due(self, learn: Any) -> bool:
+        if not learn.scopes or learn.stop_signal is not None:
+            return True
+        if self.every_steps and learn.n_steps % self.every_steps == 0 and learn.n_steps != self._last_step:
+            return True
+        if self.every_epochs and learn.scopes[-1] == "fit" and (learn.epoch + 1) % self.every_epochs == 0:
+            return True
+        return self.every_minutes is not None and time.monotonic() - self._last_s >= 60 * self.every_minutes
+
+    def _write(self, learn: Any, name: str, position: Position, rest: Saved | None = None) -> Path:
+        if rest is None:
+            needs: set[str] = set()
+            rest = capture_rest(learn, position, needs)
+            if late := sorted(needs - self._needs[position.is_inside]):
+                raise TypeError(
+                    f"{late[0]} was made after {'the phase' if position.is_inside else 'the fit'} began, so "
+                    "that it would not be there to be loaded into: make it in before_fit, or define "
+                    "state_dict(self) and load_state_dict(self, state)"
+                )
+        path = self.folder / name
+        write_torch(path, rest | capture_weights(learn))
+        return path
+
+    def _check(self, learn: Any) -> None:
+        check_opt(learn.opt)
+        if why := why_not_resumable(learn.dls.train):
+            raise ValueError(f"{self!r} cannot keep the place in dls.train: {why}")
+        if late := [cb for cb in learn.cbs if cb.order > self.order]:
+            raise ValueError(
+                f"{late[0]!r} has order {late[0].order}, so it would run after its state was saved: expected "
+                f"{self.order} or less"
+            )
+        others = [cb for cb in learn.cbs if isinstance(cb, CheckpointCB) and cb is not self]
+        if any(cb.folder.resolve() == self.folder.resolve() for cb in others):
+            raise ValueError(f"two callbacks write to {str(self.folder)!r}: expected a folder for each")
+        if self.monitor is not None:
+            self.monitor.check(learn)
+
+    def _check_folder(self, learn: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.folder, os.W_OK):
+            raise PermissionError(f"{self!r}: this folder cannot be written to")
+        learn.run_id = learn.run_id or uuid.uuid4().hex
+        if found := checkpoints_in(self.folder):
+            newest = found[-1]
+            if read_torch(newest, check=False)["run"] != learn.run_id:
+                raise ValueError(
+                    f"{self!r}: {newest.name} there is of another run, which would be lost: go on with it, "
+                    f"fit(..., resume={str(self.folder)!r}), or choose another folder"
+                )
+            if learn.resuming is not None and learn.resuming.path.resolve() != newest.resolve():
+                raise ValueError(
+                    f"{self!r} has a later checkpoint, {newest.name}, than the one to go on from, "
+                    f"{learn.resuming.path.name}: choose another folder, or move the later ones away"
+                )
+        for side in self.folder.glob(f".*{SIDE}"):  # of a process that was killed while it wrote
+            side.unlink()
+
+
+def _needs_of(learn: Any) -> set[str]:
+    """Return what can only be loaded into objects that are there, which they are at this moment."""
+    needs: set[str] = set()
+    capture_rest(learn, Position(0), needs)
+    return needs

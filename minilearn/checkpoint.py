@@ -1,0 +1,230 @@
+"""The whole state of a run: its files, how it is taken from a learner at rest, how it is put into one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .callback import Callback
+from .data.loaders import state_of
+from .files import read_torch
+from .seeding import rng_state
+from .state import Loader, Saver
+from .weights import SUFFIX, plain_name, tensors_by_name
+
+Saved = dict[str, Any]
+
+FORMAT = 1
+_NAME = re.compile(r"epoch-(\d+)-(train|valid)-(\d+)" + re.escape(SUFFIX))
+_OWN_ADVICE = "keep it on a callback, whose state_dict leaves it out"
+_FIELDS = ("epoch", "batch_idx", "n_steps", "n_epochs_trained", "loss")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a fit stands: which batch comes next.
+
+    epoch (of the fit); phase: "train" or "eval", "" before the epoch begins, "over" after the fit; batch.
+    """
+
+    epoch: int
+    phase: str = ""
+    batch: int = 0
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is inside a phase."""
+        return self.phase in ("train", "eval")
+
+
+def position_of(learn: Any) -> Position:
+    """Return where a learner that is at rest stands."""
+    if not learn.scopes:
+        return Position(learn.n_epochs, "over")
+    if learn.scopes[-1] in ("train", "validate"):
+        return Position(learn.epoch, learn.phase, learn.batch_idx + 1)
+    return Position(learn.epoch + 1)
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def name_of(learn: Any, position: Position) -> str:
+    """Return a checkpoint's file name: which epoch of the learner's life and which batch come next."""
+    part = "valid" if position.phase == "eval" else "train"
+    epoch = learn.n_epochs_trained - position.is_inside
+    return f"epoch-{epoch:04d}-{part}-{position.batch:06d}{SUFFIX}"
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the earliest first; not the copy of the best."""
+    found = [(match, path) for path in folder.glob("epoch-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda pair: _rank(pair[0]))]
+
+
+def _rank(match: re.Match[str]) -> tuple[int, str, int]:
+    return int(match[1]), match[2], int(match[3])
+
+
+def read(path: Path) -> Saved:
+    """Read a checkpoint. Raises: FileNotFoundError; ValueError for what is none, or is broken."""
+    saved = read_torch(path)
+    if not isinstance(saved, dict) or "minilearn" not in saved:
+        raise ValueError(f"{path} is no checkpoint of minilearn; weights alone are for learn.load")
+    if saved["minilearn"] != FORMAT:
+        raise ValueError(f"{path} has the format {saved['minilearn']}, this minilearn reads {FORMAT}")
+    return saved
+
+
+# Taking it ----------------------------------------------------------------------------------------
+
+
+def capture(learn: Any, position: Position) -> Saved:
+    """Return the state of a learner that is at rest, in saved forms that share its tensors."""
+    return capture_rest(learn, position) | capture_weights(learn)
+
+
+def capture_weights(learn: Any) -> Saved:
+    """Return what validation does not change: the model, gradients that are kept, the optimizer."""
+    check_opt(learn.opt)
+    tensors = tensors_by_name(learn.model)
+    names = {id(t): name for name, t in tensors.items()}
+    extra = {k: v for k, v in learn.model.state_dict().items() if k.endswith("_extra_state")}
+    saver = Saver([], "")
+    return {
+        "model": saver.save({name: t.detach() for name, t in tensors.items()}, "model"),
+        "extra": saver.save(extra, "model"),
+        "grads": saver.save({k: t.grad for k, t in tensors.items() if t.grad is not None}, "grad"),
+        "opt": {
+            "class": type(learn.opt).__name__,
+            "params": [[names.get(id(p), "?") for p in group["params"]] for group in learn.opt.param_groups],
+            "state": saver.save(learn.opt.state_dict(), "opt"),
+        },
+    }
+
+
+def capture_rest(learn: Any, position: Position, needs: set[str] | None = None) -> Saved:
+    """Return all other state: the position, callbacks, history, loaders, random numbers.
+
+    Args:
+        needs: gets the paths of objects in callbacks that can be loaded only where they are there already.
+    """
+    shared, cbs = _shared(learn), {}
+    for key, cb in keyed(learn.cbs).items():
+        saver = Saver(shared, type(cb).__module__)
+        cbs[key] = saver.save(cb.state_dict(), key)
+        if needs is not None:
+            needs |= saver.needs
+    saver, model = Saver(shared, type(learn).__module__, _OWN_ADVICE), learn.model
+    return {
+        "minilearn": FORMAT,
+        "run": learn.run_id,
+        "fit": {
+            "index": learn.n_fits,
+            "n_epochs": learn.n_epochs,
+            "phases": list(learn.phases),
+            "epoch_steps": list(learn.epoch_steps),
+        },
+        "position": asdict(position),
+        "fields": saver.save({name: getattr(learn, name) for name in _FIELDS}, "learn"),
+        "own": saver.save(learn.own_fields(), "learn"),
+        "history": Saver([], "").save(learn.history, "history"),
+        "frozen": [plain_name(model, name) for name, p in model.named_parameters() if not p.requires_grad],
+        "in_eval": [plain_name(model, name) for name, m in model.named_modules() if not _mode_of(learn, m)],
+        "cbs": cbs,
+        "loaders": {name: saver.save(state_of(loader), name) for name, loader in loaders_of(learn).items()},
+        "rng": saver.save(rng_state(), "rng"),
+    }
+
+
+def keyed(cbs: tuple[Callback, ...]) -> dict[str, Callback]:
+    """Return callbacks by name: the class, and a number where there are several."""
+    found: dict[str, Callback] = {}
+    for cb in cbs:
+        n = sum(type(other).__name__ == type(cb).__name__ for other in found.values())
+        found[f"{type(cb).__name__} {n + 1}" if n else type(cb).__name__] = cb
+    return found
+
+
+def loaders_of(learn: Any) -> dict[str, Any]:
+    """Return a fit's loaders by name; "now" is that of the phase, where a callback may have put another."""
+    is_inside = learn.scopes and learn.scopes[-1] in ("train", "validate")
+    return {"train": learn.dls.train, "valid": learn.dls.valid} | ({"now": learn.dl} if is_inside else {})
+
+
+def check_opt(opt: Any) -> None:
+    """Raise TypeError for an optimizer whose state cannot be known."""
+    if not all(hasattr(opt, name) for name in ("state_dict", "load_state_dict", "param_groups")):
+        raise TypeError(
+            f"{type(opt).__name__} has no state_dict, so a checkpoint could not hold its state: expected a "
+            "torch.optim.Optimizer, or one on minilearn.optim.Optimizer"
+        )
+
+
+def _mode_of(learn: Any, module: Any) -> bool:
+    """Return the mode in which the fit found a module, and in which it leaves it."""
+    return learn.found_modes.get(module, module.training)
+
+
+def _shared(learn: Any) -> list[Any]:
+    parts = [learn, learn.dls, learn.dls.train, learn.dls.valid, learn.dls.test, learn.dl, learn.history]
+    parts += [learn.opt, learn.opt.param_groups, learn.opt.state, *learn.opt.param_groups, *learn.cbs]
+    parts += [*learn.model.modules(), *learn.model.parameters(), *learn.model.buffers()]
+    return [part for part in parts if part is not None]
+
+
+# Putting it back ----------------------------------------------------------------------------------
+
+
+def put(learn: Any, saved: Saved) -> None:
+    """Put the state into a learner that was checked to be alike, but for random numbers.
+
+    What users' code does comes first: if it raises, weights, optimizer and history are as they were.
+    """
+    device = next(learn.model.parameters()).device
+    for key, cb in keyed(learn.cbs).items():
+        if key in saved["cbs"]:
+            loader = Loader(device, type(cb).__module__)
+            cb.load_state_dict(loader.load(saved["cbs"][key], dict(cb.state_dict()), key))
+    loader = Loader(device, type(learn).__module__)
+    vars(learn).update(loader.load(saved["own"], learn.own_fields(), "learn"))
+    _put_opt(learn.opt, loader.load(saved["opt"]["state"], None, "opt"))
+    extra = loader.load(saved["extra"], None, "model")
+    if extra:
+        learn.model.load_state_dict(extra, strict=False)
+    frozen, in_eval = set(saved["frozen"]), set(saved["in_eval"])
+    with torch.no_grad():
+        for name, t in tensors_by_name(learn.model).items():
+            t.copy_(_tensor(saved["model"][name]))
+            grad = saved["grads"].get(name)
+            t.grad = None if grad is None else _tensor(grad).to(t.device, copy=True)
+            if isinstance(t, torch.nn.Parameter):
+                t.requires_grad_(name not in frozen)
+    for name, module in learn.model.named_modules():
+        learn.found_modes[module] = plain_name(learn.model, name) not in in_eval
+    learn.history[:] = loader.load(saved["history"], None, "history")
+    vars(learn).update(loader.load(saved["fields"], None, "learn"))
+
+
+def _tensor(saved: Any) -> torch.Tensor:
+    return saved[1] if isinstance(saved, tuple) else saved
+
+
+def _put_opt(opt: Any, state: Any) -> None:
+    groups = opt.param_groups
+    opt.load_state_dict(state)
+    for old, new in zip(groups, opt.param_groups, strict=True):
+        old.clear()
+        old.update(new)
+    opt.param_groups = groups  # the same dicts as before, which callbacks hold
+    # torch casts state to the dtype of its parameter, which loses bits of a wider one.
+    params = [p for group in groups for p in group["params"]]
+    for i, saved in state["state"].items():
+        for key, value in saved.items():
+            now = opt.state[params[i]].get(key)
+            if isinstance(value, torch.Tensor) and now is not None and now.dtype != value.dtype:
+                opt.state[params[i]][key] = value.to(now.device)

@@ -1,0 +1,90 @@
+"""Files that are whole or not there: written to the side, synced, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+SIDE = ".part"  # the suffix of a file that is being written
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write to that becomes `path` when the `with` ends; on an error it is removed.
+
+    At any moment `path` is the old file or the new one, after a crash of the machine too.
+
+    Raises: OSError, with the path, for a full disk and the like.
+    """
+    side = path.with_name(f".{path.name}.{os.getpid()}{SIDE}")
+    try:
+        with open(side, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(side, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        side.unlink(missing_ok=True)
+        if cause := _os_error(error):
+            text = f"{cause.strerror}; what was at this place before is still there"
+            raise OSError(cause.errno, text, str(path)) from error
+        raise
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """Find the OSError under an error of torch, which hides it."""
+    while error is not None and not (isinstance(error, OSError) and error.errno is not None):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # no handle of a folder there
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the new name itself
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_torch(path: Path, value: Any) -> None:
+    """Write plain data and tensors in torch's format."""
+    with written_whole(path) as file:
+        torch.save(value, file)
+
+
+def read_torch(path: Path, check: bool = True) -> Any:
+    """Read what `write_torch` wrote, on the CPU; nothing in the file is run.
+
+    Args:
+        check: read all of it, and compare its checksums; False reads tensors when they are used.
+
+    Raises: FileNotFoundError; ValueError for a file that is cut short, changed, or holds anything else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        with zipfile.ZipFile(path) as parts:  # torch does not look at its own checksums
+            if check and (broken := parts.testzip()) is not None:
+                raise ValueError(f"{path} is damaged: the checksum of its part {broken!r} is wrong")
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"{path} is cut short, or is no checkpoint ({error})") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=not check)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as plain data and tensors, and nothing else is loaded: {reason}"
+        ) from error

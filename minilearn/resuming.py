@@ -1,0 +1,259 @@
+"""Going on with a fit: the checkpoint is found and checked, and put back before the batch that comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .callbacks.checkpoint import CheckpointCB
+from .callbacks.progress import ProgressCB
+from .checkpoint import (
+    Position,
+    Saved,
+    capture_rest,
+    capture_weights,
+    checkpoints_in,
+    loaders_of,
+    put,
+    read,
+)
+from .data.loaders import batches_from
+from .events import CancelFitException
+from .fitting import set_mode
+from .interrupts import StopFetchError, rest
+from .optim.groups import SCHEDULE_KEYS
+from .seeding import set_rng_state
+from .state import Loader, has_state
+from .weights import SUFFIX, check_alike, tensors_by_name
+
+_END = object()
+
+
+@dataclass
+class Resume:
+    """A checkpoint that a fit is about to go on from, and what to put back if it does not come to that."""
+
+    path: Path
+    saved: Saved
+    position: Position
+    before: dict[str, Any]
+    loaders: list[tuple[Any, Any]]
+
+    def undo(self, learn: Any) -> None:
+        """Leave the learner as it was before it."""
+        learn.history[:] = self.before.pop("history")
+        vars(learn).update(self.before)
+        for loader, state in self.loaders:
+            loader.load_state_dict(state)
+
+
+# Before the fit -----------------------------------------------------------------------------------
+
+
+def begin_resume(learn: Any, resume: str | Path | bool) -> bool:
+    """Find and check the checkpoint to go on from; return whether there is a fit to run.
+
+    Until `restore`, only the history, the count of epochs and the loaders' seeds are the checkpoint's.
+    """
+    if (path := _found(learn, resume)) is None:
+        return True  # the first start of a script that resumes itself
+    saved = read(path)
+    check_alike(saved["model"], tensors_by_name(learn.model), path)
+    index = saved["fit"]["index"]
+    if index < learn.n_fits:
+        return True  # of a fit that is finished: this one starts from its end
+    if index > learn.n_fits:
+        _skip(learn, saved)
+        print(f"Left out fit {learn.n_fits + 1} of this run, which is finished: {path} is of fit {index + 1}")
+        return False
+    _check(learn, saved, path)
+    position = Position(**saved["position"])
+    before = {name: getattr(learn, name) for name in ("run_id", "n_epochs_trained")}
+    before["history"] = list(learn.history)
+    loaders = [(loader, state) for loader, state in _pure_loaders(learn, saved)]
+    learn.resuming = Resume(path, saved, position, before, [(part, part.state_dict()) for part, _ in loaders])
+    for loader, state in loaders:
+        loader.load_state_dict(state)
+    learn.run_id = saved["run"]
+    learn.n_epochs_trained = saved["fields"]["n_epochs_trained"] - (position.phase == "train")
+    learn.history[:] = _loaded(saved["history"])
+    _say(learn, f"Resumed from {path}")
+    return True
+
+
+def _found(learn: Any, resume: str | Path | bool) -> Path | None:
+    folders = [cb.folder for cb in learn.cbs if isinstance(cb, CheckpointCB)]
+    if resume is True:
+        if len(folders) != 1:
+            raise ValueError(
+                f"fit(resume=True) means the folder of the CheckpointCB: expected one, {len(folders)} here"
+            )
+        resume = folders[0]
+    if isinstance(resume, bool) or not isinstance(resume, str | Path):
+        raise TypeError(f"fit(resume={resume!r}): expected a folder of checkpoints, a checkpoint, or True")
+    path = Path(resume).expanduser()
+    if path.suffix == SUFFIX:
+        return path
+    if found := checkpoints_in(path):
+        return found[-1]
+    if any(path.resolve() == folder.resolve() for folder in folders):
+        return None
+    raise FileNotFoundError(
+        f"fit(resume={str(resume)!r}): there is no checkpoint there, and no CheckpointCB writes to it"
+    )
+
+
+def _check(learn: Any, saved: Saved, path: Path) -> None:
+    """Raise ValueError, with what differs, unless the learner is as the one of the checkpoint."""
+    now = capture_rest(learn, Position(0))
+    here: Any
+    there: Any
+    for name, what in (("n_epochs", "epochs"), ("phases", "phases"), ("epoch_steps", "steps in its epochs")):
+        here, there = now["fit"][name], saved["fit"][name]
+        if here != there:
+            raise ValueError(f"{path} is of a fit with {_brief(there)} {what}, this one has {_brief(here)}")
+    here, there = capture_weights(learn)["opt"], saved["opt"]
+    if here["class"] != there["class"]:
+        raise ValueError(f"{path} is of a run with {there['class']}, the optimizer here is {here['class']}")
+    _check_groups(here, there, path)
+    here, there = now["cbs"], saved["cbs"]
+    if missing := [key for key, state in there.items() if state and key not in here]:
+        raise ValueError(
+            f"{path} has the state of {missing[0]}, not among the callbacks {', '.join(here) or '(none)'}"
+        )
+    if added := [key for key, state in here.items() if state and key not in there]:
+        raise ValueError(
+            f"{path} has no state of {added[0]}: it is of a run with {', '.join(there) or 'none'}"
+        )
+    for loader, state in _pure_loaders(learn, saved):
+        try:
+            copy(loader).load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{path} is of a run with other data: {error}") from None
+
+
+def _check_groups(here: Any, there: Any, path: Path) -> None:
+    if len(here["params"]) != len(there["params"]):
+        raise ValueError(
+            f"{path} is of an optimizer with {len(there['params'])} parameter groups, this one has "
+            f"{len(here['params'])}"
+        )
+    for i, (a, b) in enumerate(zip(here["params"], there["params"], strict=True)):
+        if a != b:
+            odd = next((name for name in b if name not in a), None) or next(
+                n for n in a if n not in b or a != b
+            )
+            raise ValueError(f"{path} has other parameters in group {i} of the optimizer: {odd}, for one")
+    for i, (a, b) in enumerate(
+        zip(here["state"]["param_groups"], there["state"]["param_groups"], strict=True)
+    ):
+        if odd_keys := sorted((a.keys() ^ b.keys()) - set(SCHEDULE_KEYS)):
+            place = "only here" if odd_keys[0] in a else "only in the file"
+            raise ValueError(f"{path}: {odd_keys[0]} is {place}, in group {i} of the optimizer")
+
+
+def _pure_loaders(learn: Any, saved: Saved) -> list[tuple[Any, Any]]:
+    """Return the loaders whose order is a pure function of their state, each with its state."""
+    parts = loaders_of(learn).items()
+    return [
+        (x, _loaded(saved["loaders"][k])) for k, x in parts if hasattr(x, "batches") and saved["loaders"][k]
+    ]
+
+
+def _skip(learn: Any, saved: Saved) -> None:
+    """Give a learner whose fit was finished before the newest weights and rows that there are."""
+    learn.run_id = saved["run"]
+    learn.history[:] = _loaded(saved["history"])
+    for name, t in tensors_by_name(learn.model).items():
+        t.detach().copy_(_loaded(saved["model"][name]))
+
+
+def _loaded(saved: Any) -> Any:
+    return Loader(torch.device("cpu"), "").load(saved, None, "")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 1 and value.count(value[0]) == len(value):
+        return f"{len(value)} times {value[0]}"
+    return str(value)
+
+
+def _say(learn: Any, text: str) -> None:
+    if any(isinstance(cb, ProgressCB) for cb in learn.cbs):
+        print(text)
+
+
+# In the loop --------------------------------------------------------------------------------------
+
+
+def epochs_of(learn: Any) -> range:
+    """Return the epochs that are left to a fit."""
+    if learn.resuming is None:
+        return range(learn.n_epochs)
+    position = learn.resuming.position
+    if position.phase == "over":
+        raise CancelFitException  # what is left is to close what before_fit opened
+    if not position.is_inside:
+        _restore(learn)
+    return range(position.epoch, learn.n_epochs)
+
+
+def is_trained(learn: Any) -> bool:
+    """Whether the epoch's training was over when the run that goes on stopped."""
+    return learn.resuming is not None and learn.resuming.position.phase == "eval"
+
+
+def batches_of(learn: Any) -> Iterator[tuple[int, Any]]:
+    """Give the batches that are left to a phase, each with its number."""
+    first = 0
+    if learn.resuming is not None:
+        first, rng = learn.resuming.position.batch, learn.resuming.saved["rng"]
+        _restore(learn)
+    batches = batches_from(learn.dl, first)
+    if first:  # a loader may draw when its pass begins, as it did before
+        set_rng_state(_loaded(rng))
+    # Between batches all is at rest, unless the loader moves on while it reads, and remembers it.
+    may_stop = not learn.is_aside and (hasattr(learn.dl, "batches") or not has_state(learn.dl))
+    i = first
+    while True:
+        try:
+            learn.is_fetching = may_stop
+            batch = next(batches, _END)
+        except StopFetchError:
+            learn.is_fetching = False
+            rest(learn)
+        finally:
+            learn.is_fetching = False
+        if batch is _END:
+            break
+        yield i, batch
+        i += 1
+    if i == 0:
+        raise ValueError(
+            f"the {learn.phase} loader gave no batch in epoch {learn.epoch}: expected at least one"
+        )
+
+
+def end_resume(learn: Any) -> bool:
+    """Put back the state of a fit that was over when its checkpoint was written; return whether it was."""
+    if learn.resuming is None or learn.resuming.position.phase != "over":
+        return False
+    _restore(learn)
+    return True
+
+
+def _restore(learn: Any) -> None:
+    saved, position = learn.resuming.saved, learn.resuming.position
+    put(learn, saved)
+    loader, name = (learn.dl, "now") if position.is_inside else (learn.dls.train, "train")
+    if saved["loaders"][name]:
+        loader.load_state_dict(_loaded(saved["loaders"][name]))
+    if position.is_inside:
+        set_mode(learn)
+    set_rng_state(_loaded(saved["rng"]))
+    learn.resuming = None

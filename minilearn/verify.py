@@ -1,0 +1,193 @@
+"""verify_resume: a learner's own proof that it can be stopped and gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .callback import Callback
+from .callbacks.checkpoint import CheckpointCB
+from .callbacks.progress import ProgressCB
+from .checkpoint import Saved, capture, position_of
+from .checks import is_whole
+from .data.loaders import n_batches
+from .seeding import kept_rng, set_seed
+from .state import differences
+from .weights import tensors_by_name
+
+Trace = list[dict[str, str]]
+
+
+def verify_resume(learn: Any, at: int | None = None, n_epochs: int | None = None, **kwargs: Any) -> str:
+    """Train copies of a learner, one of them stopped after `at` steps and gone on with, and compare.
+
+    Four runs: two straight through, one until the stop, one from its checkpoint with all random generators
+    somewhere else. The batch, loss and weights of each step and the whole state at the end are compared
+    bit for bit: model, optimizer, callbacks, history, random numbers. The learner itself stays as it is.
+
+    Args:
+        at: a step of the fit, >= 1. Default: the middle of the first epoch.
+        n_epochs: of the fit. Default: as many as it takes to go beyond `at`.
+        **kwargs: more arguments of `fit`.
+
+    Returns: what was found equal, and what could not be compared for it differs between the straight runs
+        too, such as a callback's clock.
+    Raises: RuntimeError that names the first difference; TypeError for what cannot be copied or saved.
+    """
+    per_epoch = learn.planned_steps(1, n_batches(learn.dls.train))[0]
+    if at is None:
+        at = max(1, (per_epoch or 2) // 2)
+    if not is_whole(at, 1):
+        raise ValueError(f"verify_resume(at={at!r}): expected a number of steps >= 1")
+    if n_epochs is None:
+        if not per_epoch:
+            raise ValueError("verify_resume: the train loader has no length, so n_epochs is to be given")
+        n_epochs = at // per_epoch + 1
+    given = kwargs.pop("cbs", None)
+
+    def run(copied: Any, cbs: list[Callback], **more: Any) -> tuple[Trace, Saved]:
+        trace = _TraceCB()
+        extra = deepcopy(given) if isinstance(given, list | tuple) else [deepcopy(given)] if given else []
+        with kept_rng():
+            if "resume" in more:
+                set_seed(2**32 - 1)  # a new process would stand anywhere
+            copied.fit(n_epochs, cbs=[*extra, *cbs, trace], **kwargs, **more)
+        return trace.steps, capture(copied, position_of(copied))
+
+    first, second = run(_copy(learn), []), run(_copy(learn), [])
+    if said := _first_step(first[0], second[0], 0):
+        raise RuntimeError(
+            f"two straight runs of this learner differ, so no resumed one can be the same: first in {said}; "
+            "does the dataset remember, is a generator not seeded, or a kernel not deterministic?"
+        )
+    if len(first[0]) <= at:
+        raise ValueError(f"verify_resume(at={at}): a fit of {n_epochs} epochs has {len(first[0])} steps only")
+    with tempfile.TemporaryDirectory() as folder:
+        saver = CheckpointCB(folder, every_steps=at)
+        with suppress(_StoppedError):
+            run(_copy(learn), [saver, _StopCB(at)])
+        resumed = run(_copy(learn), [CheckpointCB(folder, every_steps=at)], resume=folder)
+    if said := _first_step(first[0][at:], resumed[0], at):
+        raise RuntimeError(f"the resumed run differs from the straight one: first in {said}")
+    return _compare_ends(first[1], second[1], resumed[1], at)
+
+
+def _compare_ends(first: Saved, second: Saved, resumed: Saved, at: int) -> str:
+    unlike = {path for path, _ in differences(first, second)}
+    for path, how in differences(first, resumed):
+        if path not in {*unlike, *_OF_THE_RUN}:
+            raise RuntimeError(f"the resumed run differs from the straight one at the end: {path}: {how}")
+    parts = f"{len(first['model'])} tensors of the model, the optimizer, {len(first['cbs'])} callbacks"
+    parts += f", {len(first['history'])} rows, random numbers"
+    said = f"resumed after step {at}: the same bit for bit ({parts})"
+    if odd := sorted({re.sub(r"\[\d+\]", "[*]", path) for path in unlike}):
+        said += f"; not compared, for straight runs differ in it: {', '.join(odd)}"
+    return said
+
+
+def _first_step(a: Trace, b: Trace, start: int) -> str:
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if odd := next((name for name in x if x[name] != y[name]), None):
+            return f"the {odd} of step {start + i}{_HINTS[odd]}"
+    return f"step {start + min(len(a), len(b))}, which only one has" if len(a) != len(b) else ""
+
+
+_OF_THE_RUN = ("run", "fit.index")  # the straight ones wrote no checkpoints
+_HINTS = {
+    "batch": " (its samples depend on something else than seed, epoch and index)",
+    "loss": " (the same batch: on random numbers, or on state that is not in the checkpoint)",
+    "weights": " (the same loss: the optimizer, or a callback that changes the step)",
+}
+
+
+class _StoppedError(BaseException):
+    """Stand for the end of a process."""
+
+
+class _StopCB(Callback):
+    order = CheckpointCB.order
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def at_rest(self, learn: Any) -> None:
+        if learn.n_steps == self.at:
+            raise _StoppedError
+
+
+class _TraceCB(Callback):
+    """Keep a fingerprint of what each step saw and made."""
+
+    order = CheckpointCB.order
+
+    def __init__(self) -> None:
+        self.steps: Trace = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def after_batch(self, learn: Any) -> None:
+        if learn.training and not learn.is_aside:
+            parts = {"batch": learn.batch, "loss": learn.loss, "weights": tensors_by_name(learn.model)}
+            self.steps.append({name: _digest(part) for name, part in parts.items()})
+
+
+def _digest(value: Any) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for t in _tensors_in(value):
+        digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(item)
+
+
+def _copy(learn: Any) -> Any:
+    """Copy a learner; the data, and callbacks that are left out of it, are shared."""
+    left_out = [cb for cb in learn.cbs if isinstance(cb, ProgressCB | CheckpointCB)]
+    memo = {id(part): part for part in [*left_out, *_data_of(learn)]}
+    try:
+        copied = deepcopy(learn, memo)
+    except Exception as error:
+        raise TypeError(f"verify_resume works on copies, and {_odd_part(learn, memo)} ({error})") from error
+    copied._defaults = [cb for cb in copied._defaults if not isinstance(cb, ProgressCB)]
+    copied._set_cbs([cb for cb in copied._given if not isinstance(cb, ProgressCB | CheckpointCB)])
+    copied.run_id, copied.n_fits = None, 0
+    return copied
+
+
+def _data_of(learn: Any) -> list[Any]:
+    """Return the tensors and arrays of the data sets, which no run changes."""
+    found: list[Any] = []
+    for loader in (learn.dls.train, learn.dls.valid, learn.dls.test):
+        found += getattr(loader, "tensors", ())
+        for part in getattr(getattr(loader, "dataset", None), "__dict__", {}).values():
+            parts = part if isinstance(part, tuple | list) else [part]
+            found += [x for x in parts if isinstance(x, Tensor | np.ndarray)]
+    return found
+
+
+def _odd_part(learn: Any, memo: dict[int, Any]) -> str:
+    for cb in learn.cbs:
+        try:
+            deepcopy(cb, {**memo, id(learn): learn})
+        except Exception:
+            return f"{cb!r} cannot be copied"
+    return "this learner cannot be copied"

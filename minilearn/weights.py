@@ -1,0 +1,114 @@
+"""A model's weights under the names of the plain model, in safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from .files import read_torch, written_whole
+
+SUFFIX = ".pt"  # of a checkpoint
+
+# Where wrappers keep the module that they wrap: torch.compile, FSDP, activation checkpointing.
+_INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)  # these call it `module`
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the user's module inside of torch.compile, DataParallel and the like."""
+    while (inner := next((part for part in _parts(model) if _is_inner(model, part)), None)) is not None:
+        model = getattr(model, inner)
+    return model
+
+
+def _parts(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.named_children()]
+
+
+def _is_inner(module: Any, part: str) -> bool:
+    return part in _INNER or (part == "module" and isinstance(module, _WRAPPERS))
+
+
+def plain_name(model: nn.Module, name: str) -> str:
+    """Return the name of a parameter, buffer or module without what wrappers put into it."""
+    kept, module = [], model
+    for part in name.split("."):
+        if not _is_inner(module, part):
+            kept.append(part)
+        module = getattr(module, part, None)  # type: ignore[assignment]
+    return ".".join(kept)
+
+
+def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers, those too that state_dict() lacks, by their plain names."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {plain_name(model, name): t for name, t in named}
+
+
+def check_alike(found: dict[str, Tensor], model: dict[str, Tensor], path: Path) -> None:
+    """Raise ValueError, with the first differences, unless a file's tensors are those of the model."""
+    said = []
+    for name, t in model.items():
+        if name not in found:
+            said.append(f"{name} {tuple(t.shape)} is only in the model")
+        elif t.shape != found[name].shape:
+            said.append(f"{name} is {tuple(found[name].shape)} in the file and {tuple(t.shape)} in the model")
+    said += [f"{name} {tuple(t.shape)} is only in the file" for name, t in found.items() if name not in model]
+    if said:
+        more = f"; {len(said) - 3} more" if len(said) > 3 else ""
+        raise ValueError(f"{path} is of another model: {'; '.join(said[:3])}{more}")
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write a model's weights, its state_dict, in safetensors; see `Learner.save`."""
+    from safetensors.torch import save as to_bytes
+
+    inner = unwrapped(model)
+    tensors = {}
+    for name, value in inner.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} is a {type(value).__name__}: safetensors holds tensors alone; a checkpoint, by "
+                "CheckpointCB, holds all of a model"
+            )
+        # A copy of each, for safetensors refuses names that share memory, as tied weights do.
+        tensors[plain_name(inner, name)] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    path = Path(path)
+    with written_whole(path) as file:
+        file.write(to_bytes(tensors, metadata={"format": "pt"}))
+
+
+def load(model: nn.Module, path: str | Path) -> None:
+    """Read weights into a model, from safetensors or from a checkpoint; see `Learner.load`."""
+    path = Path(path)
+    inner, found = unwrapped(model), _read(path)
+    kept = {plain_name(inner, name): t for name, t in inner.state_dict().items() if isinstance(t, Tensor)}
+    own = tensors_by_name(inner)
+    needed = own if path.suffix == SUFFIX else kept  # a checkpoint has all tensors, a weights file those kept
+    own = kept | own
+    check_alike(found, {name: t for name, t in own.items() if name in needed or name in found}, path)
+    with torch.no_grad():
+        for name, t in found.items():
+            own[name].copy_(t)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == SUFFIX:
+        saved = read_torch(path)
+        if not isinstance(saved, dict) or "minilearn" not in saved:
+            raise ValueError(f"{path} is no checkpoint of minilearn")
+        return saved["model"]
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        return from_bytes(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut short, or no safetensors file ({error})") from error
