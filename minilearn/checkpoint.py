@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from .callback import Callback
 from .data.loaders import state_of
 from .files import read_torch
 from .seeding import rng_state
-from .state import Loader, Saver
+from .state import Loader, Saver, compact
 from .weights import SUFFIX, plain_name, tensors_by_name
 
 Saved = dict[str, Any]
@@ -96,9 +98,9 @@ def capture_weights(learn: Any) -> Saved:
     extra = {k: v for k, v in learn.model.state_dict().items() if k.endswith("_extra_state")}
     saver = Saver([], "")
     return {
-        "model": saver.save({name: t.detach() for name, t in tensors.items()}, "model"),
+        "model": {name: compact(t) for name, t in tensors.items()},
         "extra": saver.save(extra, "model"),
-        "grads": saver.save({k: t.grad for k, t in tensors.items() if t.grad is not None}, "grad"),
+        "grads": {name: compact(t.grad) for name, t in tensors.items() if t.grad is not None},
         "opt": {
             "class": type(learn.opt).__name__,
             "params": [[names.get(id(p), "?") for p in group["params"]] for group in learn.opt.param_groups],
@@ -188,6 +190,7 @@ def put(learn: Any, saved: Saved) -> None:
     device = next(learn.model.parameters()).device
     for key, cb in keyed(learn.cbs).items():
         if key in saved["cbs"]:
+            _warn_of_settings(key, cb, saved["cbs"][key])
             loader = Loader(device, type(cb).__module__)
             cb.load_state_dict(loader.load(saved["cbs"][key], dict(cb.state_dict()), key))
     loader = Loader(device, type(learn).__module__)
@@ -199,9 +202,9 @@ def put(learn: Any, saved: Saved) -> None:
     frozen, in_eval = set(saved["frozen"]), set(saved["in_eval"])
     with torch.no_grad():
         for name, t in tensors_by_name(learn.model).items():
-            t.copy_(_tensor(saved["model"][name]))
+            t.copy_(saved["model"][name])
             grad = saved["grads"].get(name)
-            t.grad = None if grad is None else _tensor(grad).to(t.device, copy=True)
+            t.grad = None if grad is None else grad.to(t.device, copy=True)
             if isinstance(t, torch.nn.Parameter):
                 t.requires_grad_(name not in frozen)
     for name, module in learn.model.named_modules():
@@ -210,8 +213,18 @@ def put(learn: Any, saved: Saved) -> None:
     vars(learn).update(loader.load(saved["fields"], None, "learn"))
 
 
-def _tensor(saved: Any) -> torch.Tensor:
-    return saved[1] if isinstance(saved, tuple) else saved
+def _warn_of_settings(key: str, cb: Callback, saved: Saved) -> None:
+    """Warn of arguments of a user's callback that were changed: it goes on with those that it had."""
+    if type(cb).state_dict is not Callback.state_dict:
+        return
+    for name in inspect.signature(type(cb).__init__).parameters:
+        here, there = vars(cb).get(name), saved.get(name)
+        if isinstance(here, int | float | str) and isinstance(there, int | float | str) and here != there:
+            warnings.warn(
+                f"{key} has {name}={here!r} here and {there!r} in the checkpoint, which is used: a run goes on "
+                "with the settings that it had",
+                stacklevel=2,
+            )
 
 
 def _put_opt(opt: Any, state: Any) -> None:

@@ -20,7 +20,6 @@ def fit_of(learn: Any, cbs: Any) -> Iterator[None]:
     """Give a fit its own callbacks, and leave each module in the mode in which it was found."""
     learn.found_modes = {module: module.training for module in learn.model.modules()}
     learn.epoch = learn.n_steps = learn.batch_idx = 0
-    learn.saved_to = None
     with learn.extra_cbs(cbs):
         try:
             yield

@@ -24,7 +24,7 @@ def interrupts(learn: Any) -> Iterator[None]:
     A second signal stops at once. Handlers that are not Python's own stay as they are, and so does all
     outside of the main thread, where there can be no handler.
     """
-    learn.stop_signal, owner = None, os.getpid()
+    learn.stop_signal, learn.saved_to, owner = None, None, os.getpid()
     usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     before: dict[int, Any] = {}
 

@@ -65,7 +65,8 @@ class Saver:
         if type(value) in _PLAIN:
             return value
         if isinstance(value, Tensor):
-            return _saved_tensor(value)
+            value = compact(value)
+            return value if value.device.type == "cpu" else ("tensor", value)
         if id(value) in self._inside:
             raise TypeError(f"{path} leads back to itself, which a checkpoint cannot hold; {self.advice}")
         self._inside.append(id(value))
@@ -145,11 +146,11 @@ def _class_in(module: str, name: str) -> Any:
     return getattr(sys.modules.get(module), name, None)
 
 
-def _saved_tensor(value: Tensor) -> Any:
+def compact(value: Tensor) -> Tensor:
+    """Return a tensor outside of its graph, and of a larger one, for all of its storage would be written."""
     value = value.detach()
-    if value.layout is torch.strided and value.untyped_storage().nbytes() > value.nbytes:
-        value = value.clone()  # a part of a larger one, all of which would be written
-    return value if value.device.type == "cpu" else ("tensor", value)
+    is_part = value.layout is torch.strided and value.untyped_storage().nbytes() > value.nbytes
+    return value.clone() if is_part else value
 
 
 class Loader:

@@ -1,0 +1,217 @@
+"""Kill a training with SIGKILL at random moments, go on with it each time, and compare with an unbroken run.
+
+A small CNN on 320 images, with two workers whose augmentation draws from python, numpy and torch; AdamW,
+OneCycleLR, recorder, early stopping, a callback with a counter; a checkpoint every 3 steps, the best kept.
+Each run has a seed of its own, and is killed again and again until it ends; a third of the kills wait for a
+checkpoint to be half written. At the end of each run all of its state is compared bit for bit with that of a
+run that was never stopped: model, optimizer, callbacks, history, random numbers.
+
+Run: python benchmarks/kill.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import Dataset
+
+from minilearn import (
+    BatchSchedulerCB,
+    Callback,
+    CheckpointCB,
+    DatasetLoader,
+    EarlyStoppingCB,
+    Learner,
+    MetricsCB,
+    RecorderCB,
+    set_seed,
+)
+from minilearn.checkpoint import checkpoints_in, read
+from minilearn.files import SIDE
+from minilearn.state import differences
+
+N_EPOCHS, EVERY = 8, 3
+LONGEST_S = 0.6
+CLOCKS = ("run", "time_s", "elapsed_s")  # what differs between any two runs
+
+
+class Images(Dataset[Any]):
+    """Squares and crosses, (1, 12, 12), turned, shifted and under noise at random."""
+
+    def __init__(self, n: int) -> None:
+        rng = torch.Generator().manual_seed(n)
+        self.targets = torch.randint(2, (n,), generator=rng)
+        self.images = torch.randn(n, 1, 12, 12, generator=rng) * 0.5
+        self.images[self.targets == 0, :, 3:9, 3:9] += 0.5
+        self.images[self.targets == 1, :, 5:7, :] += 1.0
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        image = torch.rot90(self.images[i], random.randrange(4), (1, 2))
+        shift = np.random.randint(-2, 3, size=2).tolist()
+        return image.roll(shift, (1, 2)) + 0.3 * torch.randn(1, 12, 12), int(self.targets[i])
+
+
+class CountCB(Callback):
+    """A user's callback that knows nothing of checkpoints."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.draws: list[float] = []
+
+    def after_step(self, learn: Any) -> None:
+        """Count, and draw."""
+        self.n += 1
+        self.draws = [*self.draws[-9:], random.random()]
+
+
+def train(folder: Path, seed: int) -> None:
+    """Train to the end, from the newest checkpoint in the folder if there is one."""
+    torch.set_num_threads(1)
+    set_seed(seed)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.2), nn.Flatten()),
+        *(nn.Linear(1600, 64), nn.ReLU(), nn.Linear(64, 2)),
+    )
+    dls = {
+        "train": DatasetLoader(Images(256), bs=16, shuffle=True, num_workers=2),
+        "eval": DatasetLoader(Images(64), bs=32),
+    }
+    cbs = [
+        *(MetricsCB(), RecorderCB(), BatchSchedulerCB(OneCycleLR), CountCB(), EarlyStoppingCB(patience=3)),
+        CheckpointCB(folder, every_steps=EVERY, keep=3, monitor="eval/loss"),
+    ]
+    Learner(model, dls, lr=1e-3, cbs=cbs, default_cbs=False).fit(N_EPOCHS, resume=folder)
+
+
+def start(folder: Path, seed: int) -> int:
+    """Start `train` in a process of its own group; return its number."""
+    if pid := os.fork():
+        return pid
+    try:
+        os.setsid()
+        train(folder, seed)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has come to its end by itself."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    if found and status:
+        raise SystemExit(f"the training failed with status {status}")
+    return bool(found)
+
+
+def is_writing(pid: int, folder: Path) -> bool:
+    """Whether a process has a checkpoint half written, or died with one."""
+    return any(folder.glob(f".*.{pid}{SIDE}"))
+
+
+def kill(pid: int, folder: Path, rng: random.Random) -> bool:
+    """Wait for a random moment and kill; return whether it was still running.
+
+    A third of the moments count from the start of the process, two thirds from its first checkpoint, of which
+    half wait for the next one to be half written.
+    """
+    kind, wait_s, before = rng.randrange(3), rng.uniform(0, LONGEST_S), checkpoints_in(folder)[-1:]
+    until_s = time.monotonic() + wait_s if kind == 0 else None
+    while not ended(pid):
+        if until_s is None and checkpoints_in(folder)[-1:] != before:
+            until_s = time.monotonic() + wait_s
+        is_late = until_s is not None and time.monotonic() >= until_s
+        if is_late and (kind < 2 or is_writing(pid, folder)):
+            break
+        time.sleep(0 if is_late else 0.002)
+    else:
+        return False
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)  # its workers, which would notice only after seconds
+    return True
+
+
+def torn(folder: Path) -> int:
+    """Count files of checkpoints that cannot be read."""
+    n = 0
+    for path in folder.glob("*.pt"):
+        try:
+            read(path)
+        except ValueError as error:
+            print(error)
+            n += 1
+    return n
+
+
+def compare(unbroken: Path, killed: Path) -> list[str]:
+    """Return the first difference between the ends of two runs, if there is one."""
+    ends = [checkpoints_in(folder)[-1] for folder in (unbroken, killed)]
+    if ends[0].name != ends[1].name:
+        return [f"{ends[0].name} and {ends[1].name}"]
+    found = differences(read(ends[0]), read(ends[1]))
+    return [f"{path}: {how}" for path, how in found if path.rpartition(".")[2] not in CLOCKS][:1]
+
+
+def main() -> None:
+    """Kill as often as asked, and print what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--kills", type=int, default=100, help="how often (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    kills = writing = n_torn = runs = fresh = 0
+    differing: list[str] = []
+    while kills < args.kills:
+        with tempfile.TemporaryDirectory() as folder:
+            unbroken, killed = Path(folder) / "unbroken", Path(folder) / "killed"
+            pid = start(unbroken, runs)
+            while not ended(pid):
+                time.sleep(0.01)
+            while True:
+                pid = start(killed, runs)
+                if kills == args.kills:
+                    while not ended(pid):
+                        time.sleep(0.01)
+                    break
+                if not kill(pid, killed, rng):
+                    break
+                kills += 1
+                fresh += not checkpoints_in(killed)
+                writing += is_writing(pid, killed)
+                n_torn += torn(killed)
+            differing += [f"run {runs}: {said}" for said in compare(unbroken, killed)]
+            runs += 1
+    steps = N_EPOCHS * 16
+    versions = f"torch {torch.__version__}, python {sys.version.split()[0]}"
+    print(f"{kills} kills in {runs} runs of up to {steps} steps, {versions}")
+    print(f"  while a checkpoint was written   {writing}")
+    print(f"  before the first checkpoint      {fresh}")
+    print(f"torn files                         {n_torn}")
+    print(f"runs with a difference             {len(differing)}")
+    for said in differing:
+        print(f"  {said}")
+    if n_torn or differing:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
