@@ -152,6 +152,16 @@ def keyed(cbs: tuple[Callback, ...]) -> dict[str, Callback]:
     return found
 
 
+def settings_of(cbs: tuple[Callback, ...]) -> Saved:
+    """Return numbers and text that users' callbacks took as arguments and keep under the same names."""
+    found: Saved = {}
+    for key, cb in keyed(cbs).items():
+        if type(cb).state_dict is Callback.state_dict:  # all of its attributes travel
+            names = inspect.signature(type(cb).__init__).parameters.keys() & vars(cb).keys()
+            found[key] = {k: vars(cb)[k] for k in names if isinstance(vars(cb)[k], int | float | str)}
+    return found
+
+
 def loaders_of(learn: Any) -> dict[str, Any]:
     """Return a fit's loaders by name; "now" is that of the phase, where a callback may have put another."""
     is_inside = learn.scopes and learn.scopes[-1] in ("train", "validate")
@@ -188,9 +198,9 @@ def put(learn: Any, saved: Saved) -> None:
     What users' code does comes first: if it raises, weights, optimizer and history are as they were.
     """
     device = next(learn.model.parameters()).device
+    _warn_of_settings(saved.get("settings", {}), settings_of(learn.cbs))
     for key, cb in keyed(learn.cbs).items():
         if key in saved["cbs"]:
-            _warn_of_settings(key, cb, saved["cbs"][key])
             loader = Loader(device, type(cb).__module__)
             cb.load_state_dict(loader.load(saved["cbs"][key], dict(cb.state_dict()), key))
     loader = Loader(device, type(learn).__module__)
@@ -213,18 +223,15 @@ def put(learn: Any, saved: Saved) -> None:
     vars(learn).update(loader.load(saved["fields"], None, "learn"))
 
 
-def _warn_of_settings(key: str, cb: Callback, saved: Saved) -> None:
-    """Warn of arguments of a user's callback that were changed: it goes on with those that it had."""
-    if type(cb).state_dict is not Callback.state_dict:
-        return
-    for name in inspect.signature(type(cb).__init__).parameters:
-        here, there = vars(cb).get(name), saved.get(name)
-        if isinstance(here, int | float | str) and isinstance(there, int | float | str) and here != there:
-            warnings.warn(
-                f"{key} has {name}={here!r} here and {there!r} in the checkpoint, which is used: a run goes on "
-                "with the settings that it had",
-                stacklevel=2,
-            )
+def _warn_of_settings(before: Saved, now: Saved) -> None:
+    for key, values in before.items():
+        for name, value in values.items():
+            here = now.get(key, {}).get(name, value)
+            if here != value:
+                warnings.warn(
+                    f"{key} has {name}={here!r} here, and {value!r} in the run that goes on, which is used",
+                    stacklevel=2,
+                )
 
 
 def _put_opt(opt: Any, state: Any) -> None:

@@ -19,6 +19,7 @@ from ..checkpoint import (
     checkpoints_in,
     name_of,
     position_of,
+    settings_of,
 )
 from ..checks import is_whole
 from ..data.loaders import why_not_resumable
@@ -87,6 +88,7 @@ class CheckpointCB(Callback):
         self._is_best = False
         self._last_step, self._last_s = 0, 0.0
         self._at_validation: Saved | None = None
+        self._settings: Saved = {}  # those of all callbacks, when the fit began
         self._needs: dict[bool, set[str]] = {}  # inside a phase or not -> what is there to be loaded into
 
     def __repr__(self) -> str:
@@ -104,7 +106,7 @@ class CheckpointCB(Callback):
         self._check(learn)
         self._check_folder(learn)
         self._last_step, self._last_s = 0, time.monotonic()
-        self._needs = {False: _needs_of(learn)}
+        self._needs, self._settings = {False: _needs_of(learn)}, settings_of(learn.cbs)
         capture_weights(learn)  # raises now for what a checkpoint cannot hold
 
     def before_train(self, learn: Any) -> None:
@@ -164,7 +166,7 @@ class CheckpointCB(Callback):
                     "state_dict(self) and load_state_dict(self, state)"
                 )
         path = self.folder / name
-        write_torch(path, rest | capture_weights(learn))
+        write_torch(path, rest | capture_weights(learn) | {"settings": self._settings})
         return path
 
     def _check(self, learn: Any) -> None:
