@@ -64,22 +64,26 @@ def begin_resume(learn: Any, resume: str | Path | bool) -> bool:
         return True  # the first start of a script that resumes itself
     saved = read(path)
     check_alike(saved["model"], tensors_by_name(learn.model), path)
-    index = saved["fit"]["index"]
-    if index < learn.n_fits:
+    index, n_fits = saved["fit"]["index"], learn.n_fits
+    if path == Path(str(resume)).expanduser() or learn.run_id not in (None, saved["run"]):
+        n_fits = (
+            index  # asked for by name, or of another run than the learner's: no matter which fit it is of
+        )
+    if index < n_fits:
         return True  # of a fit that is finished: this one starts from its end
-    if index > learn.n_fits:
+    if index > n_fits:
         _skip(learn, saved)
         print(f"Left out fit {learn.n_fits + 1} of this run, which is finished: {path} is of fit {index + 1}")
         return False
     _check(learn, saved, path)
     position = Position(**saved["position"])
-    before = {name: getattr(learn, name) for name in ("run_id", "n_epochs_trained")}
+    before = {name: getattr(learn, name) for name in ("run_id", "n_fits", "n_epochs_trained")}
     before["history"] = list(learn.history)
-    loaders = [(loader, state) for loader, state in _pure_loaders(learn, saved)]
+    loaders = _pure_loaders(learn, saved)
     learn.resuming = Resume(path, saved, position, before, [(part, part.state_dict()) for part, _ in loaders])
     for loader, state in loaders:
         loader.load_state_dict(state)
-    learn.run_id = saved["run"]
+    learn.run_id, learn.n_fits = saved["run"], index
     learn.n_epochs_trained = saved["fields"]["n_epochs_trained"] - (position.phase == "train")
     learn.history[:] = _loaded(saved["history"])
     _say(learn, f"Resumed from {path}")
@@ -145,24 +149,20 @@ def _check_groups(here: Any, there: Any, path: Path) -> None:
         )
     for i, (a, b) in enumerate(zip(here["params"], there["params"], strict=True)):
         if a != b:
-            odd = next((name for name in b if name not in a), None) or next(
-                n for n in a if n not in b or a != b
-            )
-            raise ValueError(f"{path} has other parameters in group {i} of the optimizer: {odd}, for one")
-    for i, (a, b) in enumerate(
-        zip(here["state"]["param_groups"], there["state"]["param_groups"], strict=True)
-    ):
-        if odd_keys := sorted((a.keys() ^ b.keys()) - set(SCHEDULE_KEYS)):
-            place = "only here" if odd_keys[0] in a else "only in the file"
-            raise ValueError(f"{path}: {odd_keys[0]} is {place}, in group {i} of the optimizer")
+            odd = [name for name in [*b, *a] if name not in a or name not in b] or ["their order"]
+            raise ValueError(f"{path} has other parameters in group {i} of the optimizer: {odd[0]}, for one")
+    groups = [part["state"]["param_groups"] for part in (here, there)]
+    for i, (a, b) in enumerate(zip(*groups, strict=True)):
+        if odd := sorted((a.keys() ^ b.keys()) - set(SCHEDULE_KEYS)):
+            place = "only here" if odd[0] in a else "only in the file"
+            raise ValueError(f"{path}: {odd[0]} is {place}, in group {i} of the optimizer")
 
 
 def _pure_loaders(learn: Any, saved: Saved) -> list[tuple[Any, Any]]:
     """Return the loaders whose order is a pure function of their state, each with its state."""
-    parts = loaders_of(learn).items()
-    return [
-        (x, _loaded(saved["loaders"][k])) for k, x in parts if hasattr(x, "batches") and saved["loaders"][k]
-    ]
+    states = saved["loaders"]
+    parts = [(x, states[name]) for name, x in loaders_of(learn).items() if hasattr(x, "batches")]
+    return [(loader, _loaded(state)) for loader, state in parts if state]
 
 
 def _skip(learn: Any, saved: Saved) -> None:

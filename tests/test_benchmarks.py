@@ -1,4 +1,6 @@
 import importlib.util
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -121,3 +123,21 @@ def test_ratio_is_the_median_over_the_rounds_that_count(optimizers, monkeypatch,
     row = capsys.readouterr().out.splitlines()[-1]
     # ours 1, 12, 1; theirs 2, 4, 4; ratios 0.5, 3, 0.25
     assert row.split() == ["SGD", "one", "2", "1.0", "4.0", "0.50"]
+
+
+def test_killed_runs_go_on_bit_for_bit():
+    command = [sys.executable, FOLDER / "kill.py", "--kills", "3"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+    lines = dict(line.rsplit(maxsplit=1) for line in said.stdout.splitlines()[1:])
+    assert said.stdout.startswith("3 kills in ")
+    assert lines["torn files"] == lines["runs with a difference"] == "0"
+
+
+def test_checkpoint_prints_its_share_and_size(monkeypatch, capsys):
+    module = load("checkpoint")
+    monkeypatch.setattr(module, "WIDTH", 50)
+    module.measure(CPU, n_steps=2, rounds=1)
+    said = capsys.readouterr().out
+    assert "at one every 2 steps" in said
+    assert float(re.search(r"\((\d\.\d+) times its tensors\)", said)[1]) > 1

@@ -16,8 +16,11 @@ def commands():
     return [line.strip() for line in README.splitlines() if line.startswith("    python3 -m venv")]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["one-liner", "optimizer", "schedules", "callback"])
-def test_code_in_readme_runs_as_it_stands(block, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "block", BLOCKS, ids=["one-liner", "optimizer", "schedules", "checkpoints", "callback"]
+)
+def test_code_in_readme_runs_as_it_stands(block, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where the one with checkpoints writes
     monkeypatch.setattr(minilearn, "fashion_mnist", lambda: minilearn.shapes(64, n_train=256, n_valid=64))
     exec(block, {})
     assert "eval: MulticlassAccuracy" in capsys.readouterr().out
