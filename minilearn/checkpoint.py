@@ -14,6 +14,7 @@ import torch
 from .callback import Callback
 from .data.loaders import state_of
 from .files import read_torch
+from .freezing import mode_of
 from .seeding import rng_state
 from .state import Loader, Saver, compact
 from .weights import SUFFIX, plain_name, tensors_by_name
@@ -122,6 +123,7 @@ def capture_rest(learn: Any, position: Position, needs: set[str] | None = None) 
         if needs is not None:
             needs |= saver.needs
     saver, model = Saver(shared, type(learn).__module__, _OWN_ADVICE), learn.model
+    norms = set(learn.frozen_norms)
     return {
         "minilearn": FORMAT,
         "run": learn.run_id,
@@ -136,7 +138,8 @@ def capture_rest(learn: Any, position: Position, needs: set[str] | None = None) 
         "own": saver.save(learn.own_fields(), "learn"),
         "history": Saver([], "").save(learn.history, "history"),
         "frozen": [plain_name(model, name) for name, p in model.named_parameters() if not p.requires_grad],
-        "in_eval": [plain_name(model, name) for name, m in model.named_modules() if not _mode_of(learn, m)],
+        "in_eval": [plain_name(model, name) for name, m in model.named_modules() if not mode_of(learn, m)],
+        "frozen_norms": [plain_name(model, k) for k, m in model.named_modules() if m in norms],
         "cbs": cbs,
         "loaders": {name: saver.save(state_of(loader), name) for name, loader in loaders_of(learn).items()},
         "rng": saver.save(rng_state(), "rng"),
@@ -177,11 +180,6 @@ def check_opt(opt: Any) -> None:
         )
 
 
-def _mode_of(learn: Any, module: Any) -> bool:
-    """Return the mode in which the fit found a module, and in which it leaves it."""
-    return learn.found_modes.get(module, module.training)
-
-
 def _shared(learn: Any) -> list[Any]:
     parts = [learn, learn.dls, learn.dls.train, learn.dls.valid, learn.dls.test, learn.dl, learn.history]
     parts += [learn.opt, learn.opt.param_groups, learn.opt.state, *learn.opt.param_groups, *learn.cbs]
@@ -217,8 +215,9 @@ def put(learn: Any, saved: Saved) -> None:
             t.grad = None if grad is None else grad.to(t.device, copy=True)
             if isinstance(t, torch.nn.Parameter):
                 t.requires_grad_(name not in frozen)
-    for name, module in learn.model.named_modules():
-        learn.found_modes[module] = plain_name(learn.model, name) not in in_eval
+    named = [(plain_name(learn.model, name), module) for name, module in learn.model.named_modules()]
+    learn.found_modes.update({module: name not in in_eval for name, module in named})
+    learn.frozen_norms = [module for name, module in named if name in saved["frozen_norms"]]
     learn.history[:] = loader.load(saved["history"], None, "history")
     vars(learn).update(loader.load(saved["fields"], None, "learn"))
 

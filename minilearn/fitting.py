@@ -43,7 +43,7 @@ def phase_of(learn: Any, dl: Any, training: bool) -> Iterator[None]:
     outer = {name: getattr(learn, name) for name in ("dl", "training")}
     modes = []
     if {"train", "validate"} & set(learn.scopes):
-        modes = [(module, module.training) for module in learn.model.modules()]
+        modes = [(m, m.training, learn.found_modes.get(m)) for m in learn.model.modules()]
         outer |= {name: getattr(learn, name) for name in ("batch", "batch_idx", "preds", "loss")}
     learn.dl, learn.training = dl, training
     set_mode(learn)
@@ -57,16 +57,21 @@ def phase_of(learn: Any, dl: Any, training: bool) -> Iterator[None]:
     finally:
         vars(learn).update(outer)
         set_mode(learn)
-        for module, mode in modes:
-            module.training = mode
+        for module, mode, found in modes:
+            if learn.found_modes.get(module) == found:  # else it was frozen, or the contrary, in this phase
+                module.training = mode
 
 
 def set_mode(learn: Any) -> None:
     """Set the model's mode for the phase, but for modules that were found in evaluation mode."""
     learn.model.train(learn.training)
-    if learn.training and learn.found_modes[learn.model]:
+    if not learn.training:
+        return
+    if learn.found_modes[learn.model]:
         for module, training in learn.found_modes.items():
-            module.training = training  # what the user put there, a frozen BatchNorm say, stays
+            module.training = training  # what the user put there stays
+    for norm in learn.frozen_norms:
+        norm.training = False
 
 
 def plan(learn: Any, n_epochs: int, train: bool, valid: bool) -> None:

@@ -37,7 +37,7 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 def seed_of(*key: int) -> int:
     """Return a seed, 0 <= seed < 2**32, that is a pure function of whole numbers, such as (seed, epoch)."""
     # Hashed, for torch's generator uses 32 bits of its seed, and seed + epoch would make runs overlap.
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
+    digest = hashlib.blake2b(repr(tuple(map(int, key))).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
 

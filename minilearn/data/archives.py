@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 
 def unpack(archive: str | Path, folder: str | Path) -> Path:
@@ -30,25 +34,38 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
         inside = Path(side) / folder.name
         inside.mkdir()
         try:
-            if zipfile.is_zipfile(archive):
+            # A tar may end with a zip among its members, which is_zipfile would find.
+            if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):
                 _unzip(archive, inside)
             else:
-                with tarfile.open(archive) as tar:
-                    tar.extractall(
-                        inside, filter="data"
-                    )  # no absolute names, no .., no links out, no devices
+                _untar(archive, inside)
         except tarfile.FilterError as error:
             raise ValueError(f"{archive} would write outside of its folder: {error}") from error
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{archive} is cut short, or no archive ({error})") from error
         shutil.move(inside, folder)
     return folder
+
+
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
+
+
+def _untar(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")  # no .., no links out, no devices; absolute names made relative
+        file: Any = tar.fileobj
+        file.seek(tar.offset)
+        # To tarfile a header that is cut short or damaged is the end, too.
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it does not end as a tar does")
+        while file.read(2**20):  # up to the checksum of a compressed one
+            pass
 
 
 def _unzip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as parts:
         for name in parts.namelist():
             path = PurePosixPath(name.replace("\\", "/"))
-            if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+            if path.is_absolute() or ".." in path.parts or ":" in name.split("/")[0]:
                 raise ValueError(f"{archive} would write outside of its folder: {name!r}")
         parts.extractall(folder)

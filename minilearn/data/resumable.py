@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import nullcontext
-from types import FunctionType, ModuleType
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class ResumableLoader:
         drop_last: bool = False,
         seed: int | None = None,
     ) -> None:
-        if not isinstance(bs, int) or bs < 1:
+        if not isinstance(bs, int) or isinstance(bs, bool) or bs < 1:
             raise ValueError(f"bs={bs!r}: expected a whole number >= 1")
         self.n_samples, self.bs, self.shuffle, self.drop_last = n_samples, bs, shuffle, drop_last
         self.seed = torch.initial_seed() if seed is None else seed
@@ -147,7 +148,8 @@ class DatasetLoader(ResumableLoader):
         dataset: with __getitem__ and __len__.
         bs, shuffle, drop_last, seed: see ResumableLoader.
         sampler: an iterable of indices with a length, instead of shuffle; its numbers may come from the
-            generators of python, numpy and torch, or from a `generator` of its own.
+            generators of python, numpy and torch, or from some of its own. Since it may give a sample
+            twice, augmentation then also depends on the sample's place in the epoch.
         num_workers: processes that read the samples; 0 reads in this one.
         **kwargs: torch's DataLoader's: collate_fn, pin_memory, persistent_workers, ...
 
@@ -203,28 +205,36 @@ class DatasetLoader(ResumableLoader):
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(self.epoch)
         seed = seed_of(self.seed, self.epoch)
-        if isinstance(own := getattr(self.sampler, "generator", None), torch.Generator):
-            own.manual_seed(seed)
         with kept_rng(devices=False):
-            seed_cpu(seed)
+            _seed_all(seed, list(_generators_in(self.sampler, set())))
             return torch.tensor(list(self.sampler))
 
     def batches(self, start: int = 0) -> Iterator[Any]:
         """Give the batches of this epoch from number `start` on, without reading those before it."""
         order = self.order().tolist()
         self._plan.keys = [
-            (self.seed, self.epoch, order[i * self.bs : (i + 1) * self.bs]) for i in range(start, len(self))
+            (self.seed, self.epoch, order[i * self.bs : (i + 1) * self.bs], self._place(i * self.bs))
+            for i in range(start, len(self))
         ]
         self._loader = self._loader or self._make()
         return iter(self._loader)
 
     def peek(self) -> Any:
-        """Return a batch of the first two samples, read in this process."""
-        indices = list(range(min(2, self.bs, len(self.dataset))))
-        return _Seeded(self.dataset, self._collate).__getitems__((self.seed, self.epoch, indices))
+        """Return a batch of the first two samples, read in this process; None if there are none."""
+        n = min(2, self.bs, self.n_samples)
+        if n == 0:
+            return None
+        indices = list(range(n)) if self.sampler is None else self.order()[:n].tolist()
+        return _Seeded(self.dataset, self._collate).__getitems__(
+            (self.seed, self.epoch, indices, self._place(0))
+        )
+
+    def _place(self, first: int) -> int | None:
+        return None if self.sampler is None else first
 
 
-_Key = tuple[int, int, list[int]]  # seed, epoch, the indices of a batch
+# seed, epoch, the indices of a batch, and the place of its first in the epoch, where one may come twice
+_Key = tuple[int, int, list[int], int | None]
 
 
 class _Plan:
@@ -249,30 +259,32 @@ class _Seeded(Dataset[Any]):
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
         self.dataset, self.collate = dataset, collate
-        self._own: list[Any] | None = None
 
     def __getitems__(self, key: _Key) -> Any:
-        seed, epoch, indices = key
+        seed, epoch, indices, first = key
         in_main = get_worker_info() is None
+        own = list(_generators_in([self.dataset, self.collate], set()))  # a worker finds its own copies
         with kept_rng(devices=False) if in_main else nullcontext():
             samples = []
-            for index in indices:
-                self._seed(seed_of(seed, epoch, index))
+            for i, index in enumerate(indices):
+                place = () if first is None else (first + i,)
+                _seed_all(seed_of(seed, epoch, index, *place), own)
                 samples.append(self.dataset[index])
-            self._seed(seed_of(seed, epoch, *indices[:1], -1))
+            _seed_all(seed_of(seed, epoch, *indices[:1], -1), own)
             return self.collate(samples)
 
-    def _seed(self, seed: int) -> None:
-        seed_cpu(seed)
-        if self._own is None:  # looked for here, so that a worker finds its own copies
-            self._own = list(_generators_in([self.dataset, self.collate], set()))
-        for generator in self._own:
-            if isinstance(generator, np.random.Generator):
-                generator.bit_generator.state = type(generator.bit_generator)(seed).state
-            elif isinstance(generator, torch.Generator):
-                generator.manual_seed(seed)
-            else:
-                generator.seed(seed)
+
+def _seed_all(seed: int, own: list[Any]) -> None:
+    """Seed the global generators, and others each differently, so that no two draw the same numbers."""
+    seed_cpu(seed)
+    for i, generator in enumerate(own):
+        part = seed_of(seed, i)
+        if isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(part).state
+        elif isinstance(generator, torch.Generator):
+            generator.manual_seed(part)
+        else:
+            generator.seed(part)
 
 
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
@@ -288,6 +300,10 @@ def _generators_in(value: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
     inner: Iterable[Any] = ()
     if isinstance(value, _GENERATORS):
         yield value
+    elif isinstance(value, partial):
+        inner = (value.func, value.args, value.keywords)
+    elif isinstance(value, MethodType):
+        inner = (value.__self__,)
     elif isinstance(value, list | tuple | Mapping):
         if len(value) <= _MOST:
             inner = value.values() if isinstance(value, Mapping) else value
