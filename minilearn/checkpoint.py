@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .callback import Callback
@@ -56,20 +57,22 @@ def position_of(learn: Any) -> Position:
 # Files --------------------------------------------------------------------------------------------
 
 
-def name_of(learn: Any, position: Position) -> str:
+def name_of(n_epochs_trained: int, position: Position) -> str:
     """Return a checkpoint's file name: which epoch of the learner's life and which batch come next."""
     part = "valid" if position.phase == "eval" else "train"
-    epoch = learn.n_epochs_trained - position.is_inside
+    epoch = n_epochs_trained - position.is_inside
     return f"epoch-{epoch:04d}-{part}-{position.batch:06d}{SUFFIX}"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, the earliest first; not the copy of the best."""
-    found = [(match, path) for path in folder.glob("epoch-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, key=lambda pair: _rank(pair[0]))]
+    return sorted((path for path in folder.glob("epoch-*") if _NAME.fullmatch(path.name)), key=is_at)
 
 
-def _rank(match: re.Match[str]) -> tuple[int, str, int]:
+def is_at(path: Path) -> tuple[int, str, int]:
+    """Return the place in the run that a checkpoint's name says, to be compared."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
     return int(match[1]), match[2], int(match[3])
 
 
@@ -142,8 +145,14 @@ def capture_rest(learn: Any, position: Position, needs: set[str] | None = None) 
         "frozen_norms": [plain_name(model, k) for k, m in model.named_modules() if m in norms],
         "cbs": cbs,
         "loaders": {name: saver.save(state_of(loader), name) for name, loader in loaders_of(learn).items()},
-        "rng": saver.save(rng_state(), "rng"),
+        "rng": saver.save(_packed(rng_state()), "rng"),
     }
+
+
+def _packed(rng: Saved) -> Saved:
+    """Return the state of the generators with python's 625 numbers as one array, which is quick to save."""
+    version, words, gauss = rng["python"]
+    return rng | {"python": (version, np.array(words, dtype=np.uint32), gauss)}
 
 
 def keyed(cbs: tuple[Callback, ...]) -> dict[str, Callback]:

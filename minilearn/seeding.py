@@ -65,7 +65,8 @@ def rng_state(devices: bool = True) -> dict[str, Any]:
 
 def set_rng_state(state: dict[str, Any]) -> None:
     """Put the generators where `rng_state` found them; those of devices that are not here are left out."""
-    random.setstate(state["python"])
+    version, words, gauss = state["python"]
+    random.setstate((version, words if isinstance(words, tuple) else tuple(words.tolist()), gauss))
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastcore.basics import listify
 from torch import Tensor
 
 from .callback import Callback
@@ -24,6 +25,7 @@ from .seeding import kept_rng, set_seed
 from .state import differences
 from .weights import tensors_by_name
 
+_LEFT_OUT = (ProgressCB, CheckpointCB)
 Trace = list[dict[str, str]]
 
 
@@ -52,16 +54,15 @@ def verify_resume(learn: Any, at: int | None = None, n_epochs: int | None = None
         if not per_epoch:
             raise ValueError("verify_resume: the train loader has no length, so n_epochs is to be given")
         n_epochs = at // per_epoch + 1
-    given = kwargs.pop("cbs", None)
+    given = [cb for cb in listify(kwargs.pop("cbs", None)) if not isinstance(cb, _LEFT_OUT)]
 
     def run(copied: Any, cbs: list[Callback], **more: Any) -> tuple[Trace, Saved]:
         trace = _TraceCB()
-        extra = deepcopy(given) if isinstance(given, list | tuple) else [deepcopy(given)] if given else []
-        with kept_rng():
+        with kept_rng(), copied.extra_cbs(deepcopy(given)):
             if "resume" in more:
                 set_seed(2**32 - 1)  # a new process would stand anywhere
-            copied.fit(n_epochs, cbs=[*extra, *cbs, trace], **kwargs, **more)
-        return trace.steps, capture(copied, position_of(copied))
+            copied.fit(n_epochs, cbs=[*cbs, trace], **kwargs, **more)
+            return trace.steps, capture(copied, position_of(copied))
 
     first, second = run(_copy(learn), []), run(_copy(learn), [])
     if said := _first_step(first[0], second[0], 0):
@@ -70,7 +71,7 @@ def verify_resume(learn: Any, at: int | None = None, n_epochs: int | None = None
             "does the dataset remember, is a generator not seeded, or a kernel not deterministic?"
         )
     if len(first[0]) <= at:
-        raise ValueError(f"verify_resume(at={at}): a fit of {n_epochs} epochs has {len(first[0])} steps only")
+        raise ValueError(f"verify_resume(at={at}): the fit has {len(first[0])} steps, n_epochs={n_epochs}")
     with tempfile.TemporaryDirectory() as folder:
         saver = CheckpointCB(folder, every_steps=at)
         with suppress(_StoppedError):
@@ -161,14 +162,14 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
 
 def _copy(learn: Any) -> Any:
     """Copy a learner; the data, and callbacks that are left out of it, are shared."""
-    left_out = [cb for cb in learn.cbs if isinstance(cb, ProgressCB | CheckpointCB)]
+    left_out = [cb for cb in learn.cbs if isinstance(cb, _LEFT_OUT)]
     memo = {id(part): part for part in [*left_out, *_data_of(learn)]}
     try:
-        copied = deepcopy(learn, memo)
+        copied = deepcopy(learn, dict(memo))  # of what fails, memo would keep half copies
     except Exception as error:
         raise TypeError(f"verify_resume works on copies, and {_odd_part(learn, memo)} ({error})") from error
     copied._defaults = [cb for cb in copied._defaults if not isinstance(cb, ProgressCB)]
-    copied._set_cbs([cb for cb in copied._given if not isinstance(cb, ProgressCB | CheckpointCB)])
+    copied._set_cbs([cb for cb in copied._given if not isinstance(cb, _LEFT_OUT)])
     copied.run_id, copied.n_fits = None, 0
     return copied
 

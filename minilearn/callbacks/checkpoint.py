@@ -17,6 +17,7 @@ from ..checkpoint import (
     capture_weights,
     check_opt,
     checkpoints_in,
+    is_at,
     name_of,
     position_of,
     settings_of,
@@ -140,7 +141,7 @@ class CheckpointCB(Callback):
                     return
                 position, rest = Position(learn.epoch, "eval"), self._at_validation
             self._last_step, self._last_s = learn.n_steps, time.monotonic()
-            learn.saved_to = self._write(learn, name_of(learn, position), position, rest)
+            learn.saved_to = self._write(learn, name_of(learn.n_epochs_trained, position), position, rest)
             for old in checkpoints_in(self.folder)[: -self.keep]:
                 old.unlink()
 
@@ -185,6 +186,8 @@ class CheckpointCB(Callback):
             self.monitor.check(learn)
 
     def _check_folder(self, learn: Any) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f"{self!r}: there is a file of this name; expected a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):
             raise PermissionError(f"{self!r}: this folder cannot be written to")
@@ -196,13 +199,18 @@ class CheckpointCB(Callback):
                     f"{self!r}: {newest.name} there is of another run, which would be lost: go on with it, "
                     f"fit(..., resume={str(self.folder)!r}), or choose another folder"
                 )
-            if learn.resuming is not None and learn.resuming.path.resolve() != newest.resolve():
+            if learn.resuming is not None and is_at(newest) > is_at(_place_of(learn.resuming)):
                 raise ValueError(
                     f"{self!r} has a later checkpoint, {newest.name}, than the one to go on from, "
                     f"{learn.resuming.path.name}: choose another folder, or move the later ones away"
                 )
         for side in self.folder.glob(f".*{SIDE}"):  # of a process that was killed while it wrote
             side.unlink()
+
+
+def _place_of(resuming: Any) -> Path:
+    """Return the name that a checkpoint would have in its folder; it may be best.pt, or a copy."""
+    return Path(name_of(resuming.saved["fields"]["n_epochs_trained"], resuming.position))
 
 
 def _needs_of(learn: Any) -> set[str]:

@@ -127,6 +127,8 @@ class BaseSchedulerCB(Callback):
         self._before = state["before"]
         if self.sched is not None and state["sched"] is not None:
             self.sched.load_state_dict(state["sched"])
+            # Steps were taken before the stop; torch looks at the new optimizer, and would warn of none.
+            self.sched.optimizer._opt_called = True
 
     # Preview --------------------------------------------------------------------------------------
 
