@@ -212,10 +212,10 @@ def put(learn: Any, saved: Saved) -> None:
             cb.load_state_dict(loader.load(saved["cbs"][key], dict(cb.state_dict()), key))
     loader = Loader(device, type(learn).__module__)
     vars(learn).update(loader.load(saved["own"], learn.own_fields(), "learn"))
-    _put_opt(learn.opt, loader.load(saved["opt"]["state"], None, "opt"))
     extra = loader.load(saved["extra"], None, "model")
     if extra:
         learn.model.load_state_dict(extra, strict=False)
+    _put_opt(learn.opt, loader.load(saved["opt"]["state"], None, "opt"))
     frozen, in_eval = set(saved["frozen"]), set(saved["in_eval"])
     with torch.no_grad():
         for name, t in tensors_by_name(learn.model).items():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
     Raises: OSError, with the path, for a full disk and the like.
     """
+    outer = sys.exception()  # one that is being handled while this file is written
     side = path.with_name(f".{path.name}.{os.getpid()}{SIDE}")
     try:
         with open(side, "wb") as file:
@@ -32,18 +34,21 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         os.replace(side, path)
         _sync_folder(path.parent)
     except BaseException as error:
-        side.unlink(missing_ok=True)
-        if cause := _os_error(error):
+        with suppress(OSError):  # not there, and no file can be
+            side.unlink()
+        if cause := _os_error(error, outer):
             text = f"{cause.strerror}; what was at this place before is still there"
             raise OSError(cause.errno, text, str(path)) from error
         raise
 
 
-def _os_error(error: BaseException | None) -> OSError | None:
+def _os_error(error: BaseException | None, outer: BaseException | None) -> OSError | None:
     """Find the OSError under an error of torch, which hides it."""
-    while error is not None and not (isinstance(error, OSError) and error.errno is not None):
+    while error is not None and error is not outer and isinstance(error, Exception):
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -77,10 +82,13 @@ def read_torch(path: Path, check: bool = True) -> Any:
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
         with zipfile.ZipFile(path) as parts:  # torch does not look at its own checksums
-            if check and (broken := parts.testzip()) is not None:
-                raise ValueError(f"{path} is damaged: the checksum of its part {broken!r} is wrong")
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+            broken = parts.testzip() if check else None
+            # torch reads zeros for a part that is marked as a folder.
+            broken = next((part.filename for part in parts.infolist() if part.external_attr & 0x10), broken)
+    except Exception as error:  # zipfile raises others too: NotImplementedError for a damaged method, say
         raise ValueError(f"{path} is cut short, or is no checkpoint ({error})") from error
+    if broken is not None:
+        raise ValueError(f"{path} is damaged: the checksum of its part {broken!r} is wrong")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=not check)
     except Exception as error:

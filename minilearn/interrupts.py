@@ -51,12 +51,12 @@ def interrupts(learn: Any) -> Iterator[None]:
     try:
         yield
     except StopFetchError:
-        raise _stopped(learn) from None
+        raise stopped(learn) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if learn.stop_signal is not None:  # it came after the last rest
-        raise _stopped(learn)
+        raise stopped(learn)
 
 
 def rest(learn: Any) -> None:
@@ -66,10 +66,11 @@ def rest(learn: Any) -> None:
     is_stopping = learn.stop_signal is not None  # one that comes during at_rest has to wait for the next
     learn.callback("at_rest")
     if is_stopping:
-        raise _stopped(learn)
+        raise stopped(learn)
 
 
-def _stopped(learn: Any) -> BaseException:
+def stopped(learn: Any) -> BaseException:
+    """Return what a signal ends a fit with that is at rest, and print or say where it stands."""
     path = learn.saved_to
     how = f"fit(..., resume={str(path)!r}) goes on from there" if path else "the learner is as it was then"
     return _ending(learn.stop_signal, f"stopped in {learn.where()}; {how}")

@@ -64,6 +64,7 @@ class Learner(CallbackHost):
         default_cbs: bool = True,
     ) -> None:
         check_model(model, loss_func, opt_func)
+        given = set(vars(self))  # by a subclass, before it came here
         self.model, self.loss_func, self.lr = model, loss_func, lr
         self.dls = DataLoaders.of(dls)
         self.opt_func, self.param_groups = opt_func, param_groups
@@ -87,7 +88,7 @@ class Learner(CallbackHost):
         self.preds: Any = None
         self.loss: Any = None
         super().__init__(cbs, [DeviceCB(), MetricsCB(), ProgressCB()] if default_cbs else [])
-        self._base_fields = frozenset([*vars(self), "_base_fields"])
+        self._base_fields = frozenset({*vars(self), "_base_fields"} - given)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -341,6 +342,7 @@ class Learner(CallbackHost):
         """Say where in the loop we are, for the notes on errors."""
         if not ("train" in self.scopes or "validate" in self.scopes):
             return f"epoch {self.epoch} of {self.n_epochs}"
-        # Outside of a batch, in the loader say, batch_idx is that of the last one.
-        batch = f"{'' if 'batch' in self.scopes else 'after '}{self.phase} batch {self.batch_idx}"
+        # Outside of a batch, in the loader say, batch_idx is that of the last one, -1 before the first.
+        when = "" if "batch" in self.scopes else "after " if self.batch_idx >= 0 else "before "
+        batch = f"{when}{self.phase} batch {max(self.batch_idx, 0)}"
         return f"epoch {self.epoch} of {self.n_epochs}, {batch}, step {self.n_steps}"

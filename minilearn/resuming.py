@@ -25,7 +25,7 @@ from .checkpoint import (
 from .data.loaders import batches_from
 from .events import CancelFitException
 from .fitting import set_mode
-from .interrupts import StopFetchError, rest
+from .interrupts import StopFetchError, stopped
 from .optim.groups import SCHEDULE_KEYS
 from .seeding import set_rng_state
 from .state import Loader, has_state
@@ -128,12 +128,21 @@ def _check(learn: Any, saved: Saved, path: Path) -> None:
     here, there = now["cbs"], saved["cbs"]
     if missing := [key for key, state in there.items() if state and key not in here]:
         raise ValueError(
-            f"{path} has the state of {missing[0]}, not among the callbacks {', '.join(here) or '(none)'}"
+            f"{path} has the state of {missing[0]}, not among the callbacks here: "
+            f"{', '.join(here) or 'none'}; give it too"
         )
     if added := [key for key, state in here.items() if state and key not in there]:
         raise ValueError(
             f"{path} has no state of {added[0]}: it is of a run with {', '.join(there) or 'none'}"
         )
+    for name, now_state in now["loaders"].items():
+        if name in saved["loaders"] and (now_state is None) != (saved["loaders"][name] is None):
+            kinds = ("no state", "a state")
+            has = saved["loaders"][name] is not None
+            raise ValueError(
+                f"{path} is of a run with other data: its {name} loader had {kinds[has]}, this one has "
+                f"{kinds[not has]}"
+            )
     for loader, state in _pure_loaders(learn, saved):
         try:
             copy(loader).load_state_dict(state)
@@ -219,14 +228,17 @@ def batches_of(learn: Any) -> Iterator[tuple[int, Any]]:
         set_rng_state(_loaded(rng))
     # Between batches all is at rest, unless the loader moves on while it reads, and remembers it.
     may_stop = not learn.is_aside and (hasattr(learn.dl, "batches") or not has_state(learn.dl))
-    i = first
+    i, learn.batch_idx = first, first - 1  # of the batch before, for a stop while the first one is read
     while True:
         try:
             learn.is_fetching = may_stop
+            if may_stop and learn.stop_signal is not None:  # it came since the last batch
+                raise StopFetchError
             batch = next(batches, _END)
         except StopFetchError:
             learn.is_fetching = False
-            rest(learn)
+            _save(learn)
+            raise stopped(learn) from None
         finally:
             learn.is_fetching = False
         if batch is _END:
@@ -237,6 +249,13 @@ def batches_of(learn: Any) -> Iterator[tuple[int, Any]]:
         raise ValueError(
             f"the {learn.phase} loader gave no batch in epoch {learn.epoch}: expected at least one"
         )
+
+
+def _save(learn: Any) -> None:
+    """Save between two batches, where at_rest has fired already, for all but what saves."""
+    for cb in learn.cbs:
+        if isinstance(cb, CheckpointCB):
+            cb.at_rest(learn)
 
 
 def end_resume(learn: Any) -> bool:
@@ -250,9 +269,9 @@ def end_resume(learn: Any) -> bool:
 def _restore(learn: Any) -> None:
     saved, position = learn.resuming.saved, learn.resuming.position
     put(learn, saved)
-    loader, name = (learn.dl, "now") if position.is_inside else (learn.dls.train, "train")
-    if saved["loaders"][name]:
-        loader.load_state_dict(_loaded(saved["loaders"][name]))
+    for name, loader in loaders_of(learn).items():  # the last is that of the phase
+        if name in saved["loaders"] and saved["loaders"][name]:
+            loader.load_state_dict(_loaded(saved["loaders"][name]))
     if position.is_inside:
         set_mode(learn)
     set_rng_state(_loaded(saved["rng"]))

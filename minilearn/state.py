@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import io
 import logging
 import random
@@ -63,7 +64,7 @@ class Saver:
         if id(value) in self.shared or isinstance(value, _LEFT):
             return LEFT
         if type(value) in _PLAIN:
-            return value
+            return _unusual(value)
         if isinstance(value, Tensor):
             value = compact(value)
             return value if value.device.type == "cpu" else ("tensor", value)
@@ -81,8 +82,11 @@ class Saver:
             return self._items(value, path)
         if kind is dict:
             return self._entries(value, path)
-        if kind in (tuple, set, frozenset):
-            return (kind.__name__, self._items(value, path))
+        if kind is tuple:
+            return ("tuple", self._items(value, path))
+        if kind in (set, frozenset):  # in one order, whatever the order in which it was filled
+            items = sorted(value, key=lambda item: (type(item).__name__, repr(item)))
+            return (kind.__name__, self._items(items, path))
         if kind is torch.Size:
             return ("tuple", list(value))
         if kind in (Counter, OrderedDict):
@@ -95,8 +99,12 @@ class Saver:
             return ("path", str(value))
         if isinstance(value, torch.device):
             return ("device", str(value))
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
-            return ("numpy", value.dtype.str, list(value.shape), value.tobytes())
+        if (kind is np.ndarray or isinstance(value, np.generic)) and value.dtype.kind in "biufc":
+            return ("numpy", value.dtype.str, list(value.shape), value.tobytes() or None)
+        if isinstance(value, enum.Enum):
+            if _class_in(self.module, kind.__name__) is not kind:
+                self.needs.add(path)
+            return ("enum", kind.__name__, value.name)
         if isinstance(value, torch.Generator):
             return ("torch.Generator", value.get_state())
         if isinstance(value, random.Random):
@@ -123,7 +131,7 @@ class Saver:
             return ("state", kind.__name__, self.save(value.state_dict(), path))
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             attributes = dict(zip(value._fields, value, strict=True))
-        elif hasattr(value, "__dict__") and not isinstance(value, Iterable):
+        elif hasattr(value, "__dict__") and not isinstance(value, Iterable) and not _holds_more(kind):
             attributes = vars(value)
         else:
             raise TypeError(f"{path} is a {kind.__name__}, which a checkpoint cannot hold; {self.advice}")
@@ -131,6 +139,22 @@ class Saver:
             self.needs.add(path)
         saved = {name: self.save(part, f"{path}.{name}") for name, part in attributes.items()}
         return ("object", kind.__name__, saved)
+
+
+def _holds_more(kind: type) -> bool:
+    """Whether objects of a class hold more than their __dict__ shows: a number, an error's args, slots."""
+    return issubclass(kind, int | float | complex | BaseException) or any(
+        vars(base).get("__slots__") for base in kind.__mro__
+    )
+
+
+def _unusual(value: Any) -> Any:
+    """Return a form for what torch's reader without code cannot read: b"", and numbers of over 255 bytes."""
+    if type(value) is bytes and not value:
+        return ("bytes", None)
+    if type(value) is int and value.bit_length() > 2000:
+        return ("int", hex(value))
+    return value
 
 
 def _inner(path: str, key: Any) -> str:
@@ -163,6 +187,7 @@ class Loader:
 
     def __init__(self, device: torch.device, module: str) -> None:
         self.device, self.module = device, module
+        self._filled: dict[int, Any] = {}  # the lists and dicts that have their contents
 
     def load(self, saved: Any, live: Any, path: str) -> Any:
         """Return the value of a saved form; `live` is what is there now, and keeps its identity if it can.
@@ -171,10 +196,10 @@ class Loader:
         """
         if isinstance(saved, list):
             items = self._items(saved, live, path)
-            return _in_place(live, items) if type(live) is list else items
+            return self._in_place(live, items) if type(live) is list else items
         if isinstance(saved, dict):
             entries = self._entries(saved, live, path)
-            return _in_place(live, entries) if type(live) is dict else entries
+            return self._in_place(live, entries) if type(live) is dict else entries
         if isinstance(saved, Tensor):
             return _loaded_tensor(saved, live)
         if not isinstance(saved, tuple):
@@ -198,13 +223,31 @@ class Loader:
             return Path(value)
         if form == "device":
             return torch.device(value)
+        if form == "bytes":
+            return b""
+        if form == "int":
+            return int(value, 16)
+        if form == "enum":
+            kind = type(live) if type(live).__name__ == value else _class_in(self.module, value)
+            if not isinstance(kind, enum.EnumMeta):
+                raise ValueError(f"{path}: the checkpoint has a {value}, and here is {live!r}; {ADVICE}")
+            return kind[saved[2]]
         if form == "numpy":
             _, dtype, shape, data = saved
-            array = np.frombuffer(data, dtype).reshape(shape).copy()
+            array = np.frombuffer(data or b"", dtype).reshape(shape).copy()
             return array[()] if not shape and not isinstance(live, np.ndarray) else array
         if form in ("torch.Generator", "random.Random", "numpy.Generator"):
             return self._generator(form, value, live)
         return self._object(saved, live, path)
+
+    def _in_place(self, live: Any, value: Any) -> Any:
+        """Give a list or dict that a closure or a bound method may hold its new contents, once."""
+        if id(live) in self._filled:  # under another name; two were saved unless both hold the same
+            return live if not first_difference(live, value) else value
+        self._filled[id(live)] = live
+        live.clear()
+        live.extend(value) if isinstance(live, list) else live.update(value)
+        return live
 
     def _items(self, saved: list[Any], live: Any, path: str) -> list[Any]:
         now = list(live) if isinstance(live, list | tuple | deque) else []
@@ -251,13 +294,6 @@ class Loader:
         return value
 
 
-def _in_place(live: Any, value: Any) -> Any:
-    """Give a list or dict that a closure or a bound method may hold its new contents."""
-    live.clear()
-    live.extend(value) if isinstance(live, list) else live.update(value)
-    return live
-
-
 def _loaded_tensor(value: Tensor, live: Any) -> Tensor:
     if isinstance(live, nn.Parameter) and live.shape == value.shape:
         with torch.no_grad():
@@ -279,7 +315,9 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from differences(x, y, f"{path}[{i}]")
     elif isinstance(a, Tensor) and isinstance(b, Tensor) and (a.shape, a.dtype) == (b.shape, b.dtype):
         if _bytes_of(a) != _bytes_of(b):
-            yield path, f"{int((a != b).sum())} of {a.numel()} numbers differ"
+            size = a.element_size()
+            pairs = np.frombuffer(_bytes_of(a), np.uint8) != np.frombuffer(_bytes_of(b), np.uint8)
+            yield path, f"{int(pairs.reshape(-1, size).any(1).sum())} of {a.numel()} numbers differ"
     elif isinstance(a, Tensor) or isinstance(b, Tensor) or type(a) is not type(b) or not _is_same(a, b):
         yield path, f"{_short(a)} and {_short(b)}"
 
@@ -290,11 +328,14 @@ def first_difference(a: Any, b: Any) -> str:
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    return bool(a == b) or (isinstance(a, float) and struct.pack("d", a) == struct.pack("d", b))
+    if isinstance(a, np.ndarray):
+        return (a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes())
+    return struct.pack("d", a) == struct.pack("d", b) if isinstance(a, float) else bool(a == b)
 
 
 def _bytes_of(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    value = value.detach().cpu().resolve_conj().resolve_neg()
+    return value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _short(value: Any) -> str:

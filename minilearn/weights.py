@@ -92,6 +92,10 @@ def load(model: nn.Module, path: str | Path) -> None:
     needed = own if path.suffix == SUFFIX else kept  # a checkpoint has all tensors, a weights file those kept
     own = kept | own
     check_alike(found, {name: t for name, t in own.items() if name in needed or name in found}, path)
+    extra = {name: found.pop(name) for name in list(found) if name.endswith("_extra_state")}
+    if extra:
+        names = {plain_name(inner, name): name for name in inner.state_dict()}
+        inner.load_state_dict({names[name]: t for name, t in extra.items()}, strict=False)
     with torch.no_grad():
         for name, t in found.items():
             own[name].copy_(t)

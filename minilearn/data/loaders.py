@@ -207,7 +207,11 @@ def peek(loader: Any) -> Any:
             return loader.peek()
         if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             return _peek_dataset(loader)
-        return next(iter(loader), None)
+        state = deepcopy(state_of(loader))
+        batch = next(iter(loader), None)
+        if state is not None:  # it knows where it stands, and has moved on
+            loader.load_state_dict(state)
+        return batch
 
 
 def _peek_dataset(loader: DataLoader[Any]) -> Any:
