@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -206,10 +207,7 @@ def put(learn: Any, saved: Saved) -> None:
     """
     device = next(learn.model.parameters()).device
     _warn_of_settings(saved.get("settings", {}), settings_of(learn.cbs))
-    for key, cb in keyed(learn.cbs).items():
-        if key in saved["cbs"]:
-            loader = Loader(device, type(cb).__module__)
-            cb.load_state_dict(loader.load(saved["cbs"][key], dict(cb.state_dict()), key))
+    _put_cbs(learn, saved["cbs"], device)
     loader = Loader(device, type(learn).__module__)
     vars(learn).update(loader.load(saved["own"], learn.own_fields(), "learn"))
     extra = loader.load(saved["extra"], None, "model")
@@ -229,6 +227,30 @@ def put(learn: Any, saved: Saved) -> None:
     learn.frozen_norms = [module for name, module in named if name in saved["frozen_norms"]]
     learn.history[:] = loader.load(saved["history"], None, "history")
     vars(learn).update(loader.load(saved["fields"], None, "learn"))
+
+
+def _put_cbs(learn: Any, saved: Saved, device: torch.device) -> None:
+    """Put the callbacks' states; if one raises, those before it get back what they had."""
+    cbs = {key: cb for key, cb in keyed(learn.cbs).items() if key in saved}
+    shared = _shared(learn)
+    before = {
+        key: deepcopy(Saver(shared, type(cb).__module__).save(cb.state_dict(), key))
+        for key, cb in cbs.items()
+    }
+    done: list[str] = []
+    try:
+        for key, cb in cbs.items():
+            _put_cb(cb, key, saved[key], device)
+            done.append(key)
+    except BaseException:
+        for key in done:
+            _put_cb(cbs[key], key, before[key], device)
+        raise
+
+
+def _put_cb(cb: Callback, key: str, saved: Any, device: torch.device) -> None:
+    loader = Loader(device, type(cb).__module__)
+    cb.load_state_dict(loader.load(saved, dict(cb.state_dict()), key))
 
 
 def _warn_of_settings(before: Saved, now: Saved) -> None:

@@ -45,13 +45,13 @@ def phase_of(learn: Any, dl: Any, training: bool) -> Iterator[None]:
     if {"train", "validate"} & set(learn.scopes):
         modes = [(m, m.training, learn.found_modes.get(m)) for m in learn.model.modules()]
         outer |= {name: getattr(learn, name) for name in ("batch", "batch_idx", "preds", "loss")}
-    learn.dl, learn.training = dl, training
-    set_mode(learn)
-    if training:
-        for part in (dl, getattr(dl, "sampler", None)):  # torch's DistributedSampler has set_epoch too
-            if part is not None and hasattr(part, "set_epoch"):
-                part.set_epoch(learn.n_epochs_trained - 1)
     try:
+        learn.dl, learn.training = dl, training
+        set_mode(learn)
+        if training:
+            for part in (dl, getattr(dl, "sampler", None)):  # torch's DistributedSampler has set_epoch too
+                if part is not None and hasattr(part, "set_epoch"):
+                    part.set_epoch(learn.n_epochs_trained - 1)
         with torch.set_grad_enabled(training):
             yield
     finally:

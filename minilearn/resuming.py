@@ -231,16 +231,17 @@ def batches_of(learn: Any) -> Iterator[tuple[int, Any]]:
     i, learn.batch_idx = first, first - 1  # of the batch before, for a stop while the first one is read
     while True:
         try:
-            learn.is_fetching = may_stop
-            if may_stop and learn.stop_signal is not None:  # it came since the last batch
-                raise StopFetchError
-            batch = next(batches, _END)
-        except StopFetchError:
+            try:
+                learn.is_fetching = may_stop
+                if may_stop and learn.stop_signal is not None:  # it came since the last batch
+                    raise StopFetchError
+                batch = next(batches, _END)
+            finally:
+                learn.is_fetching = False
+        except StopFetchError:  # also one that comes when the batch was just read
             learn.is_fetching = False
             _save(learn)
             raise stopped(learn) from None
-        finally:
-            learn.is_fetching = False
         if batch is _END:
             break
         yield i, batch

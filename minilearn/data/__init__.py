@@ -1,9 +1,10 @@
 """Batches: loaders, and data sets that come as loaders."""
 
 from .archives import unpack
+from .datasets import DatasetLoader
 from .idx import fashion_mnist, mnist
 from .loaders import DataLoaders, peek, to_device
-from .resumable import DatasetLoader, ResumableLoader, TensorLoader
+from .resumable import ResumableLoader, TensorLoader
 from .shapes import shapes
 
 __all__ = [

@@ -18,7 +18,8 @@ from torch.utils.data import (
 )
 
 from ..seeding import kept_rng
-from .resumable import DatasetLoader, ResumableLoader, TensorLoader
+from .datasets import DatasetLoader
+from .resumable import ResumableLoader, TensorLoader
 
 
 class DataLoaders:

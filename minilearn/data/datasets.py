@@ -1,0 +1,200 @@
+"""DatasetLoader: a dataset through torch's DataLoader, with augmentation that can be resumed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import nullcontext
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+
+from ..seeding import kept_rng, seed_cpu, seed_of
+from .resumable import ResumableLoader
+
+
+class DatasetLoader(ResumableLoader):
+    """Give batches of a dataset through torch's DataLoader, with augmentation that can be resumed.
+
+    Before each sample the generators of python, numpy and torch are seeded by (seed, epoch, index), and
+    before a batch is collated by (seed, epoch, index of its first sample). So random augmentation gives the
+    same numbers with any number of workers, and in a run that goes on from the middle of an epoch; the
+    generators of the main process are left as they were.
+
+    What it needs of the dataset: `dataset[i]` depends on i and on random numbers alone, not on which samples
+    were read before. Generators that the dataset or its transforms keep (numpy's Generator and RandomState,
+    random.Random, torch's Generator; looked for in their attributes) are seeded too. `learn.verify_resume()`
+    shows whether it holds.
+
+    Args:
+        dataset: with __getitem__ and __len__.
+        bs, shuffle, drop_last, seed: see ResumableLoader.
+        sampler: an iterable of indices with a length, instead of shuffle; its numbers may come from the
+            generators of python, numpy and torch, or from some of its own. Since it may give a sample
+            twice, augmentation then also depends on the sample's place in the epoch.
+        num_workers: processes that read the samples; 0 reads in this one.
+        **kwargs: torch's DataLoader's: collate_fn, pin_memory, persistent_workers, ...
+
+    Raises: TypeError for an IterableDataset, which has no index to start from.
+    Differs: from torch's DataLoader, whose order and worker seeds are drawn from the global generator.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        bs: int = 64,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        sampler: Iterable[int] | None = None,
+        seed: int | None = None,
+        num_workers: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+            raise TypeError(
+                f"DatasetLoader({type(dataset).__name__}): expected one with __getitem__, whose samples "
+                "can be read from any index on; a stream needs a loader with state_dict and load_state_dict"
+            )
+        for name, instead in (("batch_size", "bs"), ("batch_sampler", "sampler"), ("generator", "seed")):
+            if name in kwargs:
+                raise TypeError(f"DatasetLoader({name}=...): give {instead}=, the order is made here")
+        if sampler is not None and (shuffle or not isinstance(sampler, Sized)):
+            raise ValueError(f"sampler={sampler!r}: expected one with a length, and shuffle=False beside it")
+        super().__init__(len(dataset if sampler is None else sampler), bs, shuffle, drop_last, seed)
+        self.dataset, self.sampler, self.num_workers = dataset, sampler, num_workers
+        self._collate = kwargs.pop("collate_fn", None) or default_collate
+        self._kwargs = kwargs
+        self._plan = _Plan()
+        self._loader: DataLoader[Any] | None = self._make()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_loader": None, "_plan": _Plan()}  # workers that are running are not copied
+
+    def _make(self) -> DataLoader[Any]:
+        return DataLoader(
+            _Seeded(self.dataset, self._collate),
+            batch_sampler=self._plan,  # type: ignore[arg-type]  # its keys take the place of lists of indices
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # torch's draws a seed of its workers there, not from the global one
+            **self._kwargs,
+        )
+
+    def order(self) -> Tensor:
+        """Return the indices of this epoch's samples, (N,) int64 on the CPU."""
+        if self.sampler is None:
+            return super().order()
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(self.epoch)
+        seed = seed_of(self.seed, self.epoch)
+        with kept_rng(devices=False):
+            _seed_all(seed, list(_generators_in(self.sampler, set())))
+            return torch.tensor(list(self.sampler))
+
+    def batches(self, start: int = 0) -> Iterator[Any]:
+        """Give the batches of this epoch from number `start` on, without reading those before it."""
+        order = self.order().tolist()
+        self._plan.keys = [
+            (self.seed, self.epoch, order[i * self.bs : (i + 1) * self.bs], self._place(i * self.bs))
+            for i in range(start, len(self))
+        ]
+        self._loader = self._loader or self._make()
+        return iter(self._loader)
+
+    def peek(self) -> Any:
+        """Return a batch of the first two samples, read in this process; None if there are none."""
+        n = min(2, self.bs, self.n_samples)
+        if n == 0:
+            return None
+        indices = list(range(n)) if self.sampler is None else self.order()[:n].tolist()
+        return _Seeded(self.dataset, self._collate).__getitems__(
+            (self.seed, self.epoch, indices, self._place(0))
+        )
+
+    def _place(self, first: int) -> int | None:
+        return None if self.sampler is None else first
+
+
+# seed, epoch, the indices of a batch, and the place of its first in the epoch, where one may come twice
+_Key = tuple[int, int, list[int], int | None]
+
+
+class _Plan:
+    """Stand as torch's batch_sampler: the keys of the batches to come."""
+
+    def __init__(self) -> None:
+        self.keys: list[_Key] = []
+
+    def __iter__(self) -> Iterator[_Key]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class _Seeded(Dataset[Any]):
+    """Read a batch of a dataset, with all generators seeded for each sample."""
+
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __getitems__(self, key: _Key) -> Any:
+        seed, epoch, indices, first = key
+        in_main = get_worker_info() is None
+        own = list(_generators_in([self.dataset, self.collate], set()))  # a worker finds its own copies
+        with kept_rng(devices=False) if in_main else nullcontext():
+            samples = []
+            for i, index in enumerate(indices):
+                place = () if first is None else (first + i,)
+                _seed_all(seed_of(seed, epoch, index, *place), own)
+                samples.append(self.dataset[index])
+            _seed_all(seed_of(seed, epoch, *indices[:1], -1), own)
+            return self.collate(samples)
+
+
+def _seed_all(seed: int, own: list[Any]) -> None:
+    """Seed the global generators, and others each differently, so that no two draw the same numbers."""
+    seed_cpu(seed)
+    for i, generator in enumerate(own):
+        part = seed_of(seed, i)
+        if isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(part).state
+        elif isinstance(generator, torch.Generator):
+            generator.manual_seed(part)
+        else:
+            generator.seed(part)
+
+
+_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+_MOST = 64  # entries of a container that is looked into: transforms are few, samples are many
+_DEEPEST = 8
+
+
+def _generators_in(value: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
+    """Find the generators that an object keeps, in its attributes and theirs."""
+    if id(value) in seen or depth > _DEEPEST or isinstance(value, type | Tensor | FunctionType | ModuleType):
+        return
+    seen.add(id(value))
+    inner: Iterable[Any] = ()
+    if isinstance(value, _GENERATORS):
+        yield value
+    elif isinstance(value, partial):
+        inner = (value.func, value.args, value.keywords)
+    elif isinstance(value, MethodType):
+        inner = (value.__self__,)
+    elif isinstance(value, list | tuple | Mapping):
+        if len(value) <= _MOST:
+            inner = value.values() if isinstance(value, Mapping) else value
+    elif hasattr(value, "__dict__"):
+        inner = list(vars(value).values())
+    for item in inner:
+        yield from _generators_in(item, seen, depth + 1)
