@@ -18,7 +18,7 @@ from .optim.groups import build_opt, check_step, left_out, set_lr
 @contextmanager
 def fit_of(learn: Any, cbs: Any) -> Iterator[None]:
     """Give a fit its own callbacks, and leave each module in the mode in which it was found."""
-    learn.found_modes = {module: module.training for module in learn.model.modules()}
+    learn.found_modes, n_scopes = {m: m.training for m in learn.model.modules()}, len(learn.scopes)
     learn.epoch = learn.n_steps = learn.batch_idx = 0
     with learn.extra_cbs(cbs):
         try:
@@ -32,6 +32,7 @@ def fit_of(learn: Any, cbs: Any) -> Iterator[None]:
             for module, training in learn.found_modes.items():
                 module.training = training
             learn.found_modes = {}
+            del learn.scopes[n_scopes:]  # a second signal may have come between any two lines
 
 
 @contextmanager

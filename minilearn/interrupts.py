@@ -72,7 +72,7 @@ def rest(learn: Any) -> None:
 def stopped(learn: Any) -> BaseException:
     """Return what a signal ends a fit with that is at rest, and print or say where it stands."""
     path = learn.saved_to
-    how = f"fit(..., resume={str(path)!r}) goes on from there" if path else "the learner is as it was then"
+    how = f"fit(..., resume={str(path.parent)!r}) goes on" if path else "the learner is as it was then"
     return _ending(learn.stop_signal, f"stopped in {learn.where()}; {how}")
 
 

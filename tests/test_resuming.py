@@ -697,7 +697,9 @@ def test_other_callbacks_are_refused(folder, there, here, said):
 
 def test_run_without_callbacks_is_said_so(folder):
     stop(new(saving(folder), StopCB(2)))
-    with pytest.raises(ValueError, match=r"the state of CheckpointCB, not among the callbacks here: none; give"):
+    with pytest.raises(
+        ValueError, match=r"the state of CheckpointCB, not among the callbacks here: none; give"
+    ):
         new().fit(N_EPOCHS, resume=folder)
 
 
