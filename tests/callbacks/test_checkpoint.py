@@ -198,7 +198,7 @@ def test_interrupted_fit_is_saved_where_it_stopped(make_learner, at, tmp_path):
             signal.raise_signal(signal.SIGINT)
 
     learn = make_learner(cbs=[CheckpointCB(tmp_path, every_steps=99), at("after_step", interrupt)])
-    with pytest.raises(KeyboardInterrupt, match=train(0, 2)):
+    with pytest.raises(KeyboardInterrupt, match="goes on"):
         learn.fit(2)
     assert names_in(tmp_path) == [train(0, 2)]
     assert read(learn.saved_to)["position"] == {"epoch": 0, "phase": "train", "batch": 2}
@@ -918,7 +918,7 @@ def test_validation_that_cannot_be_taken_up_begins_again(with_plain_valid, at, t
     straight.fit(2)
     torch.manual_seed(0)
     learn = with_plain_valid(CheckpointCB(tmp_path), sums[1], at("after_batch", interrupt))
-    with pytest.raises(KeyboardInterrupt, match=valid(0, 0)):
+    with pytest.raises(KeyboardInterrupt, match="goes on"):
         learn.fit(2)
     assert read(learn.saved_to)["position"] == {"epoch": 0, "phase": "eval", "batch": 0}
     torch.manual_seed(5)
