@@ -78,9 +78,9 @@ class Learner(CallbackHost):
         self.n_fits = 0
         self.run_id: str | None = None
         self.saved_to: Path | None = None
-        self.resuming: Any = None
-        self.stop_signal: int | None = None
-        self.is_fetching = self.is_aside = False
+        self.resuming: Any = None  # the checkpoint that is about to be put back
+        self.stop_signal: int | None = None  # SIGINT or SIGTERM, once it came
+        self.is_fetching = self.is_aside = False  # reading a batch; validating in the middle of something
         self.found_modes: dict[nn.Module, bool] = {}  # each module's mode when the fit began
         self.frozen_norms: list[nn.Module] = []  # those that `freeze` put in evaluation mode
         self.dl: Any = None

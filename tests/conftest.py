@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minilearn import Callback, DataLoaders, Learner, TensorLoader, events
+from minilearn import Callback, CheckpointCB, DataLoaders, Learner, TensorLoader, events
 
 aten = torch.ops.aten
 
@@ -28,6 +28,27 @@ class SyncCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.n += func.overloadpacket in self.waiting
         return func(*args, **(kwargs or {}))
+
+
+class StoppedError(Exception):
+    """Stand for the end of a process."""
+
+
+class StopCB(Callback):
+    """End a fit at its n-th rest, as a crash does, after the checkpoint was written."""
+
+    order = CheckpointCB.order
+
+    def __init__(self, n):
+        self.n = n
+
+    def state_dict(self):
+        return {}
+
+    def at_rest(self, learn):
+        self.n -= 1
+        if self.n == 0:
+            raise StoppedError
 
 
 def _write_idx(root, name="FashionMNIST", n_train=20, n_valid=10):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import StopCB, StoppedError
 from rich.console import Console
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
@@ -40,27 +41,6 @@ from minilearn.state import first_difference
 N_EPOCHS, N_TRAIN, N_VALID = 2, 3, 2  # batches
 N_RESTS = N_EPOCHS * (N_TRAIN + N_VALID + 1) + 1  # after each batch, epoch and fit
 MOM_SGD = partial(optim.SGD, momentum=0.9)
-
-
-class _Stopped(Exception):  # noqa: N818  it stands for the end of a process
-    pass
-
-
-class StopCB(Callback):
-    """End a fit at its n-th rest, as a crash does, after the checkpoint was written."""
-
-    order = CheckpointCB.order
-
-    def __init__(self, n):
-        self.n = n
-
-    def state_dict(self):
-        return {}
-
-    def at_rest(self, learn):
-        self.n -= 1
-        if self.n == 0:
-            raise _Stopped
 
 
 class TraceCB(Callback):
@@ -127,7 +107,7 @@ def final(learn):
 
 
 def stop(learn, n_epochs=N_EPOCHS, **kwargs):
-    with pytest.raises(_Stopped):
+    with pytest.raises(StoppedError):
         learn.fit(n_epochs, **kwargs)
     return learn
 
@@ -860,7 +840,7 @@ def script(folder, *cbs, resume=True, seed=1):
 def test_script_of_several_fits_is_started_again(folder, tmp_path, n):
     straight = script(tmp_path / "straight", resume=False)
     stopper = StopCB(n)
-    with pytest.raises(_Stopped):
+    with pytest.raises(StoppedError):
         script(folder, stopper)
     trace = TraceCB()
     resumed = script(folder, trace, seed=50)

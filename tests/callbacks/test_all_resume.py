@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import StopCB, StoppedError
 from rich.console import Console
 from test_all_callbacks import FACTORIES, FOLDER, SHIPPED
 from torch import nn
@@ -66,31 +67,9 @@ class CopyCB(Callback):
         self.paths.append(shutil.copy(learn.saved_to, self.folder / f"{len(self.paths):02d}.pt"))
 
 
-class StopCB(Callback):
-    """Stand for the end of a process at the n-th place of rest."""
-
-    order = CheckpointCB.order
-
-    def __init__(self, n):
-        self.n = n
-
-    def state_dict(self):
-        return {}
-
-    def at_rest(self, learn):
-        self.n -= 1
-        if self.n == 0:
-            raise RuntimeError("killed")
-
-
 @pytest.fixture(autouse=True)
 def quick_files(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # these files need not outlive the machine
-
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda handle: None)  # these files need not outlive the machine
 
 
 def every_rest(folder):
@@ -249,7 +228,7 @@ def test_value_that_the_schedule_began_with_comes_back_after_the_fit(tmp_path, a
         learn.fit(N_EPOCHS, cbs=[make(), *cbs], **kwargs)
         return learn.opt.param_groups[0]["lr"]
 
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(StoppedError):
         run(StopCB(3))
     assert run(resume=True) == 0.05
 
@@ -297,7 +276,12 @@ class Spread:
             self.by_class[c] = self.by_class.get(c, 0) + 1
 
     def compute(self):
-        return [self.n, *torch.stack(self.sums).std(0, correction=0).tolist(), *self.last, *self.by_class.values()]
+        return [
+            self.n,
+            *torch.stack(self.sums).std(0, correction=0).tolist(),
+            *self.last,
+            *self.by_class.values(),
+        ]
 
 
 class Mean(torcheval.Mean):
@@ -382,7 +366,7 @@ def test_bad_loss_that_was_not_looked_at_before_the_stop_is_found(tmp_path, at, 
         cbs = [at("after_loss", spoil, order=-1), TerminateOnNaNCB(every=4), every_rest(tmp_path), *cbs]
         return new_learner(lambda: cbs, 1, n_train=7)
 
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(StoppedError):
         make(StopCB(3)).fit()
     with pytest.raises(FloatingPointError, match=f"epoch 0, train batch {step}, step {step}:"):
         make().fit(resume=tmp_path)
@@ -588,7 +572,7 @@ def test_callbacks_of_every_kind_go_together(tmp_path):
 
 def stopped_and_resumed(folder, make, n=2):
     """Stop a fit at the n-th place of rest and go on with it; return the learner."""
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(StoppedError):
         new_learner(lambda: [*make(), every_rest(folder), StopCB(n)], seed=1).fit(N_EPOCHS)
     learn = new_learner(lambda: [*make(), every_rest(folder)], seed=2)
     learn.fit(N_EPOCHS, resume=folder)
@@ -704,7 +688,7 @@ def test_fit_that_broke_off_goes_on_from_its_folder(tmp_path, n):
 def test_fit_may_be_stopped_again_and_again(tmp_path):
     for seed in range(1, n_places(**SHORT) + 1):
         learn = new_learner(lambda: [*several(), every_rest(tmp_path), StopCB(1)], seed=seed)
-        with pytest.raises(RuntimeError, match="killed"):
+        with pytest.raises(StoppedError):
             learn.fit(N_EPOCHS, resume=True)
     learn = new_learner(lambda: [*several(), every_rest(tmp_path)], seed=99)
     learn.fit(N_EPOCHS, resume=True)
