@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -165,13 +164,17 @@ def keyed(cbs: tuple[Callback, ...]) -> dict[str, Callback]:
     return found
 
 
-def settings_of(cbs: tuple[Callback, ...]) -> Saved:
-    """Return numbers and text that users' callbacks took as arguments and keep under the same names."""
+def settings_of(learn: Any) -> Saved:
+    """Return numbers and text that users' callbacks took as arguments, and the optimizer's numbers."""
     found: Saved = {}
-    for key, cb in keyed(cbs).items():
+    for key, cb in keyed(learn.cbs).items():
         if type(cb).state_dict is Callback.state_dict:  # all of its attributes travel
             names = inspect.signature(type(cb).__init__).parameters.keys() & vars(cb).keys()
             found[key] = {k: vars(cb)[k] for k in names if isinstance(vars(cb)[k], int | float | str)}
+    for i, group in enumerate(learn.opt.param_groups):
+        numbers = {k: v for k, v in group.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        betas = {f"betas[{j}]": beta for j, beta in enumerate(group.get("betas", ()))}
+        found[f"group {i} of the optimizer"] = numbers | betas
     return found
 
 
@@ -206,7 +209,6 @@ def put(learn: Any, saved: Saved) -> None:
     What users' code does comes first: if it raises, weights, optimizer and history are as they were.
     """
     device = next(learn.model.parameters()).device
-    _warn_of_settings(saved.get("settings", {}), settings_of(learn.cbs))
     _put_cbs(learn, saved["cbs"], device)
     loader = Loader(device, type(learn).__module__)
     vars(learn).update(loader.load(saved["own"], learn.own_fields(), "learn"))
@@ -251,17 +253,6 @@ def _put_cbs(learn: Any, saved: Saved, device: torch.device) -> None:
 def _put_cb(cb: Callback, key: str, saved: Any, device: torch.device) -> None:
     loader = Loader(device, type(cb).__module__)
     cb.load_state_dict(loader.load(saved, dict(cb.state_dict()), key))
-
-
-def _warn_of_settings(before: Saved, now: Saved) -> None:
-    for key, values in before.items():
-        for name, value in values.items():
-            here = now.get(key, {}).get(name, value)
-            if here != value:
-                warnings.warn(
-                    f"{key} has {name}={here!r} here, and {value!r} in the run that goes on, which is used",
-                    stacklevel=2,
-                )
 
 
 def _put_opt(opt: Any, state: Any) -> None:

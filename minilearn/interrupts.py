@@ -26,6 +26,8 @@ def interrupts(learn: Any) -> Iterator[None]:
     """
     learn.stop_signal, learn.saved_to, owner = None, None, os.getpid()
     usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if hasattr(signal, "SIGHUP"):  # of a terminal that was closed
+        usual[signal.SIGHUP] = signal.SIG_DFL
     before: dict[int, Any] = {}
 
     def on_signal(number: int, frame: Any) -> None:
@@ -77,9 +79,10 @@ def stopped(learn: Any) -> BaseException:
 
 
 def _ending(number: int, said: str) -> BaseException:
-    """Return what ends the program as people expect: a KeyboardInterrupt, or exit code 128 + 15."""
+    """Return what ends the program as people expect: a KeyboardInterrupt, or exit code 128 + signal."""
     text = f"minilearn: {signal.Signals(number).name}: {said}"
     if number == signal.SIGINT:
         return KeyboardInterrupt(text)
-    print(text, file=sys.stderr)
+    with suppress(OSError):  # of a terminal that is gone
+        print(text, file=sys.stderr)
     return SystemExit(128 + number)

@@ -60,9 +60,15 @@ def begin_resume(learn: Any, resume: str | Path | bool) -> bool:
 
     Until `restore`, only the history, the count of epochs and the loaders' seeds are the checkpoint's.
     """
-    if (path := _found(learn, resume)) is None:
-        return True  # the first start of a script that resumes itself
-    saved = read(path)
+    if (path := _found(learn, resume)) is None:  # the first start of a script that resumes itself
+        _say(learn, "There is no checkpoint yet: a new run begins")
+        return True
+    try:
+        saved = read(path)
+    except ValueError as error:
+        if older := checkpoints_in(path.parent)[:-1]:
+            raise ValueError(f"{error}; the one before it: resume={str(older[-1])!r}") from error
+        raise
     check_alike(saved["model"], tensors_by_name(learn.model), path)
     index, n_fits = saved["fit"]["index"], learn.n_fits
     if path == Path(str(resume)).expanduser() or learn.run_id not in (None, saved["run"]):
@@ -117,10 +123,16 @@ def _check(learn: Any, saved: Saved, path: Path) -> None:
     now = capture_rest(learn, Position(0))
     here: Any
     there: Any
-    for name, what in (("n_epochs", "epochs"), ("phases", "phases"), ("epoch_steps", "steps in its epochs")):
+    for name, what, why in (
+        ("n_epochs", "epochs", "for more of them, call fit once again after this one"),
+        ("phases", "phases", "is the validation loader missing?"),
+        ("epoch_steps", "steps in its epochs", "is it another batch size, or other data?"),
+    ):
         here, there = now["fit"][name], saved["fit"][name]
         if here != there:
-            raise ValueError(f"{path} is of a fit with {_brief(there)} {what}, this one has {_brief(here)}")
+            raise ValueError(
+                f"{path} is of a fit with {_brief(there)} {what}, this one has {_brief(here)}; {why}"
+            )
     here, there = capture_weights(learn)["opt"], saved["opt"]
     if here["class"] != there["class"]:
         raise ValueError(f"{path} is of a run with {there['class']}, the optimizer here is {here['class']}")

@@ -411,7 +411,9 @@ def test_lr_that_a_callback_set_goes_on(folder, at, n):
 def test_lr_of_the_checkpoint_rules(folder):
     stop(new(saving(folder), StopCB(2), lr=0.1))
     learn = new(saving(folder), lr=0.5)
-    learn.fit(N_EPOCHS, resume=True, lr=0.7)
+    said = "group 0 of the optimizer has lr=0.7 here, and 0.1 in the run that goes on, which is used"
+    with pytest.warns(UserWarning, match=said):
+        learn.fit(N_EPOCHS, resume=True, lr=0.7)
     assert learn.opt.param_groups[0]["lr"] == 0.1
 
 
@@ -580,13 +582,21 @@ def with_name(model):
 
 FIT = {"n_epochs": N_EPOCHS}
 REFUSALS = {
-    "epochs": ({}, {"n_epochs": 3}, "is of a fit with 2 epochs, this one has 3"),
+    "epochs": (
+        {},
+        {"n_epochs": 3},
+        "is of a fit with 2 epochs, this one has 3; for more",
+    ),
     "phases": (
         {},
         FIT | {"valid": False},
-        r"is of a fit with \['train', 'eval'\] phases, this one has \['train'\]",
+        r"is of a fit with \['train', 'eval'\] phases, this one has \['train'\]; is the validation loader missing\?",
     ),
-    "steps": ({"bs": 6}, FIT, "is of a fit with 2 times 3 steps in its epochs, this one has 2 times 2"),
+    "steps": (
+        {"bs": 6},
+        FIT,
+        r"is of a fit with 2 times 3 steps in its epochs, this one has 2 times 2; is it another",
+    ),
     "optimizer": ({"opt_func": optim.Adam}, FIT, "is of a run with SGD, the optimizer here is Adam"),
     "groups": (
         {"param_groups": two_groups},
@@ -643,7 +653,7 @@ def test_learner_that_is_not_alike_is_refused_and_nothing_is_changed(folder, why
     learn = live(**kwargs)
     before = whole_state(learn)
     weights = learn.model[0].weight.data_ptr()
-    with pytest.raises(ValueError, match=rf"/run/epoch-0000-train-000002\.pt:? {said}$"):
+    with pytest.raises(ValueError, match=rf"/run/epoch-0000-train-000002\.pt:? {said}"):
         learn.fit(**fit, cbs=[saving(folder)], resume=folder)
     assert first_difference(before, whole_state(learn)) == ""
     assert learn.model[0].weight.data_ptr() == weights

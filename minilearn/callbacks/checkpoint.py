@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+import warnings
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,9 @@ class CheckpointCB(Callback):
         self._check(learn)
         self._check_folder(learn)
         self._last_step, self._last_s = 0, time.monotonic()
-        self._needs, self._settings = {False: _needs_of(learn)}, settings_of(learn.cbs)
+        self._needs, self._settings = {False: _needs_of(learn)}, settings_of(learn)
+        if learn.resuming is not None:
+            _warn_of_settings(learn.resuming.saved["settings"], self._settings)
         capture_weights(learn)  # raises now for what a checkpoint cannot hold
 
     def before_train(self, learn: Any) -> None:
@@ -167,6 +170,8 @@ class CheckpointCB(Callback):
                     "state_dict(self) and load_state_dict(self, state)"
                 )
         path = self.folder / name
+        if (found := checkpoints_in(self.folder)) and found[-1] != learn.saved_to:
+            self._check_run(learn, found[-1])  # another process may have begun to write here
         write_torch(path, rest | capture_weights(learn) | {"settings": self._settings})
         return path
 
@@ -185,6 +190,13 @@ class CheckpointCB(Callback):
         if self.monitor is not None:
             self.monitor.check(learn)
 
+    def _check_run(self, learn: Any, path: Path) -> None:
+        if path.exists() and read_torch(path, check=False)["run"] != learn.run_id:
+            raise ValueError(
+                f"{self!r}: {path.name} there is of another run, which would be lost: go on with it, "
+                f"fit(..., resume={str(self.folder)!r}), or choose another folder"
+            )
+
     def _check_folder(self, learn: Any) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise NotADirectoryError(f"{self!r}: there is a file of this name; expected a folder")
@@ -192,13 +204,10 @@ class CheckpointCB(Callback):
         if not os.access(self.folder, os.W_OK):
             raise PermissionError(f"{self!r}: this folder cannot be written to")
         learn.run_id = learn.run_id or uuid.uuid4().hex
+        self._check_run(learn, self.folder / _BEST)
         if found := checkpoints_in(self.folder):
             newest = found[-1]
-            if read_torch(newest, check=False)["run"] != learn.run_id:
-                raise ValueError(
-                    f"{self!r}: {newest.name} there is of another run, which would be lost: go on with it, "
-                    f"fit(..., resume={str(self.folder)!r}), or choose another folder"
-                )
+            self._check_run(learn, newest)
             if learn.resuming is not None and is_at(newest) > is_at(_place_of(learn.resuming)):
                 raise ValueError(
                     f"{self!r} has a later checkpoint, {newest.name}, than the one to go on from, "
@@ -206,6 +215,17 @@ class CheckpointCB(Callback):
                 )
         for side in self.folder.glob(f".*{SIDE}"):  # of a process that was killed while it wrote
             side.unlink()
+
+
+def _warn_of_settings(before: Saved, now: Saved) -> None:
+    for key, values in before.items():
+        for name, value in values.items():
+            here = now.get(key, {}).get(name, value)
+            if here != value:
+                warnings.warn(
+                    f"{key} has {name}={here!r} here, and {value!r} in the run that goes on, which is used",
+                    stacklevel=2,
+                )
 
 
 def _place_of(resuming: Any) -> Path:

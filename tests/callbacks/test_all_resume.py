@@ -230,7 +230,8 @@ def test_value_that_the_schedule_began_with_comes_back_after_the_fit(tmp_path, a
 
     with pytest.raises(StoppedError):
         run(StopCB(3))
-    assert run(resume=True) == 0.05
+    with pytest.warns(UserWarning, match="which is used"):  # the fit that halved it is left out
+        assert run(resume=True) == 0.05
 
 
 def adam(params, lr):

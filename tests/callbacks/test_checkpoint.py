@@ -30,7 +30,7 @@ from minilearn import (
     RecorderCB,
     TensorLoader,
 )
-from minilearn.checkpoint import capture, position_of, read
+from minilearn.checkpoint import capture, checkpoints_in, position_of, read
 from minilearn.files import write_torch
 from minilearn.state import first_difference
 
@@ -953,3 +953,34 @@ def test_resumed_run_says_so_beside_a_progress_bar(make_learner, at, tmp_path, c
     cbs = [CheckpointCB(tmp_path), ProgressCB(console=Console(file=StringIO()))]
     make_learner(cbs=[*cbs, at("after_step", lambda learn: None)]).fit(2, resume=True)
     assert capsys.readouterr().out == f"Resumed from {tmp_path / train(1)}\n"
+
+
+def test_folder_whose_best_is_of_another_run_is_refused(make_learner, tmp_path):
+    make_learner(cbs=[MetricsCB(), CheckpointCB(tmp_path, monitor="loss")]).fit()
+    for path in checkpoints_in(tmp_path):
+        path.unlink()
+    before = (tmp_path / "best.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"best\.pt there is of another run"):
+        make_learner(cbs=[MetricsCB(), CheckpointCB(tmp_path, monitor="loss")]).fit()
+    assert (tmp_path / "best.pt").read_bytes() == before
+
+
+def test_run_that_another_one_joins_in_its_folder_is_ended(make_learner, at, tmp_path):
+    def join(learn):
+        if learn.n_steps == 2:
+            other = make_learner(cbs=[CheckpointCB(tmp_path / "other")])
+            other.fit()
+            other.saved_to.rename(tmp_path / "epoch-0007-train-000000.pt")
+
+    learn = make_learner(cbs=[CheckpointCB(tmp_path, every_steps=1), at("after_step", join)])
+    with pytest.raises(ValueError, match=r"epoch-0007-train-000000\.pt there is of another run"):
+        learn.fit()
+    assert read(tmp_path / "epoch-0000-train-000001.pt")["run"] == learn.run_id
+
+
+def test_newest_that_is_broken_names_the_one_before(make_learner, tmp_path):
+    make_learner(cbs=[CheckpointCB(tmp_path, every_steps=1)]).fit()
+    older, newest = checkpoints_in(tmp_path)
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"is cut short.*; the one before it: resume='{older}'"):
+        make_learner(cbs=[CheckpointCB(tmp_path, every_steps=1)]).fit(resume=True)
