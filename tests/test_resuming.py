@@ -590,7 +590,7 @@ REFUSALS = {
     "phases": (
         {},
         FIT | {"valid": False},
-        r"is of a fit with \['train', 'eval'\] phases, this one has \['train'\]; is the validation loader missing\?",
+        r"is of a fit with \['train', 'eval'\] phases, this one has \['train'\]; is the validation",
     ),
     "steps": (
         {"bs": 6},
