@@ -191,7 +191,12 @@ class CheckpointCB(Callback):
             self.monitor.check(learn)
 
     def _check_run(self, learn: Any, path: Path) -> None:
-        if path.exists() and read_torch(path, check=False)["run"] != learn.run_id:
+        if not path.exists():
+            return
+        saved = read_torch(path, check=False)
+        if (
+            not isinstance(saved, dict) or saved.get("run") != learn.run_id
+        ):  # a file of the user's own, perhaps
             raise ValueError(
                 f"{self!r}: {path.name} there is of another run, which would be lost: go on with it, "
                 f"fit(..., resume={str(self.folder)!r}), or choose another folder"

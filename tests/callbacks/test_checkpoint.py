@@ -984,3 +984,9 @@ def test_newest_that_is_broken_names_the_one_before(make_learner, tmp_path):
     newest.write_bytes(newest.read_bytes()[:100])
     with pytest.raises(ValueError, match=f"is cut short.*; the one before it: resume='{older}'"):
         make_learner(cbs=[CheckpointCB(tmp_path, every_steps=1)]).fit(resume=True)
+
+
+def test_best_that_is_a_file_of_the_user_s_own_is_refused(make_learner, tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "best.pt")
+    with pytest.raises(ValueError, match=r"best\.pt there is of another run"):
+        make_learner(cbs=[CheckpointCB(tmp_path)]).fit()
