@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .download import cache_folder, waiting_at_most
 from .loaders import DataLoaders
 from .resumable import TensorLoader
 
-_DOWNLOAD_WAIT_S = 15  # torchvision itself waits for a silent server without end
 
 
 def fashion_mnist(
@@ -103,7 +101,7 @@ def _check(images: Tensor, targets: Tensor, n_classes: int) -> None:
 
 def _find(name: str, dataset: Callable[..., Any], root: str | Path | None, download: bool) -> Path:
     """Return the folder that has the four files, downloading them if need be."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minilearn"
+    cache = cache_folder()
     if root is not None:
         home = Path(root).expanduser()
         if not home.is_dir():
@@ -141,20 +139,10 @@ def _not_found(name: str, tried: list[str]) -> str:
 def _download(name: str, dataset: Callable[..., Any], home: Path) -> Path:
     """Download to the side and rename, so that a download that broke off leaves nothing behind."""
     home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home) as side, _timeout(_DOWNLOAD_WAIT_S):
+    with tempfile.TemporaryDirectory(dir=home) as side, waiting_at_most():
         dataset(side, download=True)
         (home / name).mkdir(exist_ok=True)
         for file in (Path(side) / name / "raw").iterdir():
             (home / name / "raw").mkdir(exist_ok=True)
             file.replace(home / name / "raw" / file.name)
     return home
-
-
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -30,12 +30,18 @@ class DataLoaders:
             time. valid=None: there is no validation. Read as attributes or by name:
             dls["train"], dls["eval"] (or "valid"), dls["test"].
         classes: the names of the classes, in the order of the targets, where there are any.
+        source: where the data came from, for reports.
 
     Raises: ValueError without train; TypeError for what is no iterable, or only goes once.
     """
 
     def __init__(
-        self, train: Any, valid: Any = None, test: Any = None, classes: Sequence[str] | None = None
+        self,
+        train: Any,
+        valid: Any = None,
+        test: Any = None,
+        classes: Sequence[str] | None = None,
+        source: str = "",
     ) -> None:
         if train is None:
             raise ValueError(
@@ -44,7 +50,7 @@ class DataLoaders:
         self.train = _check_loader("train", train)
         self.valid = None if valid is None else _check_loader("valid", valid)
         self.test = None if test is None else _check_loader("test", test)
-        self.classes = None if classes is None else tuple(classes)
+        self.classes, self.source = None if classes is None else tuple(classes), source
 
     def __getitem__(self, name: str) -> Any:
         attribute = "valid" if name == "eval" else name
@@ -202,9 +208,7 @@ def peek(loader: Any) -> Any:
     batch is drawn from an iterator of its own. None if it has none.
     """
     with kept_rng(*generators_of(loader)):
-        if isinstance(loader, TensorLoader):
-            return tuple(t[:2] for t in loader.tensors)
-        if isinstance(loader, DatasetLoader):
+        if isinstance(loader, TensorLoader | DatasetLoader):
             return loader.peek()
         if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
             return _peek_dataset(loader)

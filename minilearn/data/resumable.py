@@ -123,3 +123,7 @@ class TensorLoader(ResumableLoader):
                 yield tuple(t[index] for t in self.tensors)
             else:
                 yield tuple(t[first:stop] for t in self.tensors)
+
+    def peek(self) -> tuple[Tensor, ...]:
+        """Return the first two samples as a batch."""
+        return tuple(t[:2] for t in self.tensors)

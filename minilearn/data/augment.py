@@ -1,0 +1,118 @@
+"""Augmentation of whole batches of images, on the device that they are on, each sample in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Augment:
+    """Change a batch of images, each by random numbers of its own.
+
+    A subclass says in `n_random` how many numbers it needs for an image, and in `__call__` what it does
+    with them. The loader draws them, so that they are a pure function of (seed, epoch, index).
+    """
+
+    n_random: int = 0
+
+    def __call__(self, images: Tensor, random: Tensor) -> Tensor:
+        """Return the images changed.
+
+        Shapes: images (N, C, H, W) float; random (N, n_random), uniform in [0, 1), on the same device.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to define __call__(images, random)")
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({values})"
+
+
+class RandomCrop(Augment):
+    """Move each image by up to `padding` pixels each way; 0, the mean of normalized images, comes in.
+
+    Args:
+        padding: pixels, >= 1.
+    """
+
+    n_random = 2
+
+    def __init__(self, padding: int = 4) -> None:
+        if not isinstance(padding, int) or padding < 1:
+            raise ValueError(f"RandomCrop(padding={padding!r}): expected a whole number of pixels >= 1")
+        self.padding = padding
+
+    def __call__(self, images: Tensor, random: Tensor) -> Tensor:
+        """See Augment."""
+        n, _, height, width = images.shape
+        first = (random * (2 * self.padding + 1)).long()  # (N, 2), 0 to 2 * padding
+        rows = first[:, 0, None, None] + torch.arange(height, device=images.device)[:, None]  # (N, H, 1)
+        cols = first[:, 1, None, None] + torch.arange(width, device=images.device)  # (N, 1, W)
+        sample = torch.arange(n, device=images.device)[:, None, None]
+        padded = F.pad(images, (self.padding,) * 4)
+        return padded[sample, :, rows, cols].permute(0, 3, 1, 2)  # of (N, H, W, C)
+
+
+class HorizontalFlip(Augment):
+    """Mirror each image, left to right, with probability p."""
+
+    n_random = 1
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"HorizontalFlip(p={p!r}): expected 0 <= p <= 1")
+        self.p = p
+
+    def __call__(self, images: Tensor, random: Tensor) -> Tensor:
+        """See Augment."""
+        return torch.where((random < self.p)[:, :, None, None], images.flip(-1), images)
+
+
+class Cutout(Augment):
+    """Set a square in each image to 0, the mean of normalized images.
+
+    Args:
+        size: of a side, in pixels, >= 1. The square's middle is any pixel, so it may lie half outside.
+
+    Source: DeVries & Taylor 2017.
+    """
+
+    n_random = 2
+
+    def __init__(self, size: int = 8) -> None:
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"Cutout(size={size!r}): expected a whole number of pixels >= 1")
+        self.size = size
+
+    def __call__(self, images: Tensor, random: Tensor) -> Tensor:
+        """See Augment."""
+        inside = []
+        for axis, length in enumerate(images.shape[2:]):
+            first = (random[:, axis, None] * length).long() - self.size // 2  # (N, 1)
+            at = torch.arange(length, device=images.device)
+            inside.append((at >= first) & (at < first + self.size))  # (N, length)
+        rows, cols = inside
+        return images.masked_fill((rows[:, :, None] & cols[:, None, :])[:, None], 0)
+
+
+class Normalize(Augment):
+    """Bring pixels to mean 0 and standard deviation 1: (pixel / 255 - mean) / std, float32.
+
+    Args:
+        mean, std: of each channel over the training set, for pixels from 0 to 1.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise ValueError(f"Normalize({mean!r}, {std!r}): expected a mean and a std > 0 for each channel")
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def __call__(self, images: Tensor, random: Tensor) -> Tensor:
+        """See Augment; images are uint8."""
+        scale = torch.tensor([1 / (255 * s) for s in self.std], device=images.device)[:, None, None]
+        shift = torch.tensor(
+            [-m / s for m, s in zip(self.mean, self.std, strict=True)], device=images.device
+        )[:, None, None]
+        return torch.addcmul(shift, images.float(), scale)
