@@ -3,16 +3,25 @@
 from . import optim, schedules
 from .callback import Callback, CallbackHost
 from .callbacks import (
+    EMACB,
+    SWACB,
+    BaseAveragingCB,
     BaseSchedulerCB,
     BatchSchedulerCB,
     BatchSizeCB,
+    ChannelsLastCB,
     CheckpointCB,
+    CompileCB,
     DeviceCB,
     EarlyStoppingCB,
     EpochSchedulerCB,
+    GradientAccumulationCB,
+    GradientClippingCB,
     HooksCB,
     LRFinderCB,
     MetricsCB,
+    MixedPrecisionCB,
+    MixupCB,
     MomentumCB,
     Monitor,
     ProgressCB,
@@ -21,9 +30,10 @@ from .callbacks import (
     SingleBatchCB,
     StoreModuleStatsCB,
     TerminateOnNaNCB,
+    TestTimeFlipCB,
     g,
 )
-from .data import DataLoaders, DatasetLoader, TensorLoader, fashion_mnist, mnist, shapes
+from .data import DataLoaders, DatasetLoader, TensorLoader, cifar10, fashion_mnist, mnist, shapes
 from .events import (
     CancelBatchException,
     CancelEpochException,
@@ -36,14 +46,17 @@ from .events import (
     with_cbs,
 )
 from .learner import Learner
-from .models import MLP, GeneralReLU, StridedCNN, init_leaky
+from .models import MLP, GeneralReLU, ResNet, StridedCNN, init_leaky, resnet18, resnet20
 from .plot import plot_history, plot_images, plot_lines, plot_scheduler
 from .seeding import set_seed
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "EMACB",
     "MLP",
+    "SWACB",
+    "BaseAveragingCB",
     "BaseSchedulerCB",
     "BatchSchedulerCB",
     "BatchSizeCB",
@@ -56,28 +69,37 @@ __all__ = [
     "CancelStepException",
     "CancelTrainException",
     "CancelValidateException",
+    "ChannelsLastCB",
     "CheckpointCB",
+    "CompileCB",
     "DataLoaders",
     "DatasetLoader",
     "DeviceCB",
     "EarlyStoppingCB",
     "EpochSchedulerCB",
     "GeneralReLU",
+    "GradientAccumulationCB",
+    "GradientClippingCB",
     "HooksCB",
     "LRFinderCB",
     "Learner",
     "MetricsCB",
+    "MixedPrecisionCB",
+    "MixupCB",
     "MomentumCB",
     "Monitor",
     "ProgressCB",
     "RecorderCB",
+    "ResNet",
     "ScheduleCB",
     "SingleBatchCB",
     "StoreModuleStatsCB",
     "StridedCNN",
     "TensorLoader",
     "TerminateOnNaNCB",
+    "TestTimeFlipCB",
     "cancel_exception",
+    "cifar10",
     "fashion_mnist",
     "g",
     "init_leaky",
@@ -87,6 +109,8 @@ __all__ = [
     "plot_images",
     "plot_lines",
     "plot_scheduler",
+    "resnet18",
+    "resnet20",
     "schedules",
     "set_seed",
     "shapes",

@@ -55,6 +55,14 @@ class Callback:
         """
         return steps
 
+    def plan_schedules(self, learn: Any, n_epochs: int) -> int:
+        """Return how many epochs of the coming fit, from its first on, schedules of the lr rule.
+
+        For a callback that sets the lr itself from some epoch on: it returns that epoch. `n_epochs` is
+        what the callbacks before this one left.
+        """
+        return n_epochs
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of this callback: unless a subclass does, all its attributes.
 
@@ -143,6 +151,7 @@ class CallbackHost:
 
     def __init__(self, cbs: Any = None, defaults: Iterable[Callback] = ()) -> None:
         self.scopes: list[str] = []  # the scopes that are running, outermost first
+        self.is_failing = False  # in cleanup_ hooks: whether the scope is left by an error, no cancel
         self._defaults = list(defaults)
         self._given: list[Callback] = []
         self._hooks: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {}
@@ -277,6 +286,12 @@ class CallbackHost:
             if any(n is not None and (not isinstance(n, int) or n < 0) for n in steps):
                 raise ValueError(f"{cb!r}.plan_steps gave {steps!r}: expected whole numbers >= 0, or None")
         return steps
+
+    def scheduled_epochs(self, n_epochs: int) -> int:
+        """Return how many of n_epochs epochs the schedules of the lr rule, by what the callbacks plan."""
+        for cb in self.cbs:
+            n_epochs = cb.plan_schedules(self, n_epochs)
+        return n_epochs
 
     def _depth(self, cancel: CancelException) -> int:
         return self.scopes.index(cancel.scope) if cancel.scope in self.scopes else -1

@@ -10,7 +10,8 @@ is an event, for which any number of callbacks may define a hook of that name::
                     PREDICT                 after_predict
                     GET_LOSS                after_loss
                     BACKWARD                after_backward
-                    step:                   before_step
+                    step:                   before_step      (not while learn.is_gathering: more batches are
+                                                             to add their gradients first)
                         STEP                after_step
                                             cleanup_step
                     ZERO_GRAD               (not when the step was cancelled: gradients are kept)
@@ -114,6 +115,7 @@ def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 pass
             except BaseException as error:
                 self.add_note(error, f"{type(self).__name__}.{method.__name__}")
+                outer, self.is_failing = self.is_failing, not isinstance(error, CancelException)
                 try:
                     self.callback(cleanup)
                 except BaseException as second:
@@ -122,6 +124,7 @@ def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                     error.add_note(f"minilearn: then {cleanup} failed too: {second!r}")
                 finally:
                     self.scopes.pop()
+                    self.is_failing = outer
                 raise
             try:
                 self.callback(cleanup)

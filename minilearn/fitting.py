@@ -20,6 +20,7 @@ def fit_of(learn: Any, cbs: Any) -> Iterator[None]:
     """Give a fit its own callbacks, and leave each module in the mode in which it was found."""
     learn.found_modes, n_scopes = {m: m.training for m in learn.model.modules()}, len(learn.scopes)
     learn.epoch = learn.n_steps = learn.batch_idx = 0
+    learn.is_gathering = False
     with learn.extra_cbs(cbs):
         try:
             yield
@@ -78,6 +79,7 @@ def set_mode(learn: Any) -> None:
 def plan(learn: Any, n_epochs: int, train: bool, valid: bool) -> None:
     """Plan the steps of a fit, and infer from a small batch what was not given."""
     learn.n_epochs, learn.phases = n_epochs, ("train",) * train + ("eval",) * valid
+    learn.schedule_epochs = learn.scheduled_epochs(n_epochs)
     learn.epoch_steps = [0] * n_epochs
     if train:
         learn.epoch_steps = learn.planned_steps(n_epochs, n_batches(learn.dls.train))
@@ -116,7 +118,8 @@ def side_run(learn: Any, dl: Any) -> Iterator[list[dict[str, Any]]]:
     """Have `dl` as the validation loader and a history of its own, which is given, for a while."""
     check_not_empty("given", dl)
     history, dls, is_aside = learn.history, learn.dls, learn.is_aside
-    learn.history, learn.dls, learn.is_aside = [], DataLoaders(dls.train, dl, classes=dls.classes), True
+    learn.history, learn.is_aside = [], True
+    learn.dls = DataLoaders(dls.train, dl, classes=dls.classes, source=dls.source)
     try:
         yield learn.history
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from . import freezing, weights
 from .callback import CallbackHost, default_step
+from .callbacks.averaging import averaged
 from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
@@ -44,9 +46,11 @@ class Learner(CallbackHost):
         batch (the loader, then DeviceCB), preds and loss (the owners of predict and get_loss), opt,
         dl, training, phase ("train" or "eval"), phases (those of this fit), epoch (0, 1, ... in this
         fit), n_epochs, batch_idx, n_steps (optimizer steps taken in this fit), epoch_steps (planned, a
-        list) and total_steps (their sum; None where a loader has no length), n_epochs_trained (begun
-        in the learner's life), history (a dict per epoch and phase, by MetricsCB); of CheckpointCB run_id,
-        saved_to (the newest checkpoint of this fit) and n_fits (finished fits of its run).
+        list) and total_steps (their sum; None where a loader has no length), schedule_epochs (how many
+        epochs schedules of the lr rule), n_epochs_trained (begun in the learner's life), history (a dict per
+        epoch and phase, by MetricsCB); is_gathering (whether more batches are to add their gradients before
+        the step, by GradientAccumulationCB); of CheckpointCB run_id, saved_to (the newest checkpoint of this
+        fit) and n_fits (finished fits of its run).
 
     Source: documents 000 to 003 use it; miniai's Learner is its ancestor.
     Differs: the optimizer lives on from fit to fit, where document 003 makes a new one for each.
@@ -73,6 +77,8 @@ class Learner(CallbackHost):
         self.n_epochs_trained = self.epoch = self.n_epochs = self.n_steps = self.batch_idx = 0
         self.epoch_steps: list[int | None] = []
         self.total_steps: int | None = None
+        self.schedule_epochs = 0
+        self.is_gathering = False
         self.phases: tuple[str, ...] = ()
         self.training = False
         self.n_fits = 0
@@ -141,7 +147,7 @@ class Learner(CallbackHost):
         if self.training:
             self.callback("backward")
             self.callback("after_backward")
-            if self._step():  # not so when a callback cancelled it, to gather more gradients
+            if not self.is_gathering and self._step():  # not so when a callback cancelled it
                 self.callback("zero_grad")
 
     @with_cbs("step")
@@ -243,15 +249,28 @@ class Learner(CallbackHost):
                     rest(self)
         self.n_fits += train and self.run_id is not None
 
-    def validate(self, dl: Any = None) -> dict[str, Any]:
+    def validate(self, dl: Any = None, cbs: Any = None) -> dict[str, Any]:
         """Return the row of metrics over a loader (default dls.valid), e.g. {"loss": 0.27, ...}.
 
         Nothing is trained and `history` stays as it is. May be called by a callback during a fit.
+
+        Args:
+            cbs: callbacks for this validation only.
         """
         if dl is None and self.dls.valid is None:
             raise ValueError("validate(): dls has no valid loader; give one, validate(dl)")
-        rows = self._evaluate(self.dls.valid if dl is None else dl)
+        rows = self._evaluate(self.dls.valid if dl is None else dl, cbs)
         return rows[-1] if rows else {}
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Have the model hold the averaged weights of SWACB or EMACB inside a `with`, and then its own again.
+
+        The BatchNorms' statistics are those of the averaged weights, measured on training data. In the middle
+        of a fit too; a fit that came to its end leaves the averaged weights in the model anyway.
+
+        Raises: RuntimeError where there is no average: no such callback, or one that has not begun.
+        """
+        return averaged(self)
 
     def save(self, path: str | Path) -> None:
         """Write the model's weights, its state_dict, to a file in safetensors.

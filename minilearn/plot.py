@@ -57,7 +57,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], width: float = 4.0, heigh
         raise ValueError("plot_history: the history has no row yet")
     figure, axes = new_figure(1, len(names), width, height)
     for ax, name in zip(axes[0], names, strict=True):
-        for phase in ("train", "eval"):
+        for phase in ("train", "iterate", "eval"):  # "iterate": the weights of which "eval" has the average
             rows = [row for row in history if row["train"] == phase and name in row]
             if rows:
                 ax.plot([row["epoch"] for row in rows], [row[name] for row in rows], marker=".", label=phase)

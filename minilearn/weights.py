@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         saved = read_torch(path)
         if not isinstance(saved, dict) or "minilearn" not in saved:
             raise ValueError(f"{path} is no checkpoint of minilearn")
-        return saved["model"]
+        return saved["best"] if "best" in saved else saved["model"]  # the average that was best, perhaps
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 

@@ -1,14 +1,19 @@
 """The callbacks that come with minilearn, one file per family."""
 
+from .averaging import EMACB, SWACB, BaseAveragingCB
 from .batch_size import BatchSizeCB
 from .checkpoint import CheckpointCB
 from .device import DeviceCB
+from .gradients import GradientAccumulationCB, GradientClippingCB
 from .hooks import HooksCB, StoreModuleStatsCB
 from .hyperparameters import ScheduleCB
+from .layout import ChannelsLastCB, CompileCB
 from .lr_finder import LRFinderCB
 from .metrics import MetricsCB
+from .mixing import MixupCB, TestTimeFlipCB
 from .momentum import MomentumCB
 from .monitor import Monitor
+from .precision import MixedPrecisionCB
 from .predictions import PredictionsCB
 from .progress import ProgressCB
 from .recorder import RecorderCB, g
@@ -16,16 +21,25 @@ from .scheduler import BaseSchedulerCB, BatchSchedulerCB, EpochSchedulerCB
 from .stop import EarlyStoppingCB, SingleBatchCB, TerminateOnNaNCB
 
 __all__ = [
+    "EMACB",
+    "SWACB",
+    "BaseAveragingCB",
     "BaseSchedulerCB",
     "BatchSchedulerCB",
     "BatchSizeCB",
+    "ChannelsLastCB",
     "CheckpointCB",
+    "CompileCB",
     "DeviceCB",
     "EarlyStoppingCB",
     "EpochSchedulerCB",
+    "GradientAccumulationCB",
+    "GradientClippingCB",
     "HooksCB",
     "LRFinderCB",
     "MetricsCB",
+    "MixedPrecisionCB",
+    "MixupCB",
     "MomentumCB",
     "Monitor",
     "PredictionsCB",
@@ -35,5 +49,6 @@ __all__ = [
     "SingleBatchCB",
     "StoreModuleStatsCB",
     "TerminateOnNaNCB",
+    "TestTimeFlipCB",
     "g",
 ]

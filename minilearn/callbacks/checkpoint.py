@@ -26,6 +26,8 @@ from ..checkpoint import (
 from ..checks import is_whole
 from ..data.loaders import why_not_resumable
 from ..files import SIDE, read_torch, write_torch
+from ..weights import tensors_by_name
+from .averaging import seen_by_validation
 from .monitor import Monitor
 
 _BEST = "best.pt"
@@ -169,10 +171,14 @@ class CheckpointCB(Callback):
                     "that it would not be there to be loaded into: make it in before_fit, or define "
                     "state_dict(self) and load_state_dict(self, state)"
                 )
+        best: Saved = {}
+        if name == _BEST:  # the weights that were best, where they are not those that training goes on with
+            with seen_by_validation(learn):
+                best = {"best": {key: t.detach().clone() for key, t in tensors_by_name(learn.model).items()}}
         path = self.folder / name
         if (found := checkpoints_in(self.folder)) and found[-1] != learn.saved_to:
             self._check_run(learn, found[-1])  # another process may have begun to write here
-        write_torch(path, rest | capture_weights(learn) | {"settings": self._settings})
+        write_torch(path, rest | capture_weights(learn) | best | {"settings": self._settings})
         return path
 
     def _check(self, learn: Any) -> None:

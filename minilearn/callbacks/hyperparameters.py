@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..checks import check_reached, is_whole
 from ..optim.groups import Group, groups_of, put
 from ..optim.ranges import check_range
 from ..schedules import resolve
-from .scheduler import BaseSchedulerCB, warn_of_plan
+from .scheduler import BaseSchedulerCB, sum_of, warn_of_plan
 
 
 class ScheduleCB(Callback):
@@ -75,6 +76,7 @@ class ScheduleCB(Callback):
                 "of minilearn.schedules, or a table {epoch: value}"
             )
         self._at: Callable[[int], Any] | None = None
+        self._n_epochs, self._until = 0, 0.0  # of the fit, and steps, in which it sets the value
         self._bases: list[tuple[Group, Any]] = []  # each group with the value that it began with
 
     def __repr__(self) -> str:
@@ -94,20 +96,30 @@ class ScheduleCB(Callback):
             self._check_group(groups[i], i)
         self._check_others(learn, groups, chosen)
         check_reached(self, [epoch for epoch, _ in self._table], learn.n_epochs)
+        # The lr may be SWACB's to set from some epoch on.
+        self._n_epochs = learn.schedule_epochs if self.name == "lr" else learn.n_epochs
+        if not self._n_epochs or any(epoch >= self._n_epochs for epoch, _ in self._table):
+            raise ValueError(
+                f"{self!r}: SWACB sets the lr from epoch {self._n_epochs} on; expected one to do it"
+            )
+        n_steps = sum_of(learn.epoch_steps[: self._n_epochs])
+        self._until = math.inf if n_steps is None else n_steps
         if not self._table:
             schedule: Any = self.schedule
-            self._at = resolve(schedule, learn.total_steps)
+            self._at = resolve(schedule, n_steps)
         self._bases = [(groups[i], _kept(_read(groups[i], self.name))) for i in chosen]
         self._write_step(0)
 
     def before_epoch(self, learn: Any) -> None:
+        if learn.epoch >= self._n_epochs:
+            self._until = 0
         for start, value in self._table:
             if start == learn.epoch:
                 for group, _ in self._bases:
                     _write(group, self.name, value)
 
     def after_step(self, learn: Any) -> None:
-        if learn.n_steps != learn.total_steps:
+        if learn.n_steps < self._until:
             self._write_step(learn.n_steps)
 
     def after_fit(self, learn: Any) -> None:
@@ -117,7 +129,7 @@ class ScheduleCB(Callback):
     def cleanup_fit(self, learn: Any) -> None:
         for group, before in self._bases:
             _write(group, self.name, before)
-        self._at, self._bases = None, []
+        self._at, self._bases, self._n_epochs, self._until = None, [], 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values that the groups had before the fit; the schedule follows from the step."""

@@ -55,7 +55,7 @@ class Monitor:
         """Return the newest value. Shapes: a number; metrics that give lists cannot be monitored."""
         phase, _, name = self.name.rpartition("/")
         phase, epoch = phase or learn.phases[-1], learn.n_epochs_trained - 1
-        rows = [row for row in learn.history[-2:] if (row["train"], row["epoch"]) == (phase, epoch)]
+        rows = [row for row in learn.history[-3:] if (row["train"], row["epoch"]) == (phase, epoch)]
         if not rows:
             raise ValueError(f"monitor={self.name!r}: epoch {epoch} has no row of {phase}; was it cancelled?")
         value = rows[-1][name]

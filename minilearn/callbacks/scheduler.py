@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,7 +25,8 @@ class BaseSchedulerCB(Callback):
     """Make a scheduler on the learner's optimizer when a fit begins; a subclass says when it steps.
 
     Each fit has a schedule of its own, which starts from the lr that the fit starts with. When the
-    fit ends, lr, momentum and betas are again what they were before it.
+    fit ends, lr, momentum and betas are again what they were before it. Where SWACB rules the lr from some
+    epoch on, the schedule's length is the part of the fit before it; then momentum and betas are put back.
 
     Args:
         scheduler_f: a class of torch.optim.lr_scheduler, or a function that takes the optimizer (and
@@ -89,6 +91,7 @@ class BaseSchedulerCB(Callback):
         self.monitor = Monitor(monitor or "loss", kwargs.get("mode")) if self.is_plateau else None
         self.sched: Any = None
         self._has_length = False  # whether it was made for the fit's length
+        self._until: float = 0  # it is not stepped after this many units
         self._before: list[Group] = []  # the groups' hyperparameters when the fit began
 
     def __repr__(self) -> str:
@@ -108,7 +111,17 @@ class BaseSchedulerCB(Callback):
         if self.monitor:
             self.monitor.check(learn)
         self._before = [_hyperparameters(group) for group in learn.opt.param_groups]
-        self.sched = self._make(learn.opt, learn.epoch_steps, learn.total_steps)
+        steps = self._ruled(learn, learn.epoch_steps)
+        total = sum_of(steps)
+        self.sched = self._make(learn.opt, steps, total)
+        length = total if self.unit == "steps" else len(steps)
+        self._until = math.inf if length is None else length
+
+    def before_epoch(self, learn: Any) -> None:
+        if self.sched is not None and learn.epoch >= learn.schedule_epochs:  # from here on SWACB sets the lr
+            self._until = 0
+            for group, values in zip(learn.opt.param_groups, self._before, strict=False):
+                _restore(group, {key: value for key, value in values.items() if key != "lr"})
 
     def cleanup_fit(self, learn: Any) -> None:
         self.sched, before = None, self._before
@@ -137,13 +150,17 @@ class BaseSchedulerCB(Callback):
     ) -> list[float]:
         """Return the lr of each step of `learn.fit(n_epochs)`, without training.
 
+        Where SWACB rules the lr from some epoch on: of each step before it.
+
         Args:
             group: which parameter group's.
             values: for ReduceLROnPlateau, the monitored value of each epoch.
         """
         if not isinstance(n_epochs, int) or n_epochs < 1:
             raise ValueError(f"preview(n_epochs={n_epochs!r}): expected a whole number, 1 or more")
-        steps = learn.planned_steps(n_epochs, n_batches(learn.dls.train))
+        planned = learn.planned_steps(n_epochs, n_batches(learn.dls.train))
+        n_epochs = learn.scheduled_epochs(n_epochs)
+        steps = planned[:n_epochs]
         if None in steps:
             raise ValueError(
                 "preview: the train loader has no length; expected one with len(), to count steps by"
@@ -165,6 +182,12 @@ class BaseSchedulerCB(Callback):
             if self.unit == "epochs" and epoch + 1 < n_epochs:
                 sched.step(values[epoch]) if self.is_plateau else sched.step()
         return lrs
+
+    def _ruled(self, learn: Any, steps: list[int | None]) -> list[int | None]:
+        """Return the steps of the epochs that are the schedule's."""
+        if not learn.schedule_epochs:
+            raise ValueError(f"{self!r} has no epoch to rule: SWACB sets the lr from the first one on")
+        return steps[: learn.schedule_epochs]
 
     # Making the scheduler -------------------------------------------------------------------------
 
@@ -259,7 +282,7 @@ class BatchSchedulerCB(BaseSchedulerCB):
     unit = "steps"
 
     def after_step(self, learn: Any) -> None:
-        if learn.n_steps != learn.total_steps:
+        if learn.n_steps < self._until:
             self.sched.step()
 
     def after_fit(self, learn: Any) -> None:
@@ -287,8 +310,14 @@ class EpochSchedulerCB(BaseSchedulerCB):
     unit = "epochs"
 
     def after_epoch(self, learn: Any) -> None:
-        if self.sched is not None and learn.epoch + 1 < learn.n_epochs:
+        if self.sched is not None and learn.epoch + 1 < self._until:
             self.sched.step(self.monitor.value(learn)) if self.monitor else self.sched.step()
+
+
+def sum_of(steps: list[int | None]) -> int | None:
+    """Return how many steps so many epochs have; None where one's are not known."""
+    known = [n for n in steps if n is not None]
+    return sum(known) if len(known) == len(steps) else None
 
 
 def _check_opt(cb: Callback, opt: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..callback import Callback
 from ..checks import is_whole
 from ..events import CancelFitException
+from .averaging import seen_by_validation
 from .monitor import Monitor
 from .progress import ProgressCB
 
@@ -39,7 +40,8 @@ class EarlyStoppingCB(Callback):
     """End the fit when a monitored value has not become better for a while; keep the best weights.
 
     However the fit ends (stopped, run to its end, interrupted, by an error), the model then has the
-    weights and buffers of the best epoch. The optimizer's state stays that of the last.
+    weights and buffers of the best epoch; beside SWACB or EMACB, the average of that epoch. The optimizer's
+    state stays that of the last.
 
     Args:
         monitor: a name in the rows of history: "loss", "eval/loss", "train/MulticlassAccuracy", ...
@@ -95,7 +97,8 @@ class EarlyStoppingCB(Callback):
         if self.monitor.is_better(value, self.best, self.min_delta):
             self.best, self.best_epoch = value, learn.epoch
             if self.restore_best:
-                self._weights = [t.detach().clone() for t in tensors_of(learn.model)]
+                with seen_by_validation(learn):
+                    self._weights = [t.detach().clone() for t in tensors_of(learn.model)]
         elif learn.epoch - (-1 if self.best_epoch is None else self.best_epoch) >= self.patience:
             self.stopped_epoch = learn.epoch
             raise CancelFitException

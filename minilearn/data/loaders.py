@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
+from itertools import islice
 from typing import Any
 
 import torch
@@ -136,6 +137,34 @@ def in_order(loader: Any) -> Any:
             f"predict: this {type(loader).__name__} {how}, so no one could tell whose predictions these are"
         )
     return loader
+
+
+class _Head:
+    """The first batches of a pass over a loader."""
+
+    def __init__(self, loader: Any, n: int) -> None:
+        self.loader, self.n = loader, n
+
+    def __iter__(self) -> Iterator[Any]:
+        state = None if hasattr(self.loader, "batches") else deepcopy(state_of(self.loader))
+        try:
+            yield from islice(iter(self.loader), self.n)
+        finally:
+            if state is not None:  # it knows where it stands, and has moved on
+                self.loader.load_state_dict(state)
+
+
+def head_of(loader: Any, n: int) -> Any:
+    """Return a loader of the first n batches of a pass over a loader, whose own pass may be under way.
+
+    Order, state and workers of the loader stay as they are; for random numbers, see `kept_rng` and
+    `generators_of`.
+    """
+    if isinstance(loader, ResumableLoader | DataLoader):
+        loader = copy(loader)  # workers that persist would begin anew in the middle of their pass
+    if isinstance(loader, DataLoader):
+        loader._iterator = None
+    return _Head(loader, n)
 
 
 def with_batch_size(loader: Any, bs: int) -> Any:

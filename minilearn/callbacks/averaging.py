@@ -1,0 +1,436 @@
+"""Averages of the weights: SWACB and EMACB, seen by validation with their own BatchNorm statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from ..callback import Callback
+from ..checks import is_whole
+from ..data.loaders import generators_of, head_of
+from ..events import CancelBatchException
+from ..freezing import mode_of
+from ..optim.groups import groups_of, put
+from ..seeding import kept_rng
+from ..weights import plain_name, tensors_by_name
+from .hyperparameters import ScheduleCB
+from .scheduler import BaseSchedulerCB
+
+_swa: Any = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class BaseAveragingCB(Callback):
+    """Average the weights while they are trained; a subclass says when and how.
+
+    From the first average on, an epoch has two rows of validation: "iterate", of the weights that are being
+    trained, and "eval", of their average; so what watches "eval" (early stopping, the best checkpoint) goes
+    by the average. When the fit ends, the model holds the average; when an error or a signal breaks it off,
+    the iterate. `with learn.averaged():` has it at any other moment.
+
+    BatchNorms get statistics of their own under the average, measured on training data, in the order and with
+    the augmentation of the epoch. Training goes on bit for bit as if there were no average.
+
+    Args:
+        n_norm_batches: how many training batches the BatchNorms' statistics are measured on, >= 1, at most
+            an epoch. Not used where there are no BatchNorms; frozen ones keep their statistics.
+
+    State: n_averaged, how many iterates are in the average; the average, float32 or wider, on the device of
+        the weights; the statistics.
+    """
+
+    order = 70
+    in_lr_find = False
+
+    def __init__(self, n_norm_batches: int = 100) -> None:
+        if type(self) is BaseAveragingCB:
+            raise TypeError("BaseAveragingCB never averages: use SWACB or EMACB")
+        if not is_whole(n_norm_batches, 1):
+            raise ValueError(f"n_norm_batches={n_norm_batches!r}: expected a whole number of batches >= 1")
+        self.n_norm_batches = n_norm_batches
+        self.n_averaged = 0
+        self._names: list[str] = []
+        self._params: list[Tensor] = []  # those of the model that are averaged, by these names
+        self._averages: list[Tensor] = []  # of each, in its shape
+        self._is_wider = False  # than some weights
+        self._statistics: dict[str, Tensor] = {}  # of the BatchNorms under the average; empty: to be measured
+        self._swapped = ExitStack()  # open while the model holds the average
+        self._is_swapped = False
+
+    # When -----------------------------------------------------------------------------------------
+
+    def before_fit(self, learn: Any) -> None:
+        if "train" not in learn.phases:
+            return
+        if (others := [cb for cb in learn.cbs if isinstance(cb, BaseAveragingCB)])[0] is not self:
+            raise ValueError(
+                f"{others[0]!r} and {self!r}: validation can see one average; expected one of them"
+            )
+        named = {name: t for name, t in tensors_by_name(learn.model).items() if isinstance(t, nn.Parameter)}
+        self._names = [name for name, p in named.items() if p.is_floating_point()]
+        self._params = [named[name] for name in self._names]
+        self._is_wider = any(p.dtype in (torch.float16, torch.bfloat16) for p in self._params)
+        self.n_averaged, self._averages, self._statistics = 0, [], {}
+
+    def after_train(self, learn: Any) -> None:
+        if self.n_averaged and "eval" in learn.phases:
+            with kept_rng(*generators_of(learn.dls.valid)):  # a loader may draw when its pass begins
+                row = learn.validate()
+            if row:
+                learn.history.append({**row, "train": "iterate"})
+
+    def before_validate(self, learn: Any) -> None:
+        if self.n_averaged and "train" in learn.phases and learn.scopes[-2] == "epoch":
+            self._swapped.enter_context(self.applied(learn))
+
+    def cleanup_validate(self, learn: Any) -> None:
+        if learn.scopes[-2] == "epoch":
+            self._swapped.close()
+
+    def cleanup_fit(self, learn: Any) -> None:
+        if self.n_averaged and "train" in learn.phases and not learn.is_failing:
+            self._put(learn)
+
+    # The average ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights as they are now into the average."""
+        if self._averages:
+            params: list[Tensor] = self._params
+            if self._is_wider:  # than the weights
+                params = [p.to(a.dtype) for p, a in zip(params, self._averages, strict=True)]
+            self._average(self._averages, params)
+        else:
+            dtypes = [torch.promote_types(p.dtype, torch.float32) for p in self._params]
+            self._averages = [p.to(d, copy=True) for p, d in zip(self._params, dtypes, strict=True)]
+        self.n_averaged += 1
+        self._statistics = {}
+
+    def _average(self, averages: list[Tensor], weights: list[Tensor]) -> None:
+        """Change the averages, in place, by the weights of one more step."""
+        raise NotImplementedError
+
+    @contextmanager
+    def applied(self, learn: Any) -> Iterator[None]:
+        """Have the model hold the average inside a `with`; no checkpoint is written there."""
+        if self._is_swapped:
+            yield
+            return
+        # All of the model, for measuring may fail half-way.
+        kept = {name: t.detach().clone() for name, t in tensors_by_name(learn.model).items()}
+        is_aside, learn.is_aside, self._is_swapped = learn.is_aside, True, True  # the state is not whole
+        try:
+            self._put(learn)
+            yield
+        finally:
+            _copy(kept, learn.model)
+            learn.is_aside, self._is_swapped = is_aside, False
+
+    def _put(self, learn: Any) -> None:
+        """Write the average into the model, with its statistics."""
+        _copy(dict(zip(self._names, self._averages, strict=True)), learn.model)
+        if not self._statistics:
+            self._statistics = _measured(learn, self.n_norm_batches)
+        _copy(self._statistics, learn.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average, with the statistics."""
+        averages = dict(zip(self._names, self._averages, strict=False))
+        return {"n_averaged": self.n_averaged, "averages": averages, "statistics": self._statistics}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back; before_fit has looked at the model."""
+        self.n_averaged, self._statistics = state["n_averaged"], state["statistics"]
+        self._averages = [state["averages"][name] for name in self._names] if state["averages"] else []
+
+
+class SWACB(BaseAveragingCB):
+    """Average the weights from some epoch on, all alike: stochastic weight averaging.
+
+        avg = mean of the weights at the end of each epoch from `start` on
+
+    Which rules the lr: a schedule of the lr rules the epochs before `start`, and has that length; from
+    `start` on this callback does, with momentum and betas as they were before the fit. With swa_lr=None the
+    schedule rules the whole fit. So `[BatchSchedulerCB(OneCycleLR), SWACB(20, swa_lr=0.01)]` in a fit of 30
+    epochs is one cycle of 20, and then 10 epochs at 0.01.
+
+    Args:
+        start: an epoch of the fit, from 0, as a whole number; or a share of the fit, as a float between 0
+            and 1, which is rounded down to an epoch.
+        swa_lr: the lr from `start` on, one number >= 0 or one per parameter group. None: see above.
+        anneal_epochs: over how many epochs the lr goes from where it stands to swa_lr; 0 is at once.
+        anneal: "cos" or "linear".
+        every_steps: average every so many optimizer steps from `start` on, instead of after each epoch.
+        n_norm_batches: see BaseAveragingCB.
+
+    Runs at: before_fit, _train, _validate; after_step, after_train; cleanup_validate, _fit; order 70. Reads:
+        the weights. Writes: lr; history (the rows "iterate"); in validation and after the fit the weights.
+    Raises: before training: ValueError for a start after the end, another number of lrs than groups,
+        annealing longer than what is left.
+    Source: Izmailov et al. 2018; document 001. Differs: from torch's SWALR, which needs stepping by hand and
+        anneals over 10 epochs unless told; the averaging is torch's.
+    """
+
+    def __init__(
+        self,
+        start: int | float = 0.75,
+        swa_lr: float | Sequence[float] | None = None,
+        anneal_epochs: int = 0,
+        anneal: str = "cos",
+        every_steps: int | None = None,
+        n_norm_batches: int = 100,
+    ) -> None:
+        super().__init__(n_norm_batches)
+        if not is_whole(start, 0) and not (isinstance(start, float) and 0 < start < 1):
+            raise ValueError(
+                f"SWACB(start={start!r}): expected an epoch (a whole number from 0), or a share of the fit "
+                "(a float between 0 and 1)"
+            )
+        lrs = [] if swa_lr is None else list(swa_lr) if isinstance(swa_lr, Sequence) else [swa_lr]
+        if any(isinstance(lr, bool | str) or not 0 <= lr < math.inf for lr in lrs):
+            raise ValueError(
+                f"SWACB(swa_lr={swa_lr!r}): expected an lr >= 0, or one for each parameter group"
+            )
+        if not is_whole(anneal_epochs, 0) or (anneal_epochs and swa_lr is None):
+            hint = "; there is no swa_lr to go to" if swa_lr is None else ""
+            raise ValueError(f"SWACB(anneal_epochs={anneal_epochs!r}): expected a whole number >= 0{hint}")
+        if anneal not in ("cos", "linear"):
+            raise ValueError(f"SWACB(anneal={anneal!r}): expected 'cos' or 'linear'")
+        if every_steps is not None and not is_whole(every_steps, 1):
+            raise ValueError(f"SWACB(every_steps={every_steps!r}): expected a whole number >= 1, or None")
+        self.start, self.swa_lr, self.every_steps = start, swa_lr, every_steps
+        self.anneal_epochs, self.anneal = anneal_epochs, anneal
+        self._first_epoch = 0
+        self._first_step: int | None = None  # once it has begun
+        self._lrs: list[float] = []  # of each group, where annealing begins
+        self._before: list[float] = []  # before the fit
+        self._n_anneal = 0  # steps
+
+    def __repr__(self) -> str:
+        return f"SWACB(start={self.start}, swa_lr={self.swa_lr})"
+
+    def plan_schedules(self, learn: Any, n_epochs: int) -> int:
+        return n_epochs if self.swa_lr is None else min(n_epochs, self._epoch_of(n_epochs))
+
+    def _epoch_of(self, n_epochs: int) -> int:
+        return self.start if isinstance(self.start, int) else int(self.start * n_epochs)
+
+    def before_fit(self, learn: Any) -> None:
+        super().before_fit(learn)
+        self._first_step, self._lrs, self._before = None, [], []
+        if "train" not in learn.phases:
+            return
+        first = self._first_epoch = self._epoch_of(learn.n_epochs)
+        if first >= learn.n_epochs:
+            raise ValueError(
+                f"{self!r}: epoch {first} is never reached, the fit has {learn.n_epochs} (0 to "
+                f"{learn.n_epochs - 1})"
+            )
+        left, counts = learn.epoch_steps[first:], learn.epoch_steps[first : first + self.anneal_epochs]
+        if self.anneal_epochs > len(left):
+            raise ValueError(
+                f"{self!r}: anneal_epochs={self.anneal_epochs} from epoch {first} on, of which the fit has "
+                f"{len(left)}: expected at most as many"
+            )
+        if None in counts:
+            raise ValueError(f"{self!r}: annealing counts steps, and the train loader has no length")
+        if self.every_steps and None not in left and self.every_steps > sum(left):
+            raise ValueError(
+                f"{self!r}: every_steps={self.every_steps}, and the fit has {sum(left)} steps from epoch "
+                f"{first} on: nothing would be averaged"
+            )
+        self._n_anneal = sum(counts)
+        if self.swa_lr is not None:
+            self._check_lrs(learn)
+
+    def _check_lrs(self, learn: Any) -> None:
+        groups = groups_of(learn.opt)
+        if isinstance(self.swa_lr, Sequence) and len(self.swa_lr) != len(groups):
+            raise ValueError(
+                f"{self!r}: expected one lr, or {len(groups)}, one per parameter group of the optimizer"
+            )
+        if any("lr" not in group for group in groups):
+            raise TypeError(f"{self!r}: {type(learn.opt).__name__} has no lr to set")
+        is_ruled = any(
+            isinstance(cb, BaseSchedulerCB) or (isinstance(cb, ScheduleCB) and cb.name == "lr")
+            for cb in learn.cbs
+        )
+        if not is_ruled:  # else the schedule puts back what was before it
+            self._before = [float(group["lr"]) for group in groups]
+
+    def before_train(self, learn: Any) -> None:
+        if learn.epoch >= self._first_epoch and self._first_step is None:
+            self._first_step = learn.n_steps
+            if self.swa_lr is not None:
+                self._lrs = [float(group["lr"]) for group in groups_of(learn.opt)]
+            self._write_lr(learn)
+
+    def after_step(self, learn: Any) -> None:
+        if self._first_step is None:
+            return
+        n_steps = learn.n_steps - self._first_step
+        if n_steps <= self._n_anneal:
+            self._write_lr(learn)
+        if self.every_steps and n_steps % self.every_steps == 0:
+            self.update()
+
+    def after_train(self, learn: Any) -> None:
+        if self._first_step is not None and not self.every_steps:
+            self.update()
+        super().after_train(learn)
+
+    def cleanup_fit(self, learn: Any) -> None:
+        super().cleanup_fit(learn)
+        for group, lr in zip(groups_of(learn.opt) if self._before else (), self._before, strict=False):
+            put(group, "lr", lr)
+        self._before = []
+
+    def _write_lr(self, learn: Any) -> None:
+        done = (learn.n_steps - self._first_step) / self._n_anneal if self._n_anneal else 1.0
+        share = (1 - math.cos(math.pi * done)) / 2 if self.anneal == "cos" else done
+        ends = self.swa_lr if isinstance(self.swa_lr, Sequence) else [self.swa_lr] * len(self._lrs)
+        for group, lr, end in zip(groups_of(learn.opt) if self._lrs else (), self._lrs, ends, strict=False):
+            put(group, "lr", end if done == 1 else lr + (end - lr) * share)  # type: ignore[operator]
+
+    def _average(self, averages: list[Tensor], weights: list[Tensor]) -> None:
+        _swa(averages, weights, self.n_averaged)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average, where it began, and the lrs before the fit."""
+        own = {"first_step": self._first_step, "lrs": self._lrs, "before": self._before}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        super().load_state_dict(state)
+        self._first_step, self._lrs, self._before = state["first_step"], state["lrs"], state["before"]
+
+
+class EMACB(BaseAveragingCB):
+    """Average the weights over the latest steps, the newest ones the most (exponential moving average).
+
+        avg = d * avg + (1 - d) * p    after each optimizer step; at first avg = p, before the first step
+        d = min(decay, (1 + t) / (10 + t)) at update t = 0, 1, ...; d = decay without warm-up
+
+    Args:
+        decay: 0 < decay < 1; it looks back over about 1 / (1 - decay) updates.
+        warmup: let d rise to decay, so that the first weights are soon forgotten.
+        every_steps: update after every so many optimizer steps, >= 1.
+        n_norm_batches: see BaseAveragingCB.
+
+    Runs at: before_fit, _validate, _step; after_step, after_train; cleanup_validate, _fit; order 70. Reads:
+        the weights. Writes: history (the rows "iterate"); in validation and after the fit the weights.
+    Source: Polyak & Juditsky 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(
+        self, decay: float = 0.999, warmup: bool = True, every_steps: int = 1, n_norm_batches: int = 100
+    ) -> None:
+        super().__init__(n_norm_batches)
+        if not isinstance(decay, float) or not 0 < decay < 1:
+            raise ValueError(f"EMACB(decay={decay!r}): expected 0 < decay < 1, such as 0.999")
+        if not is_whole(every_steps, 1):
+            raise ValueError(f"EMACB(every_steps={every_steps!r}): expected a whole number >= 1")
+        self.decay, self.warmup, self.every_steps = decay, warmup, every_steps
+
+    def __repr__(self) -> str:
+        return f"EMACB(decay={self.decay})"
+
+    def before_step(self, learn: Any) -> None:
+        if not self._averages:
+            self.update()  # the weights before the first step
+
+    def after_step(self, learn: Any) -> None:
+        if learn.n_steps % self.every_steps == 0:
+            self.update()
+
+    def _average(self, averages: list[Tensor], weights: list[Tensor]) -> None:
+        t = self.n_averaged - 1  # the first in it were taken as they are
+        decay = min(self.decay, (1 + t) / (10 + t)) if self.warmup else self.decay
+        average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average(averages, weights, self.n_averaged)
+
+
+# For others ---------------------------------------------------------------------------------------
+
+
+def averaged(learn: Any) -> AbstractContextManager[None]:
+    """See `Learner.averaged`."""
+    cbs = [cb for cb in learn.cbs if isinstance(cb, BaseAveragingCB)]
+    if not cbs:
+        raise RuntimeError("averaged(): there is no average; expected SWACB or EMACB among the callbacks")
+    if not cbs[0].n_averaged:
+        raise RuntimeError(f"averaged(): {cbs[0]!r} has averaged nothing yet")
+    return cbs[0].applied(learn)
+
+
+def seen_by_validation(learn: Any) -> AbstractContextManager[None]:
+    """Have the model hold, inside a `with`, the weights that an epoch's row "eval" is of."""
+    has_average = any(isinstance(cb, BaseAveragingCB) and cb.n_averaged for cb in learn.cbs)
+    return averaged(learn) if has_average else nullcontext()
+
+
+# BatchNorm ----------------------------------------------------------------------------------------
+
+
+class _MeasureNormsCB(Callback):
+    """Have BatchNorms take their statistics from the batches; nothing is done with the predictions."""
+
+    order = 1000
+
+    def __init__(self, norms: list[_BatchNorm]) -> None:
+        self.norms = norms
+
+    def before_validate(self, learn: Any) -> None:
+        for norm in self.norms:
+            norm.train()
+
+    def after_predict(self, learn: Any) -> None:
+        raise CancelBatchException
+
+
+def _measured(learn: Any, n_batches: int) -> dict[str, Tensor]:
+    """Return the statistics of the BatchNorms for the weights that the model holds; they are left in it."""
+    named = {name: module for name, module in learn.model.named_modules() if _is_measured(learn, module)}
+    norms = list(named.values())
+    if not norms:
+        return {}
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches, each alike
+        with kept_rng(*generators_of(learn.dls.train)):
+            learn.validate(head_of(learn.dls.train, n_batches), cbs=[_MeasureNormsCB(norms)])
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return {
+        plain_name(learn.model, f"{name}.{key}"): getattr(norm, key).clone()
+        for name, norm in named.items()
+        for key in _STATISTICS
+    }
+
+
+def _is_measured(learn: Any, module: nn.Module) -> bool:
+    if not isinstance(module, _BatchNorm) or module.running_mean is None:
+        return False
+    # Frozen ones keep theirs; a model found in evaluation mode as a whole is trained all the same.
+    is_frozen = any(module is norm for norm in learn.frozen_norms)
+    return not is_frozen and (mode_of(learn, module) or not mode_of(learn, learn.model))
+
+
+@torch.no_grad()
+def _copy(values: dict[str, Tensor], model: nn.Module) -> None:
+    """Write values into the parameters and buffers of these names, in place."""
+    tensors = tensors_by_name(model)
+    for name, value in values.items():
+        tensors[name].copy_(value)

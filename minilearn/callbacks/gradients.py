@@ -1,0 +1,133 @@
+"""Gradients between backward and step: gathered over several batches, and clipped."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..callback import Callback
+from ..checks import is_whole
+from ..data.loaders import n_batches
+from ..optim.groups import groups_of
+from .metrics import batch_size
+
+
+class GradientAccumulationCB(Callback):
+    """Gather the gradients of several batches for one optimizer step, as if they were one large batch.
+
+        grad = sum_i n_i * grad(loss_i) / sum_i n_i    over the batches i of a step, of n_i samples each
+
+    So the loss has to be a mean over its batch, and stays as it is: what is reported is not divided. The last
+    step of an epoch has the batches that are left. Before a step before_step sees the finished gradients; no
+    event of the step fires at the other batches. Schedules follow the optimizer's steps.
+
+    Args:
+        n_batches: in a step, >= 1.
+
+    Runs at: before_fit, before_train; after_loss, before_step; order -70. Reads: loss, batch. Writes:
+        is_gathering; the gradients.
+    State: how many batches were gathered since the last step, and their weight.
+    Raises: before training: ValueError for more batches than an epoch has; TypeError for a loader without
+        length.
+    Differs: from one large batch where the model looks at its whole batch: BatchNorm sees the small ones.
+    """
+
+    order = -70
+    in_lr_find = False
+
+    def __init__(self, n_batches: int) -> None:
+        if not is_whole(n_batches, 1):
+            raise ValueError(
+                f"GradientAccumulationCB({n_batches!r}): expected a whole number of batches >= 1"
+            )
+        self.n_batches = n_batches
+        self._n = 0  # batches since the last step
+        self._size = 0  # samples of the last one
+        self._weight = 0.0  # of all of them, that of the last one being 1
+        self._n_in_epoch = 0
+
+    def __repr__(self) -> str:
+        return f"GradientAccumulationCB({self.n_batches})"
+
+    def before_fit(self, learn: Any) -> None:
+        if "train" not in learn.phases:
+            return
+        if (others := [cb for cb in learn.cbs if isinstance(cb, GradientAccumulationCB)])[0] is not self:
+            raise ValueError(f"{others[0]!r} and {self!r}: expected one of them")
+        self._n, self._weight = 0, 0.0
+
+    def before_train(self, learn: Any) -> None:
+        self._n_in_epoch = self._checked(n_batches(learn.dl))
+
+    def _checked(self, n: int | None) -> int:
+        if n is None:
+            raise TypeError(f"{self!r}: the train loader has no length, so its last batch cannot be known")
+        if self.n_batches > n:
+            raise ValueError(
+                f"{self!r}: an epoch has {n} batches: expected at most as many; is the batch size too large?"
+            )
+        return n
+
+    def plan_steps(self, learn: Any, steps: list[int | None]) -> list[int | None]:
+        return [-(-self._checked(n) // self.n_batches) for n in steps]
+
+    def after_loss(self, learn: Any) -> None:
+        if not learn.training:
+            return
+        size = batch_size(learn.batch)
+        if self._n and size != self._size:  # what was gathered counts in samples of the new size
+            ratio = self._size / size
+            torch._foreach_mul_(_gradients(learn), ratio)
+            self._weight *= ratio
+        self._n, self._size, self._weight = self._n + 1, size, self._weight + 1
+        learn.is_gathering = self._n < self.n_batches and learn.batch_idx + 1 < self._n_in_epoch
+
+    def before_step(self, learn: Any) -> None:
+        if self._weight != 1:
+            torch._foreach_div_(_gradients(learn), self._weight)
+        self._n, self._weight = 0, 0.0
+
+
+class GradientClippingCB(Callback):
+    """Scale the gradients down before each step, so that the norm of all of them is at most max_norm.
+
+        grad = grad * min(1, max_norm / norm)
+
+    Once per optimizer step, on the gradients that the step uses: gathered and unscaled.
+
+    Args:
+        max_norm: > 0. math.inf clips nothing, and `norm` can be recorded.
+        norm_type: p of the p-norm, > 0; math.inf for the largest absolute value.
+
+    Runs at: before_step; order 45. Writes: the gradients.
+    State: norm, before clipping, a tensor on the device; None before the first step.
+        `RecorderCB(norm=lambda cb: clip.norm)` keeps it.
+    Source: Pascanu et al. 2013; the clipping is torch's clip_grad_norm_.
+    """
+
+    order = 45
+
+    def __init__(self, max_norm: float = 1.0, norm_type: float = 2.0) -> None:
+        for name, value in (("max_norm", max_norm), ("norm_type", norm_type)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"GradientClippingCB({name}={value!r}): expected a number > 0")
+        self.max_norm, self.norm_type = max_norm, norm_type
+        self.norm: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"GradientClippingCB({self.max_norm})"
+
+    def before_step(self, learn: Any) -> None:
+        params = [p for group in groups_of(learn.opt) for p in group["params"]]
+        if self.max_norm == math.inf:
+            grads = [p.grad for p in params if p.grad is not None]
+            self.norm = torch.nn.utils.get_total_norm(grads, self.norm_type)
+        else:
+            self.norm = torch.nn.utils.clip_grad_norm_(params, self.max_norm, self.norm_type)
+
+
+def _gradients(learn: Any) -> list[Tensor]:
+    return [p.grad for p in learn.model.parameters() if p.grad is not None]

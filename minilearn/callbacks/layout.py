@@ -1,0 +1,88 @@
+"""How the model is run, not what it computes: memory in channels-last order, and torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..callback import Callback
+
+_WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record CUDA graphs
+
+
+class ChannelsLastCB(Callback):
+    """Keep the model's weights and each batch of images in channels-last order, which convolutions like best.
+
+    Values and shapes are the same; what changes is the order in memory, (N, H, W, C). The model stays so
+    after the fit.
+
+    Runs at: before_fit, before_batch; order 30. Writes: batch (images: its inputs of four dimensions).
+    """
+
+    order = 30
+
+    def before_fit(self, learn: Any) -> None:
+        learn.model.to(memory_format=torch.channels_last)
+
+    def before_batch(self, learn: Any) -> None:
+        batch = learn.batch
+        if not isinstance(batch, tuple | list):
+            learn.batch = _channels_last(batch)
+        else:
+            parts = [_channels_last(batch[0]), *batch[1:]]
+            learn.batch = type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+
+
+class CompileCB(Callback):
+    """Compile the model with torch.compile at the first fit; it stays compiled.
+
+    Compiled in place, by `model.compile()`: the learner's model is the same module, with the same names in
+    its state_dict and in checkpoints.
+
+    Args:
+        **kwargs: torch.compile's: mode ("reduce-overhead" records CUDA graphs, which help where a step is
+            short; "max-autotune"), dynamic, backend, fullgraph, options.
+
+    Runs at: before_fit, before_batch, after_predict; order -20. Writes: preds (a copy of them, with CUDA
+        graphs, whose memory the next batch uses).
+    Raises: errors of the compiler come at the first batch, with its own text.
+    """
+
+    order = -20
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.kwargs = kwargs
+        self._has_graphs = kwargs.get("mode") in _WITH_GRAPHS
+
+    def __repr__(self) -> str:
+        return f"CompileCB({', '.join(f'{name}={value!r}' for name, value in self.kwargs.items())})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: a run may go on without it."""
+        return {}
+
+    def before_fit(self, learn: Any) -> None:
+        if getattr(learn.model, "_compiled_call_impl", None) is not None or hasattr(learn.model, "_orig_mod"):
+            return  # by a fit before, or by the user
+        learn.model.compile(**self.kwargs)
+
+    def before_batch(self, learn: Any) -> None:
+        if self._has_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+
+    def after_predict(self, learn: Any) -> None:
+        if self._has_graphs and not learn.training and isinstance(learn.preds, Tensor):
+            learn.preds = learn.preds.clone()
+
+
+def _channels_last(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+    if isinstance(value, Mapping):
+        return {key: _channels_last(item) for key, item in value.items()}
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        return type(value)([_channels_last(item) for item in value])
+    return value

@@ -1,0 +1,116 @@
+"""Other views of a batch: MixupCB in training, TestTimeFlipCB in validation."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..callback import Callback
+
+
+class MixupCB(Callback):
+    """Train on mixtures of images, and of their losses.
+
+        x = m * x_i + (1 - m) * x_j;  loss = m * loss(preds, y_i) + (1 - m) * loss(preds, y_j)
+
+    with m from Beta(alpha, alpha), one for each batch, and j a random order of the batch. The two losses have
+    the targets as they are, so any loss goes that is a mean over samples: those that take class numbers only,
+    with label smoothing or without, and those of floats. Metrics of training compare with y_i.
+
+    Args:
+        alpha: > 0; small values mix little, 1 has every mixture alike.
+
+    Runs at: before_fit, before_batch, after_loss; order -30. Reads: loss_func. Writes: batch (its inputs),
+        loss.
+    State: none; m comes of python's random numbers, the order of torch's, which checkpoints hold.
+    Raises: before training, ValueError where a callback or a subclass owns get_loss, for then it is not known
+        what to mix; TypeError for inputs that are no floating tensor.
+    Source: Zhang et al. 2018.
+    """
+
+    order = -30
+    in_lr_find = False
+
+    def __init__(self, alpha: float = 0.2) -> None:
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
+            raise ValueError(f"MixupCB(alpha={alpha!r}): expected a number > 0")
+        self.alpha = alpha
+        self._share = 1.0
+        self._other: Any = None  # targets of the images mixed in
+
+    def __repr__(self) -> str:
+        return f"MixupCB({self.alpha})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: it has no state between batches."""
+        return {}
+
+    def before_fit(self, learn: Any) -> None:
+        if "train" not in learn.phases:
+            return
+        if not learn.has_default("get_loss"):
+            raise ValueError(
+                f"{self!r} mixes the values of loss_func, and here get_loss has an owner: expected the "
+                "learner's own get_loss"
+            )
+        _check_inputs(self, learn.batch)
+
+    def before_batch(self, learn: Any) -> None:
+        if not learn.training:
+            return
+        xb, yb = learn.batch
+        order = torch.randperm(len(xb), device=xb.device)
+        self._share = random.betavariate(self.alpha, self.alpha)
+        self._other = yb[order]
+        learn.batch = (torch.lerp(xb[order], xb, self._share), yb)
+
+    def after_loss(self, learn: Any) -> None:
+        if learn.training:
+            other = learn.loss_func(learn.preds, self._other)
+            learn.loss = self._share * learn.loss + (1 - self._share) * other
+            self._other = None
+
+
+class TestTimeFlipCB(Callback):
+    """Validate and predict with the mean of the predictions for each image and for its mirror image.
+
+    Runs at: before_fit, after_predict; order -40. Reads: batch. Writes: preds. In training it does nothing.
+    Shapes: inputs (N, C, H, W), mirrored along W.
+    Raises: TypeError before the first batch for inputs that are no images.
+    """
+
+    order = -40
+    in_lr_find = False
+    __test__ = False  # to pytest its name is that of a test
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: it has no state."""
+        return {}
+
+    def before_fit(self, learn: Any) -> None:
+        if learn.batch is not None:
+            _check_inputs(self, learn.batch, n_dims=4)
+
+    def after_predict(self, learn: Any) -> None:
+        if learn.training:
+            return
+        batch, preds = learn.batch, learn.preds
+        xb = learn.xb.flip(-1)
+        learn.batch = type(batch)([xb, *batch[1:]]) if isinstance(batch, tuple | list) else xb
+        try:
+            learn.callback("predict")  # its owner, whoever that is
+        finally:
+            learn.batch = batch
+        learn.preds = (preds.float() + learn.preds.float()) / 2
+
+
+def _check_inputs(cb: Callback, batch: Any, n_dims: int | None = None) -> None:
+    xb = batch[0] if isinstance(batch, tuple | list) else batch
+    if isinstance(xb, Tensor) and xb.is_floating_point() and (n_dims is None or xb.ndim == n_dims):
+        return
+    found = f"{xb.dtype} of shape {tuple(xb.shape)}" if isinstance(xb, Tensor) else f"a {type(xb).__name__}"
+    wanted = "images (N, C, H, W)" if n_dims else "one tensor"
+    raise TypeError(f"{cb!r}: the inputs are {found}; expected {wanted} of floats")

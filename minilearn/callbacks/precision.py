@@ -1,0 +1,122 @@
+"""MixedPrecisionCB: forward and loss in 16 bits where that is safe, weights and steps in 32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..callback import Callback
+from ..events import CancelStepException
+
+
+class MixedPrecisionCB(Callback):
+    """Run predict and get_loss under torch.autocast; weights, gradients and the optimizer stay in float32.
+
+    bfloat16 works on the CPU and on GPUs since Ampere, and needs nothing else. float16 is for CUDA alone:
+    the loss is scaled up for backward by torch's GradScaler, and the gradients down again before the step,
+    so that before_step sees them as they are. A step whose gradients are not finite is left out: it fires no
+    after_step, and schedules do not count it.
+
+    Args:
+        dtype: torch.bfloat16 or torch.float16.
+        init_scale: for float16, the scale to begin with.
+
+    Runs at: before_fit, before_batch; after_predict, after_loss, after_backward; cleanup_batch; order 40.
+        Owns, with float16: backward, step. Writes: preds (as float32).
+    State: with float16 the scale; n_skipped, the steps left out in this fit.
+    Raises: before training: ValueError for float16 where the model is not on CUDA, or the optimizer is no
+        torch.optim.Optimizer.
+    Differs: with float16 each step waits for the device, to know whether it was left out.
+    """
+
+    order = 40
+
+    def __init__(self, dtype: torch.dtype = torch.bfloat16, init_scale: float = 2.0**16) -> None:
+        if dtype not in (torch.bfloat16, torch.float16):
+            raise ValueError(f"MixedPrecisionCB({dtype!r}): expected torch.bfloat16 or torch.float16")
+        if not init_scale > 0:
+            raise ValueError(f"MixedPrecisionCB(init_scale={init_scale!r}): expected a number > 0")
+        self.dtype, self.init_scale = dtype, init_scale
+        self.n_skipped = 0
+        self._scaler: Any = None
+        self._autocast: Any = None  # while a batch is inside of it
+        self._device = "cpu"
+        if dtype is torch.float16:
+            self.backward, self.step = self._scaled_backward, self._scaled_step  # it owns these steps
+
+    def __repr__(self) -> str:
+        return f"MixedPrecisionCB({self.dtype})"
+
+    def before_fit(self, learn: Any) -> None:
+        self._device = next(learn.model.parameters()).device.type
+        self.n_skipped = 0
+        if self.dtype is not torch.float16:
+            return
+        if self._device != "cuda":
+            raise ValueError(
+                f"{self!r}: the model is on {self._device}, and the scaler that float16 needs is for CUDA: "
+                "expected torch.bfloat16 there"
+            )
+        if "train" in learn.phases and not isinstance(learn.opt, torch.optim.Optimizer):
+            raise ValueError(f"{self!r} on a {type(learn.opt).__name__}: expected a torch.optim.Optimizer")
+        self._scaler = torch.amp.GradScaler(self._device, init_scale=self.init_scale)
+
+    def before_batch(self, learn: Any) -> None:
+        self._autocast = torch.autocast(self._device, self.dtype)
+        self._autocast.__enter__()
+
+    def after_predict(self, learn: Any) -> None:
+        learn.preds = _in_float32(learn.preds)  # a loss in 16 bits would have 3 digits
+
+    def after_loss(self, learn: Any) -> None:
+        self._leave()
+
+    def cleanup_batch(self, learn: Any) -> None:
+        self._leave()  # left early, by a cancel or an error
+
+    def _leave(self) -> None:
+        autocast, self._autocast = self._autocast, None
+        if autocast is not None:
+            autocast.__exit__(None, None, None)
+
+    # With float16 ---------------------------------------------------------------------------------
+
+    def _scaled_backward(self, learn: Any) -> None:
+        self._scaler.scale(learn.loss).backward()
+
+    def after_backward(self, learn: Any) -> None:
+        if self._scaler is not None and not learn.is_gathering:
+            self._scaler.unscale_(learn.opt)
+
+    def _scaled_step(self, learn: Any) -> None:
+        scale = self._scaler.get_scale()
+        self._scaler.step(learn.opt)
+        self._scaler.update()
+        if self._scaler.get_scale() < scale:  # the gradients were not finite
+            self.n_skipped += 1
+            learn.callback("zero_grad")  # a cancelled step keeps them
+            raise CancelStepException
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scaler's state, and how many steps were left out."""
+        scaler = None if self._scaler is None else self._scaler.state_dict()
+        return {"scaler": scaler, "n_skipped": self.n_skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back; the scaler was made anew by before_fit."""
+        self.n_skipped = state["n_skipped"]
+        if self._scaler is not None and state["scaler"] is not None:
+            self._scaler.load_state_dict(state["scaler"])
+
+
+def _in_float32(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+    if isinstance(value, dict):
+        return {key: _in_float32(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [_in_float32(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
