@@ -16,7 +16,6 @@ from .loaders import DataLoaders
 from .resumable import TensorLoader
 
 
-
 def fashion_mnist(
     bs: int = 512,
     root: str | Path | None = None,

@@ -51,9 +51,7 @@ class ImageLoader(TensorLoader):
         """Give the batches of this epoch from number `start` on."""
         device, order = self.tensors[0].device, self.order()
         n_random = sum(one.n_random for one in self.augment)
-        random = torch.rand(
-            self.n_samples, n_random, generator=generator_of(self.seed, self.epoch, _DRAWS)
-        )
+        random = torch.rand(self.n_samples, n_random, generator=generator_of(self.seed, self.epoch, _DRAWS))
         order, random = order.to(device), random.to(device)
         for i in range(start, len(self)):
             index = order[i * self.bs : (i + 1) * self.bs]
@@ -67,7 +65,7 @@ class ImageLoader(TensorLoader):
         return self._augmented(images, torch.zeros(len(images), n_random, device=images.device)), targets
 
     def _augmented(self, images: Tensor, random: Tensor) -> Tensor:
-        parts = random.split([one.n_random for one in self.augment], dim=1)
+        parts = torch.split(random, [one.n_random for one in self.augment], dim=1)
         for one, part in zip(self.augment, parts, strict=True):
             images = one(images, part)
         return images
@@ -123,7 +121,9 @@ def read_images(source: Path, part: str) -> tuple[Tensor, Tensor, tuple[str, ...
             pixels = np.empty((len(found), *image.shape), dtype=np.uint8)
         if image.shape != pixels.shape[1:]:
             sizes = [f"{w}x{h}" for h, w, _ in (image.shape, pixels.shape[1:])]
-            raise ValueError(f"{source}: {part}/{name} is {sizes[0]}, others are {sizes[1]}: expected one size")
+            raise ValueError(
+                f"{source}: {part}/{name} is {sizes[0]}, others are {sizes[1]}: expected one size"
+            )
         pixels[i] = image
     targets = torch.tensor([classes.index(name) for name, _, _ in found])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), targets, tuple(classes)

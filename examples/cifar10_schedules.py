@@ -1,0 +1,354 @@
+"""Document 001: schedules of the lr, and stochastic weight averaging, on CIFAR-10.
+
+Each schedule of the document trains the same network from the same seed; then one cycle that ends early and
+goes on with SWA at lr .01. Presets: `full` is the document's (ResNet-18, 30 to 60 epochs), for a GPU; `cpu`
+is for two cores (ResNet-20, 12 to 15 epochs); `small` is for a first look, in a minute.
+
+Every run writes checkpoints: start the same command again, and it goes on where it stopped.
+
+Source: document 001. Differs: its listing of a scheduler per epoch steps it at each batch; here each steps in
+the unit that is meant. It names no batch size, weight decay or kind of ResNet: here 128, 5e-4, ResNet-18. It
+shows CyclicLR without a result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import report
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    MultiStepLR,
+    OneCycleLR,
+)
+
+from minilearn import (
+    SWACB,
+    BatchSchedulerCB,
+    Callback,
+    ChannelsLastCB,
+    CheckpointCB,
+    CompileCB,
+    DataLoaders,
+    EpochSchedulerCB,
+    Learner,
+    MixedPrecisionCB,
+    RecorderCB,
+    ResNet,
+    TestTimeFlipCB,
+    cifar10,
+    resnet18,
+    resnet20,
+    set_seed,
+)
+from minilearn.data import peek
+from minilearn.plot import new_figure
+
+LR, MAX_LR, SWA_LR = 0.05, 0.1, 0.01  # the document's
+History = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How large: the network, how many epochs each experiment has, how many images (None: all)."""
+
+    model: Callable[..., nn.Module]
+    n_epochs: dict[str, int]
+    n_swa: int  # epochs of SWA, the last ones
+    n_images: int | None = None
+
+
+def _epochs(plain: int, restarts: int, short: int) -> dict[str, int]:
+    return {
+        "multi-step": plain,
+        "cosine": plain,
+        "warm restarts": restarts,
+        "cyclic": plain,
+        "one cycle": plain,
+        "one cycle, short": short,
+        "one cycle, then SWA": short,
+    }
+
+
+PRESETS = {
+    "full": Preset(resnet18, _epochs(50, 60, 30), n_swa=10),
+    "cpu": Preset(resnet20, _epochs(15, 15, 12), n_swa=4),
+    "small": Preset(partial(ResNet, (1, 1, 1), (8, 16, 32)), _epochs(6, 6, 4), n_swa=2, n_images=2000),
+}
+# What the document says of each, in its 50, 60 and 30 epochs.
+PUBLISHED = {
+    "multi-step": "0.937 to 0.94",
+    "cosine": "0.938 to 0.94",
+    "warm restarts": "0.938 to 0.94",
+    "cyclic": "none",
+    "one cycle": "0.9465",
+    "one cycle, short": "0.938",
+    "one cycle, then SWA": "0.94",
+}
+
+
+def four_triangles(opt: torch.optim.Optimizer, total_steps: int) -> CyclicLR:
+    """Return a scheduler that takes the lr up and down four times."""
+    return CyclicLR(opt, LR / 10, LR, step_size_up=max(1, total_steps // 8), cycle_momentum=False)
+
+
+def cbs_of(name: str, n_epochs: int, n_swa: int) -> list[Callback]:
+    """Return the callbacks of an experiment."""
+    one_cycle = BatchSchedulerCB(
+        OneCycleLR, max_lr=MAX_LR, pct_start=0.3, base_momentum=0.85, max_momentum=0.95
+    )
+    match name:
+        case "multi-step":  # at epochs 25 and 40 of 50
+            milestones = [n_epochs // 2, n_epochs * 4 // 5]
+            return [EpochSchedulerCB(MultiStepLR, milestones=milestones, gamma=0.1)]
+        case "cosine":
+            return [EpochSchedulerCB(CosineAnnealingLR)]
+        case "warm restarts":  # a third of the epochs, then twice as many
+            return [EpochSchedulerCB(CosineAnnealingWarmRestarts, T_0=n_epochs // 3, T_mult=2)]
+        case "cyclic":  # four triangles
+            return [BatchSchedulerCB(four_triangles)]
+        case "one cycle, then SWA":
+            return [one_cycle, SWACB(n_epochs - n_swa, swa_lr=SWA_LR)]
+        case _:
+            return [one_cycle]
+
+
+def train(
+    name: str,
+    preset: Preset,
+    dls: DataLoaders,
+    folder: Path | None = None,
+    extra_cbs: Sequence[Callback] = (),
+) -> tuple[Learner, RecorderCB]:
+    """Run one experiment; with a folder, go on from its checkpoints."""
+    recorder, n_epochs = RecorderCB(lr="pg.lr"), preset.n_epochs[name]
+    cbs = [*cbs_of(name, n_epochs, preset.n_swa), recorder, MixedPrecisionCB(), ChannelsLastCB(), *extra_cbs]
+    if folder is not None:
+        cbs.append(CheckpointCB(folder, keep=1))
+    model = preset.model(n_channels=peek(dls.train)[0].shape[1])
+    opt_func = partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    learn = Learner(model, dls, lr=LR, opt_func=opt_func, cbs=cbs)
+    learn.fit(n_epochs, resume=None if folder is None else True)
+    return learn, recorder
+
+
+def some_of(dls: DataLoaders, n: int | None) -> DataLoaders:
+    """Return loaders of n training images, and a quarter as many for validation, of all classes."""
+    if n is None:
+        return dls
+    parts: list[Any] = []
+    for loader, n_samples in ((dls.train, n), (dls.valid, n // 4)):
+        part: Any = copy(loader)
+        every = max(1, len(part.tensors[0]) // n_samples)
+        part.tensors = tuple(t[::every][:n_samples] for t in part.tensors)
+        part.n_samples = len(part.tensors[0])
+        parts.append(part)
+    return DataLoaders(parts[0], parts[1], classes=dls.classes, source=dls.source)
+
+
+def run(name: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Run one experiment, unless its result is there already; return that."""
+    folder = args.work / args.preset / str(seed) / slug(name)
+    path = folder.with_suffix(".json")
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    set_seed(seed)
+    preset = PRESETS[args.preset]
+    device = "cuda" if torch.cuda.is_available() else None
+    dls, data = report.load(partial(cifar10, device=device), "CIFAR-10", args.bs, args.data, default_bs=128)
+    data = dls.source or data
+    print(f"\n{name}, {args.preset}, {data}, seed {seed}", flush=True)
+    compiled = [CompileCB()] if args.compile else []
+    learn, recorder = train(name, preset, some_of(dls, preset.n_images), folder, compiled)
+    lrs = recorder.recs["lr"]
+    found = {
+        "data": data,
+        "history": learn.history,
+        "lrs": lrs[:: max(1, len(lrs) // 400)],
+        "flipped": learn.validate(cbs=[TestTimeFlipCB()])["MulticlassAccuracy"],
+        "ran_on": report.ran_on(),
+    }
+    path.write_text(json.dumps(found))
+    return found
+
+
+def slug(name: str) -> str:
+    """Return a name as a file's: "one-cycle-then-swa"."""
+    return re.sub(r"\W+", "-", name.lower())
+
+
+def run_all(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Run all experiments for each seed, several at once where asked; return their results by name."""
+    names = list(PRESETS[args.preset].n_epochs) if args.only is None else [args.only]
+    seeds = range(args.seed, args.seed + args.runs)
+    tasks = [(name, seed) for seed in seeds for name in names]
+    if args.jobs > 1:  # each in a process of its own
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(lambda task: subprocess.run(_command(args, *task), check=True), tasks))
+    return {name: [run(name, args, seed) for seed in seeds] for name in names}
+
+
+def _command(args: argparse.Namespace, name: str, seed: int) -> list[str]:
+    given = {
+        "--preset": args.preset,
+        "--only": name,
+        "--seed": seed,
+        "--work": args.work,
+        "--data": args.data,
+    }
+    options = [str(part) for pair in given.items() if pair[1] is not None for part in pair]
+    flags = ["--compile"] * args.compile + (["--bs", str(args.bs)] if args.bs else [])
+    return [sys.executable, __file__, *options, *flags, "--no-report"]
+
+
+# What came out ------------------------------------------------------------------------------------
+
+
+def row_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return an experiment's figures over its runs; those of iterates where there is an average."""
+    last = [result["history"][-1]["MulticlassAccuracy"] for result in results]
+    row: dict[str, Any] = {
+        "n_epochs": results[0]["history"][-1]["epoch"] + 1,
+        "accuracy": report.mean_sd(last),
+        "flipped": report.mean_sd([result["flipped"] for result in results]),
+        "time_s": report.mean_sd([sum(r["time_s"] for r in result["history"]) for result in results]),
+    }
+    iterates = [
+        [r["MulticlassAccuracy"] for r in result["history"] if r["train"] == "iterate"] for result in results
+    ]
+    if iterates[0]:
+        row["iterates"] = report.mean_sd([sum(values) / len(values) for values in iterates])
+        row["best_iterate"] = report.mean_sd([max(values) for values in iterates])
+    return row
+
+
+def plot_lrs(lrs: dict[str, list[float]], n_epochs: dict[str, int]) -> Any:
+    """Return a figure of the lr over each experiment, a panel each, as the document draws them."""
+    n_cols = min(4, len(lrs))
+    figure, axes = new_figure(-(-len(lrs) // n_cols), n_cols, 2.8, 2.2)
+    for ax in axes.flat[len(lrs) :]:
+        ax.axis("off")
+    for ax, (name, values) in zip(axes.flat, lrs.items(), strict=False):
+        step = n_epochs[name] / len(values)
+        ax.plot([i * step for i in range(len(values))], values, linewidth=1.5)
+        ax.set_title(name, fontsize=10)
+        ax.set_ylim(bottom=0)
+        ax.grid(alpha=0.3)
+    figure.supxlabel("epoch")
+    figure.supylabel("lr")
+    return figure
+
+
+def plot_accuracy(histories: dict[str, History]) -> Any:
+    """Return a figure of the eval accuracy over epochs, a line for each experiment."""
+    figure, axes = new_figure(1, 1, 7.5, 4.5)
+    ax = axes[0, 0]
+    for name, history in histories.items():
+        rows = [row for row in history if row["train"] == "eval"]
+        accuracy = [row["MulticlassAccuracy"] for row in rows]
+        ax.plot([row["epoch"] + 1 for row in rows], accuracy, marker=".", label=f"{name}: {accuracy[-1]:.4f}")
+    ax.set(xlabel="epoch", ylabel="eval accuracy")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def plot_swa(history: History) -> Any:
+    """Return a figure of loss and accuracy before and in SWA: training, the iterates, their average."""
+    figure, axes = new_figure(1, 2, 4.5, 3.2)
+    averaged = {row["epoch"] for row in history if row["train"] == "iterate"}
+    lines = {
+        "train": [row for row in history if row["train"] == "train"],
+        "eval: iterate": [
+            row for row in history if row["train"] == ("iterate" if row["epoch"] in averaged else "eval")
+        ],
+        "eval: average": [row for row in history if row["train"] == "eval" and row["epoch"] in averaged],
+    }
+    for ax, key in zip(axes[0], ("loss", "MulticlassAccuracy"), strict=True):
+        for name, rows in lines.items():
+            ax.plot([row["epoch"] + 1 for row in rows], [row[key] for row in rows], marker=".", label=name)
+        ax.axvline(min(averaged) + 0.5, color="0.5", linestyle=":")
+        ax.set(xlabel="epoch", title="accuracy" if key != "loss" else key)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3)
+    axes[0, 1].legend(fontsize=8)
+    return figure
+
+
+def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
+    """Print and write the table, and draw the pictures, which are of the first seed."""
+    rows = {name: row_of(of_runs) for name, of_runs in results.items()}
+    data = next(iter(results.values()))[0]["data"]
+    print(f"\n{data}, {args.preset}, n = {args.runs}: eval accuracy (in brackets: document 001, preset full)")
+    for name, row in rows.items():
+        said = f"{report.said(row['accuracy'])}  flipped too {report.said(row['flipped'])}"
+        if "iterates" in row:
+            said += f"  iterates' mean {report.said(row['iterates'])}"
+        print(f"  {name:20} {row['n_epochs']:3} epochs  {said}  ({PUBLISHED[name]})")
+    args.out.mkdir(parents=True, exist_ok=True)
+    stem = f"cifar10_schedules_{args.preset}"
+    first = {name: of_runs[0] for name, of_runs in results.items()}
+    histories: dict[str, History] = {name: found["history"] for name, found in first.items()}
+    lrs = {name: found["lrs"] for name, found in first.items()}
+    pictures = {
+        "lrs": plot_lrs(lrs, {name: row["n_epochs"] for name, row in rows.items()}),
+        "accuracy": plot_accuracy(histories),
+    }
+    if averages := [
+        history for history in histories.values() if any(r["train"] == "iterate" for r in history)
+    ]:
+        pictures["swa"] = plot_swa(averages[0])
+    for name, figure in pictures.items():
+        figure.savefig(args.out / f"{stem}_{name}.png", dpi=90)
+    claim = f"document 001, its schedules and SWA, preset {args.preset}"
+    report.write(args.out, stem, claim, data, args.runs, rows=rows, histories=histories)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
+    parser = report.parser_of(__doc__, "cifar10.tgz, cifar10 or cifar-10-batches-py")
+    parser.add_argument("--preset", choices=PRESETS, default="small", help="(default: small)")
+    parser.add_argument("--only", choices=PUBLISHED, metavar="NAME", help=f"one of: {'; '.join(PUBLISHED)}")
+    parser.add_argument("--jobs", type=report.positive, default=1, help="processes at once (default: 1)")
+    parser.add_argument("--bs", type=report.positive, help="batch size (default: 128)")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/cifar10_schedules"),
+        help="for checkpoints and what is done already (default: runs/cifar10_schedules)",
+    )
+    parser.add_argument("--no-report", action="store_true", help="only run; for --jobs")
+    return parser
+
+
+def main() -> None:
+    """Run as a script."""
+    args = parser().parse_args()
+    start_s = time.perf_counter()
+    results = run_all(args)
+    if not args.no_report:
+        finish(args, results)
+        print(f"{time.perf_counter() - start_s:.0f} s on {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    main()
