@@ -8,7 +8,7 @@ Every run writes checkpoints: start the same command again, and it goes on where
 
 Source: document 001. Differs: its listing of a scheduler per epoch steps it at each batch; here each steps in
 the unit that is meant. It names no batch size, weight decay or kind of ResNet: here 128, 5e-4, ResNet-18. It
-shows CyclicLR without a result.
+shows CyclicLR without a result. `cpu` and `small` have other batch sizes and lrs, see PRESETS.
 """
 
 from __future__ import annotations
@@ -66,30 +66,40 @@ History = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Preset:
-    """How large: the network, how many epochs each experiment has, how many images (None: all)."""
+    """How large an experiment is.
+
+    Args:
+        n_epochs: of each.
+        n_swa: how many of these are SWA's, the last ones.
+        bs: batch size.
+        lr_scale: the lrs are the document's times this; a few epochs of a small network need larger ones.
+        n_images: for training; None: all.
+    """
 
     model: Callable[..., nn.Module]
     n_epochs: dict[str, int]
-    n_swa: int  # epochs of SWA, the last ones
+    n_swa: int
+    bs: int = 128
+    lr_scale: float = 1.0
     n_images: int | None = None
 
 
-def _epochs(plain: int, restarts: int, short: int) -> dict[str, int]:
-    return {
-        "multi-step": plain,
-        "cosine": plain,
-        "warm restarts": restarts,
-        "cyclic": plain,
-        "one cycle": plain,
-        "one cycle, short": short,
-        "one cycle, then SWA": short,
-    }
+EXPERIMENTS = (
+    *("multi-step", "cosine", "warm restarts", "cyclic"),
+    *("one cycle", "one cycle, short", "one cycle, then SWA"),
+)
+
+
+def _epochs(*numbers: int) -> dict[str, int]:
+    return dict(zip(EXPERIMENTS, numbers, strict=True))
 
 
 PRESETS = {
-    "full": Preset(resnet18, _epochs(50, 60, 30), n_swa=10),
-    "cpu": Preset(resnet20, _epochs(15, 15, 12), n_swa=4),
-    "small": Preset(partial(ResNet, (1, 1, 1), (8, 16, 32)), _epochs(6, 6, 4), n_swa=2, n_images=2000),
+    "full": Preset(resnet18, _epochs(50, 50, 60, 50, 50, 30, 30), n_swa=10),
+    "cpu": Preset(resnet20, _epochs(12, 12, 12, 12, 15, 12, 12), n_swa=4, bs=64, lr_scale=2),
+    "small": Preset(
+        partial(ResNet, (1, 1, 1), (8, 16, 32)), _epochs(6, 6, 6, 6, 6, 4, 4), n_swa=2, bs=64, n_images=2000
+    ),
 }
 # What the document says of each, in its 50, 60 and 30 epochs.
 PUBLISHED = {
@@ -103,15 +113,18 @@ PUBLISHED = {
 }
 
 
-def four_triangles(opt: torch.optim.Optimizer, total_steps: int) -> CyclicLR:
+def four_triangles(opt: torch.optim.Optimizer, total_steps: int, max_lr: list[float]) -> CyclicLR:
     """Return a scheduler that takes the lr up and down four times."""
-    return CyclicLR(opt, LR / 10, LR, step_size_up=max(1, total_steps // 8), cycle_momentum=False)
+    base_lr = [lr / 10 for lr in max_lr]
+    return CyclicLR(opt, base_lr, max_lr, step_size_up=max(1, total_steps // 8), cycle_momentum=False)
 
 
-def cbs_of(name: str, n_epochs: int, n_swa: int) -> list[Callback]:
+def cbs_of(name: str, preset: Preset) -> list[Callback]:
     """Return the callbacks of an experiment."""
+    n_epochs = preset.n_epochs[name]
+    max_lr = MAX_LR * preset.lr_scale
     one_cycle = BatchSchedulerCB(
-        OneCycleLR, max_lr=MAX_LR, pct_start=0.3, base_momentum=0.85, max_momentum=0.95
+        OneCycleLR, max_lr=max_lr, pct_start=0.3, base_momentum=0.85, max_momentum=0.95
     )
     match name:
         case "multi-step":  # at epochs 25 and 40 of 50
@@ -121,10 +134,10 @@ def cbs_of(name: str, n_epochs: int, n_swa: int) -> list[Callback]:
             return [EpochSchedulerCB(CosineAnnealingLR)]
         case "warm restarts":  # a third of the epochs, then twice as many
             return [EpochSchedulerCB(CosineAnnealingWarmRestarts, T_0=n_epochs // 3, T_mult=2)]
-        case "cyclic":  # four triangles
+        case "cyclic":
             return [BatchSchedulerCB(four_triangles)]
         case "one cycle, then SWA":
-            return [one_cycle, SWACB(n_epochs - n_swa, swa_lr=SWA_LR)]
+            return [one_cycle, SWACB(n_epochs - preset.n_swa, swa_lr=SWA_LR * preset.lr_scale)]
         case _:
             return [one_cycle]
 
@@ -138,12 +151,12 @@ def train(
 ) -> tuple[Learner, RecorderCB]:
     """Run one experiment; with a folder, go on from its checkpoints."""
     recorder, n_epochs = RecorderCB(lr="pg.lr"), preset.n_epochs[name]
-    cbs = [*cbs_of(name, n_epochs, preset.n_swa), recorder, MixedPrecisionCB(), ChannelsLastCB(), *extra_cbs]
+    cbs = [*cbs_of(name, preset), recorder, MixedPrecisionCB(), ChannelsLastCB(), *extra_cbs]
     if folder is not None:
         cbs.append(CheckpointCB(folder, keep=1))
     model = preset.model(n_channels=peek(dls.train)[0].shape[1])
     opt_func = partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    learn = Learner(model, dls, lr=LR, opt_func=opt_func, cbs=cbs)
+    learn = Learner(model, dls, lr=LR * preset.lr_scale, opt_func=opt_func, cbs=cbs)
     learn.fit(n_epochs, resume=None if folder is None else True)
     return learn, recorder
 
@@ -172,7 +185,7 @@ def run(name: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     set_seed(seed)
     preset = PRESETS[args.preset]
     device = "cuda" if torch.cuda.is_available() else None
-    dls, data = report.load(partial(cifar10, device=device), "CIFAR-10", args.bs, args.data, default_bs=128)
+    dls, data = report.load(partial(cifar10, device=device), "CIFAR-10", args.bs, args.data, preset.bs)
     data = dls.source or data
     print(f"\n{name}, {args.preset}, {data}, seed {seed}", flush=True)
     compiled = [CompileCB()] if args.compile else []
@@ -196,7 +209,7 @@ def slug(name: str) -> str:
 
 def run_all(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Run all experiments for each seed, several at once where asked; return their results by name."""
-    names = list(PRESETS[args.preset].n_epochs) if args.only is None else [args.only]
+    names = list(EXPERIMENTS) if args.only is None else [args.only]
     seeds = range(args.seed, args.seed + args.runs)
     tasks = [(name, seed) for seed in seeds for name in names]
     if args.jobs > 1:  # each in a process of its own
@@ -326,9 +339,11 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
     parser = report.parser_of(__doc__, "cifar10.tgz, cifar10 or cifar-10-batches-py")
     parser.add_argument("--preset", choices=PRESETS, default="small", help="(default: small)")
-    parser.add_argument("--only", choices=PUBLISHED, metavar="NAME", help=f"one of: {'; '.join(PUBLISHED)}")
+    parser.add_argument(
+        "--only", choices=EXPERIMENTS, metavar="NAME", help=f"one of: {'; '.join(EXPERIMENTS)}"
+    )
     parser.add_argument("--jobs", type=report.positive, default=1, help="processes at once (default: 1)")
-    parser.add_argument("--bs", type=report.positive, help="batch size (default: 128)")
+    parser.add_argument("--bs", type=report.positive, help="batch size (default: the preset's)")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument(
         "--work",

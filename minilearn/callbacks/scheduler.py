@@ -35,8 +35,8 @@ class BaseSchedulerCB(Callback):
             "train/MulticlassAccuracy", ... Default "loss".
         **kwargs: arguments of the scheduler. Those not given that the fit knows are filled in:
             total_steps, T_max, total_iters (the length of the fit), epochs, steps_per_epoch, all in
-            the unit in which this callback steps; max_lr (the lr of each group); and cycle_momentum,
-            False where the optimizer has no momentum to cycle.
+            the unit in which this callback steps; max_lr (the lr of each group); step_size_up (half of the
+            fit; torch has 2000); and cycle_momentum, False where the optimizer has no momentum to cycle.
 
     State: `sched`, the torch scheduler.
     Raises: before the first batch: ValueError for an argument that contradicts the fit's length, for a
@@ -202,6 +202,7 @@ class BaseSchedulerCB(Callback):
             "epochs": n_epochs,
             "steps_per_epoch": per_epoch,
             "max_lr": [float(group["lr"]) for group in opt.param_groups],
+            "step_size_up": None if total is None else max(1, total // 2),
         }
         kwargs = dict(self.kwargs)
         if isinstance(self.scheduler_f, type):
@@ -245,7 +246,12 @@ class BaseSchedulerCB(Callback):
 
     def _check_lengths(self, kwargs: dict[str, Any], known: dict[str, Any], n_epochs: int) -> None:
         """Refuse an argument that cannot be meant in this fit, with both numbers."""
-        total = known["total_steps"]
+        total, t_0 = known["total_steps"], kwargs.get("T_0")
+        if t_0 is not None and (not isinstance(t_0, int) or not 1 <= t_0 <= (total or t_0)):
+            raise ValueError(
+                f"{self!r}: T_0={t_0!r}: expected a whole number of {self.unit} >= 1, and at most the fit's "
+                f"{total}; is it a share of too few, or in the other unit?"
+            )
         if total is None:
             return
         plan = f"this callback steps in {self.unit}, and the fit has {total} ({n_epochs} epochs)"
@@ -292,7 +298,12 @@ class BatchSchedulerCB(BaseSchedulerCB):
 
 def warn_of_plan(cb: Callback, learn: Any) -> None:
     """Warn when fewer steps were taken than planned, so that a schedule did not come to its end."""
-    if "train" in learn.phases and learn.total_steps is not None and learn.n_steps < learn.total_steps:
+    skipped = sum(getattr(cb, "n_skipped", 0) for cb in learn.cbs)  # by MixedPrecisionCB: no one's mistake
+    if (
+        "train" in learn.phases
+        and learn.total_steps is not None
+        and learn.n_steps + skipped < learn.total_steps
+    ):
         warnings.warn(
             f"{cb!r}: the fit took {learn.n_steps} of {learn.total_steps} planned steps, so the schedule did "
             "not come to its end; a callback that cancels steps says so in plan_steps",
