@@ -29,6 +29,7 @@ from typing import Any
 
 import report
 import torch
+from cifar10_plots import History, plot_accuracy, plot_all_lrs, plot_lrs, plot_swa
 from torch import nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -58,10 +59,8 @@ from minilearn import (
     set_seed,
 )
 from minilearn.data import peek
-from minilearn.plot import new_figure
 
 LR, MAX_LR, SWA_LR = 0.05, 0.1, 0.01  # the document's
-History = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -252,60 +251,6 @@ def row_of(results: list[dict[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def plot_lrs(lrs: dict[str, list[float]], n_epochs: dict[str, int]) -> Any:
-    """Return a figure of the lr over each experiment, a panel each, as the document draws them."""
-    n_cols = min(4, len(lrs))
-    figure, axes = new_figure(-(-len(lrs) // n_cols), n_cols, 2.8, 2.2)
-    for ax in axes.flat[len(lrs) :]:
-        ax.axis("off")
-    for ax, (name, values) in zip(axes.flat, lrs.items(), strict=False):
-        step = n_epochs[name] / len(values)
-        ax.plot([i * step for i in range(len(values))], values, linewidth=1.5)
-        ax.set_title(name, fontsize=10)
-        ax.set_ylim(bottom=0)
-        ax.grid(alpha=0.3)
-    figure.supxlabel("epoch")
-    figure.supylabel("lr")
-    return figure
-
-
-def plot_accuracy(histories: dict[str, History]) -> Any:
-    """Return a figure of the eval accuracy over epochs, a line for each experiment."""
-    figure, axes = new_figure(1, 1, 7.5, 4.5)
-    ax = axes[0, 0]
-    for name, history in histories.items():
-        rows = [row for row in history if row["train"] == "eval"]
-        accuracy = [row["MulticlassAccuracy"] for row in rows]
-        ax.plot([row["epoch"] + 1 for row in rows], accuracy, marker=".", label=f"{name}: {accuracy[-1]:.4f}")
-    ax.set(xlabel="epoch", ylabel="eval accuracy")
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
-    return figure
-
-
-def plot_swa(history: History) -> Any:
-    """Return a figure of loss and accuracy before and in SWA: training, the iterates, their average."""
-    figure, axes = new_figure(1, 2, 4.5, 3.2)
-    averaged = {row["epoch"] for row in history if row["train"] == "iterate"}
-    lines = {
-        "train": [row for row in history if row["train"] == "train"],
-        "eval: iterate": [
-            row for row in history if row["train"] == ("iterate" if row["epoch"] in averaged else "eval")
-        ],
-        "eval: average": [row for row in history if row["train"] == "eval" and row["epoch"] in averaged],
-    }
-    for ax, key in zip(axes[0], ("loss", "MulticlassAccuracy"), strict=True):
-        for name, rows in lines.items():
-            ax.plot([row["epoch"] + 1 for row in rows], [row[key] for row in rows], marker=".", label=name)
-        ax.axvline(min(averaged) + 0.5, color="0.5", linestyle=":")
-        ax.set(xlabel="epoch", title="accuracy" if key != "loss" else key)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.grid(alpha=0.3)
-    axes[0, 1].legend(fontsize=8)
-    return figure
-
-
 def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
     """Print and write the table, and draw the pictures, which are of the first seed."""
     rows = {name: row_of(of_runs) for name, of_runs in results.items()}
@@ -324,6 +269,7 @@ def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -
     pictures = {
         "lrs": plot_lrs(lrs, {name: row["n_epochs"] for name, row in rows.items()}),
         "accuracy": plot_accuracy(histories),
+        "all_lrs": plot_all_lrs(),
     }
     if averages := [
         history for history in histories.values() if any(r["train"] == "iterate" for r in history)
