@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cifar10_schedules import PUBLISHED as PUBLISHED_001
 from fashion_mnist_optimizers import PUBLISHED
 from report import said
 
@@ -33,10 +34,21 @@ def _table(*rows: tuple[str, ...]) -> str:
 def documents() -> str:
     """Return a row for each document: what it claims, what it published, and what came out here."""
     mnist, fashion = result("mnist_optimizers"), result("fashion_mnist_optimizers")
+    cifar = result("cifar10_schedules_cpu")
+    one_cycle = cifar["rows"]["one cycle"]
     best = fashion["tables"][BEST][-1]
     annealed = mnist["rows"]["annealed by MultiStepLR"]
     return _table(
         ("document", "experiment", "published", "here: eval accuracy", "n", "script"),
+        (
+            "001, schedules and averages",
+            "CIFAR-10 (here JPEG-coded), ResNet (here ResNet-20), one cycle, 50 epochs (here "
+            f"{one_cycle['n_epochs']}, on a CPU)",
+            PUBLISHED_001["one cycle"],
+            said(one_cycle["accuracy"]),
+            str(cifar["n"]),
+            "[cifar10_schedules.py](examples/cifar10_schedules.py)",
+        ),
         (
             "002, a tour of optimizers and schedules",
             "MNIST, MLP, SGD annealed in steps, 15 epochs",
@@ -59,6 +71,40 @@ def documents() -> str:
 def _ran(found: dict[str, Any]) -> str:
     on = f"{found['threads']} threads ({found['device']}), torch {found['torch']}"
     return f"n = {found['n']}, {found['time_s']:.0f} s in all on {on}; made by\n\n    $ {found['command']}"
+
+
+def cifar_rows() -> str:
+    """Return document 001's experiments: what it published, and accuracy, also with mirror images, here."""
+    found = result("cifar10_schedules_cpu")
+    rows = [
+        (
+            name,
+            PUBLISHED_001[name],
+            said(row["accuracy"]),
+            said(row["flipped"]),
+            str(row["n_epochs"]),
+            f"{row['time_s']['mean']:.0f}",
+        )
+        for name, row in found["rows"].items()
+    ]
+    head = ("experiment", "published", "here: eval accuracy", "mirrored too", "epochs here", "seconds")
+    on = f"{found['threads']} threads ({found['device']}), torch {found['torch']}"
+    made_by = f"n = {found['n']}, {found['data']}, on {on}; made by\n\n    $ {found['command']}"
+    return f"{_table(head, *rows)}\n\n{made_by}"
+
+
+def swa_row() -> str:
+    """Return what averaging gave: the iterates of SWA beside their average."""
+    found = result("cifar10_schedules_cpu")
+    row = found["rows"]["one cycle, then SWA"]
+    history = found["histories"]["one cycle, then SWA"]
+    n = sum(r["train"] == "iterate" for r in history)
+    return _table(
+        ("CIFAR-10 (JPEG-coded), ResNet-20, eval accuracy", ""),
+        (f"the iterates of the last {n} of {row['n_epochs']} epochs, mean", said(row["iterates"])),
+        ("the best of them", said(row["best_iterate"])),
+        ("their average", said(row["accuracy"])),
+    )
 
 
 def mnist_rows() -> str:
@@ -112,6 +158,8 @@ def fashion_epochs() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "documents": documents,
+    "swa": swa_row,
+    "cifar10_schedules": cifar_rows,
     "mnist_optimizers": mnist_rows,
     "fashion_mnist_optimizers": fashion_rows,
     "fashion_mnist_optimizers, epochs": fashion_epochs,

@@ -4,12 +4,15 @@ import struct
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilearn import Callback, CheckpointCB, DataLoaders, Learner, TensorLoader, events
+from minilearn.data.cifar import CLASSES
 
 aten = torch.ops.aten
 
@@ -67,6 +70,25 @@ def _write_idx(root, name="FashionMNIST", n_train=20, n_valid=10):
 def write_idx():
     """Write a tiny (Fashion-)MNIST in torchvision's layout: write_idx(root, name, n_train, n_valid)."""
     return _write_idx
+
+
+def _write_cifar(root, n_train=20, n_valid=10):
+    """An image folder in fast.ai's layout: noise around a grey of its own for each class, as PNG."""
+    rng = np.random.default_rng(0)
+    for part, n in (("train", n_train), ("test", n_valid)):
+        for i in range(n):
+            label = i % 10
+            folder = Path(root) / "cifar10" / part / CLASSES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(20 * label, 20 * label + 50, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i:04d}.png")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def write_cifar():
+    """Write a tiny CIFAR-10 as an image folder: write_cifar(root, n_train, n_valid)."""
+    return _write_cifar
 
 
 @pytest.fixture(scope="session")

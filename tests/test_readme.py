@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,13 @@ def commands():
 
 
 @pytest.mark.parametrize(
-    "block", BLOCKS, ids=["one-liner", "optimizer", "schedules", "checkpoints", "callback"]
+    "block", BLOCKS, ids=["one-liner", "optimizer", "schedules", "averages", "checkpoints", "callback"]
 )
-def test_code_in_readme_runs_as_it_stands(block, monkeypatch, capsys, tmp_path):
+def test_code_in_readme_runs_as_it_stands(block, monkeypatch, capsys, tmp_path, write_cifar):
     monkeypatch.chdir(tmp_path)  # where the one with checkpoints writes
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = partial(minilearn.cifar10, root=write_cifar(tmp_path, n_train=40))
+    monkeypatch.setattr(minilearn, "cifar10", lambda bs: images(bs=16))
     monkeypatch.setattr(minilearn, "fashion_mnist", lambda: minilearn.shapes(64, n_train=256, n_valid=64))
     exec(block, {})
     assert "eval: MulticlassAccuracy" in capsys.readouterr().out

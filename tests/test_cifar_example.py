@@ -1,0 +1,161 @@
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import StopCB, StoppedError
+from matplotlib.image import imread
+
+from minilearn import BatchSchedulerCB, EpochSchedulerCB, resnet18, set_seed
+
+PICTURES = ["accuracy", "all_lrs", "lrs", "swa"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def script(example):
+    return example("cifar10_schedules")
+
+
+@pytest.fixture
+def shorten(script, monkeypatch):
+    """Give a preset 3 epochs for each experiment, 1 of them SWA's, and 40 images."""
+
+    def change(name):
+        n_epochs = dict.fromkeys(script.EXPERIMENTS, 3)
+        short = replace(script.PRESETS[name], n_epochs=n_epochs, n_swa=1, n_images=40, bs=16)
+        monkeypatch.setitem(script.PRESETS, name, short)
+        return short
+
+    return change
+
+
+@pytest.fixture
+def main(script, monkeypatch, tmp_path, write_cifar):
+    data = write_cifar(tmp_path / "data", n_train=40, n_valid=10)
+
+    def call(*args):
+        given = ["--data", str(data), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), *args]
+        monkeypatch.setattr(sys, "argv", ["cifar10_schedules.py", *given])
+        script.main()
+
+    return call
+
+
+def result_of(tmp_path, preset):
+    return json.loads((tmp_path / "out" / f"cifar10_schedules_{preset}.json").read_text())
+
+
+def test_document_001_is_run_experiment_for_experiment(script, main, shorten, tmp_path, capsys):
+    shorten("small")
+    main("--runs", "2")
+    result = result_of(tmp_path, "small")
+    assert list(result["rows"]) == list(script.EXPERIMENTS) == list(script.PUBLISHED)
+    assert (result["n"], result["data"]) == (2, "CIFAR-10, JPEG-coded (cifar10)")
+    assert {"command", "device", "threads", "torch", "python"} <= set(result)
+    for name, row in result["rows"].items():
+        assert row["n_epochs"] == 3
+        assert len(row["accuracy"]["each"]) == 2
+        assert ("iterates" in row) is (name == "one cycle, then SWA")
+    for picture in PICTURES:
+        assert imread(tmp_path / "out" / f"cifar10_schedules_small_{picture}.png").ndim == 3
+    assert "one cycle, then SWA    3 epochs" in capsys.readouterr().out
+
+
+def test_what_was_run_already_is_not_run_again(main, shorten, tmp_path, capsys):
+    shorten("small")
+    main("--only", "cosine")
+    first = result_of(tmp_path, "small")
+    capsys.readouterr()
+    main("--only", "cosine")
+    assert "epoch 0" not in capsys.readouterr().out
+    assert result_of(tmp_path, "small")["histories"] == first["histories"]
+
+
+def test_run_that_broke_off_goes_on(script, shorten, tmp_path, write_cifar):
+    preset = shorten("small")
+    dls = script.cifar10(root=write_cifar(tmp_path / "data", 40, 10), bs=16, seed=0)
+    name = "one cycle, then SWA"
+
+    def accuracies(folder, *cbs):
+        set_seed(0)
+        learn, recorder = script.train(name, preset, dls, folder, cbs)
+        return [row["loss"] for row in learn.history], recorder.recs["lr"]
+
+    straight = accuracies(tmp_path / "straight")
+    with pytest.raises(StoppedError):
+        accuracies(tmp_path / "stopped", StopCB(10))  # in the last epoch, SWA's
+    assert accuracies(tmp_path / "stopped") == straight
+
+
+@pytest.mark.slow
+def test_full_preset_runs(script, main, shorten, tmp_path):
+    assert shorten("full").model is resnet18
+    for name in ("warm restarts", "one cycle, then SWA"):
+        main("--preset", "full", "--only", name)
+        assert result_of(tmp_path, "full")["rows"][name]["n_epochs"] == 3
+
+
+@pytest.mark.slow
+def test_several_experiments_run_at_once(script, main, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "EXPERIMENTS", ("cosine", "one cycle, short"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    main("--jobs", "2")
+    assert list(result_of(tmp_path, "small")["rows"]) == ["cosine", "one cycle, short"]
+
+
+def test_full_preset_has_the_epochs_of_the_document(script):
+    full = script.PRESETS["full"]
+    assert full.n_epochs == {
+        **{"multi-step": 50, "cosine": 50, "warm restarts": 60, "cyclic": 50},
+        **{"one cycle": 50, "one cycle, short": 30, "one cycle, then SWA": 30},
+    }
+    assert (full.n_swa, full.lr_scale, script.LR, script.MAX_LR, script.SWA_LR) == (10, 1, 0.05, 0.1, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "lrs"),
+    [  # of epochs 0, 24, 25, 39, 40, 49 of 50, and of 0, 19, 20, 59 of 60
+        ("multi-step", {0: 0.05, 24: 0.05, 25: 0.005, 39: 0.005, 40: 0.0005, 49: 0.0005}),
+        ("warm restarts", {0: 0.05, 10: 0.025, 20: 0.05, 40: 0.025}),
+    ],
+)
+def test_schedules_are_the_document_s(script, make_learner, name, lrs):
+    preset = script.PRESETS["full"]
+    (cb,) = script.cbs_of(name, preset)
+    assert isinstance(cb, EpochSchedulerCB)
+    learn = make_learner(n_batches=1, lr=script.LR, opt_func=torch.optim.SGD)
+    values = cb.preview(learn, preset.n_epochs[name])
+    assert {epoch: values[epoch] for epoch in lrs} == pytest.approx(lrs)
+
+
+def test_lr_before_and_in_swa_is_the_document_s(script, make_learner):
+    preset = script.PRESETS["full"]
+    name = "one cycle, then SWA"
+    cbs = script.cbs_of(name, preset)
+    recorder = script.RecorderCB(lr="pg.lr", mom="pg.momentum")
+    make_learner(n_batches=1, lr=script.LR, opt_func=make_sgd, cbs=[*cbs, recorder]).fit(30)
+    lrs, moms = recorder.recs["lr"], recorder.recs["mom"]
+    assert isinstance(cbs[0], BatchSchedulerCB)
+    assert max(lrs[:20]) == lrs[5] == pytest.approx(0.1)  # pct_start .3 of 20 steps, less the first
+    assert lrs[20:] == [0.01] * 10
+    assert (moms[0], moms[5], moms[20:]) == (pytest.approx(0.95), pytest.approx(0.85), [0.9] * 10)
+
+
+def make_sgd(params, lr):
+    return torch.optim.SGD(params, lr, momentum=0.9)
+
+
+def test_previews_of_all_schedulers_are_drawn_in_both_units(example):
+    lrs = example("cifar10_plots").all_lrs()
+    assert len(lrs) == 12
+    for name, traces in lrs.items():
+        assert len(traces) == (1 if name == "ReduceLROnPlateau" else 2)
+        assert {len(trace) for trace in traces} == {100}
+        per_epoch = traces[-1]
+        assert all(len(set(per_epoch[i : i + 10])) == 1 for i in range(0, 100, 10)), name
