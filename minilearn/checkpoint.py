@@ -16,6 +16,7 @@ from .callback import Callback
 from .data.loaders import state_of
 from .files import read_torch
 from .freezing import mode_of
+from .optim.groups import keep_order_of_memory
 from .seeding import rng_state
 from .state import Loader, Saver, compact
 from .weights import SUFFIX, plain_name, tensors_by_name
@@ -269,3 +270,4 @@ def _put_opt(opt: Any, state: Any) -> None:
             now = opt.state[params[i]].get(key)
             if isinstance(value, torch.Tensor) and now is not None and now.dtype != value.dtype:
                 opt.state[params[i]][key] = value.to(now.device)
+    keep_order_of_memory(opt)

@@ -135,12 +135,18 @@ class _TraceCB(Callback):
 
     def __init__(self) -> None:
         self.steps: Trace = []
+        self.n_steps = 0  # before this batch
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
+    def before_batch(self, learn: Any) -> None:
+        if learn.training:
+            self.n_steps = learn.n_steps
+
     def after_batch(self, learn: Any) -> None:
-        if learn.training and not learn.is_aside:
+        # Not at a batch whose gradients are gathered for a later step.
+        if learn.training and not learn.is_aside and learn.n_steps > self.n_steps:
             parts = {"batch": learn.batch, "loss": learn.loss, "weights": tensors_by_name(learn.model)}
             self.steps.append({name: _digest(part) for name, part in parts.items()})
 

@@ -27,8 +27,9 @@ class GradientAccumulationCB(Callback):
     Args:
         n_batches: in a step, >= 1.
 
-    Runs at: before_fit, before_train; after_loss, before_step; order -70. Reads: loss, batch. Writes:
-        is_gathering; the gradients.
+    Runs at: before_fit, before_train; after_loss, after_backward; before_step, after_step,
+        cleanup_step; order -70. Reads: batch.
+        Writes: is_gathering; the gradients.
     State: how many batches were gathered since the last step, and their weight.
     Raises: before training: ValueError for more batches than an epoch has; TypeError for a loader without
         length.
@@ -82,13 +83,25 @@ class GradientAccumulationCB(Callback):
             ratio = self._size / size
             torch._foreach_mul_(_gradients(learn), ratio)
             self._weight *= ratio
-        self._n, self._size, self._weight = self._n + 1, size, self._weight + 1
+        self._size = size
+
+    def after_backward(self, learn: Any) -> None:
+        # Not before: a batch that is cancelled at its loss adds no gradients.
+        self._n, self._weight = self._n + 1, self._weight + 1
         learn.is_gathering = self._n < self.n_batches and learn.batch_idx + 1 < self._n_in_epoch
 
     def before_step(self, learn: Any) -> None:
         if self._weight != 1:
             torch._foreach_div_(_gradients(learn), self._weight)
+
+    def after_step(self, learn: Any) -> None:
         self._n, self._weight = 0, 0.0
+
+    def cleanup_step(self, learn: Any) -> None:
+        if self._n and (kept := _gradients(learn)):  # no step was taken: more may join these
+            torch._foreach_mul_(kept, self._weight)
+        else:
+            self._n, self._weight = 0, 0.0
 
 
 class GradientClippingCB(Callback):

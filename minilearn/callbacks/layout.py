@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback
+from ..data.loaders import with_inputs
+from ..optim.groups import keep_order_of_memory
 
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record CUDA graphs
 
@@ -26,14 +28,10 @@ class ChannelsLastCB(Callback):
 
     def before_fit(self, learn: Any) -> None:
         learn.model.to(memory_format=torch.channels_last)
+        keep_order_of_memory(learn.opt)
 
     def before_batch(self, learn: Any) -> None:
-        batch = learn.batch
-        if not isinstance(batch, tuple | list):
-            learn.batch = _channels_last(batch)
-        else:
-            parts = [_channels_last(batch[0]), *batch[1:]]
-            learn.batch = type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+        learn.batch = with_inputs(learn.batch, _channels_last(learn.xb))
 
 
 class CompileCB(Callback):
@@ -83,6 +81,7 @@ def _channels_last(value: Any) -> Any:
         return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
     if isinstance(value, Mapping):
         return {key: _channels_last(item) for key, item in value.items()}
-    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        return type(value)([_channels_last(item) for item in value])
+    if isinstance(value, tuple | list):
+        items = [_channels_last(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value

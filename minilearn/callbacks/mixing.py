@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback
+from ..data.loaders import with_inputs
 
 
 class MixupCB(Callback):
@@ -65,7 +66,7 @@ class MixupCB(Callback):
         order = torch.randperm(len(xb), device=xb.device)
         self._share = random.betavariate(self.alpha, self.alpha)
         self._other = yb[order]
-        learn.batch = (torch.lerp(xb[order], xb, self._share), yb)
+        learn.batch = with_inputs(learn.batch, torch.lerp(xb[order], xb, self._share))
 
     def after_loss(self, learn: Any) -> None:
         if learn.training:
@@ -99,12 +100,13 @@ class TestTimeFlipCB(Callback):
             return
         batch, preds = learn.batch, learn.preds
         xb = learn.xb.flip(-1)
-        learn.batch = type(batch)([xb, *batch[1:]]) if isinstance(batch, tuple | list) else xb
+        learn.batch = with_inputs(batch, xb)
         try:
             learn.callback("predict")  # its owner, whoever that is
         finally:
             learn.batch = batch
-        learn.preds = (preds.float() + learn.preds.float()) / 2
+        dtype = torch.promote_types(preds.dtype, torch.float32)
+        learn.preds = (preds.to(dtype) + learn.preds.to(dtype)) / 2
 
 
 def _check_inputs(cb: Callback, batch: Any, n_dims: int | None = None) -> None:

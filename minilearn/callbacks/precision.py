@@ -41,7 +41,8 @@ class MixedPrecisionCB(Callback):
         self.dtype, self.init_scale = dtype, init_scale
         self.n_skipped = 0
         self._scaler: Any = None
-        self._autocast: Any = None  # while a batch is inside of it
+        self._is_unscaled = False  # since the scaler's last update
+        self._autocasts: dict[int, Any] = {}  # of the batches inside, by depth: one may validate in a batch
         self._device = "cpu"
         if dtype is torch.float16:
             self.backward, self.step = self._scaled_backward, self._scaled_step  # it owns these steps
@@ -50,8 +51,11 @@ class MixedPrecisionCB(Callback):
         return f"MixedPrecisionCB({self.dtype})"
 
     def before_fit(self, learn: Any) -> None:
-        self._device = next(learn.model.parameters()).device.type
-        self.n_skipped = 0
+        p = next(learn.model.parameters(), None)
+        self._device = "cpu" if p is None else p.device.type
+        self._is_unscaled, self._autocasts = False, {}
+        if "train" in learn.phases:
+            self.n_skipped = 0
         if self.dtype is not torch.float16:
             return
         if self._device != "cuda":
@@ -64,21 +68,25 @@ class MixedPrecisionCB(Callback):
         self._scaler = torch.amp.GradScaler(self._device, init_scale=self.init_scale)
 
     def before_batch(self, learn: Any) -> None:
-        self._autocast = torch.autocast(self._device, self.dtype)
-        self._autocast.__enter__()
+        autocast: Any = torch.autocast(self._device, self.dtype)
+        self._autocasts[len(learn.scopes)] = autocast
+        autocast.__enter__()
 
     def after_predict(self, learn: Any) -> None:
         learn.preds = _in_float32(learn.preds)  # a loss in 16 bits would have 3 digits
 
     def after_loss(self, learn: Any) -> None:
-        self._leave()
+        self._leave(learn)
 
     def cleanup_batch(self, learn: Any) -> None:
-        self._leave()  # left early, by a cancel or an error
+        self._leave(learn)  # left early, by a cancel or an error
+        if self._is_unscaled and learn.training:  # no step was taken: what is kept is scaled again
+            self._update()
+            params = [p for group in learn.opt.param_groups for p in group["params"]]
+            torch._foreach_mul_([p.grad for p in params if p.grad is not None], self._scaler.get_scale())
 
-    def _leave(self) -> None:
-        autocast, self._autocast = self._autocast, None
-        if autocast is not None:
+    def _leave(self, learn: Any) -> None:
+        if (autocast := self._autocasts.pop(len(learn.scopes), None)) is not None:
             autocast.__exit__(None, None, None)
 
     # With float16 ---------------------------------------------------------------------------------
@@ -89,15 +97,20 @@ class MixedPrecisionCB(Callback):
     def after_backward(self, learn: Any) -> None:
         if self._scaler is not None and not learn.is_gathering:
             self._scaler.unscale_(learn.opt)
+            self._is_unscaled = True
 
     def _scaled_step(self, learn: Any) -> None:
         scale = self._scaler.get_scale()
         self._scaler.step(learn.opt)
-        self._scaler.update()
+        self._update()
         if self._scaler.get_scale() < scale:  # the gradients were not finite
             self.n_skipped += 1
             learn.callback("zero_grad")  # a cancelled step keeps them
             raise CancelStepException
+
+    def _update(self) -> None:
+        self._is_unscaled = False
+        self._scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scaler's state, and how many steps were left out."""

@@ -111,6 +111,10 @@ class Normalize(Augment):
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
         """See Augment; images are uint8."""
+        if images.shape[1] != len(self.mean):
+            raise ValueError(
+                f"{self!r}: the images have {images.shape[1]} channels, expected {len(self.mean)}"
+            )
         scale = torch.tensor([1 / (255 * s) for s in self.std], device=images.device)[:, None, None]
         shift = torch.tensor(
             [-m / s for m, s in zip(self.mean, self.std, strict=True)], device=images.device

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -72,7 +74,8 @@ class ImageLoader(TensorLoader):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what order and augmentation depend on."""
-        return {**super().state_dict(), "augment": repr(self.augment)}
+        # Without the addresses of functions and the like, which are others in another process.
+        return {**super().state_dict(), "augment": re.sub(r" at 0x\w+", "", repr(self.augment))}
 
 
 # Decoding -----------------------------------------------------------------------------------------
@@ -88,10 +91,18 @@ def cached(source: Path, part: str, make: Callable[[], tuple[Tensor, Tensor]]) -
     path = cache_folder() / f"{source.name.split('.')[0]}-{part}-{digest.hexdigest()}.pt"
     if not path.is_file():
         images, targets = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
-            torch.save({"images": images, "targets": targets}, file)
-    saved = torch.load(path, mmap=True, weights_only=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as file:
+                torch.save({"images": images, "targets": targets}, file)
+        except OSError as error:
+            error.add_note("minilearn: for another cache folder set the environment variable XDG_CACHE_HOME")
+            raise
+    try:
+        saved = torch.load(path, mmap=True, weights_only=True)
+    except Exception as error:  # torch has several
+        reason = str(error).strip().split(". ")[0]
+        raise ValueError(f"{path} is damaged ({reason}); delete it, and it is made anew") from error
     return saved["images"], saved["targets"]
 
 
@@ -148,7 +159,7 @@ def _in_archive(archive: Path, part: str) -> _Found:
                     file = tar.extractfile(member)
                     assert file is not None
                     yield parts[-2], "/".join(parts[-2:]), file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{archive} is cut short, or no archive ({error})") from error
 
 

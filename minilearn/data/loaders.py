@@ -271,6 +271,14 @@ def generators_of(loader: Any) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
+def with_inputs(batch: Any, inputs: Any) -> Any:
+    """Return a batch of the same kind, (inputs, target) or inputs alone, with other inputs."""
+    if not isinstance(batch, tuple | list):
+        return inputs
+    parts = [inputs, *batch[1:]]
+    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """Move the tensors in a batch, however nested in tuples, lists and dicts, to a device.
 

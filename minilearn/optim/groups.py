@@ -26,6 +26,14 @@ def groups_of(opt: Any) -> list[Group]:
     return groups
 
 
+def keep_order_of_memory(opt: Any) -> None:
+    """Have each parameter's state in its order of memory: fused kernels go through memory, not indices."""
+    for p, state in getattr(opt, "state", {}).items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                state[key] = torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
 def build_opt(
     opt_func: Callable[..., Any],
     model: nn.Module,

@@ -1,4 +1,5 @@
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import StopCB, StoppedError, SyncCounter
 from rich.console import Console
-from test_all_resume import check_each_place, every_rest, final
+from test_all_resume import check_each_place, final
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW
@@ -24,7 +25,6 @@ from minilearn import (
     SWACB,
     BaseAveragingCB,
     BatchSchedulerCB,
-    BatchSizeCB,
     Callback,
     CancelFitException,
     CancelStepException,
@@ -108,7 +108,8 @@ class WatchCB(Callback):
         return {}
 
     def before_fit(self, learn):
-        self.start = params_of(learn.model)
+        if "train" in learn.phases:
+            self.start = params_of(learn.model)
 
     def before_train(self, learn):
         self.batches.append([])
@@ -292,11 +293,8 @@ def test_complex_weights_are_averaged_too():
     watch = WatchCB()
     learn = learner(watch, SWACB(0), model=Rotated)
     learn.fit(3)
-    assert_near(learn.model.turn.detach()[None].unbind(), mean_of(watch.epochs, "turn"))
-
-
-def mean_of(weights, name):
-    return [torch.stack([step[name] for step in weights]).mean(0)]
+    expected = torch.stack([weights["turn"] for weights in watch.epochs]).mean(0)
+    torch.testing.assert_close(learn.model.turn.detach(), expected)
 
 
 def test_frozen_weights_and_tied_ones_are_themselves_in_the_average():
@@ -365,7 +363,7 @@ def test_iterate_is_the_loss_of_the_trained_weights_and_eval_that_of_the_average
         average = with_norms_of(mean_by_torch(watch.epochs[1 : epoch + 1]), watch.batches[epoch])
         assert losses(learn, "iterate")[epoch] == pytest.approx(loss_of(iterate, valid), rel=1e-6)
         assert losses(learn, "eval")[epoch] == pytest.approx(loss_of(average, valid), rel=1e-5)
-        assert losses(learn, "iterate")[epoch] != losses(learn, "eval")[epoch] or epoch == 1
+        assert losses(learn, "iterate")[epoch] != losses(learn, "eval")[epoch]
 
 
 def test_rows_of_what_is_not_averaged_are_those_of_a_fit_without_it():
@@ -404,7 +402,9 @@ def test_statistics_are_measured_on_so_many_training_batches(n, measured, at):
     learn.fit(2)
     assert len(batches) == measured == learn.model[1].num_batches_tracked
     assert all(torch.equal(a, b[0]) for a, b in zip(batches, watch.batches[1], strict=False))
-    assert_near(tensors_of(learn.model), tensors_of(with_norms_of(params_of(learn.model), watch.batches[1][:n])))
+    assert_near(
+        tensors_of(learn.model), tensors_of(with_norms_of(params_of(learn.model), watch.batches[1][:n]))
+    )
 
 
 def passes(at, *cbs, **kwargs):
@@ -449,7 +449,9 @@ def test_statistics_are_measured_once_for_an_average(at):
 
 
 def two_norms():
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+    )
 
 
 @BOTH
@@ -488,20 +490,46 @@ def test_dropout_is_off_while_statistics_are_measured(at):
     assert modes == {(False, True, False), (False, False, False)}
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+def deep_net():
+    layers = [layer for _ in range(3) for layer in (nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16))]
+    return nn.Sequential(nn.Linear(3, 16), *layers[:-1], nn.Linear(16, 2))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_averaged_weights_with_their_own_statistics_beat_those_with_the_iterates(seed):
-    # The lr is so high that the epochs' weights lie far apart, and so do the inputs of BatchNorm.
+    # An average is smaller than the weights that are in it, which differ by the noise of small batches; under
+    # the iterate's statistics its activations are too small, the more so the deeper they lie.
     watch = WatchCB()
-    learn = learner(watch, SWACB(2), seed=seed, n_train=16, n_valid=16, bs=16, lr=1.0)
-    learn.fit(8)
+    swa = SWACB(1, every_steps=3)
+    learn = learner(watch, swa, seed=seed, model=deep_net, n_train=16, n_valid=16, bs=16)
+    learn.fit(6)
     valid, average = list(learn.dls.valid), params_of(learn.model)
-    stale = norm_net()
+    stale = deep_net()
     stale.load_state_dict({**watch.tensors[-1], **average})
-    fresh = with_norms_of(average, watch.batches[-1])
-    assert losses(learn, "eval")[7] == pytest.approx(loss_of(fresh, valid), rel=1e-4)
-    assert losses(learn, "eval")[7] == pytest.approx(loss_of(learn.model, valid), rel=1e-6)
-    assert losses(learn, "eval")[7] < 0.8 * loss_of(stale, valid)
-    assert not torch.allclose(stale[1].running_var, learn.model[1].running_var, rtol=0.1)
+    fresh = with_norms_of(average, watch.batches[-1], deep_net)
+    assert losses(learn, "eval")[5] == pytest.approx(loss_of(fresh, valid), rel=1e-4)
+    assert not torch.allclose(stale[1].running_var, fresh[1].running_var, rtol=0.1)
+    assert losses(learn, "eval")[5] < 0.8 * loss_of(stale, valid)  # 0.55 to 0.69 of it
+
+
+@BOTH
+def test_scaled_weights_under_batch_norm_are_averaged_without_harm(make, at):
+    # Weights before BatchNorm may be scaled: the model stays the same, if the statistics follow.
+    learn = learner(make(), opt_func=SGD, lr=0.0)
+    before = params_of(learn.model)
+
+    def scale(learn):
+        with torch.no_grad():
+            learn.model[0].weight.copy_(before["0.weight"] * (1 + learn.n_steps))
+            learn.model[0].bias.copy_(before["0.bias"] * (1 + learn.n_steps))
+
+    learn.fit(4, cbs=[at("after_step", scale)])
+    evals, last = losses(learn, "eval"), params_of(learn.model)
+    assert last["0.weight"].norm() > 5 * before["0.weight"].norm()
+    assert evals[3] == pytest.approx(
+        loss_of(with_norms_of(before, learn.dls.train), learn.dls.valid), rel=1e-3
+    )
+    assert losses(learn, "iterate")[3] != pytest.approx(evals[3], rel=1e-3)  # BatchNorm lags behind
 
 
 # Training is not touched ------------------------------------------------------------------------------
@@ -605,16 +633,31 @@ def test_training_is_bitwise_the_same_with_an_average_and_without(loader, name):
     assert not first_difference(plain, traced(loader=loader, valid=False))
 
 
+@pytest.mark.slow
 def test_training_is_bitwise_the_same_with_workers_that_persist():
     plain = traced(loader=LOADERS["workers"], n_epochs=2)
     inside = ValidateInsideCB(80, "after_step")
-    assert not first_difference(plain, traced(EMACB(0.8), inside, loader=LOADERS["workers"], n_epochs=2))
+    averaged = traced(EMACB(0.8), inside, loader=LOADERS["workers"], n_epochs=2)
+    assert not first_difference(plain, averaged)
     assert len(inside.rows) == 4
 
 
-@pytest.mark.xfail(strict=True, reason="measuring draws from the sampler's own generator, which is not put back")
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="the workers that measure stay, and take 5 s each to end")
+def test_workers_that_measure_end_with_it(at):
+    before, left = set(multiprocessing.active_children()), []
+    look = at("after_epoch", lambda learn: left.append(len({*multiprocessing.active_children()} - before)))
+    learn = learner(SWACB(0), look, train=LOADERS["workers"])
+    learn.fit(2)
+    assert left == [1, 1]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="measuring draws from the sampler's own generator, which is not put back"
+)
 def test_training_is_bitwise_the_same_with_a_sampler_that_has_its_own_random_numbers():
-    assert not first_difference(traced(loader=own_sampler), traced(SWACB(0), loader=own_sampler))
+    difference = first_difference(traced(loader=own_sampler), traced(SWACB(0), loader=own_sampler))
+    assert not difference
 
 
 @pytest.mark.parametrize("loader", [drawing, own_generator])
@@ -627,7 +670,7 @@ def test_validation_that_draws_draws_as_often_as_without_an_average(loader):
 def test_training_is_bitwise_the_same_where_the_average_is_validated_inside_it(event, order):
     inside = ValidateInsideCB(order, event)
     assert not first_difference(traced(), traced(EMACB(0.8), inside))
-    assert len(inside.rows) == 6 - (event == "before_batch" and 0)
+    assert len(inside.rows) == 6
 
 
 def test_shuffled_order_is_seen_by_the_comparison():
@@ -660,14 +703,13 @@ def test_iterate_is_in_the_model_at_each_event_of_the_fit_but_validation(make, a
     def keep(event):
         return at(event, lambda learn: found.setdefault(event, []).append(tensors_of(learn.model)))
 
-    events = ["after_train", "before_validate", "after_validate", "after_epoch", "cleanup_epoch", "after_fit"]
+    events = ["after_train", "after_validate", "after_epoch", "cleanup_epoch", "after_fit"]
     learn = learner(make(), *[keep(event) for event in events])
     learn.fit(3)
-    average = found["after_validate"][-1]
+    average, trained = found["after_validate"][-1], found["after_train"][-1]
     assert same(average, tensors_of(learn.model))
-    trained = found["after_train"][-1]
     assert not same(trained, average)
-    for event in ("before_validate", "after_epoch", "cleanup_epoch", "after_fit"):
+    for event in ("after_epoch", "cleanup_epoch", "after_fit"):
         assert same(found[event][-1], trained)
 
 
@@ -675,14 +717,29 @@ def test_iterate_is_in_the_model_at_each_event_of_the_fit_but_validation(make, a
 @pytest.mark.parametrize("event", ["after_epoch", "after_validate", "before_validate", "after_fit"])
 def test_after_a_cancelled_fit_the_model_holds_the_average(make, event, at):
     def cancel(learn):
-        if learn.epoch == 1:
+        if learn.epoch == 1 and learn.scopes in (["fit", "epoch", "validate"], ["fit", "epoch"], ["fit"]):
             raise CancelFitException
 
-    cb = make()
-    learn = learner(cb, at(event, cancel))
+    watch, cb = WatchCB(), make()
+    learn = learner(watch, cb, at(event, cancel))
     learn.fit(2 if event == "after_fit" else 3)
-    assert cb.n_averaged
-    assert same(params_of(learn.model), cb.state_dict()["averages"])
+    assert len(watch.epochs) == 2
+    expected = with_norms_of(cb.state_dict()["averages"], watch.batches[1])
+    assert_near(tensors_of(learn.model), tensors_of(expected))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="it leaves the average with statistics that are reset, and not measured"
+)
+def test_fit_cancelled_in_the_measuring_leaves_no_norm_half_measured(at):
+    def cancel(learn):
+        if learn.epoch == 1 and not learn.training:
+            raise CancelFitException
+
+    watch = WatchCB()
+    learn = learner(watch, SWACB(1), at("before_validate", cancel))
+    learn.fit(3)
+    assert same(tensors_of(learn.model), watch.tensors[1])
 
 
 def test_fit_cancelled_between_two_steps_leaves_the_average(at):
@@ -696,7 +753,7 @@ def test_fit_cancelled_between_two_steps_leaves_the_average(at):
     expected = ema_by_hand(watch.start, watch.steps, 0.8, True)
     assert len(watch.steps) == 6
     assert_near(params_of(learn.model), expected)
-    assert_near(tensors_of(learn.model), tensors_of(with_norms_of(expected, watch.batches[0])))
+    assert_near(tensors_of(learn.model), tensors_of(with_norms_of(expected, learn.dls.train)))
 
 
 def test_fit_cancelled_before_the_first_average_leaves_the_iterate(at):
@@ -707,99 +764,54 @@ def test_fit_cancelled_before_the_first_average_leaves_the_iterate(at):
     learn = learner(watch, SWACB(2), at("after_epoch", cancel))
     learn.fit(3)
     assert same(tensors_of(learn.model), watch.tensors[0])
-    with pytest.raises(RuntimeError, match=r"^averaged\(\): SWACB\(start=2, swa_lr=None\) has averaged nothing"):
+    with pytest.raises(
+        RuntimeError, match=r"^averaged\(\): SWACB\(start=2, swa_lr=None\) has averaged nothing"
+    ):
         learn.averaged()
 
 
-def fails_at(event, epoch, error=ZeroDivisionError):
-    """Make a callback that raises at an event of validation: in the row "eval", or else in "iterate"."""
+ITERATE = ["fit", "epoch", "train", "validate"]
+AVERAGE = ["fit", "epoch", "validate"]
+MEASURING = ["fit", "epoch", "validate", "validate"]
+MEASURING_LAST = ["fit", "validate"]
 
-    class FailCB(Callback):
-        order = 75
 
-    def hook(self, learn):
-        if not learn.training and learn.epoch == epoch:
-            raise error
+def fail_in(at, scopes, event="after_predict", order=75):
+    """Make a callback that raises at an event of the last epoch of three, in these scopes."""
 
-    setattr(FailCB, event, hook)
-    return FailCB()
+    def fail(learn):
+        is_there = learn.scopes[: len(scopes)] == scopes and "validate" not in learn.scopes[len(scopes) :]
+        if learn.epoch == 2 and is_there and (learn.batch_idx == 1 or event != "after_predict"):
+            raise ZeroDivisionError
+
+    return at(event, fail, order)
 
 
 @BOTH
+@pytest.mark.parametrize("order", [-10, 75])
 @pytest.mark.parametrize("event", ["before_validate", "after_predict", "after_validate", "cleanup_validate"])
-def test_error_in_validation_leaves_the_iterate_and_nothing_of_the_swap(make, event):
-    watch, cb = WatchCB(), make()
-    learn = learner(watch, cb, fails_at(event, 1))
-    with pytest.raises(ZeroDivisionError):
-        learn.fit(3)
-    assert same(tensors_of(learn.model), watch.tensors[1])
-    assert learn.model[1].momentum == 0.1
-    assert not learn.is_aside
-    assert all(module.training for module in learn.model.modules())
-    with pytest.raises(RuntimeError) if not cb.n_averaged else no_error():
-        check_averaged(learn, cb)
-
-
-def no_error():
-    from contextlib import nullcontext
-
-    return nullcontext()
-
-
-def check_averaged(learn, cb):
-    before = tensors_of(learn.model)
-    learn.cbs[-1].order  # noqa: B018
-    for failing in [other for other in learn.cbs if type(other).__name__ == "FailCB"]:
-        learn.remove_cb(failing)
-    with learn.averaged():
-        assert same(params_of(learn.model), cb.state_dict()["averages"])
-        assert learn.model[1].num_batches_tracked == 4
-    assert same(tensors_of(learn.model), before)
-
-
-class RowErrorCB(Callback):
-    """Raise in the n-th validation phase from `epoch` on: 1 is the iterate, 2 its average's measuring."""
-
-    def __init__(self, epoch, n, event="after_predict", error=ZeroDivisionError):
-        self.epoch, self.n, self.error = epoch, n, error
-        self.phases = 0
-        setattr(self, event, self.fail)
-
-    def before_validate(self, learn):
-        self.phases += learn.epoch == self.epoch
-
-    def fail(self, learn):
-        if not learn.training and self.phases == self.n and learn.batch_idx == 1:
-            raise self.error
-
-
-@BOTH
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_error_in_any_of_the_passes_of_validation_leaves_the_iterate(make, n):
-    # In the second batch of the iterate's pass, of the average's own, which begins first, or of its measuring.
-    watch, cb = WatchCB(), make()
-    failing = RowErrorCB(2, n)
+@pytest.mark.parametrize("scopes", [ITERATE, AVERAGE, MEASURING], ids=["iterate", "average", "measuring"])
+def test_error_in_validation_leaves_the_iterate_and_nothing_of_the_swap(make, scopes, event, order, at):
+    watch, cb, failing = WatchCB(), make(), fail_in(at, scopes, event, order)
     learn = learner(watch, cb, failing)
     with pytest.raises(ZeroDivisionError):
         learn.fit(3)
     assert same(tensors_of(learn.model), watch.tensors[2])
-    assert learn.model[1].momentum == 0.1
-    assert (learn.is_aside, cb._is_swapped) == (False, False)
+    assert (learn.model[1].momentum, learn.is_aside) == (0.1, False)
+    assert all(module.training for module in learn.model.modules())
     learn.remove_cb(failing)
     with learn.averaged():
         average = tensors_of(learn.model)
-    assert same({name: average[name] for name, _ in learn.model.named_parameters()}, cb.state_dict()["averages"])
-    assert_near(average, tensors_of(with_norms_of(params_average(cb), watch.batches[2])))
-
-
-def params_average(cb):
-    return dict(cb.state_dict()["averages"])
+    assert same({name: average[name] for name in watch.start}, cb.state_dict()["averages"])
+    expected = with_norms_of(cb.state_dict()["averages"], learn.dls.train)
+    assert_near(average, tensors_of(expected))
+    assert same(tensors_of(learn.model), watch.tensors[2])
 
 
 @pytest.mark.xfail(strict=True, reason="an error in the last measuring leaves the average, half measured")
-def test_error_in_the_measuring_after_the_last_epoch_leaves_the_iterate():
+def test_error_in_the_measuring_after_the_last_epoch_leaves_the_iterate(at):
     watch = WatchCB()
-    learn = learner(watch, SWACB(1), RowErrorCB(2, 1))
+    learn = learner(watch, SWACB(1), fail_in(at, MEASURING_LAST))
     with pytest.raises(ZeroDivisionError):
         learn.fit(3, valid=False)
     assert same(tensors_of(learn.model), watch.tensors[2])
@@ -825,7 +837,12 @@ def test_error_in_training_leaves_the_iterate_and_the_average_at_hand(make, at):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_leaves_the_iterate_and_the_average_at_hand(number, training, at, capfd):
     def send(learn):
-        if learn.training == training and learn.epoch == 1 and learn.batch_idx == 1 and learn.stop_signal is None:
+        if (
+            learn.training == training
+            and learn.epoch == 1
+            and learn.batch_idx == 1
+            and learn.stop_signal is None
+        ):
             os.kill(os.getpid(), number)
 
     watch, ema = WatchCB(), EMACB(0.8)
@@ -843,8 +860,7 @@ def test_averaged_gives_the_iterate_back_after_an_error_inside_it(at):
     def look(learn):
         before = tensors_of(learn.model)
         with pytest.raises(ZeroDivisionError), learn.averaged():
-            assert not same(tensors_of(learn.model), before)
-            raise ZeroDivisionError
+            1 / same(tensors_of(learn.model), before)
         assert same(tensors_of(learn.model), before)
         with learn.averaged(), learn.averaged():
             inside = tensors_of(learn.model)
@@ -858,7 +874,7 @@ def test_averaged_gives_the_iterate_back_after_an_error_inside_it(at):
 
 def test_averaged_needs_a_callback_that_averages():
     learn = learner()
-    with pytest.raises(RuntimeError, match="^averaged.*there is no average; expected SWACB or EMACB among"):
+    with pytest.raises(RuntimeError, match=r"^averaged\(\): there is no average; expected SWACB or EMACB"):
         learn.averaged()
 
 
@@ -877,7 +893,9 @@ def test_validate_of_a_callback_is_of_the_average_inside_averaged_alone(at):
         if learn.epoch == 2 and learn.batch_idx == 3 and learn.training:
             plain = learn.validate()["loss"]
             with learn.averaged():
-                found.append((plain, learn.validate()["loss"], loss_of(deepcopy(learn.model), learn.dls.valid)))
+                found.append(
+                    (plain, learn.validate()["loss"], loss_of(deepcopy(learn.model), learn.dls.valid))
+                )
             found.append(loss_of(deepcopy(learn.model), learn.dls.valid))
 
     learn = learner(SWACB(1), at("after_batch", look))
@@ -904,12 +922,28 @@ def test_predict_inside_averaged_gives_the_averages_predictions(at):
     torch.testing.assert_close(*found)
 
 
-@pytest.mark.xfail(strict=True, reason="the batches that statistics are measured on are among the predictions")
+@pytest.mark.xfail(
+    strict=True, reason="the batches that statistics are measured on are among the predictions"
+)
 def test_predict_of_a_callback_between_epochs_has_a_row_for_each_sample(at):
     found = []
     learn = learner(EMACB(0.8), at("after_epoch", lambda learn: found.append(learn.predict(learn.dls.valid))))
     learn.fit(2, valid=False)
     assert [len(preds) for preds in found] == [8, 8]
+
+
+@pytest.mark.xfail(strict=True, reason="between epochs it is the average, and inside of them the iterate")
+@pytest.mark.parametrize("event", ["before_epoch", "after_epoch", "cleanup_epoch"])
+def test_validate_of_a_callback_between_epochs_is_of_the_iterate(at, event):
+    rows, by_hand = [], []
+
+    def look(learn):
+        if learn.epoch == 1:
+            rows.append(learn.validate()["loss"])
+            by_hand.append(loss_of(deepcopy(learn.model), learn.dls.valid))
+
+    learner(EMACB(0.8), at(event, look)).fit(2)
+    assert rows == pytest.approx(by_hand, rel=1e-6)
 
 
 @pytest.mark.xfail(strict=True, reason="callbacks of one validation see the batches of the measuring too")
@@ -1011,7 +1045,7 @@ def test_run_that_goes_on_from_the_best_or_the_newest_is_the_straight_run(tmp_pa
 
 
 RESUMED = {
-    "EMACB": (lambda: [EMACB(0.8)], 4, 0),
+    "EMACB": (lambda: [EMACB(0.8), MetricsCB()], 4, 0),
     "EMACB by steps": (lambda: [EMACB(0.8, every_steps=3)], 4, 0),
     "EMACB, gathered, in 16 bits": (
         lambda: [EMACB(0.8), GradientAccumulationCB(2), MixedPrecisionCB(), MetricsCB()],
@@ -1021,41 +1055,433 @@ RESUMED = {
     "SWACB, gathered, in 16 bits": (
         lambda: [SWACB(1, every_steps=2), GradientAccumulationCB(2), MixedPrecisionCB(), MetricsCB()],
         5,
-        None,
+        1,
     ),
     "SWACB, annealed after a cycle": (
         lambda: [BatchSchedulerCB(OneCycleLR), SWACB(1, swa_lr=0.03, anneal_epochs=1)],
         4,
-        None,
+        1,
     ),
-    "SWACB, annealed from the first epoch": (lambda: [SWACB(0, swa_lr=0.03, anneal_epochs=2)], 3, None),
-    "SWACB after a table": (lambda: [ScheduleCB("lr", {1: 0.05}), SWACB(2, swa_lr=0.03)], 3, None),
+    "SWACB, annealed from the first epoch": (lambda: [SWACB(0, swa_lr=0.03, anneal_epochs=2)], 3, 0),
+    "SWACB after a table": (lambda: [ScheduleCB("lr", {1: 0.05}), SWACB(2, swa_lr=0.03)], 3, 2),
     "SWACB after epochs": (
         lambda: [EpochSchedulerCB(CosineAnnealingLR), SWACB(2, swa_lr=0.03), RecorderCB()],
         3,
-        None,
+        2,
     ),
-    "SWACB and EarlyStoppingCB": (lambda: [SWACB(1), MetricsCB(), EarlyStoppingCB("eval/loss")], 3, None),
-    "EMACB and BatchSizeCB": (lambda: [EMACB(0.8), BatchSizeCB({1: 8})], 4, None),
+    "SWACB and EarlyStoppingCB": (lambda: [SWACB(1), MetricsCB(), EarlyStoppingCB("eval/loss")], 3, 1),
 }
 
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_resumed_run_is_the_straight_run(tmp_path, quick_files, name):
-    make, n_train, _ = RESUMED[name]
-    n_epochs, n_valid = 3, 1
-    averaged = {"EMACB": 3, "SWACB,": 2}.get(name.split(" ")[0], None)
-    del averaged
-    check_places(make, tmp_path, n_train, n_epochs, n_valid)
+    make, n_train, n_seen = RESUMED[
+        name
+    ]  # n_seen: epochs whose validation has no average, and may be stopped
+    n_places = 3 * (n_train + 1) + n_seen + 1
+    check_each_place(make, tmp_path, n_places, n_train=n_train, n_valid=1, param_groups=two_groups)
 
 
-def check_places(make, folder, n_train, n_epochs, n_valid):
-    straight = list(check_differences(make, folder, n_train))
-    assert [(position, how) for position, how in straight if how] == []
-    assert len(straight) > n_epochs * (n_train // 2)
+# Which rules the lr -----------------------------------------------------------------------------------
 
 
-def check_differences(make, folder, n_train):
-    from test_all_resume import differences
+class LrsCB(Callback):
+    """Keep what each step uses: the lr and the momentum of each group."""
 
-    return differences(make, folder, n_train=n_train, n_valid=1)
+    def __init__(self):
+        self.lrs, self.momenta = [], []
+
+    def after_step(self, learn):
+        self.lrs.append([float(group["lr"]) for group in learn.opt.param_groups])
+        self.momenta.append([group.get("momentum", group.get("betas")) for group in learn.opt.param_groups])
+
+
+SCHEDULES = {
+    "OneCycleLR": lambda: BatchSchedulerCB(OneCycleLR),
+    "CosineAnnealingLR by epochs": lambda: EpochSchedulerCB(CosineAnnealingLR),
+    "plateau": lambda: EpochSchedulerCB(ReduceLROnPlateau, patience=0, threshold=9, factor=0.5),
+    "cosine": lambda: ScheduleCB("lr", cosine),
+    "table": lambda: ScheduleCB("lr", {1: 0.07, 2: 0.02}),
+}
+
+
+@pytest.mark.parametrize("opt_func", [partial(SGD, momentum=0.9), AdamW], ids=["SGD", "AdamW"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule_has_the_epochs_before_start_and_then_comes_swa_lr(name, opt_func):
+    kwargs = {"param_groups": two_groups, "opt_func": opt_func}
+    short, long = LrsCB(), LrsCB()
+    learner(short, SCHEDULES[name](), **kwargs).fit(3)
+    learn = learner(long, SCHEDULES[name](), SWACB(3, swa_lr=[0.02, 0.01]), **kwargs)
+    learn.fit(5)
+    assert long.lrs[:12] == short.lrs
+    assert long.lrs[12:] == [[0.02, 0.01]] * 8
+    own = 0.9 if opt_func is not AdamW else (0.9, 0.999)
+    assert long.momenta == short.momenta + [[own, own]] * 8
+    assert [group["lr"] for group in learn.opt.param_groups] == [0.1, 0.05]
+    assert not any("max_lr" in group or "initial_lr" in group for group in learn.opt.param_groups)
+
+
+@pytest.mark.parametrize("name", ["OneCycleLR", "CosineAnnealingLR by epochs", "plateau"])
+def test_preview_is_of_the_steps_before_start(name):
+    recorder, schedule = RecorderCB(), SCHEDULES[name]()
+    learn = learner(recorder, schedule, SWACB(0.5, swa_lr=0.02))
+    preview = schedule.preview(learn, 4, values=[1.0, 1.0] if name == "plateau" else ())
+    learn.fit(4)
+    assert len(preview) == 8
+    assert list(recorder.recs["lr"]) == pytest.approx([*preview, *[0.02] * 8])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_without_swa_lr_the_schedule_has_the_whole_fit(name):
+    plain, averaged = LrsCB(), LrsCB()
+    learner(plain, SCHEDULES[name]()).fit(4)
+    learner(averaged, SCHEDULES[name](), SWACB(2)).fit(4)
+    # The plateau sees other values in validation of an average, of which none is better by so much.
+    assert averaged.lrs == plain.lrs
+
+
+def test_swa_lr_needs_no_schedule_and_goes_with_the_fit():
+    lrs = LrsCB()
+    learn = learner(lrs, SWACB(1, swa_lr=0.02), param_groups=two_groups)
+    learn.fit(3)
+    assert lrs.lrs == [[0.1, 0.05]] * 4 + [[0.02, 0.02]] * 8
+    assert [group["lr"] for group in learn.opt.param_groups] == [0.1, 0.05]
+
+
+@pytest.mark.parametrize(
+    ("anneal", "shares"),
+    [("linear", [i / 8 for i in range(8)]), ("cos", [(1 - math.cos(math.pi * i / 8)) / 2 for i in range(8)])],
+)
+@pytest.mark.parametrize("start", [0, 1])
+def test_lr_is_annealed_from_where_it_stands(anneal, shares, start):
+    lrs = LrsCB()
+    swa = SWACB(start, swa_lr=[0.02, 0.25], anneal_epochs=2, anneal=anneal)
+    learner(lrs, swa, param_groups=two_groups).fit(start + 3)
+    annealed = [[0.1 - 0.08 * share, 0.05 + 0.2 * share] for share in shares]
+    expected = [[0.1, 0.05]] * 4 * start + annealed + [[0.02, 0.25]] * 4
+    assert lrs.lrs == [pytest.approx(lr, rel=1e-12) for lr in expected]
+    assert lrs.lrs[-4:] == [[0.02, 0.25]] * 4
+
+
+def test_lr_is_annealed_from_the_last_value_of_the_schedule():
+    lrs = LrsCB()
+    swa = SWACB(2, swa_lr=0.02, anneal_epochs=1, anneal="linear")
+    learner(lrs, ScheduleCB("lr", lambda step: 1 - step / 10), swa).fit(3)
+    # The 8th step used 0.1 * (1 - 0.7); 0.03 goes to 0.02 in 4 steps.
+    assert [lr for (lr,) in lrs.lrs[7:]] == pytest.approx([0.03, 0.03, 0.0275, 0.025, 0.0225])
+
+
+def test_annealing_counts_optimizer_steps():
+    lrs = LrsCB()
+    swa = SWACB(1, swa_lr=0.02, anneal_epochs=1, anneal="linear")
+    learner(lrs, swa, GradientAccumulationCB(2), n_train=5).fit(3)
+    assert [lr for (lr,) in lrs.lrs] == pytest.approx(
+        [0.1] * 3 + [0.1 - 0.08 * i / 3 for i in range(3)] + [0.02] * 3
+    )
+
+
+def test_lr_after_a_fit_that_failed_is_as_before_it(at):
+    def fail(learn):
+        if learn.epoch == 2:
+            raise ZeroDivisionError
+
+    learn = learner(SWACB(1, swa_lr=0.02), at("after_step", fail))
+    with pytest.raises(ZeroDivisionError):
+        learn.fit(3)
+    assert learn.opt.param_groups[0]["lr"] == 0.1
+
+
+def test_lr_that_is_a_tensor_is_set_in_place():
+    learn = learner(
+        SWACB(1, swa_lr=0.02),
+        opt_func=lambda p, lr: AdamW(p, torch.tensor(lr), capturable=False, foreach=False),
+    )
+    lrs = LrsCB()
+    learn.fit(2, cbs=[lrs])
+    assert [lr for (lr,) in lrs.lrs] == pytest.approx([0.1] * 4 + [0.02] * 4)
+    assert torch.is_tensor(learn.opt.param_groups[0]["lr"])
+    assert float(learn.opt.param_groups[0]["lr"]) == pytest.approx(0.1)
+
+
+def test_loader_without_a_length_has_its_schedule_until_start():
+    class NoLength:
+        def __init__(self, x, y):
+            self.loader = TensorLoader(x, y, bs=4)
+
+        def __iter__(self):
+            return iter(self.loader)
+
+    lrs = LrsCB()
+    schedule = BatchSchedulerCB(LambdaLR, lr_lambda=lambda step: 1 / (1 + step))
+    learner(lrs, schedule, SWACB(1, swa_lr=0.02), train=NoLength).fit(2)
+    assert [lr for (lr,) in lrs.lrs] == pytest.approx([0.1, 0.1 / 2, 0.1 / 3, 0.1 / 4, *[0.02] * 4])
+
+
+@pytest.mark.xfail(strict=True, reason="a ScheduleCB for one group, and the lr of the others stays at swa_lr")
+def test_lr_of_groups_that_no_schedule_rules_is_after_the_fit_as_before_it():
+    learn = learner(ScheduleCB("lr", cosine, group=0), SWACB(1, swa_lr=0.02), param_groups=two_groups)
+    learn.fit(2)
+    assert [group["lr"] for group in learn.opt.param_groups] == [0.1, 0.05]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="at each epoch from start on, the scheduler puts its first momentum back"
+)
+@pytest.mark.parametrize("schedule", [{1: 0.5}, lambda step: 1 - step / 100], ids=["table", "function"])
+def test_schedule_of_the_momentum_goes_on_where_swa_rules_the_lr(schedule):
+    plain, averaged = LrsCB(), LrsCB()
+    learner(plain, ScheduleCB("momentum", schedule)).fit(4)
+    steps = BatchSchedulerCB(LambdaLR, lr_lambda=lambda step: 1.0)
+    learner(averaged, ScheduleCB("momentum", schedule), steps, SWACB(2, swa_lr=0.02)).fit(4)
+    assert averaged.momenta == plain.momenta
+
+
+# Around the model -------------------------------------------------------------------------------------
+
+
+def fitted(make, model=norm_net, *cbs, **kwargs):
+    learn = learner(make(), *cbs, model=model, **kwargs)
+    learn.fit(3)
+    return learn
+
+
+@BOTH
+@pytest.mark.parametrize("wrap", [nn.DataParallel, partial(torch.compile, backend="eager")])
+def test_wrapped_model_is_averaged_like_its_plain_one(make, wrap, tmp_path, quick_files):
+    plain = fitted(make)
+    check = CheckpointCB(tmp_path, monitor="eval/loss")
+    wrapped = fitted(make, lambda: wrap(norm_net()), check)
+    inner = getattr(wrapped.model, "_orig_mod", None) or wrapped.model.module
+    assert_near(tensors_of(inner), tensors_of(plain.model))
+    assert losses(wrapped, "eval") == pytest.approx(losses(plain, "eval"), rel=1e-5)
+    plain.load(tmp_path / "best.pt")
+    best = min(losses(plain, "eval").values())
+    assert loss_of(plain.model, plain.dls.valid) == pytest.approx(best, rel=1e-5)
+
+
+FULLGRAPH = pytest.mark.xfail(strict=True, reason="BatchNorm's mean over all batches breaks the graph")
+
+
+@pytest.mark.parametrize("fullgraph", [False, pytest.param(True, marks=FULLGRAPH)])
+def test_model_compiled_by_the_callback_is_averaged(fullgraph):
+    torch.compiler.reset()
+    plain = fitted(lambda: SWACB(1))
+    compiled = fitted(lambda: SWACB(1), norm_net, CompileCB(backend="eager", fullgraph=fullgraph))
+    assert_near(tensors_of(compiled.model), tensors_of(plain.model))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="BatchNorm's mean over all batches breaks the graph; torch logs a warning"
+)
+def test_measuring_breaks_no_graph_and_compiles_none():
+    from torch._dynamo.utils import counters  # takes seconds to import
+
+    def compiled(*cbs):
+        torch.compiler.reset()
+        counters.clear()
+        learner(*cbs, CompileCB(backend="eager")).fit(3)
+        return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+    assert compiled(SWACB(1)) == compiled() == (2, 0)
+
+
+@BOTH
+def test_second_fit_starts_an_average_of_its_own_from_the_first_ones(make):
+    watch, cb = WatchCB(), make()
+    learn = learner(watch, cb)
+    learn.fit(2)
+    first = params_of(learn.model)
+    watch.steps, watch.epochs = [], []
+    learn.fit(3)
+    assert same(watch.start, first)
+    if isinstance(cb, SWACB):
+        expected = mean_by_torch(watch.epochs[1:])
+    else:
+        expected = ema_by_hand(watch.start, watch.steps, 0.8, True)
+    assert_near(params_of(learn.model), expected)
+
+
+@BOTH
+def test_callback_of_one_fit_is_gone_after_it(make):
+    cb = make()
+    learn = learner()
+    learn.fit(3, cbs=[cb])
+    assert same(params_of(learn.model), cb.state_dict()["averages"])
+    with pytest.raises(RuntimeError, match="there is no average"):
+        learn.averaged()
+    learn.fit(1)
+    assert kinds(learn)[-2:] == [(3, "train"), (3, "eval")]
+
+
+def test_lr_find_and_validation_alone_leave_the_average_alone():
+    ema = EMACB(0.8)
+    learn = learner(ema)
+    learn.fit(2)
+    before, averages = tensors_of(learn.model), deepcopy(ema.state_dict())
+    learn.lr_find(n_steps=10)
+    learn.validate()
+    learn.fit(1, train=False)
+    assert same(tensors_of(learn.model), before)
+    assert not first_difference(averages, ema.state_dict())
+
+
+def test_cancelled_training_of_an_epoch_is_not_in_the_average_of_epochs(at):
+    def cancel(learn):
+        if learn.epoch == 2 and learn.batch_idx == 2:
+            raise CancelTrainException
+
+    watch, swa = WatchCB(), SWACB(1)
+    learn = learner(watch, swa, at("after_batch", cancel))
+    learn.fit(4)
+    assert swa.n_averaged == 2
+    assert_near(params_of(learn.model), mean_by_torch(watch.epochs[1:]))
+
+
+def syncs(n_train, *cbs):
+    learn = learner(*cbs, n_train=n_train)
+    with SyncCounter() as counter:
+        learn.fit(2)
+    return counter.n
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_no_step_waits_for_the_device(name):
+    def make():
+        cb = AVERAGES[name]()
+        cb.n_norm_batches = 2  # BatchNorm's own mean over batches waits, as in torch's update_bn
+        return cb
+
+    plain = syncs(20) - syncs(4)
+    assert syncs(20, make()) - syncs(4, make()) == plain
+
+
+def test_counter_sees_a_wait_of_a_step(at):
+    wait = at("after_step", lambda learn: learn.loss.item())
+    assert syncs(20, wait) == syncs(20) + 40
+
+
+# Refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SWACB(-1), r"^SWACB\(start=-1\): expected an epoch \(a whole number from 0\), or a share"),
+        (lambda: SWACB(1.0), r"^SWACB\(start=1.0\): expected an epoch"),
+        (lambda: SWACB(0.0), r"^SWACB\(start=0.0\): expected an epoch"),
+        (lambda: SWACB(1.5), r"^SWACB\(start=1.5\): expected an epoch"),
+        (lambda: SWACB(math.nan), r"^SWACB\(start=nan\): expected an epoch"),
+        (lambda: SWACB(True), r"^SWACB\(start=True\): expected an epoch"),
+        (lambda: SWACB("1"), r"^SWACB\(start='1'\): expected an epoch"),
+        (lambda: SWACB(1, -0.1), r"^SWACB\(swa_lr=-0.1\): expected an lr >= 0, or one for each"),
+        (lambda: SWACB(1, math.inf), r"^SWACB\(swa_lr=inf\): expected an lr"),
+        (lambda: SWACB(1, math.nan), r"^SWACB\(swa_lr=nan\): expected an lr"),
+        (lambda: SWACB(1, "0.1"), r"^SWACB\(swa_lr='0.1'\): expected an lr"),
+        (lambda: SWACB(1, True), r"^SWACB\(swa_lr=True\): expected an lr"),
+        (lambda: SWACB(1, [0.1, -1]), r"^SWACB\(swa_lr=\[0.1, -1\]\): expected an lr"),
+        (lambda: SWACB(1, 0.1, -1), r"^SWACB\(anneal_epochs=-1\): expected a whole number >= 0$"),
+        (lambda: SWACB(1, 0.1, 1.0), r"^SWACB\(anneal_epochs=1.0\): expected a whole number >= 0$"),
+        (lambda: SWACB(1, None, 2), r"^SWACB\(anneal_epochs=2\): .*; there is no swa_lr to go to$"),
+        (lambda: SWACB(1, 0.1, 1, "cosine"), r"^SWACB\(anneal='cosine'\): expected 'cos' or 'linear'$"),
+        (lambda: SWACB(1, every_steps=0), r"^SWACB\(every_steps=0\): expected a whole number >= 1, or None$"),
+        (lambda: SWACB(1, every_steps=2.0), r"^SWACB\(every_steps=2.0\): expected a whole number >= 1"),
+        (lambda: SWACB(1, n_norm_batches=0), "^n_norm_batches=0: expected a whole number of batches >= 1$"),
+        (lambda: EMACB(n_norm_batches=1.5), "^n_norm_batches=1.5: expected a whole number of batches >= 1$"),
+        (lambda: EMACB(0.0), r"^EMACB\(decay=0.0\): expected 0 < decay < 1, such as 0.999$"),
+        (lambda: EMACB(1.0), r"^EMACB\(decay=1.0\): expected 0 < decay < 1"),
+        (lambda: EMACB(1), r"^EMACB\(decay=1\): expected 0 < decay < 1"),
+        (lambda: EMACB(math.nan), r"^EMACB\(decay=nan\): expected 0 < decay < 1"),
+        (lambda: EMACB("0.9"), r"^EMACB\(decay='0.9'\): expected 0 < decay < 1"),
+        (lambda: EMACB(every_steps=0), r"^EMACB\(every_steps=0\): expected a whole number >= 1$"),
+    ],
+)
+def test_argument_that_cannot_be_meant_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="'<=' not supported between instances, says Python")
+@pytest.mark.parametrize("lr", [[0.1, None], {"lr": 0.1}])
+def test_lr_that_is_no_number_is_refused_in_words(lr):
+    with pytest.raises(ValueError, match=r"^SWACB\(swa_lr=.*\): expected an lr >= 0"):
+        SWACB(1, lr)
+
+
+def test_base_class_averages_nothing():
+    with pytest.raises(TypeError, match=r"^BaseAveragingCB never averages: use SWACB or EMACB$"):
+        BaseAveragingCB()
+
+
+@pytest.mark.parametrize(
+    ("cbs", "message"),
+    [
+        ([SWACB(4)], r"^SWACB\(start=4, swa_lr=None\): epoch 4 is never reached, the fit has 4 \(0 to 3\)"),
+        ([SWACB(9, swa_lr=0.1)], "epoch 9 is never reached"),
+        ([SWACB(2, swa_lr=[0.1] * 3)], "expected one lr, or 1, one per parameter group"),
+        ([SWACB(2, swa_lr=[])], "expected one lr, or 1, one per parameter group"),
+        ([SWACB(2, 0.1, 3)], "anneal_epochs=3 from epoch 2 on, of which the fit has 2: expected at most as"),
+        ([SWACB(2, every_steps=9)], "every_steps=9, and the fit has 8 steps from epoch 2 on: nothing would"),
+        ([SWACB(), EMACB()], r"SWACB\(start=0.75, .*\) and EMACB\(decay=0.999\): validation can see one"),
+        ([EMACB(), EMACB(0.9)], r"EMACB\(decay=0.999\) and EMACB\(decay=0.9\): validation can see one"),
+        ([BatchSchedulerCB(OneCycleLR), SWACB(0, 0.1)], "has no epoch to rule: SWACB sets the lr from the"),
+        ([ScheduleCB("lr", cosine), SWACB(0, 0.1)], "SWACB sets the lr from epoch 0 on; expected one to do"),
+        ([ScheduleCB("lr", {2: 0.1}), SWACB(2, 0.1)], "SWACB sets the lr from epoch 2 on; expected one to"),
+        pytest.param(
+            [EMACB(every_steps=17)],
+            "every_steps=17, and the fit has 16 steps",
+            marks=pytest.mark.xfail(
+                strict=True, reason="the model ends with the weights from before the fit"
+            ),
+        ),
+    ],
+)
+def test_plan_that_cannot_be_meant_is_refused_before_training(cbs, message, at):
+    batches = []
+    learn = learner(*cbs, at("before_batch", batches.append))
+    before = tensors_of(learn.model)
+    with pytest.raises(ValueError, match=message):
+        learn.fit(4)
+    assert batches == []
+    assert same(tensors_of(learn.model), before)
+    assert learn.opt.param_groups[0]["lr"] == 0.1
+
+
+def test_average_given_to_the_fit_beside_one_of_the_learner_is_refused():
+    with pytest.raises(ValueError, match="validation can see one average; expected one of them"):
+        learner(EMACB()).fit(2, cbs=[SWACB()])
+
+
+def test_annealing_needs_a_loader_with_a_length(make_learner):
+    class NoLength:
+        def __iter__(self):
+            yield torch.ones(2, 3), torch.tensor([0, 1])
+
+    learn = make_learner(dls={"train": NoLength()}, cbs=[SWACB(1, 0.1, 1)])
+    with pytest.raises(ValueError, match="annealing counts steps, and the train loader has no length"):
+        learn.fit(2)
+
+
+def test_optimizer_without_an_lr_has_none_to_set(make_learner):
+    class Fixed:
+        def __init__(self, params, lr):
+            self.params = list(params)
+
+        def step(self):
+            pass
+
+        def zero_grad(self):
+            for p in self.params:
+                p.grad = None
+
+    with pytest.raises(TypeError, match="Fixed has no lr to set"):
+        make_learner(cbs=[SWACB(0, 0.1)], opt_func=Fixed).fit(1)
+    make_learner(cbs=[SWACB(0)], opt_func=Fixed).fit(1)
+
+
+def test_optimizer_without_groups_is_averaged_and_its_lr_set(make_learner, bare_sgd):
+    swa, lrs = SWACB(1, swa_lr=0.02), []
+    keep = type("Keep", (Callback,), {"after_step": lambda self, learn: lrs.append(learn.opt.lr)})
+    learn = make_learner(cbs=[swa, keep()], opt_func=bare_sgd)
+    learn.fit(2)
+    assert (lrs, learn.opt.lr) == ([0.1] * 3 + [0.02] * 3, 0.1)
+    assert same(params_of(learn.model), swa.state_dict()["averages"])

@@ -158,7 +158,9 @@ def test_get_loss_of_someone_else_is_refused_before_training(make_learner, at, o
     learn = make_learner(cbs=[*cbs, at("get_loss", get_loss)])
     if owner == "subclass":
         learn = Own(learn.model, learn.dls, cbs=cbs, default_cbs=False)
-    with pytest.raises(ValueError, match=r"MixupCB\(0.5\) mixes the values of loss_func, .* get_loss has an own"):
+    with pytest.raises(
+        ValueError, match=r"MixupCB\(0.5\) mixes the values of loss_func, .* get_loss has an own"
+    ):
         learn.fit()
     assert batches == []
     learn.fit(train=False)  # where nothing is mixed
@@ -179,7 +181,9 @@ def test_inputs_other_than_one_tensor_of_floats_are_refused_before_training(make
         learn.dls.train = TensorLoader(inputs, torch.zeros(4).long())
     else:
         learn.dls.train = [(inputs, torch.zeros(4).long())]
-    with pytest.raises(TypeError, match=rf"MixupCB\(0.2\): the inputs are {found}; expected one tensor of floats"):
+    with pytest.raises(
+        TypeError, match=rf"MixupCB\(0.2\): the inputs are {found}; expected one tensor of floats"
+    ):
         learn.fit()
     assert batches == []
 
@@ -240,14 +244,12 @@ def test_predict_flips_batches_of_any_kind(make):
     torch.testing.assert_close(learn.predict(batches), mean_of_both(learn, xb))
 
 
-@pytest.mark.xfail(strict=True, reason="a namedtuple is made of its parts, not of a list of them")
 def test_batches_that_are_namedtuples_are_flipped():
     learn = of_images(TestTimeFlipCB())
     xb, yb = learn.dls.valid.tensors
     torch.testing.assert_close(learn.predict([Batch(xb, yb)]), mean_of_both(learn, xb))
 
 
-@pytest.mark.xfail(strict=True, reason="the predictions are cast to float32, whatever they were")
 def test_predictions_in_float64_stay_so():
     learn = of_images(TestTimeFlipCB())
     learn.model.double()
@@ -295,7 +297,9 @@ def test_mean_is_of_float32_in_mixed_precision(at):
 def test_inputs_that_are_no_images_are_refused_before_the_first_batch(make_learner, at):
     batches = []
     learn = make_learner(cbs=[TestTimeFlipCB(), at("before_batch", batches.append)])
-    with pytest.raises(TypeError, match=r"the inputs are torch.float32 of shape \(2, 3\); expected images \(N, C"):
+    with pytest.raises(
+        TypeError, match=r"the inputs are torch.float32 of shape \(2, 3\); expected images \(N, C"
+    ):
         learn.fit()
     assert batches == []
 

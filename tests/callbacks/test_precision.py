@@ -4,11 +4,13 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import StopCB, StoppedError
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
 from minilearn import (
+    EMACB,
     BatchSchedulerCB,
     Callback,
     CancelBatchException,
@@ -16,7 +18,6 @@ from minilearn import (
     CheckpointCB,
     DataLoaders,
     DeviceCB,
-    EMACB,
     GradientAccumulationCB,
     GradientClippingCB,
     Learner,
@@ -65,7 +66,9 @@ def test_forward_runs_in_bfloat16_and_all_else_in_float32(make_learner, at):
 
 def test_loss_is_that_of_the_rounded_predictions_in_float32(make_learner, at):
     seen = []
-    learn = make_learner(cbs=[MixedPrecisionCB(), at("after_batch", lambda x: seen.append((x.batch, x.loss)))])
+    learn = make_learner(
+        cbs=[MixedPrecisionCB(), at("after_batch", lambda x: seen.append((x.batch, x.loss)))]
+    )
     model = nn.Linear(3, 2)
     model.load_state_dict(learn.model.state_dict())
     learn.fit(train=False)
@@ -85,7 +88,9 @@ def test_validation_and_predict_run_in_bfloat16_and_give_float32(make_learner):
 Two = namedtuple("Two", "a b")
 
 
-@pytest.mark.parametrize("wrap", [lambda x: [x, x], lambda x: (x, x), lambda x: Two(x, x), lambda x: {"a": x}])
+@pytest.mark.parametrize(
+    "wrap", [lambda x: [x, x], lambda x: (x, x), lambda x: Two(x, x), lambda x: {"a": x}]
+)
 def test_predictions_of_any_nesting_become_float32(make_learner, at, wrap):
     class Wrapped(Seen):
         def forward(self, x):
@@ -98,7 +103,9 @@ def test_predictions_of_any_nesting_become_float32(make_learner, at, wrap):
         learn.loss = sum(part.sum() for part in parts)
 
     kinds, dtypes = [], []
-    make_learner(model=Wrapped(), n_batches=1, n_valid=0, cbs=[MixedPrecisionCB(), at("get_loss", get_loss)]).fit()
+    make_learner(
+        model=Wrapped(), n_batches=1, n_valid=0, cbs=[MixedPrecisionCB(), at("get_loss", get_loss)]
+    ).fit()
     assert kinds == [type(wrap(0))]
     assert set(dtypes) == {torch.float32}
 
@@ -113,7 +120,9 @@ def test_predictions_that_are_no_half_floats_stay(make_learner, at):
         learn.loss = learn.preds[0].sum()
 
     seen = []
-    make_learner(model=Whole(), n_batches=1, n_valid=0, cbs=[MixedPrecisionCB(), at("get_loss", get_loss)]).fit()
+    make_learner(
+        model=Whole(), n_batches=1, n_valid=0, cbs=[MixedPrecisionCB(), at("get_loss", get_loss)]
+    ).fit()
     assert seen == [[torch.float64, torch.bool, "text"]]
 
 
@@ -160,17 +169,17 @@ def test_autocast_is_left_however_a_batch_ends(make_learner, at, event, error, o
     assert not is_inside()
 
 
-@pytest.mark.xfail(strict=True, reason="the batch inside overwrites _autocast, so the outer one is never left")
 @pytest.mark.parametrize("event", ["after_predict", "after_loss"])
 def test_autocast_is_left_after_a_validation_in_the_middle_of_a_batch(make_learner, at, event):
     cbs = [MixedPrecisionCB(), at(event, lambda learn: learn.training and learn.validate(cbs=[]))]
     try:
         make_learner(cbs=cbs).fit()
         assert not is_inside()
-    finally:
-        while is_inside():  # not for the tests that follow
-            torch.autocast("cpu").__exit__(None, None, None)
-            torch.set_autocast_enabled("cpu", False)
+    finally:  # nothing for the tests that follow: a batch that is never left keeps its rounded weights
+        for _ in range(torch.autocast_increment_nesting()):
+            torch.autocast_decrement_nesting()
+        torch.set_autocast_enabled("cpu", False)
+        torch.clear_autocast_cache()
 
 
 def test_training_in_bfloat16_comes_near_that_in_float32(make_learner):
@@ -377,19 +386,19 @@ def test_steps_left_out_are_counted_for_each_fit(calls, make_learner):
     assert cb.n_skipped == 1
 
 
-@pytest.mark.xfail(strict=True, reason="update() is not called for a step cancelled after unscale_")
 def test_step_that_a_callback_cancels_does_not_end_the_fit(calls, make_learner, at):
     def cancel(learn):
         if learn.batch_idx == 0:
             raise CancelStepException
 
-    learn = make_learner(cbs=[half(), at("before_step", cancel)])
+    plain = make_learner(cbs=at("before_step", cancel), opt_func=SGD)
+    learn = make_learner(cbs=[half(), at("before_step", cancel)], opt_func=SGD)
+    plain.fit()
     learn.fit()
     assert learn.n_steps == 2
-    assert torch.isfinite(learn.model.weight).all()
+    torch.testing.assert_close(learn.model.weight, plain.model.weight, rtol=2e-3, atol=1e-3)  # 11 bits
 
 
-@pytest.mark.xfail(strict=True, reason="update() is not called for a batch cancelled after unscale_")
 def test_batch_that_a_callback_cancels_after_backward_does_not_end_the_fit(calls, make_learner, at):
     def cancel(learn):
         if learn.batch_idx == 0:
@@ -401,12 +410,14 @@ def test_batch_that_a_callback_cancels_after_backward_does_not_end_the_fit(calls
 
 
 def test_scale_is_kept_in_a_checkpoint(calls, make_learner, tmp_path):
-    from conftest import StopCB, StoppedError
+    def new(*cbs):
+        return make_learner(
+            n_batches=4, cbs=[half(), Overflow(0), CheckpointCB(tmp_path, every_steps=1), *cbs]
+        )
 
-    cbs = lambda: [half(), Overflow(0), CheckpointCB(tmp_path, every_steps=1)]  # noqa: E731
     with pytest.raises(StoppedError):
-        make_learner(n_batches=4, cbs=[*cbs(), StopCB(2)]).fit()
-    learn = make_learner(n_batches=4, cbs=cbs())
+        new(StopCB(2)).fit()
+    learn = new()
     learn.fit(resume=True)
     assert (learn.cbs[1].n_skipped, learn.cbs[1]._scaler.get_scale(), learn.n_steps) == (1, 2.0**15, 3)
 
@@ -418,12 +429,12 @@ def test_first_scale_can_be_given(calls, make_learner):
 
 
 def test_optimizer_of_ones_own_is_refused_with_float16(calls, make_learner, bare_sgd):
-    with pytest.raises(ValueError, match="on a BareSGD: expected a torch.optim.Optimizer"):
+    with pytest.raises(ValueError, match=r"on a BareSGD: expected a torch.optim.Optimizer"):
         make_learner(cbs=half(), opt_func=bare_sgd).fit()
 
 
 def test_float16_owns_backward_and_step(make_learner, at):
-    with pytest.raises(ValueError, match="step has 2 owners"):
+    with pytest.raises(ValueError, match=r"step has 2 owners"):
         make_learner(cbs=[MixedPrecisionCB(torch.float16), at("step", lambda learn: learn.opt.step())])
     make_learner(cbs=[MixedPrecisionCB(), at("step", lambda learn: learn.opt.step())]).fit()
 
@@ -437,7 +448,9 @@ def on_gpu(*cbs, n=64):
     dls = DataLoaders(TensorLoader(x, y, bs=8), TensorLoader(x, y, bs=8))
     torch.manual_seed(0)
     cbs = [DeviceCB("cuda"), MetricsCB(), *cbs]
-    return Learner(nn.Linear(3, 2), dls, cbs=cbs, default_cbs=False, opt_func=partial(SGD, momentum=0.9), lr=0.1)
+    return Learner(
+        nn.Linear(3, 2), dls, cbs=cbs, default_cbs=False, opt_func=partial(SGD, momentum=0.9), lr=0.1
+    )
 
 
 @pytest.mark.gpu
