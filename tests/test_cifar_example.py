@@ -55,7 +55,7 @@ def test_document_001_is_run_experiment_for_experiment(script, main, shorten, tm
     shorten("small")
     main("--runs", "2")
     result = result_of(tmp_path, "small")
-    assert list(result["rows"]) == list(script.EXPERIMENTS) == list(script.PUBLISHED)
+    assert list(result["rows"]) == list(script.EXPERIMENTS) == list(script.PUBLISHED)[:-1]
     assert (result["n"], result["data"]) == (2, "CIFAR-10, JPEG-coded (cifar10)")
     assert {"command", "device", "threads", "torch", "python"} <= set(result)
     for name, row in result["rows"].items():
@@ -103,10 +103,19 @@ def test_full_preset_runs(script, main, shorten, tmp_path):
 
 @pytest.mark.slow
 def test_several_experiments_run_at_once(script, main, monkeypatch, tmp_path):
-    monkeypatch.setattr(script, "EXPERIMENTS", ("cosine", "one cycle, short"))
+    two = replace(script.PRESETS["small"], n_epochs={"cosine": 6, "one cycle, short": 4})
+    monkeypatch.setitem(script.PRESETS, "small", two)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     main("--jobs", "2")
     assert list(result_of(tmp_path, "small")["rows"]) == ["cosine", "one cycle, short"]
+
+
+def test_cpu_preset_has_a_wider_network_besides(script):
+    cpu = script.PRESETS["cpu"]
+    assert [*script.EXPERIMENTS, script.WIDER] == list(cpu.n_epochs) == list(script.PUBLISHED)
+    sizes = [sum(p.numel() for p in cpu.model_of(name)().parameters()) for name in ("cosine", script.WIDER)]
+    assert sizes[0] == 272_474
+    assert 3.9 < sizes[1] / sizes[0] < 4
 
 
 def test_full_preset_has_the_epochs_of_the_document(script):

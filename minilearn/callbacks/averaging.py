@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -36,7 +37,8 @@ class BaseAveragingCB(Callback):
     the iterate. `with learn.averaged():` has it at any other moment.
 
     BatchNorms get statistics of their own under the average, measured on training data, in the order and with
-    the augmentation of the epoch. Training goes on bit for bit as if there were no average.
+    the augmentation of the epoch. To callbacks that is a validation inside another, which ends each batch after
+    after_predict; `learn.is_aside` is True in it. Training goes on bit for bit as if there were no average.
 
     Args:
         n_norm_batches: how many training batches the BatchNorms' statistics are measured on, >= 1, at most
@@ -44,6 +46,7 @@ class BaseAveragingCB(Callback):
 
     State: n_averaged, how many iterates are in the average; the average, float32 or wider, on the device of
         the weights; the statistics.
+    Differs: from torch's update_bn, which has dropout on while it measures.
     """
 
     order = 70
@@ -74,7 +77,7 @@ class BaseAveragingCB(Callback):
                 f"{others[0]!r} and {self!r}: validation can see one average; expected one of them"
             )
         named = {name: t for name, t in tensors_by_name(learn.model).items() if isinstance(t, nn.Parameter)}
-        self._names = [name for name, p in named.items() if p.is_floating_point()]
+        self._names = [name for name, p in named.items() if p.is_floating_point() or p.is_complex()]
         self._params = [named[name] for name in self._names]
         self._is_wider = any(p.dtype in (torch.float16, torch.bfloat16) for p in self._params)
         self.n_averaged, self._averages, self._statistics = 0, [], {}
@@ -87,7 +90,7 @@ class BaseAveragingCB(Callback):
                 learn.history.append({**row, "train": "iterate"})
 
     def before_validate(self, learn: Any) -> None:
-        if self.n_averaged and "train" in learn.phases and learn.scopes[-2] == "epoch":
+        if self.n_averaged and "train" in learn.phases and learn.scopes[-2] == "epoch" and not learn.is_aside:
             self._swapped.enter_context(self.applied(learn))
 
     def cleanup_validate(self, learn: Any) -> None:
@@ -96,6 +99,9 @@ class BaseAveragingCB(Callback):
 
     def cleanup_fit(self, learn: Any) -> None:
         if self.n_averaged and "train" in learn.phases and not learn.is_failing:
+            if not self._statistics:
+                with self.applied(learn):  # which measures, and leaves nothing behind if that fails
+                    pass
             self._put(learn)
 
     # The average ----------------------------------------------------------------------------------
@@ -195,7 +201,7 @@ class SWACB(BaseAveragingCB):
                 "(a float between 0 and 1)"
             )
         lrs = [] if swa_lr is None else list(swa_lr) if isinstance(swa_lr, Sequence) else [swa_lr]
-        if any(isinstance(lr, bool | str) or not 0 <= lr < math.inf for lr in lrs):
+        if any(isinstance(x, bool) or not isinstance(x, int | float) or not 0 <= x < math.inf for x in lrs):
             raise ValueError(
                 f"SWACB(swa_lr={swa_lr!r}): expected an lr >= 0, or one for each parameter group"
             )
@@ -221,7 +227,7 @@ class SWACB(BaseAveragingCB):
         return n_epochs if self.swa_lr is None else min(n_epochs, self._epoch_of(n_epochs))
 
     def _epoch_of(self, n_epochs: int) -> int:
-        return self.start if isinstance(self.start, int) else int(self.start * n_epochs)
+        return self.start if isinstance(self.start, int) else int(round(self.start * n_epochs, 9))
 
     def before_fit(self, learn: Any) -> None:
         super().before_fit(learn)
@@ -259,12 +265,11 @@ class SWACB(BaseAveragingCB):
             )
         if any("lr" not in group for group in groups):
             raise TypeError(f"{self!r}: {type(learn.opt).__name__} has no lr to set")
-        is_ruled = any(
-            isinstance(cb, BaseSchedulerCB) or (isinstance(cb, ScheduleCB) and cb.name == "lr")
-            for cb in learn.cbs
-        )
-        if not is_ruled:  # else the schedule puts back what was before it
+        if not any(isinstance(cb, BaseSchedulerCB) for cb in learn.cbs):  # it puts back what was before it
             self._before = [float(group["lr"]) for group in groups]
+        for cb in learn.cbs:
+            for group, lr in cb.values_before() if isinstance(cb, ScheduleCB) and cb.name == "lr" else ():
+                self._before[next(i for i, other in enumerate(groups) if other is group)] = float(lr)
 
     def before_train(self, learn: Any) -> None:
         if learn.epoch >= self._first_epoch and self._first_step is None:
@@ -289,6 +294,8 @@ class SWACB(BaseAveragingCB):
 
     def cleanup_fit(self, learn: Any) -> None:
         super().cleanup_fit(learn)
+        if learn.n_steps and not self.n_averaged and not learn.is_failing:
+            warnings.warn(f"{self!r}: the fit ended before anything was averaged", stacklevel=2)
         for group, lr in zip(groups_of(learn.opt) if self._before else (), self._before, strict=False):
             put(group, "lr", lr)
         self._before = []
@@ -343,6 +350,14 @@ class EMACB(BaseAveragingCB):
 
     def __repr__(self) -> str:
         return f"EMACB(decay={self.decay})"
+
+    def before_fit(self, learn: Any) -> None:
+        super().before_fit(learn)
+        if "train" in learn.phases and learn.total_steps is not None and self.every_steps > learn.total_steps:
+            raise ValueError(
+                f"{self!r}: every_steps={self.every_steps}, and the fit has {learn.total_steps} steps: the "
+                "average would be the weights from before the fit"
+            )
 
     def before_step(self, learn: Any) -> None:
         if not self._averages:
@@ -408,7 +423,7 @@ def _measured(learn: Any, n_batches: int) -> dict[str, Tensor]:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches, each alike
-        with kept_rng(*generators_of(learn.dls.train)):
+        with kept_rng(*generators_of(learn.dls.train)), _not_compiled(learn.model):
             learn.validate(head_of(learn.dls.train, n_batches), cbs=[_MeasureNormsCB(norms)])
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -418,6 +433,13 @@ def _measured(learn: Any, n_batches: int) -> dict[str, Tensor]:
         for name, norm in named.items()
         for key in _STATISTICS
     }
+
+
+def _not_compiled(model: nn.Module) -> AbstractContextManager[None]:
+    """Run modules as written inside a `with`: a mean over all batches breaks the graph of compiled ones."""
+    if any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules()):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
 
 
 def _is_measured(learn: Any, module: nn.Module) -> bool:

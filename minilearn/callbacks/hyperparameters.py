@@ -142,6 +142,10 @@ class ScheduleCB(Callback):
 
     # Its parts ------------------------------------------------------------------------------------
 
+    def values_before(self) -> list[tuple[Group, Any]]:
+        """Return each group that this callback writes, with its value before the fit."""
+        return self._bases
+
     def _write_step(self, step: int) -> None:
         if self._at is None:
             return

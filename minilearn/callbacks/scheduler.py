@@ -121,7 +121,8 @@ class BaseSchedulerCB(Callback):
         if self.sched is not None and learn.epoch >= learn.schedule_epochs:  # from here on SWACB sets the lr
             self._until = 0
             for group, values in zip(learn.opt.param_groups, self._before, strict=False):
-                _restore(group, {key: value for key, value in values.items() if key != "lr"})
+                if "max_momentum" in group:  # it was cycled, until here
+                    _restore(group, {key: value for key, value in values.items() if key != "lr"})
 
     def cleanup_fit(self, learn: Any) -> None:
         self.sched, before = None, self._before

@@ -164,6 +164,11 @@ def head_of(loader: Any, n: int) -> Any:
         loader = copy(loader)  # workers that persist would begin anew in the middle of their pass
     if isinstance(loader, DataLoader):
         loader._iterator = None
+        # Its own workers end with the pass. Samplers of its own, for one may have random numbers of its own;
+        # the dataset in it is not copied. Torch lets no one set these.
+        memo = {id(loader.dataset): loader.dataset}
+        own = {name: deepcopy(getattr(loader, name), memo) for name in ("sampler", "batch_sampler")}
+        vars(loader).update(own, persistent_workers=False)
     return _Head(loader, n)
 
 
