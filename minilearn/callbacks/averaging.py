@@ -37,8 +37,9 @@ class BaseAveragingCB(Callback):
     the iterate. `with learn.averaged():` has it at any other moment.
 
     BatchNorms get statistics of their own under the average, measured on training data, in the order and with
-    the augmentation of the epoch. To callbacks that is a validation inside another, which ends each batch after
-    after_predict; `learn.is_aside` is True in it. Training goes on bit for bit as if there were no average.
+    the augmentation of the epoch. To callbacks that is a validation inside another, which ends each batch
+    after after_predict; `learn.is_aside` is True in it. Training goes on bit for bit as if there were no
+    average.
 
     Args:
         n_norm_batches: how many training batches the BatchNorms' statistics are measured on, >= 1, at most

@@ -756,13 +756,14 @@ def test_fit_cancelled_between_two_steps_leaves_the_average(at):
     assert_near(tensors_of(learn.model), tensors_of(with_norms_of(expected, learn.dls.train)))
 
 
-def test_fit_cancelled_before_the_first_average_leaves_the_iterate(at):
+def test_fit_cancelled_before_the_first_average_says_so_and_leaves_the_iterate(at):
     def cancel(learn):
         raise CancelFitException
 
     watch = WatchCB()
     learn = learner(watch, SWACB(2), at("after_epoch", cancel))
-    learn.fit(3)
+    with pytest.warns(UserWarning, match="SWACB.*: the fit ended before anything was averaged"):
+        learn.fit(3)
     assert same(tensors_of(learn.model), watch.tensors[0])
     with pytest.raises(
         RuntimeError, match=r"^averaged\(\): SWACB\(start=2, swa_lr=None\) has averaged nothing"
