@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -226,9 +227,11 @@ def run_all(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     names = list(PRESETS[args.preset].n_epochs) if args.only is None else [args.only]
     seeds = range(args.seed, args.seed + args.runs)
     tasks = [(name, seed) for seed in seeds for name in names]
-    if args.jobs > 1:  # each in a process of its own
+    if args.jobs > 1:  # each in a process of its own, with its share of the threads
+        env = os.environ | {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // args.jobs))}
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda task: subprocess.run(_command(args, *task), check=True), tasks))
+            done = pool.map(lambda task: subprocess.run(_command(args, *task), env=env, check=True), tasks)
+            list(done)
     return {name: [run(name, args, seed) for seed in seeds] for name in names}
 
 
