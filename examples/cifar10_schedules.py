@@ -74,7 +74,7 @@ class Preset:
         bs: batch size.
         lr_scale: the lrs are the document's times this.
         n_images: for training; None: all.
-        wider: a network for one more experiment, to see how much of what is missing is the network's size.
+        wider: a network for one more experiment, in which averages of every 100 steps follow a whole cycle.
     """
 
     model: Callable[..., nn.Module]
@@ -90,11 +90,8 @@ class Preset:
         return self.wider if name == WIDER and self.wider else self.model
 
 
-WIDER = "one cycle, wider network"
-EXPERIMENTS = (
-    *("multi-step", "cosine", "warm restarts", "cyclic"),
-    *("one cycle", "one cycle, short", "one cycle, then SWA"),
-)
+SWA, WIDER = "one cycle, then SWA", "one cycle, then SWA, wider network"
+EXPERIMENTS = ("multi-step", "cosine", "warm restarts", "cyclic", "one cycle", "one cycle, short", SWA)
 
 
 def _epochs(*numbers: int) -> dict[str, int]:
@@ -105,7 +102,11 @@ PRESETS = {
     "full": Preset(resnet18, _epochs(50, 50, 60, 50, 50, 30, 30), n_swa=10),
     "cpu": Preset(
         resnet20,
-        {**_epochs(12, 12, 12, 12, 15, 12, 12), WIDER: 10},
+        # Without cyclic, of which the document shows no result.
+        {
+            **{"multi-step": 12, "cosine": 12, "warm restarts": 12},
+            **{"one cycle": 15, "one cycle, short": 12, SWA: 12, WIDER: 14},
+        },
         n_swa=4,
         bs=64,
         lr_scale=2,
@@ -123,7 +124,7 @@ PUBLISHED = {
     "cyclic": "none",
     "one cycle": "0.9465",
     "one cycle, short": "0.938",
-    "one cycle, then SWA": "0.94",
+    SWA: "0.94",
     WIDER: "none",
 }
 
@@ -166,13 +167,20 @@ def train(
 ) -> tuple[Learner, RecorderCB]:
     """Run one experiment; with a folder, go on from its checkpoints."""
     recorder, n_epochs = RecorderCB(lr="pg.lr"), preset.n_epochs[name]
-    cbs = [*cbs_of(name, preset), recorder, MixedPrecisionCB(), ChannelsLastCB(), *extra_cbs]
+    schedule = cbs_of(name, preset)
+    cbs: list[Callback] = [recorder, MixedPrecisionCB(), ChannelsLastCB(), *extra_cbs]
     if folder is not None:
         cbs.append(CheckpointCB(folder, keep=1))
     model = preset.model_of(name)(n_channels=peek(dls.train)[0].shape[1])
     opt_func = partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4, nesterov=True)
     learn = Learner(model, dls, lr=LR * preset.lr_scale, opt_func=opt_func, cbs=cbs)
-    learn.fit(n_epochs, resume=None if folder is None else True)
+    resume = None if folder is None else True
+    every = min(100, len(dls.train))
+    if name == WIDER:  # two fits, so that SWA starts from a whole cycle
+        learn.fit(n_epochs - preset.n_swa, cbs=schedule, resume=resume)
+        learn.fit(preset.n_swa, cbs=SWACB(0, swa_lr=SWA_LR, every_steps=every), resume=resume)
+    else:
+        learn.fit(n_epochs, cbs=schedule, resume=resume)
     return learn, recorder
 
 
@@ -289,10 +297,8 @@ def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -
         "accuracy": plot_accuracy(histories),
         "all_lrs": plot_all_lrs(),
     }
-    if averages := [
-        history for history in histories.values() if any(r["train"] == "iterate" for r in history)
-    ]:
-        pictures["swa"] = plot_swa(averages[0])
+    if SWA in histories:
+        pictures["swa"] = plot_swa(histories[SWA])
     for name, figure in pictures.items():
         figure.savefig(args.out / f"{stem}_{name}.png", dpi=90)
     claim = f"document 001, its schedules and SWA, preset {args.preset}"
