@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .augment import Augment, HorizontalFlip, Normalize, RandomCrop
-from .download import cache_folder, waiting_at_most
+from .download import not_found, places_of, reason_of, waiting_at_most
 from .images import ImageLoader, cached, read_images
 from .loaders import DataLoaders
 
@@ -88,32 +86,21 @@ def _read(path: Path, part: str) -> tuple[Tensor, Tensor]:
 
 def _find(root: str | Path | None, download: bool) -> Path:
     """Return the folder or archive, downloading torchvision's files if need be."""
-    if root is not None:
-        home = Path(root).expanduser()
-        if not home.is_dir():
-            raise FileNotFoundError(f"root={str(root)!r}: there is no such folder")
-        places = [home]
-    else:
-        home = cache_folder()
-        places = [Path(p).expanduser() for p in (os.environ.get("MINILEARN_DATA"),) if p] + [home]
+    places, home = places_of(root)
     tried = []
     for place in places:
         for name in _PLACES:
             if (place / name).exists():
                 return place / name
         tried.append(f"{place} (none of {', '.join(_PLACES)})")
-    reason: Any = "no download, for download=False"
+    wanted = f"one of {', '.join(_PLACES)}"
     if download:
         try:
             return _download(home)
         except (OSError, RuntimeError) as error:
-            said = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            reason = f"downloading to {home} ({said})"
-    lines = "".join(f"\n  - {line}" for line in [*tried, reason])
-    raise FileNotFoundError(
-        f"CIFAR-10 was not found. Tried:{lines}\nSet MINILEARN_DATA, or give root=, to a folder with one of "
-        f"{', '.join(_PLACES)}."
-    )
+            tried.append(f"downloading to {home} ({reason_of(error)})")
+            raise not_found("CIFAR-10", tried, wanted) from error
+    raise not_found("CIFAR-10", [*tried, "no download, for download=False"], wanted)
 
 
 def _download(home: Path) -> Path:

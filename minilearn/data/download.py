@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,35 @@ _WAIT_S = 15  # torchvision itself waits for a silent server without end
 def cache_folder() -> Path:
     """Return the folder for data: $XDG_CACHE_HOME/minilearn, or ~/.cache/minilearn."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minilearn"
+
+
+def places_of(root: str | Path | None) -> tuple[list[Path], Path]:
+    """Return the folders to look for data in, and the one to download to.
+
+    Args:
+        root: the only one. None: the one that the environment variable MINILEARN_DATA names, and the cache.
+
+    Raises: FileNotFoundError for a root that is not there.
+    """
+    if root is None:
+        named = os.environ.get("MINILEARN_DATA")
+        return [*([Path(named).expanduser()] if named else []), cache_folder()], cache_folder()
+    home = Path(root).expanduser()
+    if not home.is_dir():
+        raise FileNotFoundError(f"root={str(root)!r}: there is no such folder")
+    return [home], home
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the last line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def not_found(name: str, tried: Sequence[str], wanted: str) -> FileNotFoundError:
+    """Return the error that says where a data set was looked for, and what a folder has to have."""
+    lines = "".join(f"\n  - {line}" for line in tried)
+    advice = f"Set MINILEARN_DATA, or give root=, to a folder with {wanted}."
+    return FileNotFoundError(f"{name} was not found. Tried:{lines}\n{advice}")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .download import cache_folder, waiting_at_most
+from .download import not_found, places_of, reason_of, waiting_at_most
 from .loaders import DataLoaders
 from .resumable import TensorLoader
 
@@ -100,15 +99,7 @@ def _check(images: Tensor, targets: Tensor, n_classes: int) -> None:
 
 def _find(name: str, dataset: Callable[..., Any], root: str | Path | None, download: bool) -> Path:
     """Return the folder that has the four files, downloading them if need be."""
-    cache = cache_folder()
-    if root is not None:
-        home = Path(root).expanduser()
-        if not home.is_dir():
-            raise FileNotFoundError(f"root={str(root)!r}: there is no such folder")
-        places = [home]
-    else:
-        places = [Path(p).expanduser() for p in (os.environ.get("MINILEARN_DATA"),) if p] + [cache]
-        home = cache
+    places, home = places_of(root)
     tried = []
     for place in places:
         raw = place / name / "raw"
@@ -120,19 +111,12 @@ def _find(name: str, dataset: Callable[..., Any], root: str | Path | None, downl
         try:
             return _download(name, dataset, home)
         except (OSError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            tried.append(f"downloading to {home} ({reason})")
-            raise FileNotFoundError(_not_found(name, tried)) from error
-    raise FileNotFoundError(_not_found(name, [*tried, "no download, for download=False"]))
+            tried.append(f"downloading to {home} ({reason_of(error)})")
+            raise not_found(name, tried, f"{name}/raw") from error
+    raise not_found(name, [*tried, "no download, for download=False"], f"{name}/raw")
 
 
 _FILES = [f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
-
-
-def _not_found(name: str, tried: list[str]) -> str:
-    lines = "".join(f"\n  - {line}" for line in tried)
-    advice = f"Set MINILEARN_DATA, or give root=, to a folder with {name}/raw."
-    return f"{name} was not found. Tried:{lines}\n{advice}"
 
 
 def _download(name: str, dataset: Callable[..., Any], home: Path) -> Path:
