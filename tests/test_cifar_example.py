@@ -178,3 +178,10 @@ def test_previews_of_all_schedulers_are_drawn_in_both_units(example):
         assert {len(trace) for trace in traces} == {100}
         per_epoch = traces[-1]
         assert all(len(set(per_epoch[i : i + 10])) == 1 for i in range(0, 100, 10)), name
+
+
+def test_committed_figures_of_swa_and_of_the_best_run_hold(example):
+    found = example("tables").result("cifar10_schedules_cpu")
+    assert "JPEG-coded" in found["data"]
+    swa = found["rows"]["one cycle, then SWA"]
+    assert swa["accuracy"]["mean"] > swa["best_iterate"]["mean"] > swa["iterates"]["mean"]
