@@ -200,8 +200,7 @@ def some_of(dls: DataLoaders, n: int | None) -> DataLoaders:
 
 def run(name: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Run one experiment, unless its result is there already; return that."""
-    folder = args.work / args.preset / str(seed) / slug(name)
-    path = folder.with_suffix(".json")
+    path = path_of(name, args, seed)
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
@@ -212,7 +211,7 @@ def run(name: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     data = dls.source or data
     print(f"\n{name}, {args.preset}, {data}, seed {seed}", flush=True)
     compiled = [CompileCB()] if args.compile else []
-    learn, recorder = train(name, preset, some_of(dls, preset.n_images), folder, compiled)
+    learn, recorder = train(name, preset, some_of(dls, preset.n_images), path.with_suffix(""), compiled)
     lrs = recorder.recs["lr"]
     found = {
         "data": data,
@@ -225,6 +224,12 @@ def run(name: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     return found
 
 
+def path_of(name: str, args: argparse.Namespace, seed: int) -> Path:
+    """Return the file of an experiment's result, beside the folder of its checkpoints."""
+    folder: Path = args.work / args.preset / str(seed)
+    return folder / f"{slug(name)}.json"
+
+
 def slug(name: str) -> str:
     """Return a name as a file's: "one-cycle-then-swa"."""
     return re.sub(r"\W+", "-", name.lower())
@@ -234,7 +239,7 @@ def run_all(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Run all experiments for each seed, several at once where asked; return their results by name."""
     names = list(PRESETS[args.preset].n_epochs) if args.only is None else [args.only]
     seeds = range(args.seed, args.seed + args.runs)
-    tasks = [(name, seed) for seed in seeds for name in names]
+    tasks = [(name, seed) for seed in seeds for name in names if not path_of(name, args, seed).is_file()]
     if args.jobs > 1:  # each in a process of its own, with its share of the threads
         env = os.environ | {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // args.jobs))}
         with ThreadPoolExecutor(args.jobs) as pool:
