@@ -185,3 +185,5 @@ def test_committed_figures_of_swa_and_of_the_best_run_hold(example):
     assert "JPEG-coded" in found["data"]
     swa = found["rows"]["one cycle, then SWA"]
     assert swa["accuracy"]["mean"] > swa["best_iterate"]["mean"] > swa["iterates"]["mean"]
+    best = max(row["accuracy"]["mean"] for row in found["rows"].values())
+    assert best == found["rows"][example("cifar10_schedules").WIDER]["accuracy"]["mean"] >= 0.87
