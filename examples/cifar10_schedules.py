@@ -14,21 +14,15 @@ shows CyclicLR without a result. `cpu` and `small` have other batch sizes and lr
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import report
+import tasks
 import torch
 from cifar10_plots import History, plot_accuracy, plot_all_lrs, plot_lrs, plot_swa
 from torch import nn
@@ -57,7 +51,6 @@ from minilearn import (
     cifar10,
     resnet18,
     resnet20,
-    set_seed,
 )
 from minilearn.data import peek
 
@@ -184,81 +177,23 @@ def train(
     return learn, recorder
 
 
-def some_of(dls: DataLoaders, n: int | None) -> DataLoaders:
-    """Return loaders of n training images, and a quarter as many for validation, of all classes."""
-    if n is None:
-        return dls
-    parts: list[Any] = []
-    for loader, n_samples in ((dls.train, n), (dls.valid, n // 4)):
-        part: Any = copy(loader)
-        every = max(1, len(part.tensors[0]) // n_samples)
-        part.tensors = tuple(t[::every][:n_samples] for t in part.tensors)
-        part.n_samples = len(part.tensors[0])
-        parts.append(part)
-    return DataLoaders(parts[0], parts[1], classes=dls.classes, source=dls.source)
-
-
-def run(name: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Run one experiment, unless its result is there already; return that."""
-    path = path_of(name, args, seed)
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-    set_seed(seed)
+def run(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run one experiment, going on from its checkpoints in the folder; return what came out."""
     preset = PRESETS[args.preset]
     device = "cuda" if torch.cuda.is_available() else None
     dls, data = report.load(partial(cifar10, device=device), "CIFAR-10", args.bs, args.data, preset.bs)
     data = dls.source or data
-    print(f"\n{name}, {args.preset}, {data}, seed {seed}", flush=True)
+    print(f"\n{name}, {args.preset}, {data}, seed {torch.initial_seed()}", flush=True)
     compiled = [CompileCB()] if args.compile else []
-    learn, recorder = train(name, preset, some_of(dls, preset.n_images), path.with_suffix(""), compiled)
+    learn, recorder = train(name, preset, report.some_of(dls, preset.n_images), folder, compiled)
     lrs = recorder.recs["lr"]
-    found = {
+    return {
         "data": data,
         "history": learn.history,
         "lrs": lrs[:: max(1, len(lrs) // 400)],
         "flipped": learn.validate(cbs=[TestTimeFlipCB()])["MulticlassAccuracy"],
         "ran_on": report.ran_on(),
     }
-    path.write_text(json.dumps(found))
-    return found
-
-
-def path_of(name: str, args: argparse.Namespace, seed: int) -> Path:
-    """Return the file of an experiment's result, beside the folder of its checkpoints."""
-    folder: Path = args.work / args.preset / str(seed)
-    return folder / f"{slug(name)}.json"
-
-
-def slug(name: str) -> str:
-    """Return a name as a file's: "one-cycle-then-swa"."""
-    return re.sub(r"\W+", "-", name.lower())
-
-
-def run_all(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Run all experiments for each seed, several at once where asked; return their results by name."""
-    names = list(PRESETS[args.preset].n_epochs) if args.only is None else [args.only]
-    seeds = range(args.seed, args.seed + args.runs)
-    tasks = [(name, seed) for seed in seeds for name in names if not path_of(name, args, seed).is_file()]
-    if args.jobs > 1:  # each in a process of its own, with its share of the threads
-        env = os.environ | {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // args.jobs))}
-        with ThreadPoolExecutor(args.jobs) as pool:
-            done = pool.map(lambda task: subprocess.run(_command(args, *task), env=env, check=True), tasks)
-            list(done)
-    return {name: [run(name, args, seed) for seed in seeds] for name in names}
-
-
-def _command(args: argparse.Namespace, name: str, seed: int) -> list[str]:
-    given = {
-        "--preset": args.preset,
-        "--only": name,
-        "--seed": seed,
-        "--work": args.work,
-        "--data": args.data,
-    }
-    options = [str(part) for pair in given.items() if pair[1] is not None for part in pair]
-    flags = ["--compile"] * args.compile + (["--bs", str(args.bs)] if args.bs else [])
-    return [sys.executable, __file__, *options, *flags, "--no-report"]
 
 
 # What came out ------------------------------------------------------------------------------------
@@ -314,17 +249,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
     parser = report.parser_of(__doc__, "cifar10.tgz, cifar10 or cifar-10-batches-py")
     parser.add_argument("--preset", choices=PRESETS, default="small", help="(default: small)")
-    parser.add_argument("--only", choices=PUBLISHED, metavar="NAME", help=f"one of: {'; '.join(PUBLISHED)}")
-    parser.add_argument("--jobs", type=report.positive, default=1, help="processes at once (default: 1)")
-    parser.add_argument("--bs", type=report.positive, help="batch size (default: the preset's)")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("runs/cifar10_schedules"),
-        help="for checkpoints and what is done already (default: runs/cifar10_schedules)",
-    )
-    parser.add_argument("--no-report", action="store_true", help="only run; for --jobs")
+    tasks.add_options(parser, "cifar10_schedules", list(PUBLISHED))
     return parser
 
 
@@ -332,7 +258,8 @@ def main() -> None:
     """Run as a script."""
     args = parser().parse_args()
     start_s = time.perf_counter()
-    results = run_all(args)
+    names, folder = list(PRESETS[args.preset].n_epochs), args.work / args.preset
+    results = tasks.run_all(args, __file__, names, folder, lambda name, at: run(name, args, at))
     if not args.no_report:
         finish(args, results)
         print(f"{time.perf_counter() - start_s:.0f} s on {torch.get_num_threads()} threads")

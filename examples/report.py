@@ -8,6 +8,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def load(
             f"of drawn shapes instead (MINILEARN_DATA or --data names a folder with {name}'s files)."
         )
         return shapes(bs or 128), "built-in shapes"
+
+
+def some_of(dls: DataLoaders, n: int | None) -> DataLoaders:
+    """Return loaders of n training images, and a quarter as many for validation, of all classes."""
+    if n is None:
+        return dls
+    parts: list[Any] = []
+    for loader, n_samples in ((dls.train, n), (dls.valid, n // 4)):
+        part: Any = copy(loader)
+        every = max(1, len(part.tensors[0]) // n_samples)
+        part.tensors = tuple(t[::every][:n_samples] for t in part.tensors)
+        part.n_samples = len(part.tensors[0])
+        parts.append(part)
+    return DataLoaders(parts[0], parts[1], classes=dls.classes, source=dls.source)
 
 
 def seeds(

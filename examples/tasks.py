@@ -1,0 +1,85 @@
+"""Experiments as tasks: each a JSON file once it is done, several at once in processes of their own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import report
+import torch
+
+from minilearn import set_seed
+
+Result = dict[str, Any]
+
+
+def add_options(parser: argparse.ArgumentParser, script: str, names: Sequence[str]) -> None:
+    """Add the options that scripts of several long experiments share."""
+    parser.add_argument("--only", choices=names, metavar="NAME", help=f"one of: {'; '.join(names)}")
+    parser.add_argument("--jobs", type=report.positive, default=1, help="processes at once (default: 1)")
+    parser.add_argument("--bs", type=report.positive, help="batch size (default: the preset's)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs") / script,
+        help=f"for checkpoints and what is done already (default: runs/{script})",
+    )
+    parser.add_argument("--no-report", action="store_true", help="only run; for --jobs")
+
+
+def slug(name: str) -> str:
+    """Return a name as a file's: "one-cycle-then-swa"."""
+    return re.sub(r"\W+", "-", name.lower())
+
+
+def path_of(folder: Path, name: str, seed: int) -> Path:
+    """Return the file of an experiment's result, beside the folder of its checkpoints."""
+    return folder / str(seed) / f"{slug(name)}.json"
+
+
+def run_all(
+    args: argparse.Namespace,
+    script: str,
+    names: Sequence[str],
+    folder: Path,
+    run: Callable[[str, Path], Result],
+) -> dict[str, list[Result]]:
+    """Run experiments for each seed, unless they are done already; return their results by name.
+
+    Args:
+        script: the file to start for --jobs, with this script's own arguments.
+        run: (name, folder for checkpoints) -> result; random numbers are seeded before it.
+    """
+    names = list(names) if args.only is None else [args.only]
+    seeds = range(args.seed, args.seed + args.runs)
+    tasks = [(name, seed) for seed in seeds for name in names if not path_of(folder, name, seed).is_file()]
+    if args.jobs > 1:  # each in a process of its own, with its share of the threads
+        env = os.environ | {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // args.jobs))}
+        with ThreadPoolExecutor(args.jobs) as pool:
+            done = pool.map(lambda task: subprocess.run(_command(script, *task), env=env, check=True), tasks)
+            list(done)
+
+    def result_of(name: str, seed: int) -> Result:
+        path = path_of(folder, name, seed)
+        if not path.is_file():
+            set_seed(seed)
+            found = run(name, path.with_suffix(""))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found))
+        read: Result = json.loads(path.read_text())
+        return read
+
+    return {name: [result_of(name, seed) for seed in seeds] for name in names}
+
+
+def _command(script: str, name: str, seed: int) -> list[str]:
+    one = ["--only", name, "--seed", str(seed), "--runs", "1", "--jobs", "1", "--no-report"]
+    return [sys.executable, script, *sys.argv[1:], *one]  # of an option given twice the last one counts
