@@ -33,7 +33,18 @@ from .callbacks import (
     TestTimeFlipCB,
     g,
 )
-from .data import DataLoaders, DatasetLoader, TensorLoader, cifar10, fashion_mnist, mnist, shapes
+from .data import (
+    DataLoaders,
+    DatasetLoader,
+    TensorLoader,
+    cifar10,
+    fashion_mnist,
+    image_folder,
+    imagenette,
+    imagewoof,
+    mnist,
+    shapes,
+)
 from .events import (
     CancelBatchException,
     CancelEpochException,
@@ -102,6 +113,9 @@ __all__ = [
     "cifar10",
     "fashion_mnist",
     "g",
+    "image_folder",
+    "imagenette",
+    "imagewoof",
     "init_leaky",
     "mnist",
     "optim",

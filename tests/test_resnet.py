@@ -138,3 +138,12 @@ def test_norm_is_one_of_two():
 def test_each_stage_has_a_depth_and_a_width(depths, widths):
     with pytest.raises(ValueError, match="expected one of each for each stage"):
         ResNet(depths, widths)
+
+
+def test_stem_of_stride_2_halves_height_and_width():
+    torch.manual_seed(0)
+    small, large = (ResNet((1,), (4,), stem_stride=stride) for stride in (1, 2))
+    xb = torch.randn(2, 3, 16, 16)
+    assert small.stem(xb).shape == (2, 4, 16, 16)
+    assert large.stem(xb).shape == (2, 4, 8, 8)
+    assert large(xb).shape == (2, 10)

@@ -1,10 +1,12 @@
 """Batches: loaders, and data sets that come as loaders."""
 
 from .archives import unpack
-from .augment import Augment, Cutout, HorizontalFlip, Normalize, RandomCrop
+from .augment import Augment, Cutout, HorizontalFlip, Normalize, RandomCrop, RandomResizedCrop
 from .cifar import cifar10
 from .datasets import DatasetLoader
+from .folders import image_folder
 from .idx import fashion_mnist, mnist
+from .imagenet_subsets import imagenette, imagewoof
 from .images import ImageLoader
 from .loaders import DataLoaders, peek, to_device
 from .resumable import ResumableLoader, TensorLoader
@@ -19,10 +21,14 @@ __all__ = [
     "ImageLoader",
     "Normalize",
     "RandomCrop",
+    "RandomResizedCrop",
     "ResumableLoader",
     "TensorLoader",
     "cifar10",
     "fashion_mnist",
+    "image_folder",
+    "imagenette",
+    "imagewoof",
     "mnist",
     "peek",
     "shapes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -53,6 +54,51 @@ class RandomCrop(Augment):
         sample = torch.arange(n, device=images.device)[:, None, None]
         padded = F.pad(images, (self.padding,) * 4)
         return padded[sample, :, rows, cols].permute(0, 3, 1, 2)  # of (N, H, W, C)
+
+
+class RandomResizedCrop(Augment):
+    """Cut a random part out of each image, and bring it to one size.
+
+    Args:
+        size: of the new images, in pixels a side, >= 1. None: height and width stay.
+        scale: the part's share of the area, from and to, each in (0, 1].
+        ratio: its width by its height, from and to, each > 0; drawn on a logarithmic scale.
+
+    Source: Szegedy et al. 2015; torchvision's RandomResizedCrop. Differs: a part that would be wider or
+        higher than the image is cut to it, where torchvision draws anew; it is bilinear without antialiasing,
+        so for a `size` well below the image's let the loader bring images near to it first.
+    """
+
+    n_random = 4
+
+    def __init__(
+        self,
+        size: int | None = None,
+        scale: tuple[float, float] = (0.35, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ) -> None:
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise ValueError(f"RandomResizedCrop(size={size!r}): expected a whole number of pixels >= 1")
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"RandomResizedCrop(scale={scale!r}): expected 0 < from <= to <= 1")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"RandomResizedCrop(ratio={ratio!r}): expected 0 < from <= to")
+        self.size, self.scale, self.ratio = size, scale, ratio
+
+    def __call__(self, images: Tensor, random: Tensor) -> Tensor:
+        """See Augment. Shapes: (N, C, H, W) -> (N, C, size, size)."""
+        n, channels, height, width = images.shape
+        area = self.scale[0] + (self.scale[1] - self.scale[0]) * random[:, 0]
+        first, last = (math.log(ratio) for ratio in self.ratio)
+        ratio = torch.exp(first + (last - first) * random[:, 1]) * (height / width)  # of shares, not pixels
+        sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(
+            max=1
+        )  # (N, 2): x, y
+        middle = (1 - sides) * (2 * random[:, 2:] - 1)  # where -1 and 1 are the image's edges
+        theta = torch.cat([torch.diag_embed(sides), middle[:, :, None]], dim=2)  # (N, 2, 3)
+        shape = [n, channels, self.size or height, self.size or width]
+        grid = F.affine_grid(theta, shape, align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 class HorizontalFlip(Augment):

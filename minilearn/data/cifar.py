@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .augment import Augment, HorizontalFlip, Normalize, RandomCrop
+from .decoding import Images, cached, read_images
 from .download import not_found, places_of, reason_of, waiting_at_most
-from .images import ImageLoader, cached, read_images
+from .images import ImageLoader
 from .loaders import DataLoaders
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -33,7 +34,7 @@ def cifar10(
 
     Read from torchvision's files (cifar-10-batches-py), or from images in fast.ai's layout: a folder
     cifar10/{train,test}/<class>/, or its archive cifar10.tgz. Images are decoded once; afterwards a
-    file in the cache folder is memory-mapped (see `minilearn.data.images.cached`).
+    file in the cache folder is memory-mapped (see `minilearn.data.decoding.cached`).
 
     Args:
         bs: batch size.
@@ -54,7 +55,7 @@ def cifar10(
     path = _find(root, download)
 
     def load(part: str) -> tuple[Tensor, Tensor]:
-        return cached(path, part, lambda: _read(path, part))
+        return cached(path, part, lambda: _read(path, part))[:2]
 
     train, test = load("train"), load("test")
     return DataLoaders(
@@ -65,12 +66,12 @@ def cifar10(
     )
 
 
-def _read(path: Path, part: str) -> tuple[Tensor, Tensor]:
+def _read(path: Path, part: str) -> Images:
     if path.name != _OFFICIAL:
         images, targets, classes = read_images(path, part)
         if classes != CLASSES:
             raise ValueError(f"{path}: {part} has the classes {', '.join(classes)}; expected CIFAR-10's ten")
-        return images, targets
+        return images, targets, classes
     from torchvision.datasets import CIFAR10  # here, since it takes long to import
 
     try:
@@ -81,7 +82,7 @@ def _read(path: Path, part: str) -> tuple[Tensor, Tensor]:
             "downloaded again"
         ) from error
     images = torch.from_numpy(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)))
-    return images, torch.tensor(found.targets)
+    return images, torch.tensor(found.targets), CLASSES
 
 
 def _find(root: str | Path | None, download: bool) -> Path:

@@ -1,27 +1,18 @@
-"""Images in folders or archives as tensors of bytes, decoded once, and the loader that augments them."""
+"""ImageLoader: images kept as bytes, augmented a batch at a time."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import written_whole
 from ..seeding import generator_of
 from .augment import Augment
-from .download import cache_folder
 from .resumable import TensorLoader
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _DRAWS = 1  # beside (seed, epoch), which is the order's
 
 
@@ -76,98 +67,3 @@ class ImageLoader(TensorLoader):
         """Return what order and augmentation depend on."""
         # Without the addresses of functions and the like, which are others in another process.
         return {**super().state_dict(), "augment": re.sub(r" at 0x\w+", "", repr(self.augment))}
-
-
-# Decoding -----------------------------------------------------------------------------------------
-
-
-def cached(source: Path, part: str, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return images and targets, made once and memory-mapped from a file in the cache folder afterwards.
-
-    The file's name comes of the source's path, size and times, so what changed is decoded anew. The cache
-    folder is $XDG_CACHE_HOME/minilearn, or ~/.cache/minilearn.
-    """
-    digest = hashlib.blake2b(repr((str(source.resolve()), _stamp(source))).encode(), digest_size=8)
-    path = cache_folder() / f"{source.name.split('.')[0]}-{part}-{digest.hexdigest()}.pt"
-    if not path.is_file():
-        images, targets = make()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(path) as file:
-                torch.save({"images": images, "targets": targets}, file)
-        except OSError as error:
-            error.add_note("minilearn: for another cache folder set the environment variable XDG_CACHE_HOME")
-            raise
-    try:
-        saved = torch.load(path, mmap=True, weights_only=True)
-    except Exception as error:  # torch has several
-        reason = str(error).strip().split(". ")[0]
-        raise ValueError(f"{path} is damaged ({reason}); delete it, and it is made anew") from error
-    return saved["images"], saved["targets"]
-
-
-def _stamp(source: Path) -> Any:
-    files = sorted(source.rglob("*")) if source.is_dir() else [source]
-    return [(str(path), stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()]]
-
-
-def read_images(source: Path, part: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Decode one part of an image folder, such as "train", or of a .tgz or .tar of one.
-
-    Args:
-        source: a folder with <part>/<class>/<image>, or an archive with <folder>/<part>/<class>/<image>.
-
-    Returns: images (N, 3, H, W) uint8 and targets (N,) int64, sorted by class and name; the classes' names.
-    Raises: ValueError, with its name, for an image that is broken or of another size than the first; and
-        for a part without any image.
-    """
-    found = sorted(_in_folder(source, part) if source.is_dir() else _in_archive(source, part))
-    if not found:
-        raise ValueError(f"{source} has no image in {part}/<class>/: expected .jpg, .jpeg or .png files")
-    classes = sorted({name for name, _, _ in found})
-    pixels = None
-    for i, (_, name, data) in enumerate(found):
-        image = _decoded(f"{source}: {part}/{name}", data)
-        if pixels is None:
-            pixels = np.empty((len(found), *image.shape), dtype=np.uint8)
-        if image.shape != pixels.shape[1:]:
-            sizes = [f"{w}x{h}" for h, w, _ in (image.shape, pixels.shape[1:])]
-            raise ValueError(
-                f"{source}: {part}/{name} is {sizes[0]}, others are {sizes[1]}: expected one size"
-            )
-        pixels[i] = image
-    targets = torch.tensor([classes.index(name) for name, _, _ in found])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), targets, tuple(classes)
-
-
-_Found = Iterator[tuple[str, str, bytes]]  # class, name, what is in the file
-
-
-def _in_folder(folder: Path, part: str) -> _Found:
-    for path in (folder / part).glob("*/*"):
-        if path.suffix.lower() in _SUFFIXES:
-            yield path.parent.name, f"{path.parent.name}/{path.name}", path.read_bytes()
-
-
-def _in_archive(archive: Path, part: str) -> _Found:
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                parts = PurePosixPath(member.name).parts
-                is_image = PurePosixPath(member.name).suffix.lower() in _SUFFIXES
-                if member.isfile() and is_image and len(parts) >= 3 and parts[-3] == part:
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    yield parts[-2], "/".join(parts[-2:]), file.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{archive} is cut short, or no archive ({error})") from error
-
-
-def _decoded(name: str, data: bytes) -> Any:
-    from PIL import Image  # torchvision brings it
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{name} is broken ({error})") from error

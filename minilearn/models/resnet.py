@@ -45,6 +45,7 @@ class ResNet(nn.Module):
         widths: channels of each stage.
         norm: "batch" for BatchNorm, or "group" for GroupNorm with weight standardization, which does not
             look at other images of the batch.
+        stem_stride: 2 halves height and width at once, for images of 64 pixels.
 
     Shapes: (N, n_channels, H, W) -> (N, n_classes); H and W of 32 are meant, any from 2 ** stages on do.
 
@@ -60,13 +61,15 @@ class ResNet(nn.Module):
         n_classes: int = 10,
         n_channels: int = 3,
         norm: str = "batch",
+        stem_stride: int = 1,
     ) -> None:
         if norm not in ("batch", "group"):
             raise ValueError(f"norm={norm!r}: expected 'batch' or 'group'")
         if not depths or len(depths) != len(widths):
             raise ValueError(f"depths={depths!r}, widths={widths!r}: expected one of each for each stage")
         super().__init__()
-        self.stem = nn.Sequential(_conv(n_channels, widths[0], 3, 1, norm), _norm(widths[0], norm), nn.ReLU())
+        stem = _conv(n_channels, widths[0], 3, stem_stride, norm)
+        self.stem = nn.Sequential(stem, _norm(widths[0], norm), nn.ReLU())
         blocks, n_in = [], widths[0]
         for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             for j in range(depth):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from minilearn.data import Augment, Cutout, HorizontalFlip, Normalize, RandomCrop
+from minilearn.data import Augment, Cutout, HorizontalFlip, Normalize, RandomCrop, RandomResizedCrop
 
 IMAGES = torch.randn(5, 3, 6, 7, generator=torch.Generator().manual_seed(0))
 
@@ -53,6 +53,70 @@ def test_numbers_next_to_1_stay_inside(padding):
     image = torch.ones(1, 1, 1, 1)
     RandomCrop(padding)(image, torch.full((1, 2), 1 - 2**-24))
     Cutout(1)(image, torch.full((1, 2), 1 - 2**-24))
+
+
+# RandomResizedCrop ------------------------------------------------------------------------------------
+
+SQUARE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+QUARTER = {"scale": (0.25, 0.25), "ratio": (1, 1)}
+
+
+def at(*numbers):
+    """Return random numbers for each of the four images: area, ratio, x, y."""
+    return torch.tensor([numbers] * 4)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "left", "top"), [(0, 0, 0, 0), (1, 0, 4, 0), (0, 1, 0, 4), (0.5, 0.25, 2, 1)]
+)
+def test_part_of_whole_pixels_is_cut_out_as_it_is(x, y, left, top):
+    out = RandomResizedCrop(4, **QUARTER)(SQUARE, at(0.3, 0.7, x, y))
+    torch.testing.assert_close(out, SQUARE[:, :, top : top + 4, left : left + 4], rtol=0, atol=1e-5)
+
+
+def test_part_is_enlarged_as_torchvision_does():
+    out = RandomResizedCrop(**QUARTER)(SQUARE, at(0, 0, 0.5, 0.5))
+    expected = v2.functional.resized_crop(SQUARE, 2, 2, 4, 4, [8, 8], antialias=False)
+    inside = (..., slice(1, -1), slice(1, -1))  # at its edge torchvision does not look outside of the part
+    torch.testing.assert_close(out[inside], expected[inside], rtol=0, atol=1e-5)
+
+
+def test_whole_image_stays_as_it_is():
+    out = RandomResizedCrop(scale=(1, 1), ratio=(1, 1))(SQUARE, uniform(4, 4))
+    torch.testing.assert_close(out, SQUARE, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("number", "ratio"), [(0, 0.5), (1, 2), (0.5, 1)])
+def test_ratio_is_width_by_height_in_pixels(number, ratio):
+    ramp = torch.arange(64.0).expand(4, 1, 32, 64)  # its value is x, and below it y
+    down = torch.arange(32.0)[:, None].expand(4, 1, 32, 64)
+    crop = RandomResizedCrop(8, scale=(0.1, 0.1), ratio=(0.5, 2))
+    width, height = (
+        (crop(image, at(0.5, number, 0.5, 0.5))[0, 0].diff(dim=dim).mean() * 8).item()
+        for image, dim in ((ramp, 1), (down, 0))
+    )
+    assert width * height == pytest.approx(0.1 * 32 * 64, rel=1e-4)
+    assert width / height == pytest.approx(ratio, rel=1e-4)
+
+
+def test_part_that_would_be_wider_than_the_image_is_cut_to_it():
+    ramp = torch.arange(8.0).expand(4, 1, 8, 8)
+    out = RandomResizedCrop(8, scale=(0.9, 0.9), ratio=(2, 2))(ramp, at(0, 0, 0.7, 0.5))
+    torch.testing.assert_close(out, ramp, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"size": 0}, r"size=0\): expected a whole number of pixels >= 1"),
+        ({"scale": (0, 1)}, r"scale=\(0, 1\)\): expected 0 < from <= to <= 1"),
+        ({"scale": (0.5, 0.1)}, r"scale=\(0.5, 0.1\)\): expected 0 < from <= to <= 1"),
+        ({"ratio": (0, 1)}, r"ratio=\(0, 1\)\): expected 0 < from <= to"),
+    ],
+)
+def test_arguments_of_a_resized_crop_are_checked(kwargs, said):
+    with pytest.raises(ValueError, match=r"RandomResizedCrop\(" + said):
+        RandomResizedCrop(**kwargs)
 
 
 # HorizontalFlip ---------------------------------------------------------------------------------------
@@ -115,7 +179,7 @@ def test_normalize_is_torchvisions():
 
 # All --------------------------------------------------------------------------------------------------
 
-ALL = [RandomCrop(2), HorizontalFlip(), Cutout(3), Normalize((0.5,) * 3, (0.2,) * 3)]
+ALL = [RandomCrop(2), HorizontalFlip(), Cutout(3), RandomResizedCrop(), Normalize((0.5,) * 3, (0.2,) * 3)]
 
 
 @pytest.mark.parametrize("augment", ALL, ids=repr)
@@ -136,6 +200,7 @@ def test_images_given_stay_as_they_are_and_keep_their_shape(augment):
 def test_reprs_have_the_arguments():
     assert [repr(one) for one in ALL] == [
         *("RandomCrop(padding=2)", "HorizontalFlip(p=0.5)", "Cutout(size=3)"),
+        "RandomResizedCrop(size=None, scale=(0.35, 1.0), ratio=(0.75, 1.3333333333333333))",
         "Normalize(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))",
     ]
 

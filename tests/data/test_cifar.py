@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision import datasets
 
 from minilearn import cifar10
-from minilearn.data import HorizontalFlip, cifar, images
+from minilearn.data import HorizontalFlip, cifar, decoding
 from minilearn.data.cifar import CLASSES
 from minilearn.data.download import cache_folder, waiting_at_most
 
@@ -146,7 +146,7 @@ def test_data_are_kept_on_the_device(tmp_path):
 def test_images_are_decoded_once(tmp_path, monkeypatch):
     root = write_archive(tmp_path / "data")
     cifar10(root=root)
-    monkeypatch.setattr(images, "_decoded", None)
+    monkeypatch.setattr(decoding, "_decoded", None)
     assert reds(cifar10(root=root).train) == list(range(10))
 
 
