@@ -16,6 +16,18 @@ import torch
 SIDE = ".part"  # the suffix of a file that is being written
 
 
+def check_folder(cb: Any, folder: Path) -> None:
+    """Make a folder if need be; raise OSError, with the callback's name, if nothing can be written there."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{cb!r}: there is a file named {folder}; expected a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"{cb!r}: the folder {folder} cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{cb!r}: the folder {folder} cannot be written to")
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Give a file to write to that becomes `path` when the `with` ends; on an error it is removed.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .callback import Callback
 from .callbacks.checkpoint import CheckpointCB
+from .callbacks.loggers import CSVLoggerCB, TensorBoardCB
 from .callbacks.progress import ProgressCB
 from .checkpoint import Saved, capture, position_of
 from .checks import is_whole
@@ -25,7 +26,7 @@ from .seeding import kept_rng, set_seed
 from .state import differences
 from .weights import tensors_by_name
 
-_LEFT_OUT = (ProgressCB, CheckpointCB)
+_LEFT_OUT = (ProgressCB, CheckpointCB, CSVLoggerCB, TensorBoardCB)  # they write where the run does
 Trace = list[dict[str, str]]
 
 

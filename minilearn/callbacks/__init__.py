@@ -8,6 +8,7 @@ from .gradients import GradientAccumulationCB, GradientClippingCB
 from .hooks import HooksCB, StoreModuleStatsCB
 from .hyperparameters import ScheduleCB
 from .layout import ChannelsLastCB, CompileCB
+from .loggers import CSVLoggerCB, TensorBoardCB
 from .lr_finder import LRFinderCB
 from .metrics import MetricsCB
 from .mixing import MixupCB, TestTimeFlipCB
@@ -27,6 +28,7 @@ __all__ = [
     "BaseSchedulerCB",
     "BatchSchedulerCB",
     "BatchSizeCB",
+    "CSVLoggerCB",
     "ChannelsLastCB",
     "CheckpointCB",
     "CompileCB",
@@ -48,6 +50,7 @@ __all__ = [
     "ScheduleCB",
     "SingleBatchCB",
     "StoreModuleStatsCB",
+    "TensorBoardCB",
     "TerminateOnNaNCB",
     "TestTimeFlipCB",
     "g",

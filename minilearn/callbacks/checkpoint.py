@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 import warnings
@@ -25,7 +24,7 @@ from ..checkpoint import (
 )
 from ..checks import is_whole
 from ..data.loaders import why_not_resumable
-from ..files import SIDE, read_torch, write_torch
+from ..files import SIDE, check_folder, read_torch, write_torch
 from ..weights import tensors_by_name
 from .averaging import seen_by_validation
 from .monitor import Monitor
@@ -209,11 +208,7 @@ class CheckpointCB(Callback):
             )
 
     def _check_folder(self, learn: Any) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise NotADirectoryError(f"{self!r}: there is a file of this name; expected a folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(self.folder, os.W_OK):
-            raise PermissionError(f"{self!r}: this folder cannot be written to")
+        check_folder(self, self.folder)
         learn.run_id = learn.run_id or uuid.uuid4().hex
         self._check_run(learn, self.folder / _BEST)
         if found := checkpoints_in(self.folder):

@@ -1,6 +1,7 @@
 import inspect
 import tempfile
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ FACTORIES = {
     "BatchSchedulerCB": lambda: callbacks.BatchSchedulerCB(OneCycleLR),
     "BatchSizeCB": lambda: callbacks.BatchSizeCB({0: 2}),
     "ChannelsLastCB": callbacks.ChannelsLastCB,
+    "CSVLoggerCB": lambda: callbacks.CSVLoggerCB(Path(tempfile.mkdtemp(dir=FOLDER.name)) / "log.csv"),
     "CheckpointCB": lambda: callbacks.CheckpointCB(tempfile.mkdtemp(dir=FOLDER.name), every_steps=2),
     "CompileCB": lambda: callbacks.CompileCB(backend="eager"),  # no compiler is needed
     "DeviceCB": lambda: callbacks.DeviceCB("cpu"),
@@ -41,6 +43,7 @@ FACTORIES = {
     "SingleBatchCB": callbacks.SingleBatchCB,
     "StoreModuleStatsCB": callbacks.StoreModuleStatsCB,
     "TestTimeFlipCB": callbacks.TestTimeFlipCB,
+    "TensorBoardCB": lambda: callbacks.TensorBoardCB(tempfile.mkdtemp(dir=FOLDER.name), every=1),
     "TerminateOnNaNCB": callbacks.TerminateOnNaNCB,
 }
 SHIPPED = {

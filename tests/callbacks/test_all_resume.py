@@ -112,6 +112,11 @@ def final(learn, *left_out):
     for key, state in saved["cbs"].items():
         if key.startswith("MetricsCB"):
             state.pop("elapsed_s")
+        if key.startswith("CSVLoggerCB"):
+            for line in state["_lines"]:
+                line.pop("time_s")
+        if key.startswith("TensorBoardCB"):
+            state["_rows"] = {tag: value for tag, value in state["_rows"].items() if "time_s" not in tag}
     saved["cbs"] = {key: state for key, state in saved["cbs"].items() if key not in left_out}
     saved["fit"].pop("index")  # counted in runs with checkpoints alone
     saved.pop("run")

@@ -1,0 +1,299 @@
+"""Loggers: the rows of history and what steps used, for TensorBoard or as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..callback import Callback
+from ..checks import is_whole
+from ..files import check_folder, written_whole
+from ..optim.groups import Group, groups_of
+from .metrics import MetricsCB
+
+_FLUSH_S = 60.0  # in a long epoch what is new is written so often, which waits for the device
+
+
+class TensorBoardCB(Callback):
+    """Log a fit for TensorBoard: `tensorboard --logdir runs` shows it while it runs.
+
+    Under "loss", "MulticlassAccuracy", ...: the rows of history, as "loss/train" and "loss/eval". Under
+    "step": the loss, and lr, momentum and weight decay of each group as the step used them. The horizontal
+    axis is optimizer steps in this callback's life, over all fits.
+
+    Args:
+        folder: for all runs; made if need be.
+        name: of the run, a folder in it. Where there is one already, "name-2" is taken, and so on, so each
+            fit has its own. Default: date and time.
+        every: log every so many steps, >= 1.
+        images: so many of each phase's first batch, >= 0.
+        hparams: more entries for the table of hyperparameters, numbers or text. In it are the optimizer, its
+            lr, and the number of epochs.
+
+    Runs at: before_fit, after_step, after_batch, cleanup_epoch, cleanup_fit; order 55, before the schedulers
+        set the next step's values. Reads: history, loss, opt, batch.
+    State: the run's name, and how far it is logged: a fit that goes on from a checkpoint goes on there, and
+        what was logged after the checkpoint is replaced.
+    Raises: before training: ImportError without tensorboard; OSError, with its name, for a folder that cannot
+        be written; ValueError for images of inputs that are none.
+    Needs: pip install "minilearn[tensorboard]".
+    """
+
+    order = 55
+    in_lr_find = False
+
+    def __init__(
+        self,
+        folder: str | Path = "runs",
+        name: str | None = None,
+        every: int = 10,
+        images: int = 0,
+        hparams: Mapping[str, float | str | bool] | None = None,
+    ) -> None:
+        if not is_whole(every, 1):
+            raise ValueError(f"TensorBoardCB(every={every!r}): expected a whole number of steps >= 1")
+        if not is_whole(images, 0):
+            raise ValueError(f"TensorBoardCB(images={images!r}): expected a whole number >= 0")
+        for key, value in (hparams or {}).items():
+            if not isinstance(value, int | float | str):
+                raise TypeError(f"TensorBoardCB(hparams={{{key!r}: {value!r}}}): expected a number or text")
+        self.folder, self.name = Path(folder).expanduser(), name
+        self.every, self.images, self.hparams = every, images, dict(hparams or {})
+        self._run: str | None = None  # the name of this fit's run, once something was written
+        self._n_steps = 0  # in this callback's life
+        self._rows: dict[str, float] = {}  # what was written last of history, and after which step
+        self._rows_at = 0
+        self._goes_on_at: int | None = None  # the step after which a checkpoint was loaded
+        self._n_rows = 0  # of history, written or from before this fit
+        self._writer: Any = None
+        self._facts: dict[str, Any] = {}
+        self._readers: list[tuple[str, Callable[[], Any]]] = []
+        self._new: list[tuple[int, float, Any, list[Any]]] = []  # step, time, loss, the readers' values
+        self._flushed_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"TensorBoardCB({str(self.folder)!r})"
+
+    def before_fit(self, learn: Any) -> None:
+        if "train" not in learn.phases:
+            return
+        if find_spec("tensorboard") is None:
+            raise ImportError(f'{self!r} needs tensorboard: pip install "minilearn[tensorboard]"')
+        check_folder(self, self.folder)
+        if self.images and learn.batch is not None and not _is_images(learn.batch[0]):
+            raise ValueError(f"{self!r}: images={self.images}: the inputs are no (N, 1 or 3, H, W) tensor")
+        self._n_rows, self._flushed_s = len(learn.history), time.monotonic()
+        groups = groups_of(learn.opt)
+        lr = {"lr": float(groups[0]["lr"])} if "lr" in groups[0] else {}
+        self._facts = {"opt": type(learn.opt).__name__, **lr, "n_epochs": learn.n_epochs, **self.hparams}
+        self._readers = list(_readers(groups))
+
+    def after_step(self, learn: Any) -> None:
+        self._n_steps += 1
+        if self._n_steps % self.every:
+            return
+        loss = learn.loss.detach()
+        values = [read() for _, read in self._readers]
+        self._new.append((self._n_steps - 1, time.time(), loss, values))
+        if time.monotonic() - self._flushed_s > _FLUSH_S:
+            self._write_steps()
+
+    def after_batch(self, learn: Any) -> None:
+        if self.images and learn.epoch == 0 and learn.batch_idx == 0 and not learn.is_aside:
+            self._write_images(learn)
+
+    def cleanup_epoch(self, learn: Any) -> None:
+        if self._readers:
+            self._write_steps()
+            self._write_rows(learn)
+
+    def cleanup_fit(self, learn: Any) -> None:
+        if not self._readers:
+            return  # validation only
+        self._write_steps()
+        if self._writer is not None:
+            self._writer.close()
+        self._run, self._writer, self._readers = None, None, []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the run's name and how far it is logged; all that is new is written first."""
+        self._write_steps()
+        if self._writer is not None:
+            self._writer.flush()
+        names = ("_run", "_n_steps", "_n_rows", "_rows", "_rows_at")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back; what a process that broke off wrote later is to be replaced."""
+        vars(self).update(state)
+        self._goes_on_at = self._n_steps
+
+    # Writing --------------------------------------------------------------------------------------
+
+    def _open(self) -> Any:
+        """Return the writer of this fit's run, beginning the run or going on with it."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = self._goes_on_at if self._run is not None else None
+            self._run, self._goes_on_at = self._run or self._free_name(), None
+            # Readers drop what has this step or a later one.
+            self._writer = SummaryWriter(str(self.folder / self._run), purge_step=purge)
+            if purge is None:
+                self._write_hparams()
+            elif self._rows_at == purge:
+                self._add_rows()
+        return self._writer
+
+    def _free_name(self) -> str:
+        name = self.name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        number = 1
+        while (self.folder / (run := name if number == 1 else f"{name}-{number}")).exists():
+            number += 1
+        return run
+
+    def _write_hparams(self) -> None:
+        from torch.utils.tensorboard import summary
+
+        make: Any = summary.hparams  # not add_hparams, which makes a run of its own for them
+        for part in make(self._facts, {"loss/eval": 0.0}):
+            self._writer.file_writer.add_summary(part)
+
+    def _write_steps(self) -> None:
+        self._flushed_s = time.monotonic()
+        if not self._new:
+            return
+        writer = self._open()
+        losses = torch.stack([loss.float() for _, _, loss, _ in self._new]).tolist()  # one wait for all
+        for (step, now, _, values), loss in zip(self._new, losses, strict=True):
+            writer.add_scalar("step/loss", loss, step, now)
+            for (tag, _), value in zip(self._readers, values, strict=True):
+                writer.add_scalar(f"step/{tag}", float(value), step, now)
+        self._new.clear()
+
+    def _write_rows(self, learn: Any) -> None:
+        self._open()  # before there are new ones
+        self._rows, self._rows_at = {}, self._n_steps
+        for row in learn.history[self._n_rows :]:
+            for name, value in row.items():
+                if isinstance(value, int | float):  # not the phase, nor the lists of some metrics
+                    self._rows["epoch" if name == "epoch" else f"{name}/{row['train']}"] = value
+        self._n_rows = len(learn.history)
+        self._add_rows()
+
+    def _add_rows(self) -> None:
+        for tag, value in self._rows.items():
+            self._writer.add_scalar(tag, value, self._rows_at)
+
+    def _write_images(self, learn: Any) -> None:
+        images = learn.xb[: self.images].detach().float()
+        low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+        scaled = (images - low) / (high - low).clamp(min=1e-12)
+        self._open().add_images(f"images/{learn.phase}", scaled.cpu(), max(self._n_steps - 1, 0))
+
+
+def _is_images(inputs: Any) -> bool:
+    return isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.shape[1] in (1, 3)
+
+
+def _readers(groups: list[Group]) -> Any:
+    """Give, for each group, the tag of each hyperparameter and what reads it now."""
+    for i, group in enumerate(groups):
+        end = "" if len(groups) == 1 else f" of group {i}"
+        for key, tag in (
+            ("lr", "lr"),
+            *(("momentum", "momentum"), ("mom", "momentum"), ("beta1", "beta1")),
+            *(("weight_decay", "weight decay"), ("wd", "weight decay")),
+        ):
+            if key in group:
+                yield f"{tag}{end}", partial(group.__getitem__, key)
+        if isinstance(group.get("betas"), tuple):
+            yield f"beta1{end}", lambda group=group: group["betas"][0]
+
+
+class CSVLoggerCB(Callback):
+    """Write the rows of history to a CSV file, a line for each phase of each epoch.
+
+    Columns: epoch, train ("train" or "eval"), the metrics, loss, lr (of the last step, of the first group)
+    and time_s. The file is whole at any moment. Lines that it has already stay, and new ones come after them;
+    in a fit that goes on from a checkpoint, those written after the checkpoint are replaced.
+
+    Args:
+        path: of the file; its folder is made if need be.
+
+    Runs at: before_fit, after_train, cleanup_epoch; order 85, when rows are finished. Reads: history, opt.
+    State: the rows written.
+    Raises: before training: OSError, with its name, for a folder that cannot be written; ValueError for a
+        file with other columns.
+    """
+
+    order = 85
+    in_lr_find = False
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self._lines: list[dict[str, Any]] | None = None  # those of the file
+        self._n_rows = 0  # of history, written or from before this fit
+        self._lr: float | None = None
+        self._is_on = False
+
+    def __repr__(self) -> str:
+        return f"CSVLoggerCB({str(self.path)!r})"
+
+    def before_fit(self, learn: Any) -> None:
+        self._is_on = "train" in learn.phases
+        if not self._is_on:
+            return
+        check_folder(self, self.path.parent)
+        if self._lines is None:
+            self._lines = self._read(learn)
+        self._n_rows = len(learn.history)
+
+    def after_train(self, learn: Any) -> None:
+        lr = groups_of(learn.opt)[0].get("lr")
+        self._lr = None if lr is None else float(lr)
+
+    def cleanup_epoch(self, learn: Any) -> None:
+        if not self._is_on or self._lines is None:
+            return
+        for row in learn.history[self._n_rows :]:
+            ordered = {"epoch": row["epoch"], "train": row["train"], **row, "lr": self._lr}
+            ordered["time_s"] = ordered.pop("time_s")  # last
+            self._lines.append(ordered)
+        self._n_rows = len(learn.history)
+        columns = list(dict.fromkeys(name for line in self._lines for name in line))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._lines)
+        with written_whole(self.path) as file:
+            file.write(text.getvalue().encode())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the lines, and the last lr."""
+        return {"_lines": self._lines, "_n_rows": self._n_rows, "_lr": self._lr}
+
+    def _read(self, learn: Any) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with open(self.path, newline="") as file:
+            reader = csv.DictReader(file)
+            lines: list[dict[str, Any]] = list(reader)
+        measured = [name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names]
+        columns = {"epoch", "train", *measured, "lr", "time_s"}
+        if (found := set(reader.fieldnames or ())) != columns:
+            raise ValueError(
+                f"{self!r}: the file there has the columns {', '.join(sorted(found))}; expected "
+                f"{', '.join(sorted(columns))}: choose another file, or move it away"
+            )
+        return lines
