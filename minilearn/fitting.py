@@ -12,7 +12,7 @@ import torch
 from .callbacks.predictions import PredictionsCB
 from .checks import check_batch, infer_loss
 from .data.loaders import DataLoaders, check_not_empty, n_batches, peek
-from .optim.groups import build_opt, check_step, left_out, set_lr
+from .optim.groups import build_opt, check_kept, check_step, set_lr
 
 
 @contextmanager
@@ -99,16 +99,13 @@ def prepare_opt(learn: Any, lr: float | Sequence[float] | None, reset_opt: bool)
     is_new = learn.opt is None or reset_opt
     if is_new:
         learn.opt = build_opt(learn.opt_func, learn.model, learn.lr if lr is None else lr, learn.param_groups)
-    groups = getattr(learn.opt, "param_groups", ())  # none in a bare class, which cannot be looked into
-    if not is_new and groups and (names := left_out(learn.model, groups)):
-        raise ValueError(
-            f"{names} of the model are not in the kept optimizer and would not be trained: was a layer "
-            "replaced? fit(reset_opt=True) makes a new one"
-        )
+    if not is_new:
+        check_kept(learn.opt, learn.model)
     if lr is not None and (not is_new or learn.param_groups):  # it rules over an lr that a group has
         set_lr(learn.opt, lr)
     if learn.has_default("step"):
         check_step(learn.opt)
+    groups = getattr(learn.opt, "param_groups", ())  # none in a bare class
     for p in chain(learn.model.parameters(), *(group["params"] for group in groups)):
         p.grad = None  # of a fit that broke off, or of the user's own backward
 

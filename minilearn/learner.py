@@ -24,6 +24,7 @@ from .data.loaders import DataLoaders, in_order
 from .events import with_cbs
 from .fitting import fit_of, phase_of, plan, prepare_opt, side_run
 from .interrupts import interrupts, rest
+from .optim.summary import summary
 from .resuming import batches_of, begin_resume, end_resume, epochs_of, is_trained
 
 
@@ -318,6 +319,13 @@ class Learner(CallbackHost):
         from .callbacks.lr_finder import lr_find
 
         return lr_find(self, **kwargs)
+
+    def opt_summary(self) -> None:
+        """Print what the optimizer holds: groups, hyperparameters, state and its memory."""
+        if self.opt is None:
+            print("no optimizer yet: the first fit makes it")
+        else:
+            print(summary(self.opt))
 
     def _evaluate(self, dl: Any, cbs: Any = None) -> list[dict[str, Any]]:
         """Run a validation phase, inside the running fit or in a fit of its own; return its rows."""

@@ -18,6 +18,7 @@ from ..data.loaders import n_batches
 from ..optim.groups import Group, build_opt, forget_schedule, put
 from .monitor import Monitor
 
+_PER_GROUP = ("max_lr", "base_lr", "min_lr", "lr_lambda", "base_momentum", "max_momentum")
 _LENGTHS = ("total_steps", "T_max", "total_iters")  # arguments that are the length of the whole schedule
 
 
@@ -208,6 +209,13 @@ class BaseSchedulerCB(Callback):
         kwargs = dict(self.kwargs)
         if isinstance(self.scheduler_f, type):
             self._check_lengths(kwargs, known, n_epochs)
+        for name in _PER_GROUP:
+            given, n_groups = kwargs.get(name), len(opt.param_groups)
+            if isinstance(given, list | tuple) and len(given) != n_groups:
+                raise ValueError(
+                    f"{self!r}: {name}={given!r} has {len(given)} values, and the optimizer has {n_groups} "
+                    f"parameter group{'' if n_groups == 1 else 's'}: expected one value, or one for each"
+                )
         accepted, self._has_length = inspect.signature(self.scheduler_f).parameters, False
         if "cycle_momentum" in accepted and not any(_momentum(group) for group in opt.param_groups):
             asked = [name for name in ("cycle_momentum", "base_momentum", "max_momentum") if kwargs.get(name)]

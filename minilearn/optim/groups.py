@@ -68,6 +68,7 @@ def build_opt(
     if isinstance(opt, torch.optim.Optimizer):
         built = [{k: g[k] for k in ("momentum", "betas") if k in g} for g in opt.param_groups]
         opt.as_built = built  # type: ignore[attr-defined]
+        opt.of_model = {id(p) for p in model.parameters()}  # type: ignore[attr-defined]
     return opt
 
 
@@ -168,6 +169,24 @@ def left_out(model: nn.Module, groups: Sequence[Group]) -> str:
     inside = {id(p) for g in groups for p in g["params"]}
     names = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside]
     return f"{', '.join(names[:5])} ({len(names)} in all)" if names else ""
+
+
+def check_kept(opt: Any, model: nn.Module) -> None:
+    """Raise ValueError if a kept optimizer's groups no longer fit the model."""
+    groups = getattr(opt, "param_groups", ())  # none in a bare class, which cannot be looked into
+    hint = "was a layer replaced? fit(reset_opt=True) makes a new optimizer"
+    if groups and (names := left_out(model, groups)):
+        raise ValueError(
+            f"{names} of the model are not in the kept optimizer and would not be trained: {hint}"
+        )
+    now: set[int] = {id(p) for p in model.parameters()}
+    before: set[int] = getattr(opt, "of_model", set())  # not so after a deep copy
+    for i, group in enumerate(groups):
+        if gone := [p for p in group["params"] if id(p) in before - now]:
+            raise ValueError(
+                f"the kept optimizer has {len(gone)} tensors in group {i} that are no longer in the model, "
+                f"the first of shape {tuple(gone[0].shape)}: {hint}"
+            )
 
 
 def _check_groups(model: nn.Module, groups: list[Group]) -> None:

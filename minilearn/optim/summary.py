@@ -1,0 +1,96 @@
+"""What is in an optimizer, as text: its groups, their hyperparameters, its state and the memory of that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .groups import SCHEDULE_KEYS, Group, groups_of
+
+
+def summary(opt: Any) -> str:
+    """Return what an optimizer holds, to be read by people.
+
+    Of each group: how many parameters, the hyperparameters that it steps with, what torch's schedulers left
+    in it, and its state: the names, which of them are tensors like the parameter, and the count of steps.
+    Switches that are off or None are left out. Reading a count of steps waits for the device.
+    """
+    groups = groups_of(opt)
+    params = [p for group in groups for p in group.get("params", ())]
+    lines = [f"{type(opt).__name__}: {_counted(len(groups), 'group')}, {_sizes(params)}"]
+    for i, group in enumerate(groups):
+        name = f" ({group['name']})" if group.get("name") else ""
+        lines.append(f"group {i}{name}: {_sizes(group.get('params', ()))}")
+        lines.append(f"  {_values(group, lambda key: key not in SCHEDULE_KEYS)}")
+        if left := _values(group, lambda key: key in SCHEDULE_KEYS):
+            lines.append(f"  of a schedule: {left}")
+        lines.append(f"  state: {_state(opt, group)}")
+    return "\n".join(lines)
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _sizes(params: Any) -> str:
+    return f"{_counted(len(params), 'tensor')}, {_counted(sum(p.numel() for p in params), 'parameter')}"
+
+
+def _values(group: Group, wanted: Any) -> str:
+    hidden = ("params", "param_names", "name")
+    shown = {
+        key: value
+        for key, value in group.items()
+        if key not in hidden and wanted(key) and value is not None and value is not False
+    }
+    return ", ".join(f"{key}={float(v) if isinstance(v, Tensor) else v}" for key, v in shown.items())
+
+
+def _state(opt: Any, group: Group) -> str:
+    state = getattr(opt, "state", None)
+    if not isinstance(state, Mapping):
+        return "unknown"  # of a bare class
+    params = [p for p in group.get("params", ()) if state.get(p)]
+    if not params:
+        return "none"
+    kinds: dict[str, str] = {}
+    n_bytes = 0
+    for p in params:
+        for key, value in state[p].items():
+            kinds.setdefault(key, _kind(p, value))
+            for t in _tensors(value):
+                n_bytes += t.numel() * t.element_size()
+    like = [key for key, kind in kinds.items() if kind == "like"]
+    parts = [f"{', '.join(like)} like the parameter"] if like else []
+    for key, kind in kinds.items():
+        if kind == "number":
+            numbers = sorted({float(state[p][key]) for p in params if key in state[p]})
+            parts.append(f"{key} {' to '.join(f'{n:g}' for n in dict.fromkeys([numbers[0], numbers[-1]]))}")
+        elif kind != "like":
+            parts.append(f"{key} ({kind})")
+    of = "" if len(params) == len(group["params"]) else f" of {len(params)} of them"
+    return f"{'; '.join(parts)}{of}; {_memory(n_bytes)}"
+
+
+def _kind(p: Tensor, value: Any) -> str:
+    if isinstance(value, Tensor) and value.shape == p.shape and p.ndim > 0:
+        return "like"
+    if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
+        return "number"
+    return f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [t for part in parts for t in _tensors(part)]
+
+
+def _memory(n_bytes: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.1f} {unit}"
+    return f"{n_bytes} bytes"
