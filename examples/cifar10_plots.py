@@ -38,7 +38,7 @@ def plot_lrs(lrs: dict[str, list[float]], n_epochs: dict[str, int]) -> Any:
     for ax, (name, values) in zip(axes.flat, lrs.items(), strict=False):
         step = n_epochs[name] / len(values)
         ax.plot([i * step for i in range(len(values))], values, linewidth=1.5)
-        ax.set_title(name, fontsize=10)
+        ax.set_title(name.replace(", wider", ",\nwider"), fontsize=9)
         ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
     figure.supxlabel("epoch")

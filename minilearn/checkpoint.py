@@ -24,6 +24,7 @@ from .weights import SUFFIX, plain_name, tensors_by_name
 Saved = dict[str, Any]
 
 FORMAT = 1
+BEST = "best.pt"
 _NAME = re.compile(r"epoch-(\d+)-(train|valid)-(\d+)" + re.escape(SUFFIX))
 _OWN_ADVICE = "keep it on a callback, whose state_dict leaves it out"
 _FIELDS = ("epoch", "batch_idx", "n_steps", "n_epochs_trained", "loss")

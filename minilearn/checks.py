@@ -98,9 +98,13 @@ def infer_loss(target: Any) -> Callable[[Any, Any], Tensor]:
         return F.mse_loss
     if isinstance(target, Tensor) and not target.is_complex() and str(target.dtype) != "torch.bool":
         return F.cross_entropy
-    kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
+    if not isinstance(target, Tensor):
+        raise ValueError(
+            f"no loss can be inferred from targets of {type(target).__name__}: expected a tensor of integers "
+            "or floats; make one, torch.as_tensor, or give loss_func"
+        )
     raise ValueError(
-        f"no loss can be inferred from targets of {kind}: expected integers or floats; give loss_func"
+        f"no loss can be inferred from targets of {target.dtype}: expected integers or floats; give loss_func"
     )
 
 
@@ -125,6 +129,7 @@ def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
     if is_cross_entropy(loss_func):
         if preds.ndim < 2 or target.is_floating_point():
             return
+        _check_class_numbers(preds, target)
         if isinstance(loader, TensorLoader) and torch.equal(next(iter(loader))[-1].to(target.device), target):
             target = loader.targets  # all of them, unless a callback gives the batches other targets
         target = target[target != _ignored(loss_func)]
@@ -142,6 +147,19 @@ def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
         raise ValueError(
             f"preds are {tuple(preds.shape)} and targets {tuple(target.shape)}: expected the same shape, for "
             "the loss would broadcast one over the other; reshape the targets"
+        )
+
+
+def _check_class_numbers(preds: Tensor, target: Tensor) -> None:
+    """Raise ValueError for class numbers of a kind or shape that torch's cross-entropy refuses."""
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise ValueError(f"targets are {target.dtype}: expected class numbers as torch.int64; target.long()")
+    expected = preds.shape[:1] + preds.shape[2:]
+    if target.shape != expected:
+        hint = "; target.squeeze(1)" if target.shape == (*expected, 1) else ""
+        raise ValueError(
+            f"targets are {tuple(target.shape)} and preds {tuple(preds.shape)}: expected class numbers of "
+            f"shape {tuple(expected)}{hint}"
         )
 
 

@@ -253,7 +253,8 @@ class Learner(CallbackHost):
     def validate(self, dl: Any = None, cbs: Any = None) -> dict[str, Any]:
         """Return the row of metrics over a loader (default dls.valid), e.g. {"loss": 0.27, ...}.
 
-        Nothing is trained and `history` stays as it is. May be called by a callback during a fit.
+        Nothing is trained and `history` stays as it is; the callbacks see a fit of one epoch, with
+        `learn.phases` of "eval" alone. May be called by a callback during a fit, and is a phase of it then.
 
         Args:
             cbs: callbacks for this validation only.

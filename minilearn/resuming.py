@@ -13,6 +13,7 @@ import torch
 from .callbacks.checkpoint import CheckpointCB
 from .callbacks.progress import ProgressCB
 from .checkpoint import (
+    BEST,
     Position,
     Saved,
     capture_rest,
@@ -92,7 +93,8 @@ def begin_resume(learn: Any, resume: str | Path | bool) -> bool:
     learn.run_id, learn.n_fits = saved["run"], index
     learn.n_epochs_trained = saved["fields"]["n_epochs_trained"] - (position.phase == "train")
     learn.history[:] = _loaded(saved["history"])
-    _say(learn, f"Resumed from {path}")
+    over = ": this fit is finished, nothing is left to train" if position.phase == "over" else ""
+    _say(learn, f"Resumed from {path}{over}")
     return True
 
 
@@ -111,6 +113,8 @@ def _found(learn: Any, resume: str | Path | bool) -> Path | None:
         return path
     if found := checkpoints_in(path):
         return found[-1]
+    if (path / BEST).is_file():  # of a run that ended before its first checkpoint, but after an epoch
+        return path / BEST
     if any(path.resolve() == folder.resolve() for folder in folders):
         return None
     raise FileNotFoundError(

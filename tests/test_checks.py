@@ -192,9 +192,32 @@ def test_other_targets_infer_no_loss(target, kind):
         fit_on((X, target))
 
 
+def test_target_that_is_no_tensor_is_said_to_be_none():
+    with pytest.raises(ValueError, match=r"targets of ndarray: expected a tensor .*torch.as_tensor"):
+        fit_on((X, Y.numpy()))
+
+
 def test_a_loss_that_is_given_is_used():
     learn = fit_on((X, Y > 0), loss_func=lambda preds, target: F.cross_entropy(preds, target.long()))
     assert learn.trained
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (Y.int(), r"targets are torch.int32: expected class numbers as torch.int64; target.long\(\)"),
+        (Y[:, None], r"targets are \(4, 1\) and preds \(4, 2\): .* of shape \(4,\); target.squeeze\(1\)"),
+        (Y[:, None].expand(-1, 3), r"targets are \(4, 3\) and preds \(4, 2\): .* of shape \(4,\)\n"),
+    ],
+)
+def test_class_numbers_of_another_kind_or_shape_are_an_error(target, said):
+    with pytest.raises(ValueError, match=said):
+        fit_on((X, target))
+
+
+def test_class_numbers_may_be_bytes_and_have_more_dimensions():
+    check_targets(nn.CrossEntropyLoss(), torch.zeros(4, 2), Y.to(torch.uint8), None)
+    check_targets(nn.CrossEntropyLoss(), torch.zeros(4, 2, 3, 3), torch.zeros(4, 3, 3).long(), None)
 
 
 # Targets ------------------------------------------------------------------------------------------

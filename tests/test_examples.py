@@ -134,7 +134,10 @@ def test_without_data_it_says_so_and_runs_on_the_built_in_set(tmp_path):
 def test_missing_data_folder_is_one_line(main, tmp_path):
     with pytest.raises(SystemExit) as info:
         main("--data", str(tmp_path / "nowhere"))
-    assert str(info.value) == f"--data: root='{tmp_path / 'nowhere'}': there is no such folder"
+    assert (
+        str(info.value)
+        == f"--data: root='{tmp_path / 'nowhere'}': there is no such folder; make it, or leave root out"
+    )
 
 
 def test_broken_data_folder_ends_with_its_message(main, tmp_path, write_idx):

@@ -132,6 +132,20 @@ def check(folder, n, make=list, n_epochs=N_EPOCHS, **kwargs):
     return resumed
 
 
+def test_run_that_has_nothing_but_its_best_epoch_goes_on_from_there(folder):
+    # As one with every_minutes=10 that is killed after nine.
+    def saver():
+        return CheckpointCB(folder, every_steps=99, monitor="train/loss")
+
+    straight = new(MetricsCB(), seed=1)
+    straight.fit(3)
+    stop(new(MetricsCB(), saver(), StopCB(N_TRAIN + N_VALID + 2), seed=1), 3)
+    assert [path.name for path in folder.iterdir()] == ["best.pt"]
+    resumed = new(MetricsCB(), saver(), seed=50)
+    resumed.fit(3, resume=True)
+    assert first_difference(final(straight), final(resumed)) == ""
+
+
 # The place --------------------------------------------------------------------------------------------
 
 
@@ -294,6 +308,13 @@ def test_progress_says_where_the_fit_goes_on(folder, capsys):
     learn = new(ProgressCB(console=Console(file=StringIO())), saving(folder))
     learn.fit(N_EPOCHS, resume=True)
     assert capsys.readouterr().out == f"Resumed from {folder / 'epoch-0000-train-000002.pt'}\n"
+
+
+def test_progress_says_that_a_fit_is_finished(folder, capsys):
+    new(saving(folder)).fit(N_EPOCHS)
+    learn = new(ProgressCB(console=Console(file=StringIO())), saving(folder))
+    learn.fit(N_EPOCHS, resume=True)
+    assert capsys.readouterr().out.endswith("pt: this fit is finished, nothing is left to train\n")
 
 
 # Cancelling -------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..callback import Callback
 from ..checkpoint import (
+    BEST,
     Position,
     Saved,
     capture_rest,
@@ -28,8 +29,6 @@ from ..files import SIDE, check_folder, read_torch, write_torch
 from ..weights import tensors_by_name
 from .averaging import seen_by_validation
 from .monitor import Monitor
-
-_BEST = "best.pt"
 
 
 class CheckpointCB(Callback):
@@ -135,7 +134,7 @@ class CheckpointCB(Callback):
     def cleanup_epoch(self, learn: Any) -> None:
         is_best, self._is_best, self._at_validation = self._is_best, False, None
         if is_best:  # here, for this epoch may also be the one that ends the fit
-            self._write(learn, _BEST, position_of(learn))
+            self._write(learn, BEST, position_of(learn))
 
     def at_rest(self, learn: Any) -> None:
         if "train" in learn.phases and self._is_due(learn):
@@ -171,7 +170,7 @@ class CheckpointCB(Callback):
                     "state_dict(self) and load_state_dict(self, state)"
                 )
         best: Saved = {}
-        if name == _BEST:  # the weights that were best, where they are not those that training goes on with
+        if name == BEST:  # the weights that were best, where they are not those that training goes on with
             with seen_by_validation(learn):
                 best = {"best": {key: t.detach().clone() for key, t in tensors_by_name(learn.model).items()}}
         path = self.folder / name
@@ -210,7 +209,7 @@ class CheckpointCB(Callback):
     def _check_folder(self, learn: Any) -> None:
         check_folder(self, self.folder)
         learn.run_id = learn.run_id or uuid.uuid4().hex
-        self._check_run(learn, self.folder / _BEST)
+        self._check_run(learn, self.folder / BEST)
         if found := checkpoints_in(self.folder):
             newest = found[-1]
             self._check_run(learn, newest)

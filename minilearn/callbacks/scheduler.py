@@ -263,7 +263,8 @@ class BaseSchedulerCB(Callback):
             )
         if total is None:
             return
-        plan = f"this callback steps in {self.unit}, and the fit has {total} ({n_epochs} epochs)"
+        epochs = f"{n_epochs} epoch{'' if n_epochs == 1 else 's'}"
+        plan = f"this callback counts {self.unit}, and the fit has {total} of them ({epochs})"
         if known["steps_per_epoch"] is None and kwargs.keys() & {"epochs", "steps_per_epoch"}:
             raise ValueError(
                 f"{self!r}: epochs differ in their steps, and {plan}; leave epochs and steps_per_epoch out"

@@ -29,7 +29,7 @@ def places_of(root: str | Path | None) -> tuple[list[Path], Path]:
         return [*([Path(named).expanduser()] if named else []), cache_folder()], cache_folder()
     home = Path(root).expanduser()
     if not home.is_dir():
-        raise FileNotFoundError(f"root={str(root)!r}: there is no such folder")
+        raise FileNotFoundError(f"root={str(root)!r}: there is no such folder; make it, or leave root out")
     return [home], home
 
 

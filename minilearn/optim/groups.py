@@ -207,7 +207,11 @@ def _may_fuse(opt_func: Callable[..., Any], model: nn.Module) -> bool:
     # The fused kernels refuse sparse gradients, but only at the first step.
     sparse = any(getattr(module, "sparse", False) for module in model.modules())
     real = all(p.is_floating_point() for p in model.parameters())  # they refuse others just as late
-    return real and not sparse and "fused" in inspect.signature(opt_func).parameters
+    try:
+        accepted = inspect.signature(opt_func).parameters
+    except ValueError:  # a partial with an argument that the optimizer has not, which it says better itself
+        return False
+    return real and not sparse and "fused" in accepted
 
 
 def check_step(opt: Any) -> None:

@@ -381,7 +381,12 @@ def test_fit_without_training_makes_no_schedule(make_learner):
 @pytest.mark.parametrize(
     ("unit", "scheduler_f", "kwargs", "message"),
     [
-        (0, OneCycleLR, {"total_steps": 4}, "total_steps=4 contradicts 12: .*in steps, and the fit has 12"),
+        (
+            0,
+            OneCycleLR,
+            {"total_steps": 4},
+            "total_steps=4 contradicts 12: .*counts steps, and the fit has 12 of them ",
+        ),
         (0, OneCycleLR, {"epochs": 3}, "epochs=3 contradicts 4: "),
         (0, OneCycleLR, {"steps_per_epoch": 5, "epochs": 4}, "steps_per_epoch=5 contradicts 3: "),
         (0, CosineAnnealingLR, {"T_max": 4}, "T_max=4 is in epochs: .* has 12 .*leave T_max out for 12"),
@@ -389,7 +394,12 @@ def test_fit_without_training_makes_no_schedule(make_learner):
         (0, LinearLR, {"total_iters": 4}, "total_iters=4 is in epochs: .* has 12"),
         (0, StepLR, {"step_size": 12}, "step_size=12, of which 12 is never reached: .* has 12"),
         (0, MultiStepLR, {"milestones": [2, 30]}, r"milestones=\[2, 30\], of which 30 is never reached"),
-        (1, OneCycleLR, {"total_steps": 12}, "total_steps=12 contradicts 4: .*in epochs, and the fit has 4"),
+        (
+            1,
+            OneCycleLR,
+            {"total_steps": 12},
+            "total_steps=12 contradicts 4: .*counts epochs, and the fit has 4 of them ",
+        ),
         (1, CosineAnnealingLR, {"T_max": 12}, "T_max=12 would never come to its end: .* has 4"),
         (1, PolynomialLR, {"total_iters": 12}, "total_iters=12 would never come to its end: .* has 4"),
         (1, MultiStepLR, {"milestones": [1, 4]}, r"milestones=\[1, 4\], of which 4 is never reached"),
@@ -562,7 +572,7 @@ def test_lengths_that_are_given_are_checked_against_the_plan(make_learner):
     learn = make_learner(n_batches=6, cbs=[AccumulateCB()])
     recorded(learn, BatchSchedulerCB(OneCycleLR, total_steps=12))
     recorded(learn, BatchSchedulerCB(OneCycleLR, epochs=4, steps_per_epoch=3))
-    with pytest.raises(ValueError, match=r"total_steps=24 contradicts 12: .*has 12 \(4 epochs\)"):
+    with pytest.raises(ValueError, match=r"total_steps=24 contradicts 12: .*has 12 of them \(4 epochs\)"):
         recorded(learn, BatchSchedulerCB(OneCycleLR, total_steps=24))
     with pytest.raises(ValueError, match="steps_per_epoch=6 contradicts 3: "):
         recorded(learn, BatchSchedulerCB(OneCycleLR, epochs=4, steps_per_epoch=6))

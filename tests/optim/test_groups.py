@@ -149,6 +149,11 @@ def test_what_has_no_fused_kernel_is_built_without():
     assert not build_opt(AdamW, model, 0.1).defaults["fused"]  # torch would refuse at the first step
 
 
+def test_argument_that_an_optimizer_has_not_is_named_by_itself(make_learner):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'mom'"):
+        make_learner(opt_func=partial(SGD, mom=0.9)).fit()
+
+
 def test_sparse_gradients_are_not_fused_and_train(make_learner):
     model = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(6, 2))
     batch = (torch.tensor([[0, 1], [2, 3]]), torch.tensor([0, 1]))
