@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilearn import Callback, CheckpointCB, DataLoaders, Learner, TensorLoader, events
+from minilearn.data import imagenet_subsets
 from minilearn.data.cifar import CLASSES
 
 aten = torch.ops.aten
@@ -83,6 +84,23 @@ def _write_cifar(root, n_train=20, n_valid=10):
             pixels = rng.integers(20 * label, 20 * label + 50, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{i:04d}.png")
     return Path(root)
+
+
+def _write_imagenet(root, name, n_train=4, n_valid=1):
+    """Write Imagenette or Imagewoof in fast.ai's layout: so many images of each class, of one color each."""
+    for part, n in (("train", n_train), ("val", n_valid)):
+        for i, kind in enumerate(imagenet_subsets._NAMES[name]):
+            for j in range(n):
+                path = root / f"{name}2-160" / part / kind / f"{j}.JPEG"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (40, 36), (25 * i, 255 - 25 * i, 5 * j)).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def write_imagenet():
+    """Write a tiny Imagenette or Imagewoof: write_imagenet(root, name, n_train, n_valid)."""
+    return _write_imagenet
 
 
 @pytest.fixture(scope="session")

@@ -11,16 +11,19 @@ EACH = pytest.mark.parametrize("path", NBS, ids=lambda path: path.stem)
 
 
 def test_there_is_a_notebook_for_each_document():
-    assert [path.stem[:4] for path in NBS] == ["001_", "002_", "003_"]
+    assert [path.stem[:4] for path in NBS] == ["000_", "001_", "002_", "003_"]
 
 
 @EACH
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Jupyter's own
-def test_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch, write_idx, write_cifar):
+def test_notebook_runs_from_top_to_bottom(
+    path, tmp_path, monkeypatch, write_idx, write_cifar, write_imagenet
+):
     for name in ("MNIST", "FashionMNIST"):
         write_idx(tmp_path, name, n_train=600, n_valid=100)
     write_cifar(tmp_path, n_train=400, n_valid=50)
+    write_imagenet(tmp_path, "imagenette", n_train=40, n_valid=5)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("MINILEARN_DATA", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -6,10 +6,8 @@ import pytest
 import torch
 from conftest import StopCB, StoppedError
 from matplotlib.image import imread
-from PIL import Image
 
 from minilearn import set_seed
-from minilearn.data import imagenet_subsets
 
 
 @pytest.fixture(autouse=True)
@@ -21,17 +19,6 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def script(example):
     return example("optimizer_state")
-
-
-def write(root, name, n=4):
-    """Write a data set in fast.ai's layout: n images of each class for training, one for validation."""
-    for part, n_images in (("train", n), ("val", 1)):
-        for i, kind in enumerate(imagenet_subsets._NAMES[name]):
-            for j in range(n_images):
-                path = root / f"{name}2-160" / part / kind / f"{j}.JPEG"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (40, 36), (25 * i, 255 - 25 * i, 10 * j)).save(path)
-    return root
 
 
 @pytest.fixture
@@ -52,8 +39,8 @@ def short(script, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["imagenette", "imagewoof"])
-def test_document_000_is_run_method_for_method(script, main, short, tmp_path, name, capsys):
-    data = write(tmp_path / "data", name)
+def test_document_000_is_run_method_for_method(script, main, short, tmp_path, name, capsys, write_imagenet):
+    data = write_imagenet(tmp_path / "data", name)
     main("--dataset", name, "--data", str(data), "--runs", "2", "--preset", "cpu")
     result = json.loads((tmp_path / "out" / f"optimizer_state_{name}_cpu.json").read_text())
     assert list(result["rows"]) == list(script.METHODS)
@@ -131,8 +118,8 @@ def test_run_that_broke_off_goes_on_in_its_session(script, short, tmp_path):
     assert losses(tmp_path / "stopped") == straight
 
 
-def test_runs_are_logged_for_tensorboard(script, main, short, tmp_path):
-    data = write(tmp_path / "data", "imagenette")
+def test_runs_are_logged_for_tensorboard(script, main, short, tmp_path, write_imagenet):
+    data = write_imagenet(tmp_path / "data", "imagenette")
     log = tmp_path / "log"
     main("--data", str(data), "--only", "kept optimizer", "--preset", "cpu", "--tensorboard", str(log))
     runs = sorted(path.name for path in (log / "imagenette-cpu").iterdir())
@@ -140,8 +127,8 @@ def test_runs_are_logged_for_tensorboard(script, main, short, tmp_path):
 
 
 @pytest.mark.slow
-def test_full_preset_runs(script, main, short, tmp_path):
-    data = write(tmp_path / "data", "imagenette", n=2)
+def test_full_preset_runs(script, main, short, tmp_path, write_imagenet):
+    data = write_imagenet(tmp_path / "data", "imagenette", n_train=2)
     main("--data", str(data), "--only", "kept optimizer, one cycle", "--preset", "full")
     result = json.loads((tmp_path / "out" / "optimizer_state_imagenette_full.json").read_text())
     assert result["data"] == "imagenette2-160, 128 px"

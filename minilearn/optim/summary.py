@@ -45,7 +45,11 @@ def _values(group: Group, wanted: Any) -> str:
         for key, value in group.items()
         if key not in hidden and wanted(key) and value is not None and value is not False
     }
-    return ", ".join(f"{key}={float(v) if isinstance(v, Tensor) else v}" for key, v in shown.items())
+    return ", ".join(f"{key}={_short(value)}" for key, value in shown.items())
+
+
+def _short(value: Any) -> str:
+    return f"{float(value):g}" if isinstance(value, float | Tensor) else str(value)
 
 
 def _state(opt: Any, group: Group) -> str:

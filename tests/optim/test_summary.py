@@ -44,14 +44,14 @@ def test_groups_have_their_names_and_own_hyperparameters():
         "group 0 (0): 2 tensors, 8 parameters",
         "group 1 (1): 2 tensors, 3 parameters",
     ]
-    assert [line.split(",")[0] for line in lines if "lr=" in line] == ["  lr=0.0", "  lr=0.1"]
+    assert [line.split(",")[0] for line in lines if "lr=" in line] == ["  lr=0", "  lr=0.1"]
 
 
 def test_what_a_schedule_left_is_apart():
     opt = SGD(nn.Linear(3, 2).parameters(), lr=0.1, momentum=0.9)
     OneCycleLR(opt, max_lr=1.0, total_steps=10)
     left = next(line for line in summary(opt).splitlines() if "of a schedule" in line)
-    assert left.startswith("  of a schedule: initial_lr=0.04, max_lr=1.0, min_lr=")
+    assert left.startswith("  of a schedule: initial_lr=0.04, max_lr=1, min_lr=")
 
 
 def test_state_of_some_parameters_and_steps_that_differ_are_told():
