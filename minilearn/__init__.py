@@ -59,7 +59,17 @@ from .events import (
     with_cbs,
 )
 from .learner import Learner
-from .models import MLP, GeneralReLU, ResNet, StridedCNN, init_leaky, resnet18, resnet20
+from .models import (
+    MLP,
+    DenseNet,
+    GeneralReLU,
+    ResNet,
+    StridedCNN,
+    densenet121,
+    init_leaky,
+    resnet18,
+    resnet20,
+)
 from .plot import plot_history, plot_images, plot_lines, plot_scheduler
 from .seeding import set_seed
 
@@ -88,6 +98,7 @@ __all__ = [
     "CompileCB",
     "DataLoaders",
     "DatasetLoader",
+    "DenseNet",
     "DeviceCB",
     "EarlyStoppingCB",
     "EpochSchedulerCB",
@@ -115,6 +126,7 @@ __all__ = [
     "TestTimeFlipCB",
     "cancel_exception",
     "cifar10",
+    "densenet121",
     "fashion_mnist",
     "g",
     "image_folder",

@@ -1,0 +1,68 @@
+"""Densely connected networks for small images: DenseNet-121 with a 3x3 stem, and smaller ones of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _Layer(nn.Module):
+    """cat(conv3x3(relu(norm(conv1x1(relu(norm(x)))))), x); (N, C, H, W) -> (N, C + growth, H, W)."""
+
+    def __init__(self, n_in: int, growth: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(n_in), nn.Conv2d(n_in, 4 * growth, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(4 * growth)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
+        return torch.cat([new, x], 1)
+
+
+class DenseNet(nn.Module):
+    """Make a densely connected network, in which a layer sees what all earlier ones of its block made.
+
+    Args:
+        depths: layers in each block; between blocks height, width and channels are halved.
+        growth: channels that a layer adds; the stem has twice as many.
+
+    Shapes: (N, n_channels, H, W) -> (N, n_classes); H and W of 32 are meant.
+
+    Source: Huang et al. 2017, whose stem is for large images (7x7 and pooling); document 004.
+    """
+
+    def __init__(
+        self, depths: Sequence[int], growth: int = 32, n_classes: int = 10, n_channels: int = 3
+    ) -> None:
+        if not depths or any(depth < 1 for depth in depths) or growth < 1:
+            raise ValueError(f"depths={depths!r}, growth={growth!r}: expected whole numbers >= 1")
+        super().__init__()
+        width = 2 * growth
+        self.conv1 = nn.Conv2d(n_channels, width, 3, padding=1, bias=False)
+        blocks: list[nn.Module] = []
+        for i, depth in enumerate(depths):
+            blocks.append(nn.Sequential(*(_Layer(width + j * growth, growth) for j in range(depth))))
+            width += depth * growth
+            if i + 1 < len(depths):
+                blocks.append(_transition(width))
+                width //= 2
+        self.blocks = nn.Sequential(*blocks)
+        self.bn = nn.BatchNorm2d(width)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, n_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.bn(self.blocks(self.conv1(x)))))
+
+
+def densenet121(n_classes: int = 10, n_channels: int = 3) -> DenseNet:
+    """Return DenseNet-121 with a 3x3 stem: 7.0 million parameters; see DenseNet."""
+    return DenseNet((6, 12, 24, 16), 32, n_classes, n_channels)
+
+
+def _transition(n: int) -> nn.Sequential:
+    conv = nn.Conv2d(n, n // 2, 1, bias=False)
+    return nn.Sequential(nn.BatchNorm2d(n), nn.ReLU(), conv, nn.AvgPool2d(2))
