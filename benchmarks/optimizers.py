@@ -19,7 +19,7 @@ from harness import kind_of, run
 from torch import nn
 
 from minilearn import MLP, StridedCNN, set_seed
-from minilearn.optim import SGD, Adam, MomentumSGD, RMSProp, SGDAlternate
+from minilearn.optim import SGD, SWATS, AdaBound, Adam, MomentumSGD, RMSProp, SGDAlternate
 
 LR = 1e-3
 # ours -> (how it is made, torch's counterpart: the same sums over tensors, or nearly)
@@ -29,6 +29,12 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "RMSProp": (RMSProp, torch.optim.RMSprop),
     "Adam": (Adam, torch.optim.Adam),
     "SGDAlternate": (partial(SGDAlternate, momentum=0.9), partial(torch.optim.SGD, momentum=0.9)),
+    # Before any switch: the weight decay keeps the gradients, here the same ones again, from settling.
+    "SWATS": (
+        partial(SWATS, threshold=1e-30, weight_decay=0.1),
+        partial(torch.optim.Adam, weight_decay=0.1),
+    ),
+    "AdaBound": (AdaBound, torch.optim.Adam),
 }
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "MLP 784-32-10": lambda: MLP(784, 32, 10),

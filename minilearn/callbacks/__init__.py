@@ -20,6 +20,7 @@ from .progress import ProgressCB
 from .recorder import RecorderCB, g
 from .scheduler import BaseSchedulerCB, BatchSchedulerCB, EpochSchedulerCB
 from .stop import EarlyStoppingCB, SingleBatchCB, TerminateOnNaNCB
+from .switches import SwitchPointsCB
 
 __all__ = [
     "EMACB",
@@ -50,6 +51,7 @@ __all__ = [
     "ScheduleCB",
     "SingleBatchCB",
     "StoreModuleStatsCB",
+    "SwitchPointsCB",
     "TensorBoardCB",
     "TerminateOnNaNCB",
     "TestTimeFlipCB",

@@ -1,5 +1,6 @@
 """Optimizers, and how the learner builds one and sets its hyperparameters."""
 
+from .adabound import AdaBound
 from .adam import Adam
 from .base import Optimizer
 from .groups import Group, build_opt, by_layer, groups_of, set_lr
@@ -7,13 +8,16 @@ from .momentum_sgd import MomentumSGD
 from .rmsprop import RMSProp
 from .sgd import SGD
 from .sgd_alternate import SGDAlternate
+from .swats import SWATS
 
 # Every optimizer that comes with minilearn. What is in here is put through all of tests/optim.
-OPTIMIZERS = {cls.__name__: cls for cls in (SGD, MomentumSGD, RMSProp, Adam, SGDAlternate)}
+OPTIMIZERS = {cls.__name__: cls for cls in (SGD, MomentumSGD, RMSProp, Adam, SGDAlternate, SWATS, AdaBound)}
 
 __all__ = [
     "OPTIMIZERS",
     "SGD",
+    "SWATS",
+    "AdaBound",
     "Adam",
     "Group",
     "MomentumSGD",

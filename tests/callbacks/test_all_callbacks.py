@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 import minilearn
 from minilearn import Callback, Learner, callbacks
 from minilearn.events import events
+from minilearn.optim import SWATS
 from minilearn.schedules import cosine
 
 FOLDER = tempfile.TemporaryDirectory()  # removed when the tests end
@@ -43,9 +44,11 @@ FACTORIES = {
     "SingleBatchCB": callbacks.SingleBatchCB,
     "StoreModuleStatsCB": callbacks.StoreModuleStatsCB,
     "TestTimeFlipCB": callbacks.TestTimeFlipCB,
+    "SwitchPointsCB": callbacks.SwitchPointsCB,
     "TensorBoardCB": lambda: callbacks.TensorBoardCB(tempfile.mkdtemp(dir=FOLDER.name), every=1),
     "TerminateOnNaNCB": callbacks.TerminateOnNaNCB,
 }
+NEEDS = {"SwitchPointsCB": {"opt_func": SWATS}}  # of the learner
 SHIPPED = {
     name: value
     for name, value in vars(callbacks).items()
@@ -61,6 +64,8 @@ def make_learner(make_learner):
     """As the one of conftest; for a callback that needs images, on images of one row of three pixels."""
 
     def make(cbs=(), images=False, **kwargs):
+        for cb in cbs:
+            kwargs |= NEEDS.get(type(cb).__name__, {})
         if not images and not any(isinstance(cb, callbacks.TestTimeFlipCB) for cb in cbs):
             return make_learner(cbs=cbs, **kwargs)
         learn = make_learner(model=nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), cbs=cbs, **kwargs)
@@ -132,7 +137,7 @@ def test_it_fits_twice(make_learner, name):
 
 @EACH
 def test_it_is_gone_after_the_fit_it_was_given_to(make_learner, name):
-    learn = make_learner(images=name == "TestTimeFlipCB")
+    learn = make_learner(images=name == "TestTimeFlipCB", **NEEDS.get(name, {}))
     learn.fit(cbs=with_metrics(name))
     assert learn.cbs == ()
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import StopCB, StoppedError
 from rich.console import Console
-from test_all_callbacks import FACTORIES, FOLDER, SHIPPED
+from test_all_callbacks import FACTORIES, FOLDER, NEEDS, SHIPPED
 from torch import nn
 from torch.optim import SGD, lr_scheduler
 from torcheval import metrics as torcheval
@@ -166,7 +166,8 @@ def with_metrics(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_resumed_run_of_a_shipped_callback_is_the_straight_run(tmp_path, name):
     images = name == "TestTimeFlipCB"
-    check_each_place(partial(with_metrics, name), tmp_path, N_PLACES.get(name), images=images, **PLAIN)
+    kwargs = PLAIN | NEEDS.get(name, {})
+    check_each_place(partial(with_metrics, name), tmp_path, N_PLACES.get(name), images=images, **kwargs)
 
 
 def sequential(opt):

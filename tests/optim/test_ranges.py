@@ -38,21 +38,42 @@ def test_these_go_from_0_to_1_without_it(name):
             check_range(name, value)
 
 
-def test_eps_is_above_0():
+@pytest.mark.parametrize("name", ["eps", "threshold", "sgd_scale", "final_lr", "gamma"])
+def test_these_are_above_0(name):
     for value in (1e-300, 0.5, 1, 1e9):
-        check_range("eps", value)
+        check_range(name, value)
     for value in (0, 0.0, -0.0, -1e-30, *NO_NUMBERS):
-        with refusal("eps", value, "a finite number > 0"):
-            check_range("eps", value)
+        if (name, value) == ("sgd_scale", None):
+            continue
+        with refusal(name, value, "a finite number > 0"):
+            check_range(name, value)
+
+
+def test_scale_of_sgd_may_be_none():
+    check_range("sgd_scale", None)
+
+
+@pytest.mark.parametrize("name", ["nesterov", "amsgrad", "amsbound"])
+def test_switches_are_true_or_false(name):
+    check_range(name, True)
+    check_range(name, False)
+    for value in (0, 1, None, "True"):
+        with refusal(name, value, "True or False"):
+            check_range(name, value)
+
+
+def test_switch_of_swats_is_one_of_two():
+    check_range("switch", "local")
+    with refusal("switch", "both", "'global' or 'local'"):
+        check_range("switch", "both")
 
 
 @pytest.mark.parametrize("kind", [tuple, list])
 def test_betas_are_checked_one_by_one(kind):
     check_range("betas", kind((0, 0.999)))
-    with refusal("betas.0", 1.2, "0 <= betas.0 < 1"):
-        check_range("betas", kind((1.2, 0.999)))
-    with refusal("betas.1", -0.1, "0 <= betas.1 < 1"):
-        check_range("betas", kind((0.9, -0.1)))
+    for value in (kind((1.2, 0.999)), kind((0.9, -0.1))):
+        with refusal("betas", value, "two numbers, 0 <= beta < 1"):
+            check_range("betas", value)
 
 
 @pytest.mark.parametrize("value", [0.9, (), (0.9,), (0.9, 0.99, 0.999)])
@@ -61,7 +82,7 @@ def test_betas_are_two(value):
         check_range("betas", value)
 
 
-@pytest.mark.parametrize("name", ["nesterov", "name", "initial_lr", "foreach", "Lr", ""])
+@pytest.mark.parametrize("name", ["name", "initial_lr", "foreach", "Lr", ""])
 @pytest.mark.parametrize("value", [-1, math.nan, True, "text", None])
 def test_other_names_may_have_any_value(name, value):
     check_range(name, value)
