@@ -191,13 +191,7 @@ def plot(results: dict[str, list[dict[str, Any]]], n_epochs: tuple[int, ...]) ->
             ax = axes[i][j]
             for color, (method, of_runs) in enumerate(results.items()):
                 runs = [[r[key] for r in run["history"] if r["train"] == phase] for run in of_runs]
-                values = torch.tensor(runs)  # (runs, epochs)
-                mean, sd = values.mean(0), values.std(0) if len(runs) > 1 else torch.zeros(values.shape[1])
-                epochs = range(1, len(mean) + 1)
-                ax.plot(epochs, mean.tolist(), f"C{color}", label=method, linewidth=1.5)
-                ax.fill_between(
-                    epochs, (mean - sd).tolist(), (mean + sd).tolist(), color=f"C{color}", alpha=0.15
-                )
+                report.draw_band(ax, runs, f"C{color}", method)
             for end in (n_epochs[0], n_epochs[0] + n_epochs[1]):
                 ax.axvline(end + 0.5, color="gray", linestyle=":", linewidth=1)
             ax.set_title(f"{'training' if phase == 'train' else 'validation'} {name}", fontsize=10)

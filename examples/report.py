@@ -111,6 +111,18 @@ def said(value: dict[str, Any], digits: int = 4) -> str:
     return f"{value['mean']:.{digits}f}{spread}"
 
 
+def draw_band(ax: Any, runs: Sequence[Sequence[float]], color: str, label: str) -> None:
+    """Draw the mean of several runs over epochs, with a band of their standard deviation.
+
+    Shapes: runs (runs, epochs).
+    """
+    values = torch.tensor(runs, dtype=torch.float64)
+    mean, sd = values.mean(0), values.std(0) if len(runs) > 1 else torch.zeros(values.shape[1])
+    epochs = range(1, len(mean) + 1)
+    ax.plot(epochs, mean.tolist(), color, label=label, linewidth=1.5)
+    ax.fill_between(epochs, (mean - sd).tolist(), (mean + sd).tolist(), color=color, alpha=0.15)
+
+
 def write(out: Path, name: str, claim: str, data: str, n: int, **found: Any) -> None:
     """Write what was found as JSON beside its pictures, with what it claims and ran on; say where."""
     result = {"claim": claim, "data": data, **ran_on(), "n": n, **found}

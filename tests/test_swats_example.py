@@ -1,0 +1,136 @@
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from conftest import StopCB, StoppedError
+from matplotlib.image import imread
+
+from minilearn import ResNet, densenet121, resnet18, set_seed
+from minilearn.optim import SWATS
+from minilearn.optim.swats import _lr_of
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def script(example):
+    return example("swats")
+
+
+@pytest.fixture
+def short(script, monkeypatch):
+    """Make presets of 4 epochs on 40 images; all tensors are settled at once."""
+    for name, preset in script.PRESETS.items():
+        changed = replace(preset, n_epochs=4, n_images=40, bs=16, threshold=1e3)
+        monkeypatch.setitem(script.PRESETS, name, changed)
+
+
+@pytest.fixture
+def main(script, monkeypatch, tmp_path, write_cifar):
+    data = write_cifar(tmp_path / "data", n_train=40, n_valid=10)
+
+    def call(*args):
+        given = ["--data", str(data), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), *args]
+        monkeypatch.setattr(sys, "argv", ["swats.py", *given])
+        script.main()
+
+    return call
+
+
+def test_document_004_is_run_network_for_network_and_optimizer_for_optimizer(
+    script, main, short, tmp_path, capsys
+):
+    main("--runs", "2")
+    result = json.loads((tmp_path / "out" / "swats_small.json").read_text())
+    assert list(result["rows"]) == script.NAMES
+    assert len(script.NAMES) == 2 * 6
+    assert (result["n"], result["data"], result["threshold"]) == (2, "CIFAR-10, JPEG-coded (cifar10)", 1e3)
+    for name, row in result["rows"].items():
+        assert len(row["accuracy"]["each"]) == 2
+        assert ("n_switched" in row) is ("SWATS" in name) is (name in result["points"])
+    for name, points in result["points"].items():
+        assert result["rows"][name]["n_switched"] == [len(of_run) for of_run in points]
+        assert {step for of_run in points for _, step, _ in of_run} == {2}
+    for picture in ("accuracy", "switches_resnet", "switches_densenet"):
+        assert imread(tmp_path / "out" / f"swats_small_{picture}.png").ndim == 3
+    assert "tensors have switched" in capsys.readouterr().out
+
+
+def test_full_preset_is_the_document_s(script):
+    full = script.PRESETS["full"]
+    assert (full.models, full.n_epochs) == ({"ResNet": resnet18, "DenseNet": densenet121}, 200)
+    assert (full.threshold, full.bs, full.n_images) == (1e-5, 128, None)
+    assert {name: lr for name, (lr, _) in script.OPTIMIZERS.items() if name != "SGD"} == dict.fromkeys(
+        [name for name in script.OPTIMIZERS if name != "SGD"], 1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        *[(f"ResNet, {optimizer}", 100) for optimizer in ("SWATS, global", "AdaBound", "Adam", "SGD")],
+        *[(f"DenseNet, {optimizer}", 150) for optimizer in ("SWATS, global", "AdaBound", "AdamW")],
+        ("DenseNet, SWATS, local", 100),
+    ],
+)
+def test_lr_is_decayed_where_the_document_says(script, make_learner, name, at):
+    scheduler = script.schedules_of(name, 200)[0]
+    learn = make_learner(n_batches=1, lr=0.5, opt_func=torch.optim.SGD)
+    lrs = scheduler.preview(learn, 200)
+    assert [lrs[0], lrs[at - 1], lrs[at], lrs[199]] == pytest.approx([0.5, 0.5, 0.05, 0.05])
+
+
+def test_layers_in_sgd_s_phase_are_decayed_by_themselves(script, make_learner, at):
+    scales = []
+
+    def look(learn):
+        p = learn.model.weight
+        state, group = learn.opt.state[p], learn.opt.param_groups[0]
+        scales.append((_lr_of(state, group) / state["sgd_lr"].item(), group["lr"]))
+
+    cbs = [*script.schedules_of("ResNet, SWATS, local", 16), at("after_train", look)]
+    opt_func = script.OPTIMIZERS["SWATS, local"][1](1e3)
+    make_learner(n_batches=2, n_valid=0, lr=1e-3, opt_func=opt_func, cbs=cbs).fit(16)
+    # Of 200 epochs 75, 100 and 150; of 16 these are 6, 8 and 12.
+    assert [scale for scale, _ in scales] == pytest.approx([1.0] * 6 + [0.1] * 6 + [0.01] * 4)
+    assert [lr for _, lr in scales] == pytest.approx([1e-3] * 8 + [1e-4] * 8)
+
+
+def test_run_that_broke_off_goes_on(script, short, tmp_path, write_cifar):
+    preset = replace(script.PRESETS["small"], threshold=0.05)
+    dls = script.cifar10(root=write_cifar(tmp_path / "data", 40, 10), bs=16, seed=0)
+
+    def trained(folder, *cbs):
+        set_seed(0)
+        learn, switches = script.train("ResNet, SWATS, local", preset, dls, folder, cbs)
+        return [row["loss"] for row in learn.history], switches.points
+
+    straight = trained(tmp_path / "straight")
+    with pytest.raises(StoppedError):
+        trained(tmp_path / "stopped", StopCB(7))
+    assert trained(tmp_path / "stopped") == straight
+    assert straight[1]
+
+
+@pytest.mark.slow
+def test_full_preset_runs(main, short, tmp_path):
+    for name in ("ResNet, SWATS, local", "DenseNet, SWATS, global"):
+        main("--preset", "full", "--only", name)
+        result = json.loads((tmp_path / "out" / "swats_full.json").read_text())
+        assert list(result["rows"]) == [name]
+
+
+def test_bfloat16_and_channels_last_leave_the_estimates_whole(script, short, tmp_path, write_cifar):
+    dls = script.cifar10(root=write_cifar(tmp_path / "data", 40, 10), bs=16, seed=0)
+    set_seed(0)
+    preset = replace(script.PRESETS["small"], models={"ResNet": partial(ResNet, (1,), (8,))})
+    learn, switches = script.train("ResNet, SWATS, global", preset, dls, tmp_path / "run")
+    assert isinstance(learn.opt, SWATS)
+    assert len({point.lr for point in switches.points}) == 1
+    assert all(point.step == 2 for point in switches.points)
