@@ -11,7 +11,7 @@ EACH = pytest.mark.parametrize("path", NBS, ids=lambda path: path.stem)
 
 
 def test_there_is_a_notebook_for_each_document():
-    assert [path.stem[:4] for path in NBS] == ["000_", "001_", "002_", "003_"]
+    assert [path.stem[:4] for path in NBS] == ["000_", "001_", "002_", "003_", "004_"]
 
 
 @EACH
