@@ -191,7 +191,8 @@ def plot(results: dict[str, list[dict[str, Any]]], n_epochs: tuple[int, ...]) ->
             ax = axes[i][j]
             for color, (method, of_runs) in enumerate(results.items()):
                 runs = [[r[key] for r in run["history"] if r["train"] == phase] for run in of_runs]
-                report.draw_band(ax, runs, f"C{color}", method)
+                dashes = "--" if method.startswith("kept") else "-"  # a pair may lie one upon the other
+                report.draw_band(ax, runs, f"C{color}", method, dashes)
             for end in (n_epochs[0], n_epochs[0] + n_epochs[1]):
                 ax.axvline(end + 0.5, color="gray", linestyle=":", linewidth=1)
             ax.set_title(f"{'training' if phase == 'train' else 'validation'} {name}", fontsize=10)

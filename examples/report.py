@@ -111,7 +111,7 @@ def said(value: dict[str, Any], digits: int = 4) -> str:
     return f"{value['mean']:.{digits}f}{spread}"
 
 
-def draw_band(ax: Any, runs: Sequence[Sequence[float]], color: str, label: str) -> None:
+def draw_band(ax: Any, runs: Sequence[Sequence[float]], color: str, label: str, linestyle: str = "-") -> None:
     """Draw the mean of several runs over epochs, with a band of their standard deviation.
 
     Shapes: runs (runs, epochs).
@@ -119,7 +119,7 @@ def draw_band(ax: Any, runs: Sequence[Sequence[float]], color: str, label: str) 
     values = torch.tensor(runs, dtype=torch.float64)
     mean, sd = values.mean(0), values.std(0) if len(runs) > 1 else torch.zeros(values.shape[1])
     epochs = range(1, len(mean) + 1)
-    ax.plot(epochs, mean.tolist(), color, label=label, linewidth=1.5)
+    ax.plot(epochs, mean.tolist(), linestyle, color=color, label=label, linewidth=1.5)
     ax.fill_between(epochs, (mean - sd).tolist(), (mean + sd).tolist(), color=color, alpha=0.15)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from cifar10_schedules import PUBLISHED as PUBLISHED_001
 from fashion_mnist_optimizers import PUBLISHED
+from optimizer_state import conclusion
 from report import said
 
 ROOT = Path(__file__).parents[1]
@@ -32,45 +33,67 @@ def _table(*rows: tuple[str, ...]) -> str:
 
 
 def documents() -> str:
-    """Return a row for each document: what it claims, what it published, and what came out here."""
+    """Return a row for each document: what it claims, what it published, what came out here, and how."""
+    state, cifar = result("optimizer_state_imagenette_cpu"), result("cifar10_schedules_cpu")
     mnist, fashion = result("mnist_optimizers"), result("fashion_mnist_optimizers")
-    cifar = result("cifar10_schedules_cpu")
-    one_cycle = cifar["rows"]["one cycle"]
-    best = fashion["tables"][BEST][-1]
+    kept, one_cycle = state["rows"]["kept optimizer, one cycle"], cifar["rows"]["one cycle"]
     annealed = mnist["rows"]["annealed by MultiStepLR"]
+    head = ("document", "experiment", "published", "here: eval accuracy", "n", "device", "time", "command")
     return _table(
-        ("document", "experiment", "published", "here: eval accuracy", "n", "script"),
+        head,
+        (
+            "000, does the optimizer's state matter",
+            "Imagenette, ResNet50 (here a small ResNet, 64 px), Adam kept in 3 sessions, one cycle in each",
+            "in figures alone",
+            *_found(kept["eval accuracy"], state, f"{kept['time_s']['mean']:.0f} s a run"),
+        ),
         (
             "001, schedules and averages",
             "CIFAR-10 (here JPEG-coded), ResNet (here ResNet-20), one cycle, 50 epochs (here "
-            f"{one_cycle['n_epochs']}, on a CPU)",
+            f"{one_cycle['n_epochs']})",
             PUBLISHED_001["one cycle"],
-            said(one_cycle["accuracy"]),
-            str(cifar["n"]),
-            "[cifar10_schedules.py](examples/cifar10_schedules.py)",
+            *_found(one_cycle["accuracy"], cifar, f"{one_cycle['time_s']['mean']:.0f} s a run"),
         ),
         (
             "002, a tour of optimizers and schedules",
             "MNIST, MLP, SGD annealed in steps, 15 epochs",
             "none",
-            said(annealed["accuracy"]),
-            str(mnist["n"]),
-            "[mnist_optimizers.py](examples/mnist_optimizers.py)",
+            *_found(annealed["accuracy"], mnist, f"{annealed['time_s']['mean']:.0f} s a run"),
         ),
         (
             "003, optimizers and schedules from scratch",
             "Fashion-MNIST, CNN, one cycle, 6 epochs",
             f"{PUBLISHED[BEST][-1][2]:.3f}",
-            said(best["accuracy"]),
-            str(fashion["n"]),
-            "[fashion_mnist_optimizers.py](examples/fashion_mnist_optimizers.py)",
+            *_found(fashion["tables"][BEST][-1]["accuracy"], fashion, f"{fashion['time_s']:.0f} s in all"),
         ),
     )
+
+
+def _found(accuracy: dict[str, Any], found: dict[str, Any], time: str) -> tuple[str, ...]:
+    """Return the cells on what came out: accuracy, n, device, time, command."""
+    device = f"CPU, {found['threads']} thread{'' if found['threads'] == 1 else 's'}"
+    if found["device"] != "x86_64":
+        device = found["device"]
+    return said(accuracy), str(found["n"]), device, time, f"`{found['command']}`"
 
 
 def _ran(found: dict[str, Any]) -> str:
     on = f"{found['threads']} threads ({found['device']}), torch {found['torch']}"
     return f"n = {found['n']}, {found['time_s']:.0f} s in all on {on}; made by\n\n    $ {found['command']}"
+
+
+def state_rows() -> str:
+    """Return document 000's methods: figures of the last epoch, and what tests of their differences show."""
+    found = result("optimizer_state_imagenette_cpu")
+    names = ("eval accuracy", "eval loss", "train accuracy", "train loss")
+    rows = [
+        (method, *(said(row[name]) for name in names), f"{row['time_s']['mean']:.0f}")
+        for method, row in found["rows"].items()
+    ]
+    on = f"{found['threads']} threads ({found['device']}), torch {found['torch']}"
+    made_by = f"n = {found['n']}, {found['data']}, on {on}; made by\n\n    $ {found['command']}"
+    shown = "\n".join(f"- {conclusion(test, name)}" for name, test in found["tests"]["eval accuracy"].items())
+    return f"{_table(('method', *names, 'seconds a run'), *rows)}\n\n{made_by}\n\n{shown}"
 
 
 def cifar_rows() -> str:
@@ -158,6 +181,7 @@ def fashion_epochs() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "documents": documents,
+    "optimizer_state": state_rows,
     "swa": swa_row,
     "cifar10_schedules": cifar_rows,
     "mnist_optimizers": mnist_rows,

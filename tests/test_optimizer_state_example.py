@@ -173,3 +173,15 @@ def test_difference_is_that_of_a_paired_t_test(script):
 )
 def test_conclusion_says_what_the_numbers_show(script, difference, said):
     assert said in script.conclusion(difference, "constant lr")
+
+
+def test_committed_result_is_of_four_methods_and_several_seeds_and_its_conclusion_holds(example, script):
+    found = example("tables").result("optimizer_state_imagenette_cpu")
+    assert list(found["rows"]) == list(script.METHODS)
+    assert found["n"] >= 3
+    for measure, tests in found["tests"].items():
+        for name, difference in script.compared(found["rows"], measure).items():
+            assert tests[name] == pytest.approx(difference)
+    page = (script.Path(script.__file__).parent / "README.md").read_text()
+    for name, difference in found["tests"]["eval accuracy"].items():
+        assert script.conclusion(difference, name) in page
