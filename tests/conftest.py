@@ -109,6 +109,21 @@ def write_cifar():
     return _write_cifar
 
 
+@pytest.fixture
+def no_data(tmp_path, monkeypatch):
+    """Have no data in the environment and an empty cache folder, which is given, and refuse all downloads."""
+    from torchvision import datasets
+
+    def refuse(self):
+        raise AssertionError("this test must not download")
+
+    monkeypatch.delenv("MINILEARN_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, method in (("MNIST", "download"), ("CIFAR10", "download"), ("Imagenette", "_download")):
+        monkeypatch.setattr(getattr(datasets, name), method, refuse)
+    return tmp_path / "cache" / "minilearn"
+
+
 @pytest.fixture(scope="session")
 def example():
     """Import a script of examples/ as a module: example("fashion_mnist")."""

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from callbacks.test_scheduler import CASES, N_EPOCHS, PER_EPOCH, TOTAL, UNITS
+from callbacks.test_scheduler import CASES, N_EPOCHS, PER_EPOCH, TOTAL, UNITS, torchs_own_loop
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from minilearn import BatchSchedulerCB, EpochSchedulerCB, RecorderCB
+from minilearn import BatchSchedulerCB, RecorderCB
 from minilearn.optim import OPTIMIZERS
 from minilearn.optim.groups import SCHEDULE_KEYS
 
@@ -163,18 +163,10 @@ def test_kept_optimizer_under_a_new_schedule_gets_the_lr_asked_for_at_each_step(
     opt, recorder = learn.opt, RecorderCB()
     learn.fit(N_EPOCHS, lr=0.1, cbs=[unit(scheduler_f, **kwargs), recorder])
     assert learn.opt is opt
-    fresh = AdamW([torch.zeros(1, requires_grad=True)], lr=0.1)
     by_hand = {key: value for key, value in kwargs.items() if key != "monitor"}
-    sched = scheduler_f(fresh, **by_hand | (filled(TOTAL[unit]) if filled else {}))
-    expected = []
-    for _ in range(N_EPOCHS):
-        for _ in range(PER_EPOCH):
-            expected.append((fresh.param_groups[0]["lr"], fresh.param_groups[0]["betas"][0]))
-            fresh.step()
-            if unit is BatchSchedulerCB:
-                sched.step()
-        if unit is EpochSchedulerCB:
-            sched.step(1.0) if name == "ReduceLROnPlateau" else sched.step()
+    by_hand |= filled(TOTAL[unit]) if filled else {}
+    values = [1.0] * N_EPOCHS if name == "ReduceLROnPlateau" else None
+    expected = torchs_own_loop(lambda opt: scheduler_f(opt, **by_hand), unit, values)
     assert list(zip(recorder.recs["lr"], recorder.recs["mom"], strict=True)) == expected
 
 

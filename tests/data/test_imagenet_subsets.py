@@ -9,15 +9,8 @@ from minilearn.data import imagenet_subsets as module
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """No data in the environment, an empty cache folder, and an error for whatever would use the network."""
-
-    def refuse(self):
-        raise AssertionError("this test must not download")
-
-    monkeypatch.delenv("MINILEARN_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets.Imagenette, "_download", refuse)
+def cache(no_data):
+    return no_data
 
 
 BOTH = pytest.mark.parametrize(("name", "load"), [("imagenette", imagenette), ("imagewoof", imagewoof)])
