@@ -15,6 +15,7 @@ from .events import STEPS, CancelException, events
 # Names that look like hooks: ours misspelt, or another library's (on_epoch_end, begin_fit, training_step).
 _PREFIXES = ("before_", "after_", "cleanup_", "on_", "begin_")
 _SUFFIXES = ("_begin", "_start", "_end", "_step")
+Hook = Callable[[Any], Any]  # takes the learner
 _SETTERS = {"predict": "preds", "get_loss": "loss"}  # the steps that make something, and where it goes
 
 
@@ -62,6 +63,14 @@ class Callback:
         what the callbacks before this one left.
         """
         return n_epochs
+
+    def wrap_hook(self, name: str, hook: Hook) -> Hook:
+        """Return what is called in place of a hook or step, such as "RecorderCB.after_step": the hook itself.
+
+        For a callback that watches the others, as ProfileCB does. Called when hooks are looked up, not at
+        each event.
+        """
+        return hook
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of this callback: unless a subclass does, all its attributes.
@@ -215,6 +224,8 @@ class CallbackHost:
             ]
             if event in STEPS:
                 found = self._owner(event, found)
+            for cb in cbs:
+                found = [(name, cb.wrap_hook(name, hook)) for name, hook in found]
             if found:
                 hooks[event] = tuple(found)
         return hooks

@@ -16,6 +16,7 @@ from .momentum import MomentumCB
 from .monitor import Monitor
 from .precision import MixedPrecisionCB
 from .predictions import PredictionsCB
+from .profile import ProfileCB
 from .progress import ProgressCB
 from .recorder import RecorderCB, g
 from .scheduler import BaseSchedulerCB, BatchSchedulerCB, EpochSchedulerCB
@@ -46,6 +47,7 @@ __all__ = [
     "MomentumCB",
     "Monitor",
     "PredictionsCB",
+    "ProfileCB",
     "ProgressCB",
     "RecorderCB",
     "ScheduleCB",

@@ -37,6 +37,7 @@ FACTORIES = {
     "MixupCB": callbacks.MixupCB,
     "MomentumCB": callbacks.MomentumCB,
     "PredictionsCB": callbacks.PredictionsCB,
+    "ProfileCB": callbacks.ProfileCB,
     "ProgressCB": lambda: callbacks.ProgressCB(console=Console(file=StringIO())),
     "RecorderCB": callbacks.RecorderCB,
     "SWACB": lambda: callbacks.SWACB(0, swa_lr=0.05),

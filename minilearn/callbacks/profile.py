@@ -1,0 +1,137 @@
+"""ProfileCB: where the time of a fit goes."""
+
+from __future__ import annotations
+
+import time
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from ..callback import Callback, Hook
+from ..checks import is_whole
+from ..files import check_folder
+
+
+class ProfileCB(Callback):
+    """Measure the seconds of each step and hook and of waiting for data, and print a table when the fit ends.
+
+    A row is a step of the algorithm with its owner, such as "Learner.backward", a hook, such as
+    "RecorderCB.after_step", "data", the time between batches, or "the loop", what is left of the fit: the
+    calls between these, and this callback's own clock, some 0.2 us for each. A hook that validates has in its
+    time what runs in that validation, which has rows of its own too.
+
+    Args:
+        sync: wait for the device after each step and hook, so that a row has what it started and not what it
+            waited for; the fit itself is slower then.
+        trace: also write a trace of torch.profiler to this file, for chrome://tracing or Perfetto.
+        at: the batches of the first epoch that the trace has, from and to.
+
+    Runs at: before_fit, before_batch, after_batch, cleanup_fit; order -1000, before all others.
+    State: `seconds`, name -> (calls, seconds), of the last fit; total_s and n_steps of it.
+    Raises: ValueError for a range that is none; OSError before training for a folder that cannot be written.
+    """
+
+    order = -1000
+    in_lr_find = False
+
+    def __init__(
+        self, sync: bool = False, trace: str | Path | None = None, at: tuple[int, int] = (10, 20)
+    ) -> None:
+        if not (len(at) == 2 and is_whole(at[0], 0) and is_whole(at[1], at[0] + 1)):
+            raise ValueError(f"ProfileCB(at={at!r}): expected two numbers of batches, 0 <= from < to")
+        self.sync, self.at = sync, at
+        self.trace = None if trace is None else Path(trace).expanduser()
+        self.seconds: dict[str, tuple[int, float]] = {}
+        self.total_s, self.n_steps = 0.0, 0
+        self._start_s, self._left_s = 0.0, 0.0
+        self._depth = 0  # of hooks within hooks
+        self._inside_s = 0.0  # of the rows that lie in no other
+        self._profiler: Any = None
+
+    def wrap_hook(self, name: str, hook: Hook) -> Hook:
+        """Return a hook that is timed."""
+        if name.startswith("ProfileCB."):
+            return hook
+
+        @wraps(hook)
+        def timed(learn: Any) -> Any:
+            self._depth += 1
+            start_s = time.perf_counter()
+            try:
+                return hook(learn)
+            finally:
+                if self.sync:
+                    _wait()
+                self._depth -= 1
+                self._left_s = time.perf_counter()
+                self._add(name, self._left_s - start_s)
+
+        return timed
+
+    def before_fit(self, learn: Any) -> None:
+        if self.trace is not None:
+            check_folder(self, self.trace.parent)
+        self.seconds, self._inside_s, self._depth = {}, 0.0, 0
+        self._start_s = self._left_s = time.perf_counter()
+
+    def before_batch(self, learn: Any) -> None:
+        if self._depth == 0:  # else of a validation in a hook, whose time is that hook's
+            self._add("data", time.perf_counter() - self._left_s)
+        if self.trace is not None and learn.training and learn.epoch == 0:
+            self._trace(learn)
+
+    def after_batch(self, learn: Any) -> None:
+        self._left_s = time.perf_counter()
+
+    def cleanup_fit(self, learn: Any) -> None:
+        self._stop_trace()
+        self.total_s, self.n_steps = time.perf_counter() - self._start_s, learn.n_steps
+        if self.seconds:
+            print(self.table())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: times are of this process."""
+        return {}
+
+    def table(self) -> str:
+        """Return the rows as text, those with the most seconds first."""
+        rows = [(name, *row) for name, row in self.seconds.items()]
+        rows.append(("the loop", max(self.n_steps, 1), max(self.total_s - self._inside_s, 0.0)))
+        width = max(len(name) for name, *_ in rows)
+        lines = [f"{'':{width}}{'calls':>9}{'seconds':>10}{'us a call':>12}{'share':>8}"]
+        for name, n, seconds in sorted(rows, key=lambda row: -row[2]):
+            share = seconds / self.total_s if self.total_s else 0.0
+            lines.append(f"{name:{width}}{n:9}{seconds:10.3f}{seconds / n * 1e6:12.1f}{share:8.1%}")
+        per_step = self.total_s / max(self.n_steps, 1) * 1e3
+        return "\n".join([*lines, f"{self.total_s:.3f} s, {self.n_steps} steps, {per_step:.3f} ms a step"])
+
+    def _add(self, name: str, seconds: float) -> None:
+        n, before = self.seconds.get(name, (0, 0.0))
+        self.seconds[name] = n + 1, before + seconds
+        if self._depth == 0:
+            self._inside_s += seconds
+
+    # The trace ------------------------------------------------------------------------------------
+
+    def _trace(self, learn: Any) -> None:
+        first, last = self.at
+        if learn.batch_idx == first:
+            from torch.profiler import profile
+
+            self._profiler = profile()
+            self._profiler.start()
+        elif learn.batch_idx == last:
+            self._stop_trace()
+
+    def _stop_trace(self) -> None:
+        profiler, self._profiler = self._profiler, None
+        if profiler is not None:
+            profiler.stop()
+            profiler.export_chrome_trace(str(self.trace))
+
+
+def _wait() -> None:
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
