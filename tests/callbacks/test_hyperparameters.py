@@ -845,7 +845,11 @@ def test_multiplier_that_leads_out_of_range_names_the_step(make_learner):
         ),
         (("momentum", {2: 1}), ValueError, "ScheduleCB('momentum'), epoch 2: momentum=1: expected 0 <= mome"),
         (("betas.1", {2: 1.0}), ValueError, "ScheduleCB('betas.1'), epoch 2: betas.1=1.0: expected 0 <= bet"),
-        (("betas", {0: (0.9, 1)}), ValueError, "ScheduleCB('betas'), epoch 0: betas.1=1: expected 0 <= beta"),
+        (
+            ("betas", {0: (0.9, 1)}),
+            ValueError,
+            "ScheduleCB('betas'), epoch 0: betas=(0.9, 1): expected two n",
+        ),
         (("betas", {0: 0.9}), ValueError, "ScheduleCB('betas'), epoch 0: betas=0.9: expected two numbers"),
         (("betas", {3: (0.9,)}), ValueError, "ScheduleCB('betas'), epoch 3: betas=(0.9,): expected two num"),
         (("wd", {0: "1"}), ValueError, "ScheduleCB('wd'), epoch 0: wd='1': expected a finite number >= 0"),
