@@ -90,6 +90,16 @@ class Callback:
         return f"{type(self).__name__}()"
 
 
+def _elsewhere(name: str, known: list[str]) -> list[str]:
+    """Return our event for another library's name: before_fit for on_fit_start, after_epoch for epoch_end."""
+    words = name.removeprefix("on_").split("_")
+    when = {"begin": "before", "start": "before", "end": "after"}
+    said = next((when[word] for word in (words[0], words[-1]) if word in when), None)
+    ours = {"training": "train", "validation": "validate", "step": "batch"}  # a step there is a batch
+    scopes = [ours.get(word, word) for word in reversed(words)]
+    return [event for scope in scopes if (event := f"{said}_{scope}") in known][:1]
+
+
 def _check_hook(cls: type, name: str, value: Any, known: list[str]) -> None:
     """Raise TypeError if `name` seems to be meant as a hook but would not work as one."""
     where = f"{cls.__name__}.{name}"
@@ -109,6 +119,7 @@ def _check_hook(cls: type, name: str, value: Any, known: list[str]) -> None:
         return
     close = get_close_matches(name, known, n=1, cutoff=0.8)
     if close or name.startswith(_PREFIXES) or name.endswith(_SUFFIXES):
+        close = close or _elsewhere(name, known)
         hint = f"did you mean {close[0]}?" if close else "the events are listed in minilearn.events."
         raise TypeError(
             f"{where} is no event and would never run: {hint} "

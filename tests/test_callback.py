@@ -47,7 +47,14 @@ def nothing(self, learn):
         ("before_everything", "the events are listed in minilearn.events"),
         ("after_all_of_it", "the events are listed in minilearn.events"),
         ("cleanup_all", "the events are listed in minilearn.events"),
-        ("on_epoch_end", "the events are listed in minilearn.events"),
+        ("on_something_end", "the events are listed in minilearn.events"),
+        ("on_epoch_end", r"did you mean after_epoch\?"),
+        ("on_train_epoch_start", r"did you mean before_epoch\?"),
+        ("on_fit_begin", r"did you mean before_fit\?"),
+        ("begin_fit", r"did you mean before_fit\?"),
+        ("on_train_batch_end", r"did you mean after_batch\?"),
+        ("on_validation_start", r"did you mean before_validate\?"),
+        ("on_step_end", r"did you mean after_batch\?"),
     ],
 )
 def test_a_misspelt_hook_is_an_error_when_the_class_is_made(name, hint):
@@ -67,7 +74,7 @@ def test_a_misspelt_hook_is_found_however_it_is_wrapped(wrap):
         type("My", (Callback,), {"after_bacth": wrap(nothing)})
 
 
-@pytest.mark.parametrize("name", ["_after_bacth", "_on_end", "show", "lr_of", "plot"])
+@pytest.mark.parametrize("name", ["_after_bacth", "_on_end", "show", "lr_of", "plot", "start_batch"])
 def test_helpers_are_no_hooks(name):
     assert hasattr(type("My", (Callback,), {name: nothing}), name)
 
