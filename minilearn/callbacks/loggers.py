@@ -103,7 +103,7 @@ class TensorBoardCB(Callback):
         if self._n_steps % self.every:
             return
         loss = learn.loss.detach()
-        values = [read() for _, read in self._readers]
+        values = [v.clone() if isinstance(v, Tensor) else v for v in (read() for _, read in self._readers)]
         self._new.append((self._n_steps - 1, time.time(), loss, values))
         if time.monotonic() - self._flushed_s > _FLUSH_S:
             self._write_steps()

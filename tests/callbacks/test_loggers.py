@@ -62,6 +62,15 @@ def test_steps_are_logged_as_the_step_used_them(make_learner, tmp_path):
     assert [value for _, value in found["step/weight decay"]] == close([0.01] * 6)
 
 
+def test_lr_that_is_a_tensor_is_logged_as_it_was(make_learner, tmp_path):
+    recorder = RecorderCB()
+    cbs = [TensorBoardCB(tmp_path, "a", every=1), recorder, EpochSchedulerCB(ExponentialLR, gamma=0.5)]
+    make_learner(cbs=cbs, opt_func=lambda params, lr: SGD(params, lr=torch.tensor(lr))).fit(2)
+    found = read(tmp_path / "a")["step/lr"]
+    assert [value for _, value in found] == close(recorder.recs["lr"])
+    assert [value for _, value in found] == close([0.1] * 3 + [0.05] * 3)
+
+
 def test_rows_are_logged_at_the_end_of_their_epoch(make_learner, tmp_path):
     learn = make_learner(cbs=[TensorBoardCB(tmp_path, "a"), MetricsCB()])
     learn.fit(2)
