@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from ..callback import Callback, Hook
 from ..checks import is_whole
+from ..events import STEPS
 from ..files import check_folder
+
+_STEPS = tuple(f"Learner.{step}" for step in STEPS)  # rows of their own, whoever sums up
 
 
 class ProfileCB(Callback):
@@ -93,9 +97,24 @@ class ProfileCB(Callback):
         """Return nothing: times are of this process."""
         return {}
 
-    def table(self) -> str:
-        """Return the rows as text, those with the most seconds first."""
-        rows = [(name, *row) for name, row in self.seconds.items()]
+    def table(self, by: str = "hook") -> str:
+        """Return the rows as text, those with the most seconds first.
+
+        Args:
+            by: "hook", or "callback" or "event" for the sums over each of these.
+        """
+        parts: dict[str, Callable[[str], str]] = {
+            "hook": lambda name: name,
+            "callback": lambda name: name if name in _STEPS else name.partition(".")[0],
+            "event": lambda name: name.rpartition(".")[2],
+        }
+        if by not in parts:
+            raise ValueError(f"by={by!r}: expected one of {', '.join(map(repr, parts))}")
+        sums: dict[str, tuple[int, float]] = {}
+        for name, (n, seconds) in self.seconds.items():
+            n_before, before = sums.get(parts[by](name), (0, 0.0))
+            sums[parts[by](name)] = n_before + n, before + seconds
+        rows = [(name, *row) for name, row in sums.items()]
         rows.append(("the loop", max(self.n_steps, 1), max(self.total_s - self._inside_s, 0.0)))
         width = max(len(name) for name, *_ in rows)
         lines = [f"{'':{width}}{'calls':>9}{'seconds':>10}{'us a call':>12}{'share':>8}"]

@@ -58,6 +58,26 @@ def test_seconds_are_those_of_who_takes_them(make_learner):
     assert sum(shares) == pytest.approx(100, abs=1)
 
 
+def test_rows_are_summed_by_callback_and_by_event(make_learner):
+    cb = ProfileCB()
+    make_learner(cbs=[cb, MetricsCB(), SleepCB()], opt_func=SGD).fit()
+
+    def calls(by):
+        rows = [line.split() for line in cb.table(by).splitlines()[1:-1]]
+        return {row[0]: int(row[1]) for row in rows if row[0] != "the"}
+
+    of_metrics = [n for name, (n, _) in cb.seconds.items() if name.startswith("MetricsCB.")]
+    assert calls("callback") == {
+        **{"MetricsCB": sum(of_metrics), "SleepCB": 4, "data": 4},
+        **{"Learner.predict": 4, "Learner.get_loss": 4},
+        **{"Learner.backward": 3, "Learner.step": 3, "Learner.zero_grad": 3},
+    }
+    assert calls("event")["after_batch"] == 4
+    assert calls("event").keys() >= {"predict", "backward", "after_loss", "data"}
+    with pytest.raises(ValueError, match=r"by='cb': expected one of 'hook', 'callback', 'event'"):
+        cb.table("cb")
+
+
 def test_validation_in_a_hook_is_counted_once(make_learner, at):
     cb = ProfileCB()
     validate = at("after_train", lambda learn: (time.sleep(0.01), learn.validate()))
