@@ -15,6 +15,8 @@ from cifar10_schedules import PUBLISHED as PUBLISHED_001
 from fashion_mnist_optimizers import PUBLISHED
 from optimizer_state import conclusion
 from report import said
+from swats import LOCAL, parts_of
+from swats import PUBLISHED as PUBLISHED_004
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "examples" / "README.md")
@@ -36,6 +38,8 @@ def documents() -> str:
     """Return a row for each document: what it claims, what it published, what came out here, and how."""
     state, cifar = result("optimizer_state_imagenette_cpu"), result("cifar10_schedules_cpu")
     mnist, fashion = result("mnist_optimizers"), result("fashion_mnist_optimizers")
+    swats = result("swats_cpu")
+    local = swats["rows"][f"ResNet, {LOCAL}"]
     kept, one_cycle = state["rows"]["kept optimizer, one cycle"], cifar["rows"]["one cycle"]
     annealed = mnist["rows"]["annealed by MultiStepLR"]
     head = ("document", "experiment", "published", "here: eval accuracy", "n", "device", "time", "command")
@@ -65,6 +69,13 @@ def documents() -> str:
             "Fashion-MNIST, CNN, one cycle, 6 epochs",
             f"{PUBLISHED[BEST][-1][2]:.3f}",
             *_found(fashion["tables"][BEST][-1]["accuracy"], fashion, f"{fashion['time_s']:.0f} s in all"),
+        ),
+        (
+            "004, SWATS switched per layer",
+            "CIFAR-10 (here JPEG-coded), ResNet-18 (here a small ResNet, a fifth of the images), SWATS, "
+            f"local, 200 epochs (here {swats['n_epochs']})",
+            PUBLISHED_004["ResNet"][LOCAL],
+            *_found(local["accuracy"], swats, f"{local['time_s']['mean']:.0f} s a run"),
         ),
     )
 
@@ -130,6 +141,44 @@ def swa_row() -> str:
     )
 
 
+def swats_rows() -> str:
+    """Return document 004's experiments: accuracy, published and here, and how many tensors switched."""
+    found = result("swats_cpu")
+    rows = []
+    for name, row in found["rows"].items():
+        model, optimizer = parts_of(name)
+        switched = "" if "n_switched" not in row else _switched(row)
+        published = PUBLISHED_004[model].get(optimizer, "none")
+        time_s = f"{row['time_s']['mean']:.0f}"
+        rows.append((model, optimizer, published, said(row["accuracy"]), switched, time_s))
+    head = ("network", "optimizer", "published", "here: eval accuracy", "switched", "seconds a run")
+    on = f"{found['threads']} threads ({found['device']}), torch {found['torch']}"
+    made_by = f"n = {found['n']}, {found['data']}, on {on}; made by\n\n    $ {found['command']}"
+    return f"{_table(head, *rows)}\n\n{made_by}"
+
+
+def _switched(row: dict[str, Any]) -> str:
+    tensors, moments = (_range(row[key]) for key in ("n_switched", "n_moments"))
+    return f"{tensors} of {row['n_tensors']} tensors, at {moments} step{'' if moments == '1' else 's'}"
+
+
+def _range(values: list[int]) -> str:
+    return f"{min(values)}" if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
+
+
+def swats_points() -> str:
+    """Return the first switches of each network, each layer by itself, in the first run."""
+    found = result("swats_cpu")
+    parts = []
+    for name, of_runs in found["points"].items():
+        model, optimizer = parts_of(name)
+        if optimizer == LOCAL:
+            rows = [(layer, str(step), f"{lr:.6f}") for layer, step, lr in of_runs[0][:10]]
+            head = (f"{model}: layer", "steps", "estimated lr for SGD")
+            parts.append(f"{_table(head, *rows)}\n\n{len(of_runs[0])} in all.")
+    return "\n\n".join(parts)
+
+
 def mnist_rows() -> str:
     """Return document 002's experiments: accuracy, loss, epochs and seconds of each."""
     found = result("mnist_optimizers")
@@ -184,6 +233,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "optimizer_state": state_rows,
     "swa": swa_row,
     "cifar10_schedules": cifar_rows,
+    "swats": swats_rows,
+    "swats, switches": swats_points,
     "mnist_optimizers": mnist_rows,
     "fashion_mnist_optimizers": fashion_rows,
     "fashion_mnist_optimizers, epochs": fashion_epochs,

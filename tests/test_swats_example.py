@@ -134,3 +134,15 @@ def test_bfloat16_and_channels_last_leave_the_estimates_whole(script, short, tmp
     assert isinstance(learn.opt, SWATS)
     assert len({point.lr for point in switches.points}) == 1
     assert all(point.step == 2 for point in switches.points)
+
+
+def test_committed_result_shows_both_kinds_of_switch(example, script):
+    found = example("tables").result("swats_cpu")
+    assert list(found["rows"]) == script.NAMES
+    assert found["n"] == 3
+    for model in ("ResNet", "DenseNet"):
+        together, by_itself = (found["rows"][f"{model}, {name}"] for name in (script.GLOBAL, script.LOCAL))
+        assert together["n_switched"] == [together["n_tensors"]] * 3
+        assert together["n_moments"] == [1] * 3
+        assert all(moments > 1 for moments in by_itself["n_moments"])
+        assert all(n < by_itself["n_tensors"] for n in by_itself["n_switched"])
