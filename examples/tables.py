@@ -82,15 +82,18 @@ def documents() -> str:
 
 def _found(accuracy: dict[str, Any], found: dict[str, Any], time: str) -> tuple[str, ...]:
     """Return the cells on what came out: accuracy, n, device, time, command."""
-    device = f"CPU, {found['threads']} thread{'' if found['threads'] == 1 else 's'}"
-    if found["device"] != "x86_64":
-        device = found["device"]
+    n = found["threads"]
+    device = f"CPU, {n} thread{'' if n == 1 else 's'}" if found["device"] == "x86_64" else found["device"]
     return said(accuracy), str(found["n"]), device, time, f"`{found['command']}`"
 
 
+def _on(found: dict[str, Any]) -> str:
+    n = found["threads"]
+    return f"{n} thread{'' if n == 1 else 's'} ({found['device']}), torch {found['torch']}"
+
+
 def _ran(found: dict[str, Any]) -> str:
-    on = f"{found['threads']} threads ({found['device']}), torch {found['torch']}"
-    return f"n = {found['n']}, {found['time_s']:.0f} s in all on {on}; made by\n\n    $ {found['command']}"
+    return f"n = {found['n']}, {found['time_s']:.0f} s in all on {_on(found)}; made by\n\n    $ {found['command']}"
 
 
 def state_rows() -> str:
@@ -101,8 +104,7 @@ def state_rows() -> str:
         (method, *(said(row[name]) for name in names), f"{row['time_s']['mean']:.0f}")
         for method, row in found["rows"].items()
     ]
-    on = f"{found['threads']} threads ({found['device']}), torch {found['torch']}"
-    made_by = f"n = {found['n']}, {found['data']}, on {on}; made by\n\n    $ {found['command']}"
+    made_by = f"n = {found['n']}, {found['data']}, on {_on(found)}; made by\n\n    $ {found['command']}"
     shown = "\n".join(f"- {conclusion(test, name)}" for name, test in found["tests"]["eval accuracy"].items())
     return f"{_table(('method', *names, 'seconds a run'), *rows)}\n\n{made_by}\n\n{shown}"
 
@@ -122,8 +124,7 @@ def cifar_rows() -> str:
         for name, row in found["rows"].items()
     ]
     head = ("experiment", "published", "here: eval accuracy", "mirrored too", "epochs here", "seconds")
-    on = f"{found['threads']} threads ({found['device']}), torch {found['torch']}"
-    made_by = f"n = {found['n']}, {found['data']}, on {on}; made by\n\n    $ {found['command']}"
+    made_by = f"n = {found['n']}, {found['data']}, on {_on(found)}; made by\n\n    $ {found['command']}"
     return f"{_table(head, *rows)}\n\n{made_by}"
 
 
@@ -152,8 +153,7 @@ def swats_rows() -> str:
         time_s = f"{row['time_s']['mean']:.0f}"
         rows.append((model, optimizer, published, said(row["accuracy"]), switched, time_s))
     head = ("network", "optimizer", "published", "here: eval accuracy", "switched", "seconds a run")
-    on = f"{found['threads']} threads ({found['device']}), torch {found['torch']}"
-    made_by = f"n = {found['n']}, {found['data']}, on {on}; made by\n\n    $ {found['command']}"
+    made_by = f"n = {found['n']}, {found['data']}, on {_on(found)}; made by\n\n    $ {found['command']}"
     return f"{_table(head, *rows)}\n\n{made_by}"
 
 
