@@ -93,7 +93,8 @@ def _on(found: dict[str, Any]) -> str:
 
 
 def _ran(found: dict[str, Any]) -> str:
-    return f"n = {found['n']}, {found['time_s']:.0f} s in all on {_on(found)}; made by\n\n    $ {found['command']}"
+    time = f"{found['time_s']:.0f} s in all"
+    return f"n = {found['n']}, {time} on {_on(found)}; made by\n\n    $ {found['command']}"
 
 
 def state_rows() -> str:
