@@ -95,9 +95,8 @@ PRESETS = {
     "full": Preset(resnet18, _epochs(50, 50, 60, 50, 50, 30, 30), n_swa=10),
     "cpu": Preset(
         resnet20,
-        # Without cyclic, of which the document shows no result.
         {
-            **{"multi-step": 12, "cosine": 12, "warm restarts": 12},
+            **{"multi-step": 12, "cosine": 12, "warm restarts": 12, "cyclic": 12},
             **{"one cycle": 15, "one cycle, short": 12, SWA: 12, WIDER: 14},
         },
         n_swa=4,
