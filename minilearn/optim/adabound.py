@@ -66,9 +66,8 @@ class AdaBound(Optimizer):
 
     def init_state(self, p: Tensor, grad: Tensor) -> State:
         """Return the averages and the count at their start."""
-        group = next(pg for pg in self.param_groups if any(p is other for other in pg["params"]))
         state = {"step": torch.tensor(0.0), "avg": torch.zeros_like(p), "sqr_avg": torch.zeros_like(p)}
-        return state | ({"max_sqr_avg": torch.zeros_like(p)} if group["amsbound"] else {})
+        return state | ({"max_sqr_avg": torch.zeros_like(p)} if self.group_of(p)["amsbound"] else {})
 
     def update(self, p: Tensor, grad: Tensor, state: State, pg: Group) -> None:
         """Take the step of the class's equation."""

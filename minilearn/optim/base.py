@@ -45,6 +45,10 @@ class Optimizer(torch.optim.Optimizer):
             check_range(key, value)
         super().__init__(params, {**defaults, "foreach": foreach})
 
+    def group_of(self, p: Tensor) -> dict[str, Any]:
+        """Return the group that a parameter is in, by going through all: for its first step, not for each."""
+        return next(pg for pg in self.param_groups if any(p is other for other in pg["params"]))
+
     def init_state(self, p: Tensor, grad: Tensor) -> State:
         """Return the state of a parameter at its first step."""
         return {}

@@ -94,11 +94,11 @@ class SWATS(Optimizer):
 
     def init_state(self, p: Tensor, grad: Tensor) -> State:
         """Return the state of Adam's phase, or of SGD's for a tensor that joins after a global switch."""
-        group = next(pg for pg in self.param_groups if any(p is other for other in pg["params"]))
+        group = self.group_of(p)
         if group["switch"] == "global":
-            for state in self._states("global"):
-                if "sgd_lr" in state:
-                    return {**_sgd_state(p, torch.tensor(0.0), state["sgd_lr"], state["sgd_ref"])}
+            for other in self._switched_together():
+                if "sgd_lr" in (state := self.state.get(other, {})):
+                    return _sgd_state(p, torch.tensor(0.0), state["sgd_lr"], state["sgd_ref"])
         state = {"step": torch.tensor(0.0), "avg": torch.zeros_like(p), "sqr_avg": torch.zeros_like(p)}
         if group["amsgrad"]:
             state["max_sqr_avg"] = torch.zeros_like(p)
@@ -207,16 +207,13 @@ class SWATS(Optimizer):
         if pg["switch"] == "local":
             _to_sgd(p, state, lr, pg)
             return
-        for group in self.param_groups:
-            for other in group["params"] if group["switch"] == "global" else ():
-                if self.state.get(other):
-                    _to_sgd(other, self.state[other], lr, group)
+        for other, group in self._switched_together().items():
+            if self.state.get(other):
+                _to_sgd(other, self.state[other], lr, group)
 
-    def _states(self, switch: str) -> Any:
-        for pg in self.param_groups:
-            for p in pg["params"] if pg["switch"] == switch else ():
-                if p in self.state:
-                    yield self.state[p]
+    def _switched_together(self) -> dict[Tensor, Group]:
+        """Return each parameter that a global switch takes along, and its group."""
+        return {p: pg for pg in self.param_groups if pg["switch"] == "global" for p in pg["params"]}
 
 
 def _wide(p: Tensor) -> torch.dtype:

@@ -249,8 +249,7 @@ def learner(opt_func, *cbs, n_batches=2, **kwargs):
 def sgd_lr_now(opt, p):
     from minilearn.optim.swats import _lr_of
 
-    group = next(g for g in opt.param_groups if any(p is q for q in g["params"]))
-    return _lr_of(opt.state[p], group) / opt.state[p]["sgd_lr"].item()
+    return _lr_of(opt.state[p], opt.group_of(p)) / opt.state[p]["sgd_lr"].item()
 
 
 def scales(learn, n_epochs, at, **kwargs):
