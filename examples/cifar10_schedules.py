@@ -14,7 +14,6 @@ shows CyclicLR without a result. `cpu` and `small` have other batch sizes and lr
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -256,12 +255,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run as a script."""
     args = parser().parse_args()
-    start_s = time.perf_counter()
-    names, folder = list(PRESETS[args.preset].n_epochs), args.work / args.preset
-    results = tasks.run_all(args, __file__, names, folder, lambda name, at: run(name, args, at))
-    if not args.no_report:
-        finish(args, results)
-        print(f"{time.perf_counter() - start_s:.0f} s on {torch.get_num_threads()} threads")
+    names = list(PRESETS[args.preset].n_epochs)
+    tasks.main(args, __file__, names, args.work / args.preset, run, finish)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -238,12 +237,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run as a script."""
     args = parser().parse_args()
-    start_s = time.perf_counter()
-    folder = args.work / args.dataset / args.preset
-    results = tasks.run_all(args, __file__, list(METHODS), folder, lambda name, at: run(name, args, at))
-    if not args.no_report:
-        finish(args, results)
-        print(f"{time.perf_counter() - start_s:.0f} s on {torch.get_num_threads()} threads")
+    tasks.main(args, __file__, list(METHODS), args.work / args.dataset / args.preset, run, finish)
 
 
 if __name__ == "__main__":

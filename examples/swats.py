@@ -16,7 +16,6 @@ is 5e-4 in all (AdamW's own is 0.01), and SGD begins at lr 0.1. It decays its la
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -254,12 +253,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run as a script."""
     args = parser().parse_args()
-    start_s = time.perf_counter()
-    folder = args.work / args.preset
-    results = tasks.run_all(args, __file__, NAMES, folder, lambda name, at: run(name, args, at))
-    if not args.no_report:
-        finish(args, results)
-        print(f"{time.perf_counter() - start_s:.0f} s on {torch.get_num_threads()} threads")
+    tasks.main(args, __file__, NAMES, args.work / args.preset, run, finish)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,19 +46,37 @@ def path_of(folder: Path, name: str, seed: int) -> Path:
     return folder / str(seed) / f"{slug(name)}.json"
 
 
-def run_all(
+def main(
     args: argparse.Namespace,
     script: str,
     names: Sequence[str],
     folder: Path,
-    run: Callable[[str, Path], Result],
-) -> dict[str, list[Result]]:
-    """Run experiments for each seed, unless they are done already; return their results by name.
+    run: Callable[[str, argparse.Namespace, Path], Result],
+    finish: Callable[[argparse.Namespace, dict[str, list[Result]]], None],
+) -> None:
+    """Run a script's experiments, and report them unless it is one of the processes of --jobs.
 
     Args:
         script: the file to start for --jobs, with this script's own arguments.
-        run: (name, folder for checkpoints) -> result; random numbers are seeded before it.
+        folder: for results and checkpoints.
+        run: (name, args, folder for checkpoints) -> result; random numbers are seeded before it.
+        finish: reports the results by name, one for each seed.
     """
+    start_s = time.perf_counter()
+    results = _run_all(args, script, names, folder, run)
+    if not args.no_report:
+        finish(args, results)
+        print(f"{time.perf_counter() - start_s:.0f} s on {torch.get_num_threads()} threads")
+
+
+def _run_all(
+    args: argparse.Namespace,
+    script: str,
+    names: Sequence[str],
+    folder: Path,
+    run: Callable[[str, argparse.Namespace, Path], Result],
+) -> dict[str, list[Result]]:
+    """Run experiments for each seed, unless they are done already; return their results by name."""
     names = list(names) if args.only is None else [args.only]
     seeds = range(args.seed, args.seed + args.runs)
     tasks = [(name, seed) for seed in seeds for name in names if not path_of(folder, name, seed).is_file()]
@@ -71,7 +90,7 @@ def run_all(
         path = path_of(folder, name, seed)
         if not path.is_file():
             set_seed(seed)
-            found = run(name, path.with_suffix(""))
+            found = run(name, args, path.with_suffix(""))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found))
         read: Result = json.loads(path.read_text())
