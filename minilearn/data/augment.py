@@ -14,10 +14,12 @@ class Augment:
     """Change a batch of images, each by random numbers of its own.
 
     A subclass says in `n_random` how many numbers it needs for an image, and in `__call__` what it does
-    with them. The loader draws them, so that they are a pure function of (seed, epoch, index).
+    with them. The loader draws them, so that they are a pure function of (seed, epoch, index). Where
+    `alternates` is True, those of an image are the same in each even epoch, and 1 minus them in each odd one.
     """
 
     n_random: int = 0
+    alternates: bool = False
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
         """Return the images changed.
@@ -27,23 +29,32 @@ class Augment:
         raise NotImplementedError(f"{type(self).__name__} has to define __call__(images, random)")
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        # What is as the class has it goes unsaid: checkpoints compare this text, also older ones.
+        said = {name: value for name, value in vars(self).items() if value != getattr(type(self), name, self)}
+        values = ", ".join(f"{name}={value!r}" for name, value in said.items())
         return f"{type(self).__name__}({values})"
 
 
 class RandomCrop(Augment):
-    """Move each image by up to `padding` pixels each way; 0, the mean of normalized images, comes in.
+    """Move each image by up to `padding` pixels each way.
 
     Args:
         padding: pixels, >= 1.
+        padding_mode: what comes in: "constant", 0, the mean of normalized images; or "reflect", "replicate",
+            as torch's pad has them.
     """
 
     n_random = 2
+    padding_mode = "constant"
 
-    def __init__(self, padding: int = 4) -> None:
+    def __init__(self, padding: int = 4, padding_mode: str = "constant") -> None:
         if not isinstance(padding, int) or padding < 1:
             raise ValueError(f"RandomCrop(padding={padding!r}): expected a whole number of pixels >= 1")
-        self.padding = padding
+        if padding_mode not in ("constant", "reflect", "replicate"):
+            raise ValueError(
+                f"RandomCrop(padding_mode={padding_mode!r}): expected 'constant', 'reflect' or 'replicate'"
+            )
+        self.padding, self.padding_mode = padding, padding_mode
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
         """See Augment."""
@@ -52,7 +63,7 @@ class RandomCrop(Augment):
         rows = first[:, 0, None, None] + torch.arange(height, device=images.device)[:, None]  # (N, H, 1)
         cols = first[:, 1, None, None] + torch.arange(width, device=images.device)  # (N, 1, W)
         sample = torch.arange(n, device=images.device)[:, None, None]
-        padded = F.pad(images, (self.padding,) * 4)
+        padded = F.pad(images, (self.padding,) * 4, mode=self.padding_mode)
         return padded[sample, :, rows, cols].permute(0, 3, 1, 2)  # of (N, H, W, C)
 
 
@@ -102,14 +113,26 @@ class RandomResizedCrop(Augment):
 
 
 class HorizontalFlip(Augment):
-    """Mirror each image, left to right, with probability p."""
+    """Mirror each image, left to right, with probability p.
+
+    Args:
+        p: the probability.
+        alternates: which images are mirrored is drawn once, and in odd epochs it is the others: so two epochs
+            in a row have each image both ways. Needs p=0.5.
+
+    Source of `alternates`: Jordan 2024, 94% on CIFAR-10 in 3.29 seconds.
+    """
 
     n_random = 1
 
-    def __init__(self, p: float = 0.5) -> None:
+    def __init__(self, p: float = 0.5, alternates: bool = False) -> None:
         if not 0 <= p <= 1:
             raise ValueError(f"HorizontalFlip(p={p!r}): expected 0 <= p <= 1")
-        self.p = p
+        if alternates and p != 0.5:
+            raise ValueError(
+                f"HorizontalFlip(p={p!r}, alternates=True): expected p=0.5, half of them each time"
+            )
+        self.p, self.alternates = p, alternates
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
         """See Augment."""

@@ -99,9 +99,9 @@ class DatasetLoader(ResumableLoader):
     def batches(self, start: int = 0) -> Iterator[Any]:
         """Give the batches of this epoch from number `start` on, without reading those before it."""
         order = self.order().tolist()
+        spans = [self.span(i) for i in range(start, len(self))]
         self._plan.keys = [
-            (self.seed, self.epoch, order[i * self.bs : (i + 1) * self.bs], self._place(i * self.bs))
-            for i in range(start, len(self))
+            (self.seed, self.epoch, order[first:stop], self._place(first)) for first, stop in spans
         ]
         self._loader = self._loader or self._make()
         return iter(self._loader)

@@ -43,13 +43,22 @@ class ImageLoader(TensorLoader):
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Give the batches of this epoch from number `start` on."""
         device, order = self.tensors[0].device, self.order()
-        n_random = sum(one.n_random for one in self.augment)
-        random = torch.rand(self.n_samples, n_random, generator=generator_of(self.seed, self.epoch, _DRAWS))
-        order, random = order.to(device), random.to(device)
+        order, random = order.to(device), self._random().to(device)
         for i in range(start, len(self)):
-            index = order[i * self.bs : (i + 1) * self.bs]
+            first, stop = self.span(i)
+            index = order[first:stop]
             images, targets = (t[index] for t in self.tensors)
             yield self._augmented(images, random[index]), targets
+
+    def _random(self) -> Tensor:
+        """Return the numbers of this epoch's augmentation, (N, n_random) on the CPU."""
+        shape = (self.n_samples, sum(one.n_random for one in self.augment))
+        random = torch.rand(shape, generator=generator_of(self.seed, self.epoch, _DRAWS))
+        alternates = torch.tensor([one.alternates for one in self.augment for _ in range(one.n_random)])
+        if not alternates.any():
+            return random
+        first = torch.rand(shape, generator=generator_of(self.seed, 0, _DRAWS))
+        return torch.where(alternates, 1 - first if self.epoch % 2 else first, random)
 
     def peek(self) -> tuple[Tensor, ...]:
         """Return the first two samples as a batch, with the random numbers 0."""

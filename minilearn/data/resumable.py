@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class ResumableLoader:
         self.n_samples, self.bs, self.shuffle, self.drop_last = n_samples, bs, shuffle, drop_last
         self.seed = torch.initial_seed() if seed is None else seed
         self.epoch = 0
+        self.part = (0, 1)  # of each batch: which, of how many
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the samples that the next pass has."""
@@ -44,6 +46,27 @@ class ResumableLoader:
 
     def __len__(self) -> int:
         return self.n_samples // self.bs if self.drop_last else -(-self.n_samples // self.bs)
+
+    def part_of(self, rank: int, n: int) -> Self:
+        """Return a loader of part `rank` of each batch, of n that differ by at most a sample."""
+        loader = copy(self)
+        loader.part = (rank, n)
+        return loader
+
+    def sizes(self, i: int) -> tuple[int, int]:
+        """Return how many samples batch i has in this part, and how many in all."""
+        rank, n = self.part
+        joint = min(self.bs, self.n_samples - i * self.bs)
+        return joint * (rank + 1) // n - joint * rank // n, joint
+
+    def span(self, i: int) -> tuple[int, int]:
+        """Return where batch i lies in the order, from and to; of a part, its own samples.
+
+        A part that has none has the next one, for all processes have to take part in a step.
+        """
+        own, joint = self.sizes(i)
+        first = i * self.bs + joint * self.part[0] // self.part[1]
+        return first, first + max(own, 1)
 
     def order(self) -> Tensor:
         """Return the indices of this epoch's samples, (N,) int64 on the CPU."""
@@ -117,7 +140,7 @@ class TensorLoader(ResumableLoader):
         if self.shuffle:
             order = self.order().to(self.tensors[0].device)
         for i in range(start, len(self)):
-            first, stop = i * self.bs, (i + 1) * self.bs
+            first, stop = self.span(i)
             if self.shuffle:
                 index = order[first:stop]
                 yield tuple(t[index] for t in self.tensors)

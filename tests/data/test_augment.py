@@ -4,7 +4,15 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from minilearn.data import Augment, Cutout, HorizontalFlip, Normalize, RandomCrop, RandomResizedCrop
+from minilearn.data import (
+    Augment,
+    Cutout,
+    HorizontalFlip,
+    ImageLoader,
+    Normalize,
+    RandomCrop,
+    RandomResizedCrop,
+)
 
 IMAGES = torch.randn(5, 3, 6, 7, generator=torch.Generator().manual_seed(0))
 
@@ -179,7 +187,9 @@ def test_normalize_is_torchvisions():
 
 # All --------------------------------------------------------------------------------------------------
 
-ALL = [RandomCrop(2), HorizontalFlip(), Cutout(3), RandomResizedCrop(), Normalize((0.5,) * 3, (0.2,) * 3)]
+CROPS = [RandomCrop(2), RandomCrop(2, "reflect"), RandomResizedCrop()]
+FLIPS = [HorizontalFlip(alternates=True), HorizontalFlip()]
+ALL = [*CROPS, *FLIPS, Cutout(3), Normalize((0.5,) * 3, (0.2,) * 3)]
 
 
 @pytest.mark.parametrize("augment", ALL, ids=repr)
@@ -199,8 +209,9 @@ def test_images_given_stay_as_they_are_and_keep_their_shape(augment):
 
 def test_reprs_have_the_arguments():
     assert [repr(one) for one in ALL] == [
-        *("RandomCrop(padding=2)", "HorizontalFlip(p=0.5)", "Cutout(size=3)"),
+        *("RandomCrop(padding=2)", "RandomCrop(padding=2, padding_mode='reflect')"),
         "RandomResizedCrop(size=None, scale=(0.35, 1.0), ratio=(0.75, 1.3333333333333333))",
+        *("HorizontalFlip(p=0.5, alternates=True)", "HorizontalFlip(p=0.5)", "Cutout(size=3)"),
         "Normalize(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))",
     ]
 
@@ -221,8 +232,37 @@ def test_augment_without_a_call_says_so():
         (lambda: HorizontalFlip(-0.1), "HorizontalFlip(p=-0.1): expected 0 <= p <= 1"),
         (lambda: Normalize((0.5,), (0.2, 0.2)), "expected a mean and a std > 0 for each channel"),
         (lambda: Normalize((0.5,), (0.0,)), "expected a mean and a std > 0 for each channel"),
+        (lambda: RandomCrop(2, "wrap"), "RandomCrop(padding_mode='wrap'): expected 'constant', 'reflect'"),
+        (
+            lambda: HorizontalFlip(0.3, alternates=True),
+            "HorizontalFlip(p=0.3, alternates=True): expected p=0.5",
+        ),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+def test_reflected_pixels_come_in_where_0_did():
+    still = torch.full((1, 2), 0.0)  # moved by the whole padding, to the right and down
+    out = RandomCrop(2, "reflect")(IMAGES[:1], still)
+    assert torch.equal(out, torch.nn.functional.pad(IMAGES[:1], (2, 2, 2, 2), "reflect")[..., :6, :7])
+
+
+def test_two_epochs_in_a_row_have_each_image_both_ways():
+    images = torch.arange(24, dtype=torch.uint8).reshape(6, 1, 1, 4)
+    augment = [Normalize((0.0,), (1 / 255,)), HorizontalFlip(alternates=True), RandomCrop(1)]
+    loader = ImageLoader(images, torch.arange(6), augment[:2], bs=6, seed=3)
+    moved = ImageLoader(images, torch.arange(6), augment, bs=6, seed=3)
+    whole, shifts = [], []
+    for epoch in range(4):
+        loader.set_epoch(epoch)
+        moved.set_epoch(epoch)
+        whole.append(next(iter(loader))[0])
+        shifts.append(next(iter(moved))[0])
+    assert torch.equal(whole[1], whole[0].flip(-1))
+    assert torch.equal(whole[2], whole[0])
+    assert not torch.equal(whole[0], images.float())  # some are mirrored at first
+    assert not torch.equal(whole[1], images.float())
+    assert not torch.equal(shifts[2], shifts[0])  # what does not alternate is drawn anew
