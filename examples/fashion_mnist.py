@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from minilearn import (
     BatchSchedulerCB,
     DataLoaders,
+    DistributedCB,
     Learner,
     RecorderCB,
     StridedCNN,
@@ -43,7 +44,8 @@ PUBLISHED = (
 def train(dls: DataLoaders, n_epochs: int, lr: float) -> tuple[Learner, RecorderCB, float]:
     """Train once; return the learner, its recorder and the seconds that it took."""
     recorder = RecorderCB()
-    learn = Learner(StridedCNN(), dls, lr=lr, cbs=[BatchSchedulerCB(OneCycleLR), recorder])
+    cbs = [BatchSchedulerCB(OneCycleLR), recorder, DistributedCB()]  # under torchrun, in several processes
+    learn = Learner(StridedCNN(), dls, lr=lr, cbs=cbs)
     start_s = time.perf_counter()
     learn.fit(n_epochs)
     return learn, recorder, time.perf_counter() - start_s
@@ -97,6 +99,8 @@ def main() -> None:
             first = learn, recorder
 
     learn, recorder = first
+    if learn.rank:
+        return  # the first process says what came out
     draw(learn, recorder, args.out)
     print(f"\n{table(learn.history, published=name == 'Fashion-MNIST')}\n")
     accuracy = report.mean_sd(accuracies)

@@ -32,6 +32,8 @@ class Callback:
             70 (averages), 80 (progress), 2000 (checkpoints): yours see batches on the device and finished
             rows, and the recorder sees the values that a step used, however the list was written.
         in_lr_find: whether it takes part in `learn.lr_find`; False for what only watches.
+        in_each_process: False for what is written or shown once, also where DistributedCB has several
+            processes train: its hooks then run in the first alone.
 
     Raises: TypeError when a class is made whose method looks like a misspelt hook, or takes other
         arguments than the learner.
@@ -39,6 +41,7 @@ class Callback:
 
     order: ClassVar[int] = 0
     in_lr_find: ClassVar[bool] = True
+    in_each_process: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -63,6 +66,12 @@ class Callback:
         what the callbacks before this one left.
         """
         return n_epochs
+
+    def prepare(self, learn: Any) -> None:
+        """Change the model before the optimizer is made from it, as sharding has to.
+
+        Called before all else in a fit, and in a validate or predict of its own.
+        """
 
     def wrap_hook(self, name: str, hook: Hook) -> Hook:
         """Return what is called in place of a hook or step, such as "RecorderCB.after_step": the hook itself.

@@ -17,6 +17,7 @@ from .data.loaders import state_of
 from .files import read_torch
 from .freezing import mode_of
 from .optim.groups import keep_order_of_memory
+from .processes import like
 from .seeding import rng_state
 from .state import Loader, Saver, compact
 from .weights import SUFFIX, plain_name, tensors_by_name
@@ -221,9 +222,9 @@ def put(learn: Any, saved: Saved) -> None:
     frozen, in_eval = set(saved["frozen"]), set(saved["in_eval"])
     with torch.no_grad():
         for name, t in tensors_by_name(learn.model).items():
-            t.copy_(saved["model"][name])
+            t.copy_(like(saved["model"][name], t))
             grad = saved["grads"].get(name)
-            t.grad = None if grad is None else grad.to(t.device, copy=True)
+            t.grad = None if grad is None else like(grad.to(t.device, copy=True), t)
             if isinstance(t, torch.nn.Parameter):
                 t.requires_grad_(name not in frozen)
     named = [(plain_name(learn.model, name), module) for name, module in learn.model.named_modules()]
@@ -259,13 +260,17 @@ def _put_cb(cb: Callback, key: str, saved: Any, device: torch.device) -> None:
 
 def _put_opt(opt: Any, state: Any) -> None:
     groups = opt.param_groups
+    params = [p for group in groups for p in group["params"]]
+    for i, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == params[i].shape:
+                values[key] = like(value, params[i])
     opt.load_state_dict(state)
     for old, new in zip(groups, opt.param_groups, strict=True):
         old.clear()
         old.update(new)
     opt.param_groups = groups  # the same dicts as before, which callbacks hold
     # torch casts state to the dtype of its parameter, which loses bits of a wider one.
-    params = [p for group in groups for p in group["params"]]
     for i, saved in state["state"].items():
         for key, value in saved.items():
             now = opt.state[params[i]].get(key)

@@ -23,6 +23,8 @@ def fit_of(learn: Any, cbs: Any) -> Iterator[None]:
     learn.is_gathering = False
     with learn.extra_cbs(cbs):
         try:
+            for cb in learn.cbs:
+                cb.prepare(learn)
             yield
             learn.batch = learn.preds = None  # they and the last graph take memory
             learn.loss = learn.loss.detach() if isinstance(learn.loss, torch.Tensor) else None

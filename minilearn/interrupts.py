@@ -24,7 +24,7 @@ def interrupts(learn: Any) -> Iterator[None]:
     A second signal stops at once. Handlers that are not Python's own stay as they are, and so does all
     outside of the main thread, where there can be no handler.
     """
-    learn.stop_signal, learn.saved_to, owner = None, None, os.getpid()
+    learn.stop_signal, learn.heard_signal, learn.saved_to, owner = None, None, None, os.getpid()
     usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     if hasattr(signal, "SIGHUP"):  # of a terminal that was closed
         usual[signal.SIGHUP] = signal.SIG_DFL
@@ -35,13 +35,16 @@ def interrupts(learn: Any) -> Iterator[None]:
             signal.signal(number, usual[number])
             os.kill(os.getpid(), number)
             return
-        if learn.stop_signal is not None:
+        if learn.stop_signal is not None or learn.heard_signal is not None:
             raise _ending(number, "stopped at once, in the middle of a step")
-        learn.stop_signal = number
+        if learn.n_processes > 1:
+            learn.heard_signal = number  # DistributedCB has all of them stop after the same step
+        else:
+            learn.stop_signal = number
         if number == signal.SIGTERM and hasattr(signal, "SIGCHLD"):
             # It went to the loader's workers too, and torch would raise for them inside of our step.
             before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if learn.is_fetching:
+        if learn.is_fetching and learn.n_processes == 1:
             raise StopFetchError
         with suppress(OSError):
             os.write(2, _TOLD)  # print may be what is interrupted
@@ -57,6 +60,7 @@ def interrupts(learn: Any) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    learn.stop_signal = learn.stop_signal or learn.heard_signal
     if learn.stop_signal is not None:  # it came after the last rest
         raise stopped(learn)
 

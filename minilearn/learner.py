@@ -51,7 +51,9 @@ class Learner(CallbackHost):
         epochs schedules of the lr rule), n_epochs_trained (begun in the learner's life), history (a dict per
         epoch and phase, by MetricsCB); is_gathering (whether more batches are to add their gradients before
         the step, by GradientAccumulationCB); of CheckpointCB run_id, saved_to (the newest checkpoint of this
-        fit) and n_fits (finished fits of its run).
+        fit) and n_fits (finished fits of its run); of DistributedCB rank and n_processes (0 and 1 without
+        it), share (samples of the batch here, and in all processes; None without it) and loss_weight (by
+        which backward multiplies the loss; None is 1).
 
     Source: documents 000 to 003 use it; miniai's Learner is its ancestor.
     Differs: the optimizer lives on from fit to fit, where document 003 makes a new one for each.
@@ -80,6 +82,10 @@ class Learner(CallbackHost):
         self.total_steps: int | None = None
         self.schedule_epochs = 0
         self.is_gathering = False
+        self.rank, self.n_processes = 0, 1
+        self.share: tuple[int, int] | None = None
+        self.loss_weight: Tensor | None = None
+        self.time_s: float | None = None  # by the first process's clock
         self.phases: tuple[str, ...] = ()
         self.training = False
         self.n_fits = 0
@@ -87,6 +93,7 @@ class Learner(CallbackHost):
         self.saved_to: Path | None = None
         self.resuming: Any = None  # the checkpoint that is about to be put back
         self.stop_signal: int | None = None  # SIGINT or SIGTERM, once it came
+        self.heard_signal: int | None = None  # one that came to this process, of several
         self.is_fetching = self.is_aside = False  # reading a batch; validating in the middle of something
         self.found_modes: dict[nn.Module, bool] = {}  # each module's mode when the fit began
         self.frozen_norms: list[nn.Module] = []  # those that `freeze` put in evaluation mode
@@ -190,7 +197,7 @@ class Learner(CallbackHost):
     @default_step
     def backward(self) -> None:
         """Add the loss's gradients to the parameters' grad."""
-        self.loss.backward()
+        self.loss.backward(self.loss_weight)
 
     @default_step
     def step(self) -> None:
@@ -283,7 +290,7 @@ class Learner(CallbackHost):
 
         Raises: TypeError for a state_dict with more than tensors; OSError, with the path.
         """
-        weights.save(self.model, path)
+        weights.save(self.model, path, is_first=self.rank == 0)
 
     def load(self, path: str | Path) -> None:
         """Read weights into the model, from what `save` wrote or from a checkpoint (.pt), its weights alone.

@@ -80,7 +80,9 @@ def begin_resume(learn: Any, resume: str | Path | bool) -> bool:
         return True  # of a fit that is finished: this one starts from its end
     if index > n_fits:
         _skip(learn, saved)
-        print(f"Left out fit {learn.n_fits + 1} of this run, which is finished: {path} is of fit {index + 1}")
+        if learn.rank == 0:
+            this, other = learn.n_fits + 1, index + 1
+            print(f"Left out fit {this} of this run, which is finished: {path} is of fit {other}")
         return False
     _check(learn, saved, path)
     position = Position(**saved["position"])
@@ -209,7 +211,7 @@ def _brief(value: Any) -> str:
 
 
 def _say(learn: Any, text: str) -> None:
-    if any(isinstance(cb, ProgressCB) for cb in learn.cbs):
+    if learn.rank == 0 and any(isinstance(cb, ProgressCB) for cb in learn.cbs):
         print(text)
 
 

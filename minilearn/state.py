@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .processes import like, whole_in_first
+
 # Saved forms: numbers, text, None, tensors, lists and dicts are themselves. All else is a tuple (form, ...).
 LEFT = ("left",)  # what belongs to the program, not to the run: a function, an open file, the model
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
@@ -172,7 +174,7 @@ def _class_in(module: str, name: str) -> Any:
 
 def compact(value: Tensor) -> Tensor:
     """Return a tensor outside of its graph, and of a larger one, for all of its storage would be written."""
-    value = value.detach()
+    value = whole_in_first(value.detach())
     is_part = value.layout is torch.strided and value.untyped_storage().nbytes() > value.nbytes
     return value.clone() if is_part else value
 
@@ -297,7 +299,7 @@ class Loader:
 def _loaded_tensor(value: Tensor, live: Any) -> Tensor:
     if isinstance(live, nn.Parameter) and live.shape == value.shape:
         with torch.no_grad():
-            return live.copy_(value)
+            return live.copy_(like(value, live))
     return value.clone()
 
 

@@ -11,6 +11,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from .files import read_torch, written_whole
+from .processes import like, whole
 
 SUFFIX = ".pt"  # of a checkpoint
 
@@ -64,8 +65,12 @@ def check_alike(found: dict[str, Tensor], model: dict[str, Tensor], path: Path) 
         raise ValueError(f"{path} is of another model: {'; '.join(said[:3])}{more}")
 
 
-def save(model: nn.Module, path: str | Path) -> None:
-    """Write a model's weights, its state_dict, in safetensors; see `Learner.save`."""
+def save(model: nn.Module, path: str | Path, is_first: bool = True) -> None:
+    """Write a model's weights, its state_dict, in safetensors; see `Learner.save`.
+
+    Args:
+        is_first: of the processes that train together; the others do not write, but give their parts.
+    """
     from safetensors.torch import save as to_bytes
 
     inner = unwrapped(model)
@@ -77,7 +82,10 @@ def save(model: nn.Module, path: str | Path) -> None:
                 "CheckpointCB, holds all of a model"
             )
         # A copy of each, for safetensors refuses names that share memory, as tied weights do.
-        tensors[plain_name(inner, name)] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        value = whole(value.detach()).cpu()
+        tensors[plain_name(inner, name)] = value.clone(memory_format=torch.contiguous_format)
+    if not is_first:
+        return
     path = Path(path)
     with written_whole(path) as file:
         file.write(to_bytes(tensors, metadata={"format": "pt"}))
@@ -98,7 +106,7 @@ def load(model: nn.Module, path: str | Path) -> None:
         inner.load_state_dict({names[name]: t for name, t in extra.items()}, strict=False)
     with torch.no_grad():
         for name, t in found.items():
-            own[name].copy_(t)
+            own[name].copy_(like(t, own[name]))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

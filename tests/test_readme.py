@@ -20,7 +20,7 @@ def commands():
 @pytest.mark.parametrize(
     "block",
     BLOCKS,
-    ids=["one-liner", "optimizer", "schedules", "averages", "checkpoints", "logs", "callback"],
+    ids=["one-liner", "optimizer", "schedules", "averages", "processes", "checkpoints", "logs", "callback"],
 )
 def test_code_in_readme_runs_as_it_stands(block, monkeypatch, capsys, tmp_path, write_cifar):
     monkeypatch.chdir(tmp_path)  # where the one with checkpoints writes

@@ -4,6 +4,7 @@ from .averaging import EMACB, SWACB, BaseAveragingCB
 from .batch_size import BatchSizeCB
 from .checkpoint import CheckpointCB
 from .device import DeviceCB
+from .distributed import DistributedCB
 from .gradients import GradientAccumulationCB, GradientClippingCB
 from .hooks import HooksCB, StoreModuleStatsCB
 from .hyperparameters import ScheduleCB
@@ -35,6 +36,7 @@ __all__ = [
     "CheckpointCB",
     "CompileCB",
     "DeviceCB",
+    "DistributedCB",
     "EarlyStoppingCB",
     "EpochSchedulerCB",
     "GradientAccumulationCB",

@@ -19,6 +19,7 @@ from ..data.loaders import generators_of, head_of
 from ..events import CancelBatchException
 from ..freezing import mode_of
 from ..optim.groups import groups_of, put
+from ..processes import average, like
 from ..seeding import kept_rng
 from ..weights import plain_name, tensors_by_name
 from .hyperparameters import ScheduleCB
@@ -156,7 +157,8 @@ class BaseAveragingCB(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back; before_fit has looked at the model."""
         self.n_averaged, self._statistics = state["n_averaged"], state["statistics"]
-        self._averages = [state["averages"][name] for name in self._names] if state["averages"] else []
+        named = zip(self._names if state["averages"] else (), self._params, strict=False)
+        self._averages = [like(state["averages"][name], p) for name, p in named]
 
 
 class SWACB(BaseAveragingCB):
@@ -429,11 +431,13 @@ def _measured(learn: Any, n_batches: int) -> dict[str, Tensor]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-    return {
+    statistics = {
         plain_name(learn.model, f"{name}.{key}"): getattr(norm, key).clone()
         for name, norm in named.items()
         for key in _STATISTICS
     }
+    average(learn, statistics.values())  # each process has measured on its part of the batches
+    return statistics
 
 
 def _not_compiled(model: nn.Module) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 import warnings
@@ -26,6 +27,7 @@ from ..checkpoint import (
 from ..checks import is_whole
 from ..data.loaders import why_not_resumable
 from ..files import SIDE, check_folder, read_torch, write_torch
+from ..processes import from_first, whole_in_first
 from ..weights import tensors_by_name
 from .averaging import seen_by_validation
 from .monitor import Monitor
@@ -107,7 +109,7 @@ class CheckpointCB(Callback):
             return
         self._check(learn)
         self._check_folder(learn)
-        self._last_step, self._last_s = 0, time.monotonic()
+        self._last_step, self._last_s = 0, from_first(learn, time.monotonic())
         self._needs, self._settings = {False: _needs_of(learn)}, settings_of(learn)
         if learn.resuming is not None:
             _warn_of_settings(learn.resuming.saved["settings"], self._settings)
@@ -143,10 +145,11 @@ class CheckpointCB(Callback):
                 if learn.stop_signal is None:
                     return
                 position, rest = Position(learn.epoch, "eval"), self._at_validation
-            self._last_step, self._last_s = learn.n_steps, time.monotonic()
+            self._last_step, self._last_s = learn.n_steps, _now_s(learn)
             learn.saved_to = self._write(learn, name_of(learn.n_epochs_trained, position), position, rest)
-            for old in checkpoints_in(self.folder)[: -self.keep]:
-                old.unlink()
+            if learn.rank == 0:
+                for old in checkpoints_in(self.folder)[: -self.keep]:
+                    old.unlink()
 
     # Its parts ------------------------------------------------------------------------------------
 
@@ -157,7 +160,7 @@ class CheckpointCB(Callback):
             return True
         if self.every_epochs and learn.scopes[-1] == "fit" and (learn.epoch + 1) % self.every_epochs == 0:
             return True
-        return self.every_minutes is not None and time.monotonic() - self._last_s >= 60 * self.every_minutes
+        return self.every_minutes is not None and _now_s(learn) - self._last_s >= 60 * self.every_minutes
 
     def _write(self, learn: Any, name: str, position: Position, rest: Saved | None = None) -> Path:
         if rest is None:
@@ -172,11 +175,13 @@ class CheckpointCB(Callback):
         best: Saved = {}
         if name == BEST:  # the weights that were best, where they are not those that training goes on with
             with seen_by_validation(learn):
-                best = {"best": {key: t.detach().clone() for key, t in tensors_by_name(learn.model).items()}}
-        path = self.folder / name
-        if (found := checkpoints_in(self.folder)) and found[-1] != learn.saved_to:
-            self._check_run(learn, found[-1])  # another process may have begun to write here
-        write_torch(path, rest | capture_weights(learn) | best | {"settings": self._settings})
+                named = tensors_by_name(learn.model).items()
+                best = {"best": {key: whole_in_first(t.detach()).clone() for key, t in named}}
+        path, whole = self.folder / name, rest | capture_weights(learn) | best | {"settings": self._settings}
+        if learn.rank == 0:  # of processes that train together; the others have given their parts
+            if (found := checkpoints_in(self.folder)) and found[-1] != learn.saved_to:
+                self._check_run(learn, found[-1])  # another process may have begun to write here
+            write_torch(path, whole)
         return path
 
     def _check(self, learn: Any) -> None:
@@ -207,8 +212,10 @@ class CheckpointCB(Callback):
             )
 
     def _check_folder(self, learn: Any) -> None:
+        learn.run_id = from_first(learn, learn.run_id or uuid.uuid4().hex)
+        if learn.rank:
+            return
         check_folder(self, self.folder)
-        learn.run_id = learn.run_id or uuid.uuid4().hex
         self._check_run(learn, self.folder / BEST)
         if found := checkpoints_in(self.folder):
             newest = found[-1]
@@ -231,6 +238,13 @@ def _warn_of_settings(before: Saved, now: Saved) -> None:
                     f"{key} has {name}={here!r} here, and {value!r} in the run that goes on, which is used",
                     stacklevel=2,
                 )
+
+
+def _now_s(learn: Any) -> float:
+    """Return the time by this process's clock, or by the first one's, which all have as of the last step."""
+    if learn.n_processes == 1:
+        return time.monotonic()
+    return -math.inf if learn.time_s is None else learn.time_s
 
 
 def _place_of(resuming: Any) -> Path:

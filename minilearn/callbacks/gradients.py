@@ -12,6 +12,7 @@ from ..callback import Callback
 from ..checks import is_whole
 from ..data.loaders import n_batches
 from ..optim.groups import groups_of
+from ..processes import whole
 from .metrics import batch_size
 
 
@@ -27,9 +28,9 @@ class GradientAccumulationCB(Callback):
     Args:
         n_batches: in a step, >= 1.
 
-    Runs at: before_fit, before_train; after_loss, after_backward; before_step, after_step,
+    Runs at: before_fit, before_train; before_batch, after_loss, after_backward; before_step, after_step,
         cleanup_step; order -70. Reads: batch.
-        Writes: is_gathering; the gradients.
+        Writes: is_gathering; loss_weight, where batches differ in size; the gradients.
     State: how many batches were gathered since the last step, and their weight.
     Raises: before training: ValueError for more batches than an epoch has; TypeError for a loader without
         length.
@@ -46,8 +47,9 @@ class GradientAccumulationCB(Callback):
             )
         self.n_batches = n_batches
         self._n = 0  # batches since the last step
-        self._size = 0  # samples of the last one
-        self._weight = 0.0  # of all of them, that of the last one being 1
+        self._size = 0  # samples of the first one
+        self._weight = 0.0  # of all of them, that of the first one being 1
+        self._share = 1.0  # of the latest
         self._n_in_epoch = 0
 
     def __repr__(self) -> str:
@@ -75,20 +77,29 @@ class GradientAccumulationCB(Callback):
     def plan_steps(self, learn: Any, steps: list[int | None]) -> list[int | None]:
         return [-(-self._checked(n) // self.n_batches) for n in steps]
 
+    def before_batch(self, learn: Any) -> None:
+        if learn.training:  # as it looks now, for what has to know before the forward
+            learn.is_gathering = self._is_gathering(learn, self._n + 1)
+            learn.loss_weight = None
+
+    def _is_gathering(self, learn: Any, n: int) -> bool:
+        return n < self.n_batches and learn.batch_idx + 1 < self._n_in_epoch
+
     def after_loss(self, learn: Any) -> None:
         if not learn.training:
             return
-        size = batch_size(learn.batch)
-        if self._n and size != self._size:  # what was gathered counts in samples of the new size
-            ratio = self._size / size
-            torch._foreach_mul_(_gradients(learn), ratio)
-            self._weight *= ratio
-        self._size = size
+        size = batch_size(learn.batch) if learn.share is None else learn.share[1]
+        if self._n == 0:
+            self._size = size
+        elif size != self._size:  # it counts in batches of the first one's size
+            weight = torch.tensor(size / self._size, device=learn.loss.device)
+            learn.loss_weight = weight if learn.loss_weight is None else weight * learn.loss_weight
+        self._share = size / self._size
 
     def after_backward(self, learn: Any) -> None:
         # Not before: a batch that is cancelled at its loss adds no gradients.
-        self._n, self._weight = self._n + 1, self._weight + 1
-        learn.is_gathering = self._n < self.n_batches and learn.batch_idx + 1 < self._n_in_epoch
+        self._n, self._weight = self._n + 1, self._weight + self._share
+        learn.is_gathering = self._is_gathering(learn, self._n)
 
     def before_step(self, learn: Any) -> None:
         if self._weight != 1:
@@ -137,9 +148,9 @@ class GradientClippingCB(Callback):
         params = [p for group in groups_of(learn.opt) for p in group["params"]]
         if self.max_norm == math.inf:
             grads = [p.grad for p in params if p.grad is not None]
-            self.norm = torch.nn.utils.get_total_norm(grads, self.norm_type)
+            self.norm = whole(torch.nn.utils.get_total_norm(grads, self.norm_type))
         else:
-            self.norm = torch.nn.utils.clip_grad_norm_(params, self.max_norm, self.norm_type)
+            self.norm = whole(torch.nn.utils.clip_grad_norm_(params, self.max_norm, self.norm_type))
 
 
 def _gradients(learn: Any) -> list[Tensor]:

@@ -51,6 +51,7 @@ class TensorBoardCB(Callback):
 
     order = 55
     in_lr_find = False
+    in_each_process = False
 
     def __init__(
         self,
@@ -239,6 +240,7 @@ class CSVLoggerCB(Callback):
 
     order = 85
     in_lr_find = False
+    in_each_process = False
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()

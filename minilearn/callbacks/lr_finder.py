@@ -16,6 +16,7 @@ from ..data.loaders import generators_of, n_batches
 from ..events import CancelFitException
 from ..optim.groups import groups_of, put
 from ..plot import new_figure
+from ..processes import joint_sums
 from ..seeding import kept_rng
 from .stop import tensors_of
 
@@ -66,7 +67,9 @@ class LRFinderCB(Callback):
     def after_loss(self, learn: Any) -> None:
         if not learn.training:
             return
-        loss = learn.loss.item()
+        loss, n = learn.loss.item(), 1 if learn.share is None else learn.share[0]
+        total, n_all = joint_sums(learn, [loss * n if n else 0.0, n])
+        loss = total / n_all
         self._average = self.smooth * self._average + (1 - self.smooth) * loss
         smoothed = self._average / (1 - self.smooth ** (len(self.losses) + 1))
         settled = len(self.losses) >= 10  # the first averages rest on single batches
@@ -135,6 +138,8 @@ def lr_find(learn: Any, **kwargs: Any) -> LRFinderCB:
     Returns: the callback, with .lrs, .losses, .suggestion and .plot().
     """
     finder = LRFinderCB(**kwargs)
+    for cb in learn.cbs:
+        cb.prepare(learn)  # what changes the model for good is no part of the sweep
     per_epoch = n_batches(learn.dls.train)
     n_epochs = finder.n_steps if not per_epoch else -(-finder.n_steps // per_epoch)
     with _untouched(learn):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..callback import Callback
 from ..checks import is_cross_entropy
+from ..processes import from_first, joint_metrics, joint_sums
 
 
 class MetricsCB(Callback):
@@ -53,6 +54,7 @@ class MetricsCB(Callback):
         self._sum: Tensor | None = None  # of loss * samples
         self._n = 0  # samples
         self._start_s = 0.0
+        self.rank, self.n_processes = 0, 1
 
     @property
     def names(self) -> list[str]:
@@ -62,19 +64,30 @@ class MetricsCB(Callback):
     def before_fit(self, learn: Any) -> None:
         if (others := [cb for cb in learn.cbs if isinstance(cb, MetricsCB)])[0] is not self:
             raise ValueError(f"{len(others)} MetricsCB: each would write all rows; give one all the metrics")
+        self.rank, self.n_processes = learn.rank, learn.n_processes
         if self._infer and not self.metrics and learn.batch is not None:
             target = learn.batch[1]
             if is_cross_entropy(learn.loss_func) and not target.is_floating_point() and target.ndim == 1:
                 self.metrics = {"MulticlassAccuracy": _multiclass_accuracy()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the metrics, the sums of the phase, and the time that it took so far."""
-        elapsed_s = time.perf_counter() - self._start_s
-        return {"metrics": self.metrics, "sum": self._sum, "n": self._n, "elapsed_s": elapsed_s}
+        """Return the metrics, the sums of the phase, over all processes, and the time that it took so far."""
+        elapsed_s, total, n = time.perf_counter() - self._start_s, self._sum, self._n
+        if self.n_processes > 1 and total is not None:
+            joint, n = joint_sums(self, [total.item(), n])
+            total = torch.full_like(total, joint)
+        return {"metrics": joint_metrics(self, self.metrics), "sum": total, "n": n, "elapsed_s": elapsed_s}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back; a resumed phase's time does not count the pause."""
         self._sum, self._n = state["sum"], state["n"]
+        for name, metric in state["metrics"].items():
+            if metric is not self.metrics[name]:  # the joint one, of several processes
+                self.metrics[name].load_state_dict(metric.state_dict())
+        if self.rank:  # the first process has what all of them had
+            self._sum, self._n = None if self._sum is None else torch.zeros_like(self._sum), 0
+            for metric in self.metrics.values():
+                metric.reset()
         self._start_s = time.perf_counter() - state["elapsed_s"]
 
     def before_train(self, learn: Any) -> None:
@@ -104,6 +117,8 @@ class MetricsCB(Callback):
             for metric in self.metrics.values():
                 if hasattr(metric, "to"):
                     metric.to(loss.device)
+        if learn.share is not None and learn.share[0] == 0:
+            return  # this process has no sample of the batch, but has to take part in the step
         n = batch_size(learn.batch)
         self._sum.add_(loss, alpha=n)
         self._n += n
@@ -125,15 +140,15 @@ class MetricsCB(Callback):
     def _end(self, learn: Any) -> None:
         if self._sum is None:
             return  # each batch was cancelled before its loss, as in learn.predict
-        values = {name: _plain(metric.compute()) for name, metric in self.metrics.items()}
+        total, n = joint_sums(learn, [self._sum.item(), self._n])
         row = {
-            **values,
-            "loss": self._sum.item() / self._n,
+            **{name: _plain(metric.compute()) for name, metric in joint_metrics(learn, self.metrics).items()},
+            "loss": total / n,
             "epoch": max(learn.n_epochs_trained - 1, 0),
             "train": learn.phase,
             "time_s": time.perf_counter() - self._start_s,
         }
-        learn.history.append(row)
+        learn.history.append(from_first(learn, row))  # joined in another order, last bits may differ
 
 
 def batch_size(batch: Any) -> int:

@@ -92,7 +92,7 @@ class MixedPrecisionCB(Callback):
     # With float16 ---------------------------------------------------------------------------------
 
     def _scaled_backward(self, learn: Any) -> None:
-        self._scaler.scale(learn.loss).backward()
+        self._scaler.scale(learn.loss).backward(learn.loss_weight)
 
     def after_backward(self, learn: Any) -> None:
         if self._scaler is not None and not learn.is_gathering:

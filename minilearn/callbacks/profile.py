@@ -36,6 +36,7 @@ class ProfileCB(Callback):
     """
 
     order = -1000
+    in_each_process = False
     in_lr_find = False
 
     def __init__(

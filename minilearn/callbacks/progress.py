@@ -37,6 +37,7 @@ class ProgressCB(Callback):
 
     order = 80
     in_lr_find = False
+    in_each_process = False
 
     def __init__(self, plot: bool = False, console: Console | None = None) -> None:
         self.plot, self.console = plot, console

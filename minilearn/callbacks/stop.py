@@ -108,7 +108,7 @@ class EarlyStoppingCB(Callback):
         with torch.no_grad():
             for t, best in zip(tensors_of(learn.model) if weights else (), weights, strict=True):
                 t.copy_(best)
-        if self._is_running and any(isinstance(cb, ProgressCB) for cb in learn.cbs):
+        if self._is_running and learn.rank == 0 and any(isinstance(cb, ProgressCB) for cb in learn.cbs):
             self._report(learn, restored=bool(weights))
         self._is_running = False
 

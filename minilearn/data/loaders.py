@@ -17,6 +17,7 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
 )
+from torch.utils.data.distributed import DistributedSampler
 
 from ..seeding import kept_rng
 from .datasets import DatasetLoader
@@ -170,6 +171,86 @@ def head_of(loader: Any, n: int) -> Any:
         own = {name: deepcopy(getattr(loader, name), memo) for name in ("sampler", "batch_sampler")}
         vars(loader).update(own, persistent_workers=False)
     return _Head(loader, n)
+
+
+class Rows:
+    """Give one of n parts of each batch of a loader, by the rows of its tensors."""
+
+    def __init__(self, loader: Any, rank: int, n: int) -> None:
+        self.loader, self.rank, self.n = loader, rank, n
+        self._sizes = (0, 0)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def sizes(self, i: int) -> tuple[int, int]:
+        """Return how many samples the batch that was given last has in this part, and how many in all."""
+        return self._sizes
+
+    def batches(self, start: int = 0) -> Iterator[Any]:
+        """Give the batches from number `start` on."""
+        for batch in batches_from(self.loader, start):
+            yield self._part(batch)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches()
+
+    def _part(self, batch: Any) -> Any:
+        n = next((len(t) for t in tensors_in(batch)), None)
+        if n is None:
+            raise TypeError(f"a batch without a tensor, {_short(batch)}, cannot be divided over processes")
+        first, stop = n * self.rank // self.n, n * (self.rank + 1) // self.n
+        self._sizes = (stop - first, n)
+        return _rows(batch, n, first, max(stop, first + 1))
+
+
+def tensors_in(part: Any) -> Iterator[Tensor]:
+    """Give the tensors in a batch, however nested."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, tuple | list | Mapping):
+        for item in part.values() if isinstance(part, Mapping) else part:
+            yield from tensors_in(item)
+
+
+def _rows(part: Any, n: int, first: int, stop: int) -> Any:
+    """Return rows of the tensors in a batch, however nested; a tensor of another length has no rows."""
+    if isinstance(part, Tensor):
+        return part[first:stop] if part.ndim and len(part) == n else part
+    if isinstance(part, Mapping):
+        return {key: _rows(item, n, first, stop) for key, item in part.items()}
+    if isinstance(part, tuple | list):
+        items = [_rows(item, n, first, stop) for item in part]
+        return type(part)(*items) if hasattr(part, "_fields") else type(part)(items)
+    return part
+
+
+def part_of(loader: Any, rank: int, n: int) -> Any:
+    """Return a loader of part `rank` of n of each batch, for one of n processes.
+
+    A DataLoader with torch's DistributedSampler has its part already, and is returned as it is.
+
+    Raises: TypeError for a loader that may give other batches in each process.
+    """
+    if isinstance(loader, ResumableLoader):
+        return loader.part_of(rank, n)
+    if isinstance(loader, _Head):
+        return _Head(part_of(loader.loader, rank, n), loader.n)
+    if isinstance(loader, DataLoader):
+        if isinstance(loader.sampler, DistributedSampler):
+            return loader
+        if isinstance(loader.dataset, IterableDataset) or not isinstance(loader.sampler, SequentialSampler):
+            raise TypeError(
+                "a DataLoader that shuffles or streams gives other batches in each process: write "
+                "DatasetLoader(dataset, bs=64, shuffle=True, num_workers=2), or give it torch's "
+                "DistributedSampler"
+            )
+    elif not isinstance(loader, Sequence) and not hasattr(loader, "batches"):
+        raise TypeError(
+            f"a {type(loader).__name__} may give other batches in each process: expected a TensorLoader, a "
+            "DatasetLoader, a list of batches, or a loader with batches(start)"
+        )
+    return Rows(loader, rank, n)
 
 
 def with_batch_size(loader: Any, bs: int) -> Any:

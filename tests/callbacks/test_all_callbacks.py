@@ -25,6 +25,7 @@ FACTORIES = {
     "CheckpointCB": lambda: callbacks.CheckpointCB(tempfile.mkdtemp(dir=FOLDER.name), every_steps=2),
     "CompileCB": lambda: callbacks.CompileCB(backend="eager"),  # no compiler is needed
     "DeviceCB": lambda: callbacks.DeviceCB("cpu"),
+    "DistributedCB": callbacks.DistributedCB,
     "EMACB": lambda: callbacks.EMACB(0.9),
     "EarlyStoppingCB": callbacks.EarlyStoppingCB,
     "EpochSchedulerCB": lambda: callbacks.EpochSchedulerCB(OneCycleLR),
@@ -49,7 +50,9 @@ FACTORIES = {
     "TensorBoardCB": lambda: callbacks.TensorBoardCB(tempfile.mkdtemp(dir=FOLDER.name), every=1),
     "TerminateOnNaNCB": callbacks.TerminateOnNaNCB,
 }
-NEEDS = {"SwitchPointsCB": {"opt_func": SWATS}}  # of the learner
+NEEDS = {  # of the learner
+    "SwitchPointsCB": {"opt_func": SWATS},
+}
 SHIPPED = {
     name: value
     for name, value in vars(callbacks).items()

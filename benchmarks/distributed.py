@@ -1,0 +1,247 @@
+"""Measure what several processes gain here, and plan what they would on 8 to 1,024 GPUs.
+
+Measured on this machine, processes of one thread each, over gloo: a step of ResNet-20 on a joint batch in one
+process and in two, interleaved, and the time that the gradients take. The plan is arithmetic: from a model's
+size, and the speeds that stand at the top of this file, the time of a step and what limits it.
+
+Run: python benchmarks/distributed.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from minilearn import (
+    Callback,
+    DataLoaders,
+    DeviceCB,
+    DistributedCB,
+    Learner,
+    TensorLoader,
+    resnet20,
+    set_seed,
+)
+
+PAGE = Path(__file__).parents[1] / "docs" / "many_gpus.md"
+
+# What the plan assumes of a machine: 8 H100 a node.
+FLOPS = 400e12  # a GPU reaches in bfloat16, 40 % of its peak
+NVLINK = 360e9  # bytes/s of a GPU, to others of its node
+NETWORK = 40e9  # bytes/s of a GPU, to other nodes: 400 Gbit/s, at 80 %
+MEMORY = 80e9  # bytes of a GPU
+DISK = 1e9  # bytes/s, of one file
+DECODED = 20e3  # images/s that the CPUs of a node read and decode
+PER_NODE = 8
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to plan for: parameters, and the FLOP that training takes for a sample."""
+
+    name: str
+    n_params: float
+    sample_flop: float  # three times the forward's
+    is_of_images: bool
+    batch: int  # of all GPUs together
+
+
+MODELS = (
+    Model("ResNet-50, 224 px", 25.6e6, 24.5e9, True, 8192),
+    Model("ViT-L/16, 224 px", 304e6, 370e9, True, 4096),
+    Model("Transformer 1.3 B, 2,048 tokens", 1.3e9, 6 * 1.3e9 * 2048, False, 512),
+    Model("Transformer 7 B, 4,096 tokens", 7e9, 6 * 7e9 * 4096, False, 1024),
+)
+
+
+# The plan -----------------------------------------------------------------------------------------
+
+
+def exchange_s(n_bytes: float, n: int) -> float:
+    """Return the seconds in which n GPUs reduce, or gather, so many bytes: first in a node, then between."""
+    inside, nodes = min(n, PER_NODE), max(1, n // PER_NODE)
+    return n_bytes * (inside - 1) / inside / NVLINK + n_bytes / inside * (nodes - 1) / nodes / NETWORK
+
+
+def ddp_s(model: Model, n: int) -> float:
+    """Return the seconds of a step's all-reduce: gradients in float32, scattered and gathered."""
+    return 2 * exchange_s(4 * model.n_params, n)
+
+
+def fsdp_s(model: Model, n: int) -> float:
+    """Return those of FSDP2: weights gathered in bfloat16 for forward and backward, gradients scattered."""
+    return 2 * exchange_s(2 * model.n_params, n) + exchange_s(4 * model.n_params, n)
+
+
+def plan(model: Model) -> list[tuple[str, ...]]:
+    """Return a row for each number of GPUs."""
+    rows = []
+    whole = 16 * model.n_params  # weights, gradients and Adam's two moments, float32
+    for n in (8, 64, 256, 1024):
+        share = model.batch / n
+        shards = whole > 0.8 * MEMORY
+        comm = fsdp_s(model, n) if shards else ddp_s(model, n)
+        compute = share * model.sample_flop / FLOPS
+        step = max(compute, comm)  # most of it goes on while the GPU computes
+        load = PER_NODE * share / step
+        if share < 1:
+            limit = f"a batch of {model.batch}: less than a sample for each"
+        elif model.is_of_images and load > DECODED:
+            limit = f"the loader, at {DECODED:,.0f} decoded a node"
+        elif comm > compute:
+            limit = "the exchange of gradients" if not shards else "the exchange of weights and gradients"
+        else:
+            limit = "computing"
+        rows.append(
+            (
+                str(n),
+                "shard=..." if shards else "DDP",
+                f"{share:g}",
+                f"{compute * 1e3:.1f}",
+                f"{(3 * 2 if shards else 2 * 4) * model.n_params / 1e9:.2f}",
+                f"{comm * 1e3:.1f}",
+                f"{(whole / n if shards else whole) / 1e9:.1f}",
+                f"{load:,.0f}",
+                limit,
+            )
+        )
+    return rows
+
+
+HEAD = (
+    "GPUs",
+    "how",
+    "samples each",
+    "computing, ms",
+    "GB exchanged",
+    "exchange, ms",
+    "GB of state each",
+    "samples/s to load, a node",
+    "what limits",
+)
+
+
+def plans() -> str:
+    """Return the plan's tables, as text."""
+    parts = []
+    for model in MODELS:
+        size, time_s = 12 * model.n_params, 12 * model.n_params / DISK
+        said = (
+            f"A checkpoint has {size / 1e9:.1f} GB and takes {time_s:.1f} s to write; for 1 % of the time, "
+            f"one every {100 * time_s / 60:.1f} minutes."
+        )
+        title = f"**{model.name}**, {model.n_params / 1e9:g} billion parameters, batches of {model.batch}"
+        parts.append(f"{title}\n\n{_table(HEAD, *plan(model))}\n\n{said}")
+    return "\n\n".join(parts)
+
+
+def _table(*rows: tuple[str, ...]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+# The measurement ----------------------------------------------------------------------------------
+
+
+class TimeCB(Callback):
+    """Note how long each step took, the first two left out."""
+
+    order = 3000
+
+    def __init__(self) -> None:
+        self.times_s: list[float] = []
+
+    def after_batch(self, learn: Learner) -> None:
+        """Note it."""
+        self.times_s.append(time.perf_counter())
+
+
+def worker(steps: int, bs: int) -> None:
+    """Train, and print the median seconds of a step, and of an exchange of the gradients; in each process."""
+    set_seed(0)
+    x, y = torch.randn(bs * (steps + 2), 3, 32, 32), torch.randint(10, (bs * (steps + 2),))
+    timer, model = TimeCB(), resnet20()
+    cbs = [DeviceCB("cpu"), DistributedCB(), timer]
+    learn = Learner(model, DataLoaders(TensorLoader(x, y, bs=bs)), cbs=cbs, default_cbs=False)
+    learn.fit(1)
+    steps_s = [b - a for a, b in zip(timer.times_s[1:], timer.times_s[2:], strict=False)]
+    found = {"step_s": statistics.median(steps_s)}
+    if learn.n_processes > 1:
+        found["reduce_s"] = statistics.median(_reduce_s(model) for _ in range(20))
+    if learn.rank == 0:
+        print(json.dumps(found | {"n_params": sum(p.numel() for p in model.parameters())}))
+
+
+def _reduce_s(model: nn.Module) -> float:
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    dist.barrier()
+    start_s = time.perf_counter()
+    dist.all_reduce(flat)
+    return time.perf_counter() - start_s
+
+
+def measure(rounds: int, steps: int, bs: int) -> str:
+    """Return what one process and two take, as text."""
+    found: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    for _ in range(rounds):
+        for n, results in found.items():
+            launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n)]
+            own = [__file__, "--worker", "--steps", str(steps), "--bs", str(bs)]
+            done = subprocess.run([*launch, *own], env=env, check=True, capture_output=True, text=True)
+            results.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    one, two = ([result["step_s"] * 1e3 for result in found[n]] for n in (1, 2))
+    gains = [a / b for a, b in zip(one, two, strict=True)]
+    reduce_ms = [result["reduce_s"] * 1e3 for result in found[2]]
+    n_params = found[2][0]["n_params"]
+    lines = [f"CPU, 1 thread a process, gloo, torch {torch.__version__}, ResNet-20, joint batches of {bs}"]
+    for name, ms in (("one process", one), ("two processes", two)):
+        spread = f"(min {min(ms):.1f}, max {max(ms):.1f})"
+        lines.append(f"  {name:14} {statistics.median(ms):7.1f} ms a step  {spread}")
+    lines.append(f"  gain           {statistics.median(gains):7.2f}            (median of {rounds} ratios)")
+    size = f"{4 * n_params / 1e6:.2f} MB of gradients"
+    lines.append(f"  all-reduce     {statistics.median(reduce_ms):7.2f} ms for {size}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run as a script."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
+    parser.add_argument("--steps", type=int, default=8, help="steps in a round (default: 8)")
+    parser.add_argument("--bs", type=int, default=256, help="joint batch size (default: 256)")
+    parser.add_argument("--plan", action="store_true", help="print the plan alone")
+    parser.add_argument("--write", action="store_true", help=f"write both into {PAGE.name} too")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        worker(args.steps, args.bs)
+        return
+    texts = {"plan": plans()}
+    if not args.plan:
+        indented = measure(args.rounds, args.steps, args.bs).replace("\n", "\n    ")
+        texts["measured"] = f"    $ python benchmarks/distributed.py\n    {indented}"
+    print("\n\n".join(texts.values()))
+    if args.write:
+        page = PAGE.read_text()
+        for name, text in texts.items():
+            new = f"<!-- {name} -->\n{text}\n<!-- end -->"
+            page = re.sub(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, new=new: new, page, flags=re.DOTALL)
+        PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

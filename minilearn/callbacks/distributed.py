@@ -1,0 +1,309 @@
+"""DistributedCB: one script for one process and for many, on torch.distributed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..callback import Callback, Hook
+from ..data.loaders import part_of
+from ..processes import ask, copy_from_first, fail, from_each, from_first, is_part, join
+from ..seeding import seed_of
+from .device import DeviceCB, default_device
+from .metrics import MetricsCB
+from .precision import MixedPrecisionCB
+from .predictions import PredictionsCB
+
+
+class DistributedCB(Callback):
+    """Train in as many processes as torchrun starts; with one, and without torchrun, it changes nothing::
+
+        Learner(model, dls, cbs=[DistributedCB()]).fit(6)   # train.py
+        torchrun --nproc-per-node 8 train.py                # the same training, on 8 GPUs
+
+    The batch size is that of all processes together, so lr, schedules and number of steps stay what they
+    are with one. Of each batch a process takes its part, samples and gradients count alike, and so the
+    losses are those of one process, up to rounding. What looks at a whole batch sees the part alone:
+    BatchNorm (its running statistics are the first process's), MixupCB.
+
+    The order of the data is the first process's, a pure function of (seed, epoch); a process's part is one of
+    (seed, epoch, rank). Metrics are computed over the samples of all, and each process has the same
+    history. The first alone shows progress, logs and writes checkpoints, which any number of processes can
+    go on from; their folder has to be one that all of them see. Random numbers of the model (dropout) differ
+    from process to process. A signal stops all after the same step. A process that fails ends the others.
+
+    All of them have to call fit and validate; predict, which gives all of the predictions, any one may call
+    (not so where the model is sharded).
+
+    Args:
+        shard: None: each process has the whole model (DistributedDataParallel). Classes of modules: these,
+            and the rest of the model, are sharded, each process keeping its part of parameters,
+            gradients and optimizer state (fully_shard, FSDP2). True: each child of the model that
+            has parameters.
+        timeout_s: seconds after which a process gives up waiting for another.
+        **kwargs: DistributedDataParallel's or fully_shard's, such as find_unused_parameters, mp_policy.
+
+    Runs at: before_fit, _train, _validate, _batch; after_predict; at_rest; cleanup_batch, _fit; order 1500.
+        Writes: rank, n_processes, share, loss_weight; dl (its own part of each batch); for the time of a
+        predict in training, model; a first time, the weights (the first process's).
+    Raises: before training: TypeError for a loader that cannot be divided, and for a metric that cannot be
+        joined; ValueError for the wrong kind of device, or processes that differ in what they go on from.
+    Differs: from the usual scripts, where the batch size is that of one process. A backward of your own
+        multiplies the loss by learn.loss_weight, where it is not None. A callback that cancels has to do so
+        in all processes alike: by the history or the number of steps, not by its own batch.
+    """
+
+    order = 1500
+
+    def __init__(
+        self,
+        shard: bool | type[nn.Module] | tuple[type[nn.Module], ...] | None = None,
+        timeout_s: float = 600,
+        **kwargs: Any,
+    ) -> None:
+        kinds = shard if isinstance(shard, tuple) else (shard,)
+        if shard not in (None, True) and not all(isinstance(kind, type) for kind in kinds):
+            raise TypeError(f"DistributedCB(shard={shard!r}): expected True, or classes of modules")
+        if not timeout_s > 0:
+            raise ValueError(f"DistributedCB(timeout_s={timeout_s!r}): expected a number > 0")
+        self.shard, self.timeout_s, self.kwargs = shard, timeout_s, kwargs
+        self.rank, self.n_processes = (int(os.environ.get(k, v)) for k, v in (("RANK", 0), ("WORLD_SIZE", 1)))
+        self._ddp: Any = None
+        self._ddp_of: Any = None  # which parameters it was made for
+        self._parts: dict[int, tuple[Any, Any]] = {}  # loader, and this process's part of it
+        self._is_inside: list[Any] = []  # the models to put back after predict
+        self._asked: Any = None  # the exchange that is under way
+        self._rng: Any = None  # random numbers to go on with
+        self._is_seeded = False
+        self._seeded: list[Any] = []  # loaders that have the first process's seed
+        self._is_alone = False  # in a predict of its own, which one process may do and others not
+
+    def __repr__(self) -> str:
+        return f"DistributedCB({'' if self.shard is None else f'shard={self.shard!r}'})"
+
+    # Before all else ------------------------------------------------------------------------------
+
+    def prepare(self, learn: Any) -> None:
+        if [cb for cb in learn.cbs if isinstance(cb, DistributedCB)] != [self]:
+            raise ValueError("several DistributedCB: expected one")
+        learn.rank, learn.n_processes = self.rank, self.n_processes
+        learn.share = learn.loss_weight = learn.time_s = None
+        if self.n_processes == 1:
+            return
+        self._is_alone = any(isinstance(cb, PredictionsCB) for cb in learn.cbs)
+        device = self._device(learn)
+        join(device, self.timeout_s)
+        for loader in (learn.dls.train, learn.dls.valid, learn.dls.test):
+            if hasattr(loader, "seed") and not any(loader is known for known in self._seeded):
+                loader.seed = from_first(learn, loader.seed)
+                self._seeded.append(loader)
+        if not self._is_seeded:  # the first fit
+            self._is_seeded = True
+            learn.model.to(device)
+            copy_from_first(learn, _tensors_of(learn.model))
+            if self.rank:
+                torch.manual_seed(seed_of(torch.initial_seed(), self.rank))
+        if self.shard is not None and not any(is_part(p) for p in learn.model.parameters()):
+            self._shard(learn.model, device)
+
+    def _device(self, learn: Any) -> torch.device:
+        device = next((cb.device for cb in learn.cbs if isinstance(cb, DeviceCB)), default_device())
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"{self!r} on {device}: expected processes on CUDA or on the CPU")
+        if device.type == "cuda":
+            local = int(os.environ.get("LOCAL_RANK", 0))
+            if device.index not in (None, local) or local >= torch.cuda.device_count():
+                raise ValueError(
+                    f"{self!r}: process {self.rank} is number {local} on its machine, with "
+                    f"{torch.cuda.device_count()} GPUs, and its device is {device}: expected a GPU for each "
+                    "process, and DeviceCB() without an index"
+                )
+            torch.cuda.set_device(local)
+        return device
+
+    def _shard(self, model: nn.Module, device: torch.device) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        kwargs = {"mesh": init_device_mesh(device.type, (self.n_processes,))} | self.kwargs
+        parts = [m for m in model.children() if any(True for _ in m.parameters())]
+        if self.shard is not True:
+            parts = [m for m in model.modules() if m is not model and isinstance(m, self.shard)]  # type: ignore[arg-type]
+            if not parts:
+                raise ValueError(f"{self!r}: the model has no such module")
+        for part in [*parts, model]:
+            fully_shard(part, **kwargs)
+
+    # A fit ----------------------------------------------------------------------------------------
+
+    def wrap_hook(self, name: str, hook: Hook) -> Hook:
+        owner = getattr(inspect.unwrap(hook), "__self__", None)
+        if self.rank and isinstance(owner, Callback) and not owner.in_each_process:
+            return _nothing
+        return hook
+
+    def before_fit(self, learn: Any) -> None:
+        if self.n_processes == 1 or self._is_alone:
+            return
+        for cb in learn.cbs:
+            if isinstance(cb, MetricsCB):
+                _check_metrics(self, cb)
+            if isinstance(cb, MixedPrecisionCB) and cb.dtype is torch.float16 and self.shard is not None:
+                raise ValueError(f"{cb!r} with {self!r}: the scaler sees one part alone; expected bfloat16")
+        resuming = learn.resuming
+        places = from_each(learn, None if resuming is None else (resuming.path.name, resuming.position))
+        if any(place != places[0] for place in places):
+            raise ValueError(
+                f"{self!r}: the processes do not go on from the same checkpoint: {places}; expected a folder "
+                "that all of them see"
+            )
+        if "train" in learn.phases:
+            self._check_plan(learn)
+        self._asked, self._rng = None, None
+
+    def _check_plan(self, learn: Any) -> None:
+        plans = from_each(learn, learn.epoch_steps)
+        if any(plan != plans[0] for plan in plans):
+            raise ValueError(
+                f"{self!r}: the processes plan other steps, {plans}: expected the same data in each"
+            )
+
+    def before_train(self, learn: Any) -> None:
+        self._divide(learn)
+
+    def before_validate(self, learn: Any) -> None:
+        if self.n_processes == 1 or any(isinstance(cb, PredictionsCB) for cb in learn.cbs):
+            return  # predict: all of the samples, in each process
+        copy_from_first(learn, (b for b in learn.model.buffers()))
+        self._divide(learn)
+
+    def _divide(self, learn: Any) -> None:
+        if self.n_processes == 1:
+            return
+        loader = learn.dl
+        if id(loader) not in self._parts:
+            # The loader is kept too, so that no other one gets its id.
+            self._parts[id(loader)] = (loader, part_of(loader, self.rank, self.n_processes))
+        learn.dl = self._parts[id(loader)][1]
+        for name in ("seed", "epoch", "bs"):  # which may have changed since
+            if hasattr(loader, name) and learn.dl is not loader:
+                setattr(learn.dl, name, getattr(loader, name))
+
+    def before_batch(self, learn: Any) -> None:
+        if self.n_processes == 1:
+            return
+        if self._rng is not None:
+            _put_rng(self._rng)
+            self._rng = None
+        learn.share = learn.dl.sizes(learn.batch_idx) if hasattr(learn.dl, "sizes") else None
+        learn.loss_weight = None
+        if not learn.training:
+            return
+        if learn.share is not None:
+            own, joint = learn.share
+            if own * self.n_processes != joint:  # torch takes the plain mean over the processes
+                weight = own * self.n_processes / joint
+                learn.loss_weight = torch.tensor(weight, device=next(learn.model.parameters()).device)
+        if self.shard is not None:
+            learn.model.set_requires_gradient_sync(not learn.is_gathering)
+        else:
+            ddp = self._wrapped(learn.model)
+            ddp.require_backward_grad_sync = not learn.is_gathering
+            self._is_inside.append(learn.model)
+            learn.model = ddp
+
+    def _wrapped(self, model: nn.Module) -> Any:
+        made_for = [id(model), *(p.requires_grad for p in model.parameters())]
+        if self._ddp_of != made_for:  # a first time, and after freeze or unfreeze
+            self._ddp, self._ddp_of = nn.parallel.DistributedDataParallel(model, **self.kwargs), made_for
+        return self._ddp
+
+    def after_predict(self, learn: Any) -> None:
+        self._unwrap(learn)
+
+    def cleanup_batch(self, learn: Any) -> None:
+        if learn.training:
+            self._unwrap(learn)
+
+    def _unwrap(self, learn: Any) -> None:
+        if self._is_inside and learn.training:
+            learn.model = self._is_inside.pop()
+
+    # Together -------------------------------------------------------------------------------------
+
+    def at_rest(self, learn: Any) -> None:
+        """Tell the others of a signal, and hear of theirs, a step late, so that no one waits."""
+        if self.n_processes == 1 or self._is_alone:
+            return
+        if self._asked is not None:
+            signal, time_s = self._asked()
+            learn.stop_signal, learn.time_s = int(signal) or None, time_s
+        self._asked = ask([learn.heard_signal or 0, -1.0 if self.rank else time.monotonic()])
+
+    def cleanup_fit(self, learn: Any) -> None:
+        self._parts, self._is_inside = {}, []
+        learn.share = learn.loss_weight = None
+        if self.n_processes > 1 and learn.is_failing and learn.stop_signal is None:
+            fail(self.rank, sys.exc_info()[1])
+
+    # Checkpoints ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the random numbers of each process."""
+        return {"rng": from_each(self, _rng())} if self.n_processes > 1 else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back; another number of processes than there were begins with new numbers."""
+        if self.n_processes == 1:
+            return
+        states = state.get("rng", [])
+        same = len(states) == self.n_processes
+        self._rng = states[self.rank] if same else seed_of(torch.initial_seed(), self.rank)
+
+
+def _nothing(learn: Any) -> None:
+    """Take the place of the hooks that run in the first process alone."""
+
+
+def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _check_metrics(cb: Callback, metrics: MetricsCB) -> None:
+    from torcheval.metrics import Metric
+
+    for name, metric in metrics.metrics.items():
+        if not isinstance(metric, Metric):
+            raise TypeError(
+                f"{cb!r}: metric {name} is a {type(metric).__name__}, which cannot be joined over processes: "
+                "expected a torcheval.metrics.Metric, with merge_state"
+            )
+
+
+# Random numbers -----------------------------------------------------------------------------------
+
+
+def _rng() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state() if _has_cuda() else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _put_rng(state: Any) -> None:
+    if isinstance(state, int):
+        torch.manual_seed(state)
+        return
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and _has_cuda():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def _has_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

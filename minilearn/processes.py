@@ -1,0 +1,160 @@
+"""What several processes that train together agree on. With one process each of these changes nothing."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_FAILED = "minilearn/failed"  # where the first process that fails leaves its message
+_groups: dict[str, Any] = {}
+
+
+# Meeting and parting ------------------------------------------------------------------------------
+
+
+def join(device: torch.device, timeout_s: float) -> None:
+    """Meet the other processes that torchrun started, unless that was done."""
+    if _FAILED in _groups:
+        raise RuntimeError("the processes parted when a fit failed: start the script anew")
+    timeout = timedelta(seconds=timeout_s)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timeout)
+        atexit.register(_part)
+    if "control" not in _groups:
+        _groups["control"] = dist.new_group(backend="gloo", timeout=timeout)
+
+
+def _control() -> Any:
+    """Return the group for what the CPU says to the CPU, beside the tensors of training."""
+    return _groups["control"]
+
+
+def _part() -> None:
+    if dist.is_initialized() and _FAILED not in _groups:
+        dist.destroy_process_group()
+
+
+def fail(rank: int, error: BaseException | None) -> None:
+    """Leave a message for the others and part from them, or add that of the one that failed first."""
+    _groups[_FAILED] = True
+    with suppress(Exception):  # the one that had the store may be gone
+        store = dist.distributed_c10d._get_default_store()
+        own = f"process {rank}: {type(error).__name__}: {error}"
+        first = store.compare_set(_FAILED, "", own).decode()
+        if error is not None and first != own:
+            error.add_note(f"minilearn: first to fail was {first}")
+    if dist.get_backend() == "gloo":
+        dist.destroy_process_group()  # those who wait for this one get an error now
+
+
+# Asking -------------------------------------------------------------------------------------------
+
+
+def ask(values: Sequence[float]) -> Callable[[], list[float]]:
+    """Begin to exchange numbers; what is returned waits for the largest of each, over all processes."""
+    said = torch.tensor(values, dtype=torch.float64)
+    work: Any = dist.all_reduce(said, dist.ReduceOp.MAX, group=_control(), async_op=True)
+
+    def answer() -> list[float]:
+        work.wait()
+        return said.tolist()
+
+    return answer
+
+
+def from_first(learn: Any, value: Any) -> Any:
+    """Return the first process's value, in all of them; any value that can be pickled."""
+    if learn.n_processes == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_control())
+    return box[0]
+
+
+def from_each(learn: Any, value: Any) -> list[Any]:
+    """Return the values of all processes, in the order of their ranks."""
+    if learn.n_processes == 1:
+        return [value]
+    found: list[Any] = [None] * learn.n_processes
+    dist.all_gather_object(found, value, group=_control())
+    return found
+
+
+def copy_from_first(learn: Any, tensors: Iterable[Tensor]) -> None:
+    """Write the first process's values into the tensors of all of them."""
+    if learn.n_processes > 1:
+        for tensor in tensors:
+            if not is_part(tensor):  # of which each process has a part of its own
+                dist.broadcast(tensor.detach(), src=0)
+
+
+def joint_metrics(learn: Any, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics of the samples of all processes; with one process these themselves."""
+    if learn.n_processes == 1 or not metrics:
+        return metrics
+    from torcheval.metrics.toolkit import get_synced_metric_collection
+
+    return dict(get_synced_metric_collection(metrics))
+
+
+def joint_sums(learn: Any, values: Sequence[float]) -> list[float]:
+    """Return the sums of numbers over all processes."""
+    if learn.n_processes == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(sums, group=_control())
+    return sums.tolist()
+
+
+def average(learn: Any, tensors: Iterable[Tensor]) -> None:
+    """Write into each tensor its mean over all processes."""
+    if learn.n_processes > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor.div_(learn.n_processes) if tensor.is_floating_point() else tensor.floor_divide_(
+                learn.n_processes
+            )
+
+
+# Tensors in parts ---------------------------------------------------------------------------------
+
+
+def is_part(tensor: Any) -> bool:
+    """Whether a tensor is one of which each process has a part."""
+    module = sys.modules.get("torch.distributed.tensor")  # which takes long to import
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor of which each process has a part; all of them have to ask."""
+    full: Any = tensor
+    return full.full_tensor() if is_part(tensor) else tensor
+
+
+def whole_in_first(tensor: Tensor) -> Tensor:
+    """Return all of a tensor in the first process, on its CPU, and nothing of it in the others."""
+    if not is_part(tensor):
+        return tensor
+    part: Any = tensor
+    found: Tensor = part.full_tensor()
+    return found.cpu() if dist.get_rank() == 0 else found.new_empty(0)
+
+
+def like(value: Tensor, tensor: Tensor) -> Tensor:
+    """Return a whole tensor's values as `tensor` has them: the same part in each process, or all of it."""
+    if not is_part(tensor) or is_part(value):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    part: Any = tensor
+    # Each process has read the whole: nothing is to be sent.
+    return distribute_tensor(value.to(part.device), part.device_mesh, part.placements, src_data_rank=None)

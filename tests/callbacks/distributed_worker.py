@@ -1,0 +1,212 @@
+"""What the processes of test_distributed do: cases by name; the first process writes what came out."""
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from minilearn import (
+    EMACB,
+    SWACB,
+    Callback,
+    CheckpointCB,
+    DataLoaders,
+    DistributedCB,
+    GradientAccumulationCB,
+    GradientClippingCB,
+    Learner,
+    MixedPrecisionCB,
+    TensorLoader,
+    set_seed,
+)
+from minilearn.processes import from_each
+
+N_TRAIN, N_VALID, BS = 83, 20, 9  # the last batches have 2 samples each, fewer than 3 processes
+
+
+X = torch.randn(N_TRAIN + N_VALID, 6, generator=torch.Generator().manual_seed(0))
+ID_OF = {value: i for i, value in enumerate(X[:, 0].tolist())}
+
+
+def data(as_list=False):
+    x, y = X, (X[:, 0] * X[:, 1] > 0).long() + (X[:, 2] > 1).long()
+    train = TensorLoader(x[:N_TRAIN], y[:N_TRAIN], bs=BS, shuffle=not as_list)
+    valid = TensorLoader(x[N_TRAIN:], y[N_TRAIN:], bs=BS)
+    return DataLoaders(list(train), list(valid)) if as_list else DataLoaders(train, valid)
+
+
+class WatchCB(Callback):
+    """Note which samples this process had, and whether gradients are alike in all when they should be."""
+
+    order = 2000
+
+    def __init__(self):
+        self.seen, self.alike = [[], []], {"gathering": [], "step": []}
+
+    def after_batch(self, learn):
+        if learn.share is None or learn.share[0]:
+            self.seen[learn.training] += [ID_OF[value] for value in learn.xb[:, 0].tolist()]
+
+    def _is_alike(self, learn):
+        grads = from_each(learn, learn.model[0].weight.grad[0, 0].item())
+        return len(set(grads)) == 1
+
+    def after_backward(self, learn):
+        if learn.is_gathering:
+            self.alike["gathering"].append(self._is_alike(learn))
+
+    def before_step(self, learn):
+        self.alike["step"].append(self._is_alike(learn))
+
+
+def learner(cbs=(), as_list=False, shard=None, model=None):
+    rank = int(os.environ.get("RANK", 0))
+    set_seed(rank)  # weights and order would differ, if they were not the first process's
+    model = model or nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    return Learner(model, data(as_list), lr=0.02, cbs=[DistributedCB(shard=shard), *cbs])
+
+
+def said(learn, **more):
+    rows = [{k: v for k, v in row.items() if k != "time_s"} for row in learn.history]
+    weights = {
+        k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in learn.model.state_dict().items()
+    }
+    return {"rows": rows, "weights": weights, "all_rows": from_each(learn, rows), **more}
+
+
+def plain():
+    learn = learner([watch := WatchCB()])
+    learn.fit(2)
+    seen = from_each(learn, watch.seen)
+    preds, row = learn.predict(learn.dls.valid), learn.validate()
+    learn.fit(1)
+    seeds = from_each(learn, torch.initial_seed())
+    return said(learn, seen=seen, preds=preds, row=row["loss"], seeds=seeds)
+
+
+def of_a_list():
+    learn = learner(as_list=True)
+    learn.fit(2)
+    return said(learn)
+
+
+def gathered():
+    learn = learner([watch := WatchCB(), GradientAccumulationCB(4), GradientClippingCB(0.5)])
+    learn.fit(2)
+    return said(learn, alike=watch.alike)
+
+
+def averaged():
+    learn = learner([SWACB(1, every_steps=3), MixedPrecisionCB()])
+    learn.fit(2)
+    return said(learn)
+
+
+def normed():
+    """BatchNorm: nothing is compared with one process, but all processes have to agree."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    learn = learner([EMACB(0.9)], model=model)
+    learn.dls.train.drop_last = True  # BatchNorm needs two samples
+    learn.fit(2)
+    statistics = from_each(learn, [learn.model[1].running_mean, learn.model[1].running_var])
+    return said(learn, statistics=statistics)
+
+
+def found():
+    finder = learner().lr_find(n_steps=30)
+    return {"losses": finder.losses}
+
+
+def sharded():
+    learn = learner([EMACB(0.9), GradientAccumulationCB(2), GradientClippingCB(0.5)], shard=True)
+    learn.fit(2)
+    n_here = sum(p.to_local().numel() for p in learn.model.parameters()) if learn.n_processes > 1 else None
+    return said(learn, n_here=from_each(learn, n_here))
+
+
+def saver(folder, name):
+    return CheckpointCB(Path(folder) / name, every_steps=2, keep=9)
+
+
+class KillCB(Callback):
+    """End the last process, as a machine that fails does, at the second epoch's third batch."""
+
+    def before_batch(self, learn):
+        if learn.epoch == 1 and learn.batch_idx == 3 and learn.rank == learn.n_processes - 1 > 0:
+            os._exit(9)
+
+
+class RaiseCB(Callback):
+    def before_batch(self, learn):
+        if learn.epoch == 1 and learn.batch_idx == 3 and learn.rank == learn.n_processes - 1:
+            raise ValueError("a broken sample")
+
+
+class SignalCB(Callback):
+    """Send SIGTERM to one process alone."""
+
+    def before_batch(self, learn):
+        if learn.epoch == 1 and learn.batch_idx == 3 and learn.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class StopAllCB(Callback):
+    """Stop all processes at the second epoch's third batch, in the orderly way."""
+
+    def before_batch(self, learn):
+        if learn.epoch == 1 and learn.batch_idx == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def killed(folder):
+    with suppress(SystemExit):
+        learner([saver(folder, "sharded"), EMACB(0.9), StopAllCB()], shard=True).fit(3)
+    learner([saver(folder, "ddp"), EMACB(0.9), KillCB()]).fit(3)
+
+
+def resumed(folder):
+    found = {}
+    for name, shard in (("sharded", True), ("ddp", None)):
+        learn = learner([saver(folder, name), EMACB(0.9)], shard=shard)
+        learn.fit(3, resume=True)
+        found[name] = said(learn)
+    return found
+
+
+def unbroken():
+    learn = learner([EMACB(0.9)])
+    learn.fit(3)
+    return said(learn)
+
+
+CASES = (plain, of_a_list, gathered, averaged, normed, found, sharded)
+
+
+def main():
+    what, folder = sys.argv[1:]
+    rank = int(os.environ["RANK"])
+    result = None
+    if what == "cases":
+        result = {case.__name__: case() for case in CASES}
+        _write(result, folder, what, rank)
+        learner([RaiseCB()]).fit(2)
+    elif what == "killed":
+        result = {case.__name__: case() for case in CASES}
+        _write(result, folder, "cases", rank)
+        killed(folder)
+    elif what == "resumed":
+        _write(resumed(folder), folder, what, rank)
+        learner([CheckpointCB(Path(folder) / "signalled", keep=9, every_steps=1000), SignalCB()]).fit(2)
+
+
+def _write(result, folder, what, rank):
+    if rank == 0:
+        torch.save(result, Path(folder) / f"{what}-{os.environ['WORLD_SIZE']}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Real processes on gloo: what they train together is what one process trains alone."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed_worker as worker
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from minilearn import DataLoaders, DistributedCB, Learner, MetricsCB, TensorLoader
+from minilearn.data.loaders import part_of
+
+WORKER = Path(worker.__file__)
+TIMEOUT_S = 120
+
+
+def launch(n, what, folder):
+    """Start n processes, as torchrun does; return their exit codes and what each wrote to stderr."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    processes = []
+    for rank in range(n):
+        env = os.environ | {name: str(value) for name, value in shared.items()}
+        env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, str(WORKER), what, str(folder)]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True))
+    try:
+        said = [process.communicate(timeout=TIMEOUT_S) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], said
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """Each case in one process."""
+    return {case.__name__: case() for case in (*worker.CASES, worker.unbroken)}
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """Each case in two processes, and then an error in the last."""
+    codes, said = launch(2, "cases", folder)
+    return torch.load(folder / "cases-2.pt"), codes, said
+
+
+@pytest.fixture(scope="module")
+def three(folder):
+    """Each case in three processes, and then a fit that is left, and one whose last process dies."""
+    codes, said = launch(3, "killed", folder)
+    return torch.load(folder / "cases-3.pt"), codes, said
+
+
+@pytest.fixture(scope="module")
+def resumed(folder, three):
+    """The two fits gone on with in two processes, and then a SIGTERM to one of these."""
+    codes, said = launch(2, "resumed", folder)
+    return torch.load(folder / "resumed-2.pt"), codes, said
+
+
+@pytest.fixture(params=[2, 3])
+def several(request):
+    return request.getfixturevalue({2: "two", 3: "three"}[request.param])[0]
+
+
+def assert_alike(rows, others):
+    assert len(rows) == len(others)
+    for a, b in zip(rows, others, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)  # sums in another order, over 30 steps
+
+
+# One process and several --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["plain", "of_a_list", "gathered", "sharded"])
+def test_history_and_weights_are_those_of_one_process(case, several, alone):
+    assert_alike(several[case]["rows"], alone[case]["rows"])
+    for name, weight in alone[case]["weights"].items():
+        torch.testing.assert_close(several[case]["weights"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_swa_and_mixed_precision_go_with_it(several, alone):
+    for a, b in zip(several["averaged"]["rows"], alone["averaged"]["rows"], strict=True):
+        assert a["train"] == b["train"]
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-2)  # of 3 digits in bfloat16, over 18 steps
+
+
+@pytest.mark.parametrize("case", ["plain", "gathered", "averaged", "normed", "sharded"])
+def test_all_processes_have_the_same_history(case, several):
+    assert all(rows == several[case]["rows"] for rows in several[case]["all_rows"])
+
+
+def test_each_sample_is_seen_once_an_epoch_by_one_process(several):
+    valid, train = ([ids for seen in several["plain"]["seen"] for ids in seen[part]] for part in (0, 1))
+    assert sorted(train) == sorted(2 * [*range(worker.N_TRAIN)])
+    assert sorted(valid) == sorted(2 * [*range(worker.N_TRAIN, worker.N_TRAIN + worker.N_VALID)])
+
+
+def test_predict_gives_all_samples_in_order_in_each_process(several, alone):
+    torch.testing.assert_close(several["plain"]["preds"], alone["plain"]["preds"], rtol=1e-4, atol=1e-5)
+    assert several["plain"]["row"] == pytest.approx(alone["plain"]["row"], abs=1e-5)
+
+
+def test_random_numbers_differ_from_process_to_process(several):
+    seeds = several["plain"]["seeds"]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_gradients_are_joined_once_a_step_not_at_each_batch(several):
+    alike = several["gathered"]["alike"]
+    assert len(alike["step"]) == 6
+    assert all(alike["step"])
+    assert len(alike["gathering"]) == 14  # 3, 3 and 1 of each epoch's 10 batches
+    assert not any(alike["gathering"])
+
+
+def test_batchnorm_has_the_same_statistics_in_all_processes(several):
+    first, *others = several["normed"]["statistics"]
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_lr_find_finds_what_one_process_finds(several, alone):
+    assert several["found"]["losses"] == pytest.approx(alone["found"]["losses"], rel=1e-3)
+
+
+def test_sharded_each_process_has_its_part(several):
+    n_here = several["sharded"]["n_here"]
+    assert sum(n_here) == 6 * 16 + 16 + 16 * 3 + 3
+    assert max(n_here) < sum(n_here)
+
+
+# When it goes wrong -------------------------------------------------------------------------------
+
+
+def test_an_error_in_one_process_ends_all_with_its_message(two):
+    _, codes, said = two
+    assert codes == [1, 1]
+    assert "ValueError: a broken sample" in said[1][1]
+    assert "minilearn: first to fail was process 1: ValueError: a broken sample" in said[0][1]
+
+
+def test_the_death_of_one_process_ends_all(three):
+    _, codes, _ = three
+    assert codes == [1, 1, 9]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "sharded"])
+def test_two_processes_go_on_from_a_checkpoint_of_three(kind, resumed, alone):
+    found = resumed[0][kind]
+    assert_alike(found["rows"], alone["unbroken"]["rows"])
+    for name, weight in alone["unbroken"]["weights"].items():
+        torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(resumed, folder):
+    _, codes, _ = resumed
+    assert codes == [128 + signal.SIGTERM] * 2
+    assert len(list((folder / "signalled").glob("epoch-0001-train-*.pt"))) == 1
+
+
+def test_only_the_first_process_shows_progress(two):
+    _, _, said = two
+    assert "epoch 0 (1/2)" in said[0][0]
+    assert "epoch 0" not in said[1][0]
+
+
+# In one process -----------------------------------------------------------------------------------
+
+
+def test_without_torchrun_it_changes_nothing(alone):
+    learn = worker.learner()
+    learn.remove_cb(learn.cbs[-1])
+    learn.fit(2)
+    rows = [{k: v for k, v in row.items() if k != "time_s"} for row in learn.history]
+    assert rows == alone["plain"]["rows"][:4]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize(("n_samples", "bs"), [(20, 4), (83, 9), (10, 16), (9, 8)])
+def test_parts_are_the_whole_and_differ_by_at_most_a_sample(n, n_samples, bs):
+    whole = TensorLoader(torch.arange(n_samples), bs=bs, shuffle=True, seed=1)
+    parts = [part_of(whole, rank, n) for rank in range(n)]
+    for i, (batch, *of_parts) in enumerate(zip(whole, *parts, strict=True)):
+        sizes = [part.sizes(i) for part in parts]
+        assert {joint for _, joint in sizes} == {len(batch[0])}
+        assert max(own for own, _ in sizes) - min(own for own, _ in sizes) <= 1
+        kept = [part[0][:own] for part, (own, _) in zip(of_parts, sizes, strict=True)]
+        assert torch.equal(torch.cat(kept), batch[0])
+        assert all(len(part[0]) for part in of_parts)  # all have to take part in a step
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_dataloader_that_shuffles_cannot_be_divided(shuffle):
+    loader = DataLoader(TensorDataset(torch.arange(5)), batch_size=2, shuffle=shuffle)
+    if shuffle:
+        with pytest.raises(TypeError, match="gives other batches in each process: write DatasetLoader"):
+            part_of(loader, 0, 2)
+    else:
+        assert [batch[0].tolist() for batch in part_of(loader, 1, 2)] == [[1], [3], [4]]
+
+
+def test_a_generator_cannot_be_divided():
+    class Stream:
+        def __iter__(self):
+            return iter([])
+
+    with pytest.raises(TypeError, match="a Stream may give other batches in each process"):
+        part_of(Stream(), 0, 2)
+
+
+def test_arguments_are_checked():
+    with pytest.raises(TypeError, match=r"shard=3\): expected True, or classes of modules"):
+        DistributedCB(shard=3)
+    with pytest.raises(ValueError, match="expected a number > 0"):
+        DistributedCB(timeout_s=0)
+
+
+def test_a_metric_that_cannot_be_joined_is_refused_before_training():
+    class Own:
+        reset = update = compute = None
+
+    cb = DistributedCB()
+    metrics = MetricsCB()
+    metrics.metrics = {"own": Own()}
+    learn = Learner(
+        nn.Linear(2, 2), DataLoaders([(torch.zeros(2, 2), torch.zeros(2).long())]), cbs=[cb, metrics]
+    )
+    cb.n_processes = 2
+    with pytest.raises(TypeError, match="metric own is a Own, which cannot be joined over processes"):
+        cb.before_fit(learn)
