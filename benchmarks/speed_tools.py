@@ -22,6 +22,7 @@ from minilearn import (
     BatchSchedulerCB,
     ChannelsLastCB,
     CompileCB,
+    CUDAGraphCB,
     DataLoaders,
     DeviceCB,
     GradientAccumulationCB,
@@ -51,6 +52,7 @@ def variants(device: torch.device) -> dict[str, list[Any]]:
     }
     if device.type == "cuda":
         graphs = CompileCB(mode="reduce-overhead")
+        found["bf16, channels-last, captured step"] = [MixedPrecisionCB(), ChannelsLastCB(), CUDAGraphCB()]
         found["fp16 with scaler"] = [MixedPrecisionCB(torch.float16)]
         found["bf16, channels-last, CUDA graphs"] = [MixedPrecisionCB(), ChannelsLastCB(), graphs]
     return found
@@ -62,7 +64,8 @@ def learner(tools: list[Any], device: torch.device, n_steps: int) -> Learner:
     xs = torch.randn(n_steps, BS, 3, 32, 32, device=device)
     ys = torch.randint(10, (n_steps, BS), device=device)
     dls = DataLoaders(list(zip(xs, ys, strict=True)))
-    cbs = [DeviceCB(device), MetricsCB(), BatchSchedulerCB(torch.optim.lr_scheduler.OneCycleLR), *tools]
+    schedule = BatchSchedulerCB(torch.optim.lr_scheduler.OneCycleLR, cycle_momentum=False)  # for the graph
+    cbs = [DeviceCB(device), MetricsCB(), schedule, *tools]
     opt_func = partial(torch.optim.SGD, momentum=0.9)
     return Learner(resnet20(), dls, lr=0.1, cbs=cbs, opt_func=opt_func, default_cbs=False)
 

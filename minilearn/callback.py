@@ -32,6 +32,8 @@ class Callback:
             70 (averages), 80 (progress), 2000 (checkpoints): yours see batches on the device and finished
             rows, and the recorder sees the values that a step used, however the list was written.
         in_lr_find: whether it takes part in `learn.lr_find`; False for what only watches.
+        in_graph: True for what CUDAGraphCB may capture: hooks from after_predict to before_step that launch
+            kernels on the device and do nothing else.
         in_each_process: False for what is written or shown once, also where DistributedCB has several
             processes train: its hooks then run in the first alone.
 
@@ -41,6 +43,7 @@ class Callback:
 
     order: ClassVar[int] = 0
     in_lr_find: ClassVar[bool] = True
+    in_graph: ClassVar[bool] = False
     in_each_process: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

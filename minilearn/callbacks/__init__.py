@@ -6,6 +6,7 @@ from .checkpoint import CheckpointCB
 from .device import DeviceCB
 from .distributed import DistributedCB
 from .gradients import GradientAccumulationCB, GradientClippingCB
+from .graph import CUDAGraphCB
 from .hooks import HooksCB, StoreModuleStatsCB
 from .hyperparameters import ScheduleCB
 from .layout import ChannelsLastCB, CompileCB
@@ -32,6 +33,7 @@ __all__ = [
     "BatchSchedulerCB",
     "BatchSizeCB",
     "CSVLoggerCB",
+    "CUDAGraphCB",
     "ChannelsLastCB",
     "CheckpointCB",
     "CompileCB",

@@ -133,6 +133,7 @@ class GradientClippingCB(Callback):
     """
 
     order = 45
+    in_graph = True
 
     def __init__(self, max_norm: float = 1.0, norm_type: float = 2.0) -> None:
         for name, value in (("max_norm", max_norm), ("norm_type", norm_type)):

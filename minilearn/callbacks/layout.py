@@ -50,6 +50,7 @@ class CompileCB(Callback):
     """
 
     order = -20
+    in_graph = True
 
     def __init__(self, **kwargs: Any) -> None:
         self.kwargs = kwargs

@@ -32,6 +32,7 @@ class MixedPrecisionCB(Callback):
     """
 
     order = 40
+    in_graph = True
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16, init_scale: float = 2.0**16) -> None:
         if dtype not in (torch.bfloat16, torch.float16):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from test_graph import TapeCB
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
@@ -23,6 +24,7 @@ FACTORIES = {
     "ChannelsLastCB": callbacks.ChannelsLastCB,
     "CSVLoggerCB": lambda: callbacks.CSVLoggerCB(Path(tempfile.mkdtemp(dir=FOLDER.name)) / "log.csv"),
     "CheckpointCB": lambda: callbacks.CheckpointCB(tempfile.mkdtemp(dir=FOLDER.name), every_steps=2),
+    "CUDAGraphCB": TapeCB,  # on the CPU
     "CompileCB": lambda: callbacks.CompileCB(backend="eager"),  # no compiler is needed
     "DeviceCB": lambda: callbacks.DeviceCB("cpu"),
     "DistributedCB": callbacks.DistributedCB,
@@ -52,6 +54,8 @@ FACTORIES = {
 }
 NEEDS = {  # of the learner
     "SwitchPointsCB": {"opt_func": SWATS},
+    "CUDAGraphCB": {"opt_func": SGD},
+    "TapeCB": {"opt_func": SGD},
 }
 SHIPPED = {
     name: value

@@ -1,0 +1,257 @@
+"""CUDAGraphCB: a whole training step as one CUDA graph, for models whose kernels are short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..callback import Callback, Hook
+from ..data.loaders import tensors_in
+from ..optim.base import Optimizer
+from .gradients import GradientAccumulationCB
+from .precision import MixedPrecisionCB
+
+_INSIDE = ("after_predict", "after_loss", "after_backward", "before_step")
+_STEP = (
+    "predict",
+    "after_predict",
+    "get_loss",
+    "after_loss",
+    "backward",
+    "after_backward",
+    "before_step",
+    "step",
+)
+
+
+class CUDAGraphCB(Callback):
+    """Capture the training step, from forward to the optimizer's, in a CUDA graph, and replay it.
+
+    Where a model's kernels are short, launching them one by one is what takes the time; a graph launches
+    them all at once. The lr becomes a tensor on the device, which schedules write into, so that each
+    replay has the step's own; after the fit it is a number again. Metrics, records and schedules run at
+    after_step and after_batch as always. A batch of another shape, such as the last, and validation run
+    without the graph. With the data on the device too (`cifar10(device="cuda")`) there is no other wait.
+
+    Args:
+        warmup: batches before the capture, for what is set up at a first time, >= 1.
+
+    Runs at: before_fit, before_train, before_batch; cleanup_batch, cleanup_fit; order 1600; in place of
+        predict, get_loss, backward and step, whoever owns them. Writes: preds, loss; the groups' lr.
+    Raises: before training: ValueError for a model that is not on CUDA, an optimizer that is none of
+        torch's, gradients that are gathered, and for a callback with a hook between predict and step
+        that does not say `in_graph = True`: such a hook may only launch kernels, for Python runs in it no
+        more than once. While training: ValueError for another hyperparameter than the lr that changes.
+    Source: torch's notes on CUDA graphs, whole-network capture.
+    """
+
+    order = 1600
+    in_lr_find = False
+
+    def __init__(self, warmup: int = 3) -> None:
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 1:
+            raise ValueError(f"CUDAGraphCB(warmup={warmup!r}): expected a whole number of batches >= 1")
+        self.warmup = warmup
+        self._is_on = False  # the lr is a tensor
+        self._lrs: list[float] = []  # before it was one
+        self._forget()
+
+    def __repr__(self) -> str:
+        return f"CUDAGraphCB(warmup={self.warmup})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: a run that goes on captures anew."""
+        return {}
+
+    def _forget(self) -> None:
+        self._replay: Callable[[], None] | None = None
+        self._batch: Any = None  # what the graph reads from
+        self._form: list[Any] = []
+        self._preds: Any = None  # and what it writes to
+        self._loss: Any = None
+        self._modes: list[bool] = []  # of parameters and modules, when it was captured
+        self._fixed: list[tuple[dict[str, Any], str, Any]] = []  # hyperparameters that are numbers in it
+        self._n_seen = 0
+        self._is_replaying = self._is_capturing = False
+        self._on_side: Any = None  # the stream of warm-up
+
+    # Around the steps -----------------------------------------------------------------------------
+
+    def before_fit(self, learn: Any) -> None:
+        if "train" not in learn.phases:
+            return
+        self._forget()
+        self._check(learn)
+        device, self._is_on = next(learn.model.parameters()).device, True
+        self._lrs = [float(group["lr"]) for group in learn.opt.param_groups]
+        for group in learn.opt.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device).clone()
+            if "capturable" in group:
+                group["capturable"] = True
+        for state in learn.opt.state.values():  # of a kept one, that counted its steps on the CPU
+            for key, value in state.items():
+                state[key] = value.to(device) if isinstance(value, Tensor) else value
+
+    def _check(self, learn: Any) -> None:
+        if (device := self._device_of(learn)) != "cuda":
+            raise ValueError(f"{self!r}: the model is on {device}; expected one on CUDA, which has graphs")
+        if not isinstance(learn.opt, torch.optim.Optimizer) or isinstance(learn.opt, Optimizer):
+            raise ValueError(
+                f"{self!r} on {type(learn.opt).__module__}.{type(learn.opt).__name__}: expected an optimizer "
+                "of torch.optim, whose lr may be a tensor"
+            )
+        if learn.n_processes > 1 or any(isinstance(cb, GradientAccumulationCB) for cb in learn.cbs):
+            raise ValueError(f"{self!r}: expected one process, and a step at each batch: all is one graph")
+        for cb in learn.cbs:
+            if isinstance(cb, MixedPrecisionCB) and cb.dtype is torch.float16:
+                raise ValueError(f"{self!r} with {cb!r}, whose scaler waits at each step: expected bfloat16")
+            hooks = [name for name in _INSIDE if callable(getattr(cb, name, None))]
+            if hooks and not cb.in_graph:
+                raise ValueError(
+                    f"{self!r}: {cb!r}.{hooks[0]} would be captured, so that its Python runs once, not at "
+                    "each step; if all that it does is to launch kernels, set in_graph = True in its class"
+                )
+
+    def _device_of(self, learn: Any) -> str:
+        return next((p.device.type for p in learn.model.parameters()), "cpu")
+
+    def before_train(self, learn: Any) -> None:
+        modes = [p.requires_grad for p in learn.model.parameters()]
+        modes += [module.training for module in learn.model.modules()]
+        if modes != self._modes:  # a first time, or something was frozen since
+            self._forget()
+            self._modes = modes
+
+    def wrap_hook(self, name: str, hook: Hook) -> Hook:
+        """Return a hook or step that does nothing while its kernels are replayed; a predict that replays."""
+        event = name.rpartition(".")[2]
+        if event not in (*_INSIDE, "predict", "get_loss", "backward", "step"):
+            return hook
+
+        @wraps(hook)
+        def replayed(learn: Any) -> Any:
+            if event == "predict" and not self._is_capturing and learn.training and self._can_replay(learn):
+                self._replay_step(learn)
+            elif not self._is_replaying:
+                return hook(learn)
+            return None
+
+        return replayed
+
+    def before_batch(self, learn: Any) -> None:
+        self._is_replaying = False
+        if learn.training and self._replay is None and self._on_side is None:
+            self._on_side = self._side()
+            self._on_side.__enter__()
+
+    def cleanup_batch(self, learn: Any) -> None:
+        self._is_replaying = False
+        self._leave_side()
+
+    def cleanup_fit(self, learn: Any) -> None:
+        self._leave_side()
+        if self._is_on:
+            self._is_on = False
+            self._forget()
+            for i, group in enumerate(learn.opt.param_groups):
+                before = self._lrs[i] if i < len(self._lrs) else 0.0
+                is_same = torch.tensor(before, dtype=torch.float32).item() == float(group["lr"])
+                group["lr"] = before if is_same else float(group["lr"])  # with all of its digits
+
+    def _leave_side(self) -> None:
+        side, self._on_side = self._on_side, None
+        if side is not None:
+            side.__exit__(None, None, None)
+
+    # The step -------------------------------------------------------------------------------------
+
+    def _replay_step(self, learn: Any) -> None:
+        if self._replay is None:
+            self._capture(learn)
+        for group, key, value in self._fixed:
+            if group[key] != value:
+                raise ValueError(
+                    f"{self!r}: {key} is {group[key]}, and was {value} when the step was captured: expected "
+                    "that the lr alone changes; for OneCycleLR and CyclicLR: cycle_momentum=False"
+                )
+        for into, new in zip(tensors_in(self._batch), tensors_in(learn.batch), strict=True):
+            into.copy_(new)
+        assert self._replay is not None
+        self._replay()
+        self._is_replaying = True
+        # Copies, for the next replay writes to the same memory.
+        learn.preds, learn.loss = deepcopy(self._preds), self._loss.clone()
+
+    def _can_replay(self, learn: Any) -> bool:
+        form = [(t.shape, t.dtype, t.stride()) for t in tensors_in(learn.batch)]
+        if self._replay is not None:
+            return form == self._form
+        self._n_seen = self._n_seen + 1 if form == self._form else 1
+        self._form = form
+        return self._n_seen > self.warmup
+
+    def _capture(self, learn: Any) -> None:
+        batch, self._batch = learn.batch, deepcopy(learn.batch)
+        self._leave_side()
+
+        def run() -> None:
+            learn.batch = self._batch
+            for event in _STEP:
+                learn.callback(event)
+
+        self._is_capturing = True
+        try:
+            self._replay = self._captured(run)
+        finally:
+            self._is_capturing = False
+        self._preds, self._loss = _detached(learn.preds), learn.loss.detach()
+        for group in learn.opt.param_groups:
+            for p in group["params"]:
+                p.grad = None  # its memory is the graph's
+            self._fixed += [(group, k, v) for k, v in group.items() if isinstance(v, int | float | tuple)]
+        learn.batch = batch
+
+    # What is CUDA's -------------------------------------------------------------------------------
+
+    def _side(self) -> Any:
+        """Return a context for warm-up, on a stream of its own, as torch asks for before a capture."""
+        return _SideStream()
+
+    def _captured(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Capture the kernels that `run` launches, and return what launches them again."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        return graph.replay
+
+
+class _SideStream:
+    """Run what is inside a `with` on another stream, between what comes before and after it."""
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
+        self.context = torch.cuda.stream(self.stream)
+
+    def __enter__(self) -> None:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        self.context.__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        self.context.__exit__(*error)  # type: ignore[no-untyped-call]
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {key: _detached(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [_detached(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value

@@ -1,0 +1,210 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minilearn import (
+    BatchSchedulerCB,
+    Callback,
+    CUDAGraphCB,
+    DataLoaders,
+    DeviceCB,
+    GradientAccumulationCB,
+    GradientClippingCB,
+    Learner,
+    MetricsCB,
+    MixedPrecisionCB,
+    RecorderCB,
+    TensorLoader,
+    optim,
+    resnet20,
+    set_seed,
+)
+from minilearn.seeding import kept_rng
+
+SGD = partial(torch.optim.SGD, momentum=0.9)  # built fused, which reads the lr where it lies
+HAS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class Tape(TorchDispatchMode):
+    """Stand for a CUDA graph on the CPU: the operations of a step, to be done again on the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.ops.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self):
+        for func, args, kwargs, out in self.ops:
+            new = func(*args, **kwargs)
+            for a, b in zip(_tensors(out), _tensors(new), strict=True):
+                if a is not b and a.data_ptr() != b.data_ptr():
+                    a.copy_(b)
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for part in value for t in _tensors(part)] if isinstance(value, tuple | list) else []
+
+
+class TapeCB(CUDAGraphCB):
+    """CUDAGraphCB with a tape in the graph's place."""
+
+    n_captures = 0
+
+    def _device_of(self, learn):
+        self.learn = learn
+        return "cuda"
+
+    def _side(self):
+        return torch.enable_grad()
+
+    def _captured(self, run):
+        self.n_captures += 1
+        learn, tape = self.learn, Tape()
+        tensors = [*learn.model.parameters(), *learn.model.buffers()]
+        tensors += [v for s in learn.opt.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+        before = [t.detach().clone() for t in tensors]
+        with kept_rng(), tape:
+            run()
+        with torch.no_grad():  # a capture launches nothing
+            for t, value in zip(tensors, before, strict=True):
+                t.copy_(value)
+        return lambda: _no_grad(tape.replay)
+
+
+def _no_grad(function):
+    with torch.no_grad():
+        function()
+
+
+def learner(cbs, n=52, opt_func=SGD, **kwargs):
+    set_seed(0)
+    x = torch.randn(n, 6)
+    y = (x[:, 0] > 0).long()
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    dls = DataLoaders(TensorLoader(x, y, bs=8, shuffle=True), TensorLoader(x, y, bs=8))
+    default = [DeviceCB("cpu"), MetricsCB()]
+    return Learner(model, dls, lr=0.125, opt_func=opt_func, cbs=[*default, *cbs], default_cbs=False, **kwargs)
+
+
+def both(cbs, **kwargs):
+    """Return learners of a fit of two epochs, as it is and captured."""
+    found = []
+    for more in ([], [TapeCB()]):
+        learn = learner([*cbs(), *more], **kwargs)
+        learn.fit(2)
+        found.append(learn)
+    return found
+
+
+def rows(learn):
+    return [{k: v for k, v in row.items() if k != "time_s"} for row in learn.history]
+
+
+def test_a_captured_fit_is_the_eager_one_bit_for_bit():
+    plain, captured = both(lambda: [GradientClippingCB(0.5)])
+    assert rows(plain) == rows(captured)
+    for a, b in zip(plain.model.state_dict().values(), captured.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_step_is_captured_once_and_the_last_batch_runs_without_it():
+    learn = learner([cb := TapeCB()])
+    learn.fit(2)  # 6 batches of 8 and one of 4, twice
+    assert cb.n_captures == 1
+
+
+def test_mixed_precision_is_captured_with_it():
+    plain, captured = both(lambda: [MixedPrecisionCB()])
+    assert rows(plain) == rows(captured)
+
+
+def test_the_recorder_sees_each_steps_own_lr_and_loss():
+    plain, captured = both(lambda: [BatchSchedulerCB(CosineAnnealingLR), RecorderCB()])
+    recs = [next(cb for cb in learn.cbs if isinstance(cb, RecorderCB)).recs for learn in (plain, captured)]
+    assert recs[0]["loss"] == pytest.approx(recs[1]["loss"], rel=1e-5)  # on the device the lr is a float32
+    assert recs[0]["lr"] == pytest.approx(recs[1]["lr"], rel=1e-6)
+    assert len(set(recs[1]["loss"])) == 14
+
+
+def test_after_the_fit_the_lr_is_a_number_again_and_a_second_fit_captures_anew():
+    learn = learner([BatchSchedulerCB(CosineAnnealingLR), cb := TapeCB()])
+    learn.fit(1)
+    assert learn.opt.param_groups[0]["lr"] == 0.125
+    assert type(learn.opt.param_groups[0]["lr"]) is float
+    learn.fit(1)
+    assert cb.n_captures == 2
+
+
+def test_a_number_without_an_end_in_float32_comes_back_whole():
+    learn = learner([BatchSchedulerCB(CosineAnnealingLR), TapeCB()])
+    learn.fit(1, lr=0.1)
+    assert learn.opt.param_groups[0]["lr"] == 0.1
+
+
+def test_a_step_is_captured_anew_after_freeze():
+    class FreezeCB(Callback):
+        def before_epoch(self, learn):
+            if learn.epoch == 1:
+                learn.freeze("0")
+
+    learn = learner([FreezeCB(), cb := TapeCB(warmup=1)], n=48)
+    learn.fit(2)
+    assert cb.n_captures == 2
+
+
+def test_a_momentum_that_changes_is_refused_with_what_to_do():
+    learn = learner([BatchSchedulerCB(OneCycleLR), TapeCB()])
+    with pytest.raises(ValueError, match=r"momentum is 0\.\d+, and was .* cycle_momentum=False"):
+        learn.fit(1)
+
+
+def test_a_hook_inside_the_step_has_to_say_that_it_can_be_captured():
+    class NoteCB(Callback):
+        def after_loss(self, learn):
+            pass
+
+    with pytest.raises(ValueError, match=r"NoteCB\(\)\.after_loss would be captured.*in_graph = True"):
+        learner([NoteCB(), TapeCB()]).fit(1)
+
+
+@pytest.mark.parametrize(
+    ("cbs", "opt_func", "message"),
+    [
+        ([CUDAGraphCB()], SGD, r"CUDAGraphCB\(warmup=3\): the model is on cpu"),
+        ([TapeCB()], optim.Adam, r"minilearn\.optim\.adam\.Adam: expected an optimizer of torch\.optim"),
+        ([TapeCB(), GradientAccumulationCB(2)], SGD, "expected one process, and a step at each batch"),
+    ],
+)
+def test_what_cannot_be_captured_is_refused_before_training(cbs, opt_func, message):
+    with pytest.raises(ValueError, match=message):
+        learner(cbs, opt_func=opt_func).fit(1)
+
+
+def test_warmup_is_checked():
+    with pytest.raises(ValueError, match="expected a whole number of batches >= 1"):
+        CUDAGraphCB(0)
+
+
+@pytest.mark.gpu
+@HAS_CUDA
+def test_on_cuda_a_captured_fit_is_the_eager_one(tmp_path):
+    losses = []
+    for more in ([], [CUDAGraphCB()]):
+        set_seed(0)
+        x, y = torch.randn(640, 3, 32, 32), torch.randint(10, (640,))
+        dls = DataLoaders(TensorLoader(x, y, bs=64, device="cuda"))
+        cbs = [BatchSchedulerCB(CosineAnnealingLR), MixedPrecisionCB(), *more]
+        learn = Learner(resnet20(), dls, lr=0.1, opt_func=partial(torch.optim.SGD, momentum=0.9), cbs=cbs)
+        learn.fit(2)
+        losses.append([row["loss"] for row in learn.history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
