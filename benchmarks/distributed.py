@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -88,7 +87,7 @@ def fsdp_s(model: Model, n: int) -> float:
 
 def plan(model: Model) -> list[tuple[str, ...]]:
     """Return a row for each number of GPUs."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     whole = 16 * model.n_params  # weights, gradients and Adam's two moments, float32
     for n in (8, 64, 256, 1024):
         share = model.batch / n
@@ -238,8 +237,8 @@ def main() -> None:
     if args.write:
         page = PAGE.read_text()
         for name, text in texts.items():
-            new = f"<!-- {name} -->\n{text}\n<!-- end -->"
-            page = re.sub(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, new=new: new, page, flags=re.DOTALL)
+            before, rest = page.split(f"<!-- {name} -->\n")
+            page = f"{before}<!-- {name} -->\n{text}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
         PAGE.write_text(page)
 
 

@@ -18,6 +18,7 @@ def load(name):
     sys.path.insert(0, str(FOLDER))  # as `python benchmarks/...` has it
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
@@ -141,3 +142,40 @@ def test_checkpoint_prints_its_share_and_size(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "at one every 2 steps" in said
     assert float(re.search(r"\((\d\.\d+) times its tensors\)", said)[1]) > 1
+
+
+# Many processes -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def distributed():
+    return load("distributed")
+
+
+def test_an_exchange_is_the_nodes_and_then_the_networks(distributed):
+    # 8 in a node: 7/8 of the bytes over NVLink. 16: and half of an eighth over the network.
+    assert distributed.exchange_s(360e9, 8) == 7 / 8
+    assert distributed.exchange_s(360e9, 16) == pytest.approx(7 / 8 + 360 / 8 / 2 / 40)
+    assert distributed.exchange_s(1e9, 1) == 0
+
+
+def test_plan_says_what_limits(distributed):
+    model = distributed.Model("small", 1e9, 400e9, False, 64)  # 1 ms a sample
+    rows = {row[0]: row for row in distributed.plan(model)}
+    # 8 GPUs: 8 samples each; the all-reduce of 4 GB, twice, takes 19.4 ms.
+    assert rows["8"][1:6] == ("DDP", "8", "8.0", "8.00", "19.4")
+    assert rows["8"][6] == "16.0"
+    assert rows["8"][-1] == "the exchange of gradients"
+    assert rows["1024"][-1] == "a batch of 64: less than a sample for each"
+    large = distributed.Model("large", 10e9, 400e12, False, 4096)
+    assert distributed.plan(large)[0][1:7] == ("shard=...", "512", "512000.0", "60.00", "194.4", "20.0")
+
+
+def test_page_has_the_plan_as_it_is_computed(distributed):
+    assert distributed.plans() in distributed.PAGE.read_text()
+
+
+def test_two_processes_are_measured(distributed):
+    said = distributed.measure(rounds=1, steps=1, bs=8)
+    assert re.search(r"gain +\d+\.\d\d", said)
+    assert re.search(r"all-reduce +\d+\.\d\d ms for 1\.0\d MB of gradients", said)

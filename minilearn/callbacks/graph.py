@@ -234,7 +234,7 @@ class _SideStream:
     """Run what is inside a `with` on another stream, between what comes before and after it."""
 
     def __init__(self) -> None:
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.context = torch.cuda.stream(self.stream)
 
     def __enter__(self) -> None:
@@ -242,7 +242,7 @@ class _SideStream:
         self.context.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
-        self.context.__exit__(*error)  # type: ignore[no-untyped-call]
+        self.context.__exit__(*error)
         torch.cuda.current_stream().wait_stream(self.stream)
 
 

@@ -74,8 +74,8 @@ class MetricsCB(Callback):
         """Return the metrics, the sums of the phase, over all processes, and the time that it took so far."""
         elapsed_s, total, n = time.perf_counter() - self._start_s, self._sum, self._n
         if self.n_processes > 1 and total is not None:
-            joint, n = joint_sums(self, [total.item(), n])
-            total = torch.full_like(total, joint)
+            joint, n_joint = joint_sums(self, [total.item(), n])
+            total, n = torch.full_like(total, joint), int(n_joint)
         return {"metrics": joint_metrics(self, self.metrics), "sum": total, "n": n, "elapsed_s": elapsed_s}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
