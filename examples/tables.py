@@ -143,6 +143,23 @@ def swa_row() -> str:
     )
 
 
+def speedrun_row() -> str:
+    """Return what the fast run of CIFAR-10 reached, and when."""
+    found = result("cifar10_speedrun")
+    head = ("data", "epochs", "eval accuracy, ten views", "one view", "seconds", "n", "device")
+    times_s = found["time_s"]
+    row = (
+        found["data"],
+        str(found["history"][-1]["epoch"] + 1),
+        said(found["accuracy"]),
+        said(found["one_view"]),
+        f"{sum(times_s) / len(times_s):.0f}",
+        str(found["n"]),
+        _on(found),
+    )
+    return f"{_table(head, row)}\n\nMade by\n\n    $ {found['command']}"
+
+
 def swats_rows() -> str:
     """Return document 004's experiments: accuracy, published and here, and how many tensors switched."""
     found = result("swats_cpu")
@@ -234,6 +251,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "optimizer_state": state_rows,
     "swa": swa_row,
     "cifar10_schedules": cifar_rows,
+    "cifar10_speedrun": speedrun_row,
     "swats": swats_rows,
     "swats, switches": swats_points,
     "mnist_optimizers": mnist_rows,

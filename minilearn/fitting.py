@@ -21,6 +21,7 @@ def fit_of(learn: Any, cbs: Any) -> Iterator[None]:
     learn.found_modes, n_scopes = {m: m.training for m in learn.model.modules()}, len(learn.scopes)
     learn.epoch = learn.n_steps = learn.batch_idx = 0
     learn.is_gathering = False
+    learn.rank, learn.n_processes = 0, 1  # unless DistributedCB says otherwise
     with learn.extra_cbs(cbs):
         try:
             for cb in learn.cbs:
@@ -48,7 +49,8 @@ def phase_of(learn: Any, dl: Any, training: bool) -> Iterator[None]:
     modes = []
     if {"train", "validate"} & set(learn.scopes):
         modes = [(m, m.training, learn.found_modes.get(m)) for m in learn.model.modules()]
-        outer |= {name: getattr(learn, name) for name in ("batch", "batch_idx", "preds", "loss")}
+        inner = ("batch", "batch_idx", "preds", "loss", "share", "loss_weight")
+        outer |= {name: getattr(learn, name) for name in inner}
     try:
         learn.dl, learn.training = dl, training
         set_mode(learn)

@@ -78,6 +78,13 @@ def said(learn, **more):
     return {"rows": rows, "weights": weights, "all_rows": from_each(learn, rows), **more}
 
 
+class ValidateCB(Callback):
+    """Validate in the middle of a batch, whose own share must stay what it is."""
+
+    def after_step(self, learn):
+        learn.validate()
+
+
 def plain():
     learn = learner([watch := WatchCB()])
     learn.fit(2)
@@ -89,7 +96,7 @@ def plain():
 
 
 def of_a_list():
-    learn = learner(as_list=True)
+    learn = learner([ValidateCB()], as_list=True)
     learn.fit(2)
     return said(learn)
 
