@@ -29,8 +29,9 @@ class Callback:
     Class attributes, both inherited:
         order: callbacks run from low to high at each event, equal ones in the order of the list.
             Shipped ones use -100 (device), -50 (metrics), 0 (yours), 50 (recorder), 60 (schedulers),
-            70 (averages), 80 (progress), 1500 (processes), 2000 (checkpoints): yours see batches on the device and finished
-            rows, and the recorder sees the values that a step used, however the list was written.
+            70 (averages), 80 (progress), 1500 (processes), 2000 (checkpoints): yours see batches on the
+            device and finished rows, and the recorder sees the values that a step used, however the list
+            was written.
         in_lr_find: whether it takes part in `learn.lr_find`; False for what only watches.
         in_graph: True for what CUDAGraphCB may capture: hooks from after_predict to before_step that launch
             kernels on the device and do nothing else.
