@@ -232,7 +232,8 @@ def main() -> None:
     texts = {"plan": plans()}
     if not args.plan:
         indented = measure(args.rounds, args.steps, args.bs).replace("\n", "\n    ")
-        texts["measured"] = f"    $ python benchmarks/distributed.py\n    {indented}"
+        command = " ".join(["python benchmarks/distributed.py", *sys.argv[1:]])
+        texts["measured"] = f"    $ {command}\n    {indented}"
     print("\n\n".join(texts.values()))
     if args.write:
         page = PAGE.read_text()
