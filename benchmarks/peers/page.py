@@ -21,14 +21,20 @@ INTRO = """\
 The same models, data, optimizer, schedule and metrics in each, measured by `benchmarks/peers.py`. **loop** is
 what a step costs: a 784-32-10 MLP, batches of 64 that are ready in memory, AdamW under OneCycleLR, loss and
 accuracy tracked; from the start of an epoch to that of the next in the middle of a fit, so that what a fit
-sets up once is not in it. **fashion** is document 003's experiment, from files on disk to a trained model: a
-small CNN on Fashion-MNIST, batches of 512, AdamW under OneCycleLR up to 5e-2, each epoch with its validation;
-each framework has a loader of its own docs, and much of the difference is that loader's. Where it has
-workers, their number is the quicker of none and one for each core. Each time is the median of rounds in which
-all have their turn, each in a process of its own, after imports and a warm-up; "x usual" is the median of the
-ratios to the usual loop in the same round. That loop is the one of most tutorials: a part of minilearn's gain
-on it is that AdamW is fused where it can be (as in the HF Trainer), which others leave to their users. A loop
-by hand with minilearn's settings is in `benchmarks/overhead.py`.
+sets up once is not in it.
+{fashion}
+Each time is the median of rounds in which all have their turn, each in a process of its own, after imports
+and a warm-up; "x usual" is the median of the ratios to the usual loop in the same round. That loop is the one
+of most tutorials: a part of minilearn's gain on it is that AdamW is fused where it can be (as in the HF
+Trainer), which others leave to their users. A loop by hand with minilearn's settings is in
+`benchmarks/overhead.py`.
+"""
+
+FASHION = """
+**fashion** is document 003's experiment, from files on disk to a trained model: a small CNN on Fashion-MNIST,
+batches of 512, AdamW under OneCycleLR up to 5e-2, each epoch with its validation; each framework has a
+loader of its own docs, and much of the difference is that loader's. Where it has workers, their number is the
+quicker of none and one for each core.
 """
 
 
@@ -78,7 +84,11 @@ def page(results: dict[str, Any]) -> str:
         for table in tables
     )
     commands = dict.fromkeys(table["command"] for table in tables)
-    parts = [INTRO, "Measured on: " + " / ".join(machines) + ".\n"]
+    has_fashion = any(table["workload"] == "fashion" for table in tables)
+    parts = [
+        INTRO.format(fashion=FASHION if has_fashion else ""),
+        "Measured on: " + " / ".join(machines) + ".\n",
+    ]
     parts += ["".join(f"    {command}\n" for command in commands)]
     parts += ["![Times of each framework, as multiples of the usual loop's](peers.png)\n"]
     parts += [f"## {heading(table)}\n\n{markdown_of(table)}" for table in tables]
