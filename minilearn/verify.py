@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any
@@ -21,7 +20,7 @@ from .callbacks.loggers import CSVLoggerCB, TensorBoardCB
 from .callbacks.progress import ProgressCB
 from .checkpoint import Saved, capture, position_of
 from .checks import is_whole
-from .data.loaders import n_batches
+from .data.loaders import n_batches, tensors_in
 from .seeding import kept_rng, set_seed
 from .state import differences
 from .weights import tensors_by_name
@@ -154,17 +153,9 @@ class _TraceCB(Callback):
 
 def _digest(value: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for t in _tensors_in(value):
+    for t in tensors_in(value):
         digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors_in(item)
 
 
 def _copy(learn: Any) -> Any:

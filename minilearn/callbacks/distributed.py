@@ -6,11 +6,10 @@ import inspect
 import os
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..callback import Callback, Hook
 from ..data.loaders import part_of
@@ -20,6 +19,7 @@ from .device import DeviceCB, default_device
 from .metrics import MetricsCB
 from .precision import MixedPrecisionCB
 from .predictions import PredictionsCB
+from .stop import tensors_of
 
 
 class DistributedCB(Callback):
@@ -107,7 +107,7 @@ class DistributedCB(Callback):
         if not self._is_seeded:  # the first fit
             self._is_seeded = True
             learn.model.to(device)
-            copy_from_first(learn, _tensors_of(learn.model))
+            copy_from_first(learn, tensors_of(learn.model))
             if self.rank:
                 torch.manual_seed(seed_of(torch.initial_seed(), self.rank))
         if self.shard is not None and not any(is_part(p) for p in learn.model.parameters()):
@@ -181,7 +181,7 @@ class DistributedCB(Callback):
     def before_validate(self, learn: Any) -> None:
         if self.n_processes == 1 or any(isinstance(cb, PredictionsCB) for cb in learn.cbs):
             return  # predict: all of the samples, in each process
-        copy_from_first(learn, (b for b in learn.model.buffers()))
+        copy_from_first(learn, learn.model.buffers())
         self._divide(learn)
 
     def _divide(self, learn: Any) -> None:
@@ -270,11 +270,6 @@ class DistributedCB(Callback):
 
 def _nothing(learn: Any) -> None:
     """Take the place of the hooks that run in the first process alone."""
-
-
-def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
 
 
 def _check_metrics(cb: Callback, metrics: MetricsCB) -> None:

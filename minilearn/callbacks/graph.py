@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback, Hook
-from ..data.loaders import tensors_in
+from ..data.loaders import map_tensors, tensors_in
 from ..optim.base import Optimizer
 from .gradients import GradientAccumulationCB
 from .precision import MixedPrecisionCB
@@ -209,7 +209,7 @@ class CUDAGraphCB(Callback):
             self._replay = self._captured(run)
         finally:
             self._is_capturing = False
-        self._preds, self._loss = _detached(learn.preds), learn.loss.detach()
+        self._preds, self._loss = map_tensors(Tensor.detach, learn.preds), learn.loss.detach()
         for group in learn.opt.param_groups:
             for p in group["params"]:
                 p.grad = None  # its memory is the graph's
@@ -244,14 +244,3 @@ class _SideStream:
     def __exit__(self, *error: Any) -> None:
         self.context.__exit__(*error)
         torch.cuda.current_stream().wait_stream(self.stream)
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        return {key: _detached(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [_detached(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value

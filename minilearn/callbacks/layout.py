@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..callback import Callback
-from ..data.loaders import with_inputs
+from ..data.loaders import map_tensors, with_inputs
 from ..optim.groups import keep_order_of_memory
 
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record CUDA graphs
@@ -31,7 +30,7 @@ class ChannelsLastCB(Callback):
         keep_order_of_memory(learn.opt)
 
     def before_batch(self, learn: Any) -> None:
-        learn.batch = with_inputs(learn.batch, _channels_last(learn.xb))
+        learn.batch = with_inputs(learn.batch, map_tensors(_channels_last, learn.xb))
 
 
 class CompileCB(Callback):
@@ -77,12 +76,5 @@ class CompileCB(Callback):
             learn.preds = learn.preds.clone()
 
 
-def _channels_last(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
-    if isinstance(value, Mapping):
-        return {key: _channels_last(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [_channels_last(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+def _channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t

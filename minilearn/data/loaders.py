@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from itertools import islice
 from typing import Any
@@ -21,7 +21,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ..seeding import kept_rng
 from .datasets import DatasetLoader
-from .resumable import ResumableLoader, TensorLoader
+from .resumable import ResumableLoader, TensorLoader, share_of
 
 
 class DataLoaders:
@@ -199,9 +199,11 @@ class Rows:
         n = next((len(t) for t in tensors_in(batch)), None)
         if n is None:
             raise TypeError(f"a batch without a tensor, {_short(batch)}, cannot be divided over processes")
-        first, stop = n * self.rank // self.n, n * (self.rank + 1) // self.n
+        first, stop = share_of(n, self.rank, self.n)
         self._sizes = (stop - first, n)
-        return _rows(batch, n, first, max(stop, first + 1))
+        rows = slice(first, max(stop, first + 1))
+        # A tensor of another length has no rows.
+        return map_tensors(lambda t: t[rows] if t.ndim and len(t) == n else t, batch)
 
 
 def tensors_in(part: Any) -> Iterator[Tensor]:
@@ -213,14 +215,14 @@ def tensors_in(part: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def _rows(part: Any, n: int, first: int, stop: int) -> Any:
-    """Return rows of the tensors in a batch, however nested; a tensor of another length has no rows."""
+def map_tensors(function: Callable[[Tensor], Tensor], part: Any) -> Any:
+    """Return a batch, however nested, with a function of each of its tensors in that tensor's place."""
     if isinstance(part, Tensor):
-        return part[first:stop] if part.ndim and len(part) == n else part
+        return function(part)
     if isinstance(part, Mapping):
-        return {key: _rows(item, n, first, stop) for key, item in part.items()}
+        return {key: map_tensors(function, item) for key, item in part.items()}
     if isinstance(part, tuple | list):
-        items = [_rows(item, n, first, stop) for item in part]
+        items = [map_tensors(function, item) for item in part]
         return type(part)(*items) if hasattr(part, "_fields") else type(part)(items)
     return part
 

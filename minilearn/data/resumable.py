@@ -12,6 +12,11 @@ from torch import Tensor
 from ..seeding import generator_of
 
 
+def share_of(n: int, rank: int, n_parts: int) -> tuple[int, int]:
+    """Return from where to where part `rank` of n samples goes; parts differ by at most a sample."""
+    return n * rank // n_parts, n * (rank + 1) // n_parts
+
+
 class ResumableLoader:
     """Give batches in an order that is a pure function of (seed, epoch), from any batch on.
 
@@ -55,9 +60,9 @@ class ResumableLoader:
 
     def sizes(self, i: int) -> tuple[int, int]:
         """Return how many samples batch i has in this part, and how many in all."""
-        rank, n = self.part
         joint = min(self.bs, self.n_samples - i * self.bs)
-        return joint * (rank + 1) // n - joint * rank // n, joint
+        first, stop = share_of(joint, *self.part)
+        return stop - first, joint
 
     def span(self, i: int) -> tuple[int, int]:
         """Return where batch i lies in the order, from and to; of a part, its own samples.
@@ -65,7 +70,7 @@ class ResumableLoader:
         A part that has none has the next one, for all processes have to take part in a step.
         """
         own, joint = self.sizes(i)
-        first = i * self.bs + joint * self.part[0] // self.part[1]
+        first = i * self.bs + share_of(joint, *self.part)[0]
         return first, first + max(own, 1)
 
     def order(self) -> Tensor:
