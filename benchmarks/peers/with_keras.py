@@ -8,12 +8,11 @@ from typing import Any, cast
 os.environ["KERAS_BACKEND"] = "torch"  # before Keras is imported, which reads it then
 
 import keras
-import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
-from work import FASHION_BS, FASHION_LR, LOOP_LR, MEAN, STD, Fit, Ready, Trained, torchvision_sets
+from work import FASHION_BS, FASHION_LR, LOOP_LR, Fit, Ready, Trained, numpy_sets
 
 from minilearn import MLP, StridedCNN
 
@@ -87,13 +86,7 @@ def loop(ready: Ready, n_epochs: int, device: torch.device) -> Fit:
 
 
 def fashion(n_epochs: int, device: torch.device) -> Trained:
-    (x, y), valid = (
-        (
-            ((dataset.data.numpy()[:, None].astype(np.float32) / 255 - MEAN[0]) / STD[0]),
-            dataset.targets.numpy(),
-        )
-        for dataset in torchvision_sets()
-    )
+    (x, y), valid = numpy_sets()
     model = model_of(StridedCNN(), FASHION_LR)
     history = model.fit(
         x,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from skorch import NeuralNetClassifier
 from skorch.callbacks import EpochScoring, LRScheduler
@@ -12,7 +11,7 @@ from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
-from work import FASHION_BS, FASHION_LR, LOOP_LR, MEAN, STD, Fit, Ready, Trained, torchvision_sets, workers
+from work import FASHION_BS, FASHION_LR, LOOP_LR, Fit, Ready, Trained, numpy_sets, workers
 
 from minilearn import MLP, StridedCNN
 
@@ -71,13 +70,7 @@ def loop(ready: Ready, n_epochs: int, device: torch.device) -> Fit:
 
 
 def fashion(n_epochs: int, device: torch.device) -> Trained:
-    (x, y), valid = (
-        (
-            ((dataset.data.numpy()[:, None].astype(np.float32) / 255 - MEAN[0]) / STD[0]),
-            dataset.targets.numpy(),
-        )
-        for dataset in torchvision_sets()
-    )
+    (x, y), valid = numpy_sets()
     net = net_of(
         StridedCNN(),
         FASHION_LR,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -70,6 +71,14 @@ def torchvision_sets() -> tuple[FashionMNIST, FashionMNIST]:
     transform = Compose([ToTensor(), Normalize(MEAN, STD)])
     root = os.environ["MINILEARN_DATA"]
     return FashionMNIST(root, True, transform), FashionMNIST(root, False, transform)
+
+
+def numpy_sets() -> list[tuple[Any, Any]]:
+    """Return the same as numpy arrays, normalized at once: pairs of float32 (N, 1, 28, 28) and int64 (N,)."""
+    return [
+        ((dataset.data.numpy()[:, None].astype(np.float32) / 255 - MEAN[0]) / STD[0], dataset.targets.numpy())
+        for dataset in torchvision_sets()
+    ]
 
 
 n_workers = 0  # of DataLoaders; set from outside before "fashion" begins
