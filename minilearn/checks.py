@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import os
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -59,6 +61,17 @@ def check_fit(learn: Any, n_epochs: Any, train: bool, valid: bool, resume: Any =
             )
     if valid:
         check_not_empty("valid", learn.dls.valid)
+
+
+def check_alone(learn: Any) -> None:
+    """Warn where several processes were started, and each is about to train alone."""
+    n = os.environ.get("WORLD_SIZE", "1")
+    if learn.n_processes == 1 and n != "1" and not torch.distributed.is_initialized():
+        warnings.warn(
+            f"WORLD_SIZE is {n}, so {n} processes were started, but there is no DistributedCB: each of them "
+            "trains on all of the data, alone",
+            stacklevel=5,
+        )
 
 
 def is_whole(value: Any, low: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .callbacks.predictions import PredictionsCB
-from .checks import check_batch, infer_loss
+from .checks import check_alone, check_batch, infer_loss
 from .data.loaders import DataLoaders, check_not_empty, n_batches, peek
 from .optim.groups import build_opt, check_kept, check_step, set_lr
 
@@ -26,6 +26,7 @@ def fit_of(learn: Any, cbs: Any) -> Iterator[None]:
         try:
             for cb in learn.cbs:
                 cb.prepare(learn)
+            check_alone(learn)
             yield
             learn.batch = learn.preds = None  # they and the last graph take memory
             learn.loss = learn.loss.detach() if isinstance(learn.loss, torch.Tensor) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -27,7 +28,14 @@ def join(device: torch.device, timeout_s: float) -> None:
     timeout = timedelta(seconds=timeout_s)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timeout)
+        try:
+            dist.init_process_group(backend, timeout=timeout)
+        except RuntimeError as error:
+            error.add_note(
+                f"minilearn: process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} waited up to "
+                f"{timeout_s} s for the others: all have to call fit, or validate"
+            )
+            raise
         atexit.register(_part)
     if "control" not in _groups:
         _groups["control"] = dist.new_group(backend="gloo", timeout=timeout)
@@ -45,6 +53,8 @@ def _part() -> None:
 
 def fail(rank: int, error: BaseException | None) -> None:
     """Leave a message for the others and part from them, or add that of the one that failed first."""
+    if _FAILED in _groups:
+        return
     _groups[_FAILED] = True
     with suppress(Exception):  # the one that had the store may be gone
         store = dist.distributed_c10d._get_default_store()

@@ -50,14 +50,17 @@ class DistributedCB(Callback):
         timeout_s: seconds after which a process gives up waiting for another.
         **kwargs: DistributedDataParallel's or fully_shard's, such as find_unused_parameters, mp_policy.
 
-    Runs at: before_fit, _train, _validate, _batch; after_predict; at_rest; cleanup_batch, _fit; order 1500.
+    Runs at: before_fit, _train, _validate, _batch; after_predict; at_rest; cleanup_batch, _train, _fit; order
+        1500.
         Writes: rank, n_processes, share, loss_weight; dl (its own part of each batch); for the time of a
         predict in training, model; a first time, the weights (the first process's).
     Raises: before training: TypeError for a loader that cannot be divided, and for a metric that cannot be
         joined; ValueError for the wrong kind of device, or processes that differ in what they go on from.
+        In training: RuntimeError for processes that went apart.
     Differs: from the usual scripts, where the batch size is that of one process. A backward of your own
         multiplies the loss by learn.loss_weight, where it is not None. A callback that cancels has to do so
-        in all processes alike: by the history or the number of steps, not by its own batch.
+        in all processes alike: by the history or the number of steps, not by its own batch. Where one went
+        another way, all end with an error, at the latest when they have waited for timeout_s.
     """
 
     order = 1500
@@ -73,6 +76,7 @@ class DistributedCB(Callback):
             raise TypeError(f"DistributedCB(shard={shard!r}): expected True, or classes of modules")
         if not timeout_s > 0:
             raise ValueError(f"DistributedCB(timeout_s={timeout_s!r}): expected a number > 0")
+        _check_kwargs(kwargs, shard)
         self.shard, self.timeout_s, self.kwargs = shard, timeout_s, kwargs
         self.rank, self.n_processes = (int(os.environ.get(k, v)) for k, v in (("RANK", 0), ("WORLD_SIZE", 1)))
         self._ddp: Any = None
@@ -95,6 +99,8 @@ class DistributedCB(Callback):
             raise ValueError("several DistributedCB: expected one")
         learn.rank, learn.n_processes = self.rank, self.n_processes
         learn.share = learn.loss_weight = learn.time_s = None
+        if self.shard is not None:
+            self._to_shard(learn.model)
         if self.n_processes == 1:
             return
         self._is_alone = any(isinstance(cb, PredictionsCB) for cb in learn.cbs)
@@ -128,17 +134,21 @@ class DistributedCB(Callback):
             torch.cuda.set_device(local)
         return device
 
+    def _to_shard(self, model: nn.Module) -> list[nn.Module]:
+        """Return the modules that are sharded each on its own."""
+        if self.shard is True:
+            return [m for m in model.children() if any(True for _ in m.parameters())]
+        parts = [m for m in model.modules() if m is not model and isinstance(m, self.shard)]  # type: ignore[arg-type]
+        if not parts:
+            raise ValueError(f"{self!r}: the model has no such module")
+        return parts
+
     def _shard(self, model: nn.Module, device: torch.device) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         kwargs = {"mesh": init_device_mesh(device.type, (self.n_processes,))} | self.kwargs
-        parts = [m for m in model.children() if any(True for _ in m.parameters())]
-        if self.shard is not True:
-            parts = [m for m in model.modules() if m is not model and isinstance(m, self.shard)]  # type: ignore[arg-type]
-            if not parts:
-                raise ValueError(f"{self!r}: the model has no such module")
-        for part in [*parts, model]:
+        for part in [*self._to_shard(model), model]:
             fully_shard(part, **kwargs)
 
     # A fit ----------------------------------------------------------------------------------------
@@ -239,13 +249,43 @@ class DistributedCB(Callback):
     # Together -------------------------------------------------------------------------------------
 
     def at_rest(self, learn: Any) -> None:
-        """Tell the others of a signal, and hear of theirs, a step late, so that no one waits."""
+        """Exchange signals, a step late, so that no one waits; between the loops at once."""
+        self._exchange(learn, wait="train" not in learn.scopes and "validate" not in learn.scopes)
+
+    def cleanup_train(self, learn: Any) -> None:
+        """See that all have left the training, before they exchange anything else."""
+        if not learn.is_failing:
+            self._exchange(learn, wait=True)
+
+    def _exchange(self, learn: Any, wait: bool) -> None:
         if self.n_processes == 1 or self._is_alone:
             return
         if self._asked is not None:
-            signal, time_s = self._asked()
-            learn.stop_signal, learn.time_s = int(signal) or None, time_s
-        self._asked = ask([learn.heard_signal or 0, -1.0 if self.rank else time.monotonic()])
+            self._hear(learn)
+        phase = 4 * len(learn.scopes) + 2 * wait + learn.training  # another one at each place that calls this
+        place = [learn.epoch, learn.batch_idx, learn.n_steps, phase]
+        time_s = -1.0 if self.rank else time.monotonic()
+        self._asked = ask([learn.heard_signal or 0, time_s, *place, *(-x for x in place)])
+        if wait:
+            self._hear(learn)
+
+    def _hear(self, learn: Any) -> None:
+        signal, time_s, *places = self._asked()
+        self._asked = None
+        learn.stop_signal, learn.time_s = int(signal) or None, time_s
+        highest, lowest = places[:4], [0.0 - x for x in places[4:]]
+        if highest == lowest:
+            return
+        spans = zip(("epoch", "batch", "step"), lowest, highest, strict=False)
+        differ = [f"{name} {low:.0f} to {high:.0f}" for name, low, high in spans if low != high]
+        how = ", ".join(differ) or "one left a loop"
+        error = RuntimeError(
+            f"{self!r}: the processes went apart ({how}); process {self.rank} is in {learn.where()}: what "
+            "cancels, or leaves something out, has to do so in all of them alike, by the history or the "
+            "number of steps, not by its own batch"
+        )
+        fail(self.rank, error)  # here too: after the last epoch there is no cleanup_fit to come
+        raise error
 
     def cleanup_fit(self, learn: Any) -> None:
         self._parts, self._is_inside = {}, []
@@ -270,6 +310,19 @@ class DistributedCB(Callback):
 
 def _nothing(learn: Any) -> None:
     """Take the place of the hooks that run in the first process alone."""
+
+
+def _check_kwargs(kwargs: dict[str, Any], shard: Any) -> None:
+    takes: Any = nn.parallel.DistributedDataParallel
+    if kwargs and shard is not None:
+        from torch.distributed.fsdp import fully_shard as takes  # takes long to import
+    names = [*inspect.signature(takes).parameters][1:]  # but for the module
+    for name, value in kwargs.items():
+        if name not in names:
+            raise TypeError(
+                f"DistributedCB({name}={value!r}): expected shard, timeout_s, or what torch's "
+                f"{takes.__name__} takes: {', '.join(names)}"
+            )
 
 
 def _check_metrics(cb: Callback, metrics: MetricsCB) -> None:

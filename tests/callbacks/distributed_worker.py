@@ -13,6 +13,7 @@ from minilearn import (
     EMACB,
     SWACB,
     Callback,
+    CancelTrainException,
     CheckpointCB,
     DataLoaders,
     DistributedCB,
@@ -153,6 +154,14 @@ class RaiseCB(Callback):
             raise ValueError("a broken sample")
 
 
+class CancelCB(Callback):
+    """Leave training in one process alone."""
+
+    def after_batch(self, learn):
+        if learn.training and learn.batch_idx == 3 and learn.rank == 1:
+            raise CancelTrainException
+
+
 class SignalCB(Callback):
     """Send SIGTERM to one process alone."""
 
@@ -205,6 +214,8 @@ def main():
         result = {case.__name__: case() for case in CASES}
         _write(result, folder, "cases", rank)
         killed(folder)
+    elif what == "apart":
+        learner([CancelCB()]).fit(2)
     elif what == "resumed":
         _write(resumed(folder), folder, what, rank)
         learner([CheckpointCB(Path(folder) / "signalled", keep=9, every_steps=1000), SignalCB()]).fit(2)

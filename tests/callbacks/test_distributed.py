@@ -1,11 +1,13 @@
 """Real processes on gloo: what they train together is what one process trains alone."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import distributed_worker as worker
 import pytest
@@ -14,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from minilearn import DataLoaders, DistributedCB, Learner, MetricsCB, TensorLoader
+from minilearn.callbacks import distributed
 from minilearn.data.loaders import part_of
 
 WORKER = Path(worker.__file__)
@@ -161,6 +164,73 @@ def test_the_death_of_one_process_ends_all(three):
     assert codes == [1, 1, 9]
 
 
+def test_processes_that_go_apart_are_ended(folder):
+    codes, said = launch(2, "apart", folder)
+    assert codes == [1, 1]
+    assert "the processes went apart (one left a loop); process 1 is in epoch 0" in said[1][1]
+    assert "minilearn: first to fail was process 1: RuntimeError: DistributedCB()" in said[0][1]
+    assert "cleanup_fit failed too" not in said[1][1]
+
+
+@pytest.fixture
+def at_rest(monkeypatch):
+    """A function that has another process come to rest somewhere, which all that came before it hear of."""
+    asked = []
+
+    def ask(values):
+        asked.append(values)
+        return lambda: [max(pair) for pair in zip(*asked, strict=True)]
+
+    def come(**place):
+        cb = DistributedCB()
+        cb.n_processes = 2
+        learn = SimpleNamespace(**place, heard_signal=None, where=lambda: "some place")
+        cb.at_rest(learn)
+        if cb._asked is not None:
+            cb._hear(learn)
+
+    monkeypatch.setattr(distributed, "ask", ask)
+    monkeypatch.setattr(distributed, "fail", lambda rank, error: None)
+    return come
+
+
+IN_TRAINING = {
+    "epoch": 1,
+    "batch_idx": 3,
+    "n_steps": 7,
+    "scopes": ["fit", "epoch", "train"],
+    "training": True,
+}
+AFTER_EPOCH = IN_TRAINING | {"scopes": ["fit"], "training": False}
+
+
+@pytest.mark.parametrize(
+    ("place", "other", "how"),
+    [
+        (IN_TRAINING, {"n_steps": 5}, "(step 5 to 7)"),
+        (IN_TRAINING, {"epoch": 0, "batch_idx": 2}, "(epoch 0 to 1, batch 2 to 3)"),
+        (IN_TRAINING, {"scopes": ["fit", "epoch", "validate"], "training": False}, "(one left a loop)"),
+        (IN_TRAINING, AFTER_EPOCH, "(one left a loop)"),
+        (AFTER_EPOCH, {"scopes": []}, "(one left a loop)"),
+    ],
+)
+def test_where_processes_went_apart_is_said(place, other, how, at_rest):
+    at_rest(**place)
+    at_rest(**place)
+    with pytest.raises(RuntimeError, match=re.escape(f"went apart {how}; process 0 is in some place")):
+        at_rest(**(place | other))
+
+
+def test_in_a_loop_no_one_waits(monkeypatch):
+    heard = []
+    monkeypatch.setattr(distributed, "ask", lambda values: lambda: heard.append(values) or values)
+    cb = DistributedCB()
+    cb.n_processes = 2
+    for fields, n_heard in ((IN_TRAINING, 0), (IN_TRAINING, 1), (AFTER_EPOCH, 3), (IN_TRAINING, 3)):
+        cb.at_rest(SimpleNamespace(**fields, heard_signal=None))
+        assert len(heard) == n_heard
+
+
 @pytest.mark.parametrize("kind", ["ddp", "sharded"])
 def test_two_processes_go_on_from_a_checkpoint_of_three(kind, resumed, alone):
     found = resumed[0][kind]
@@ -230,6 +300,39 @@ def test_arguments_are_checked():
         DistributedCB(shard=3)
     with pytest.raises(ValueError, match="expected a number > 0"):
         DistributedCB(timeout_s=0)
+    with pytest.raises(
+        TypeError, match=r"\(backend='glo'\): expected shard, .* DistributedDataParallel takes: dev"
+    ):
+        DistributedCB(backend="glo")
+    with pytest.raises(TypeError, match=r"\(static_graph=True\): expected .* fully_shard takes: mesh"):
+        DistributedCB(shard=True, static_graph=True)
+    DistributedCB(static_graph=True)
+
+
+def test_a_class_that_the_model_lacks_is_refused_with_one_process_too():
+    learn = worker.learner(shard=nn.LSTM)
+    with pytest.raises(ValueError, match=r"LSTM.*: the model has no such module"):
+        learn.fit(1)
+
+
+def test_several_processes_without_it_are_warned_of(monkeypatch):
+    learn = worker.learner()
+    learn.remove_cb(learn.cbs[-1])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.warns(UserWarning, match="WORLD_SIZE is 2, so 2 processes were started, but there is no Dis"):
+        learn.fit(1)
+
+
+def test_waiting_for_others_in_vain_says_so(monkeypatch):
+    def init(backend, timeout):
+        raise RuntimeError("wait timeout")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", init)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(RuntimeError, match="wait timeout") as caught:
+        worker.learner().fit(1)
+    assert "process 0 of 2 waited up to 600 s for the others" in "".join(caught.value.__notes__)
 
 
 def test_a_metric_that_cannot_be_joined_is_refused_before_training():
