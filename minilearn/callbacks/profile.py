@@ -10,6 +10,7 @@ from typing import Any
 
 from ..callback import Callback, Hook
 from ..checks import is_whole
+from ..data.loaders import n_batches
 from ..events import STEPS
 from ..files import check_folder
 
@@ -32,7 +33,8 @@ class ProfileCB(Callback):
 
     Runs at: before_fit, before_batch, after_batch, cleanup_fit; order -1000, before all others.
     State: `seconds`, name -> (calls, seconds), of the last fit; total_s and n_steps of it.
-    Raises: ValueError for a range that is none; OSError before training for a folder that cannot be written.
+    Raises: ValueError for a range that is none; before training ValueError for one that is not reached, and
+        OSError for a folder that cannot be written.
     """
 
     order = -1000
@@ -76,6 +78,7 @@ class ProfileCB(Callback):
     def before_fit(self, learn: Any) -> None:
         if self.trace is not None:
             check_folder(self, self.trace.parent)
+            self._check_range(learn)
         self.seconds, self._inside_s, self._depth = {}, 0.0, 0
         self._start_s = self._left_s = time.perf_counter()
 
@@ -132,6 +135,14 @@ class ProfileCB(Callback):
             self._inside_s += seconds
 
     # The trace ------------------------------------------------------------------------------------
+
+    def _check_range(self, learn: Any) -> None:
+        n = n_batches(learn.dls.train) if "train" in learn.phases else None
+        if n is not None and n <= self.at[0]:
+            raise ValueError(
+                f"ProfileCB(at={self.at!r}): there is nothing to trace, an epoch of training has {n} batches "
+                f"(0 to {n - 1})"
+            )
 
     def _trace(self, learn: Any) -> None:
         first, last = self.at

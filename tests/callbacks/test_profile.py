@@ -161,3 +161,14 @@ def test_folder_of_the_trace_that_cannot_be_made_is_named(make_learner, tmp_path
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match=r"ProfileCB\(\): there is a file named"):
         make_learner(cbs=ProfileCB(trace=tmp_path / "file" / "trace.json")).fit()
+
+
+def test_a_range_that_no_batch_reaches_is_refused_before_training(make_learner, tmp_path):
+    cb = ProfileCB(trace=tmp_path / "trace.json", at=(3, 5))
+    learn = make_learner(cbs=cb)
+    with pytest.raises(
+        ValueError, match=r"at=\(3, 5\)\): there is nothing to trace, .* has 3 batches \(0 to 2\)"
+    ):
+        learn.fit()
+    assert not learn.history
+    learn.validate()
