@@ -198,9 +198,11 @@ def measure(rounds: int, steps: int, bs: int) -> str:
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     for _ in range(rounds):
         for n, results in found.items():
-            launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n)]
+            # Standalone: at a free port, so that another run on this machine is in no one's way.
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
             own = [__file__, "--worker", "--steps", str(steps), "--bs", str(bs)]
-            done = subprocess.run([*launch, *own], env=env, check=True, capture_output=True, text=True)
+            command = [*torchrun, "--nproc-per-node", str(n), *own]
+            done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
             results.append(json.loads(done.stdout.strip().splitlines()[-1]))
     one, two = ([result["step_s"] * 1e3 for result in found[n]] for n in (1, 2))
     gains = [a / b for a, b in zip(one, two, strict=True)]
