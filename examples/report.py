@@ -127,4 +127,4 @@ def write(out: Path, name: str, claim: str, data: str, n: int, **found: Any) -> 
     """Write what was found as JSON beside its pictures, with what it claims and ran on; say where."""
     result = {"claim": claim, "data": data, **ran_on(), "n": n, **found}
     (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"Written: {name}.json and pictures, in {out}/")
+    print(f"Written: {out / name}.json")
