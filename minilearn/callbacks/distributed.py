@@ -50,10 +50,9 @@ class DistributedCB(Callback):
         timeout_s: seconds after which a process gives up waiting for another.
         **kwargs: DistributedDataParallel's or fully_shard's, such as find_unused_parameters, mp_policy.
 
-    Runs at: before_fit, _train, _validate, _batch; after_predict; at_rest; cleanup_batch, _train, _fit; order
-        1500.
-        Writes: rank, n_processes, share, loss_weight; dl (its own part of each batch); for the time of a
-        predict in training, model; a first time, the weights (the first process's).
+    Runs at: before_fit, _train, _validate, _batch; after_predict; at_rest; cleanup_batch, _train, _fit;
+        order 1500. Writes: rank, n_processes, share, loss_weight; dl (its own part of each batch); for the
+        time of a predict in training, model; a first time, the weights (the first process's).
     Raises: before training: TypeError for a loader that cannot be divided, and for a metric that cannot be
         joined; ValueError for the wrong kind of device, or processes that differ in what they go on from.
         In training: RuntimeError for processes that went apart.
