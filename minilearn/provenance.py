@@ -1,0 +1,81 @@
+"""Where a result comes from: the command, the code, the machine and the versions that made it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+UNKNOWN = "unknown"
+
+
+def provenance() -> dict[str, Any]:
+    """Return what it takes to trust a result of this process, and to make it again, as values for JSON.
+
+    Keys:
+        command: as it can be pasted into a shell.
+        date: now, in UTC.
+        commit: of the git checkout in which the script lies; "unknown" outside of one.
+        uncommitted: Python files that differ from that commit; "unknown" outside of a checkout.
+        device: name of the GPU if there is one, else of the CPU.
+        threads: of torch in this process, on the CPU.
+        processes: that train together, under torchrun; else 1.
+        torch, python, minilearn: versions.
+    """
+    from . import __version__
+
+    return {
+        "command": command(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_checkout(Path(sys.argv[0]).resolve().parent),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "minilearn": __version__,
+    }
+
+
+def command() -> str:
+    """Return the command line of this process, quoted so that it can be pasted into a shell."""
+    return shlex.join(["python", *sys.argv])
+
+
+def device_name() -> str:
+    """Return the name of the GPU if there is one, else of the CPU: "AMD EPYC, 2 cores"."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_cpu_name()}, {os.cpu_count()} cores"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _checkout(folder: Path) -> dict[str, Any]:
+    """Return the commit of the checkout that a folder is in, and which Python files differ from it."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    changed = _git(folder, "status", "--porcelain", "--", ":/*.py")
+    if commit is None or changed is None:
+        return {"commit": UNKNOWN, "uncommitted": UNKNOWN}
+    return {"commit": commit.strip(), "uncommitted": [line[3:] for line in changed.splitlines()]}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git says of a folder; None where there is no git or no checkout."""
+    try:
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True)
+    except OSError:
+        return None
+    return None if done.returncode else done.stdout
