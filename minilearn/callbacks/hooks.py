@@ -159,10 +159,14 @@ class StoreModuleStatsCB(HooksCB):
             colour = colormaps["viridis"](i / max(len(found) - 1, 1))  # from the first module to the last
             axes[0, 0].plot(torch.stack(stats.means).tolist(), linewidth=1, color=colour, label=name)
             axes[0, 1].plot(torch.stack(stats.stds).tolist(), linewidth=1, color=colour)
-        for ax, title in zip(axes[0], ("mean of activations", "standard deviation"), strict=True):
-            ax.set(title=title, xlabel=self._xlabel())
+        for ax, ylabel in zip(
+            axes[0], ("mean of activations", "standard deviation of activations"), strict=True
+        ):
+            ax.set(xlabel=self._xlabel(), ylabel=ylabel)
             ax.grid(alpha=0.3)
-        legend = figure.legend(axes[0, 0].lines, [""] * len(found), loc="outside right upper", fontsize=7)
+        legend = figure.legend(
+            axes[0, 0].lines, [""] * len(found), title="module", loc="outside right upper", fontsize=7
+        )
         for text, name in zip(legend.get_texts(), found, strict=True):
             text.set_text(name)  # as a label, a name that begins with an underscore would be left out
         return figure
@@ -181,10 +185,14 @@ class StoreModuleStatsCB(HooksCB):
             hists = torch.stack(stats.hists).T.cpu()  # (n_bins, records)
             extent = (0, hists.shape[1], *self.bounds)
             shares = hists.clamp_min(1e-5).log10().numpy()
-            ax.imshow(shares, origin="lower", aspect="auto", extent=extent, vmin=-5, vmax=0)
+            image = ax.imshow(shares, origin="lower", aspect="auto", extent=extent, vmin=-5, vmax=0)
             ax.set_title(name, fontsize=8)
             ax.tick_params(labelsize=7)
         figure.supxlabel(self._xlabel(), fontsize=8)
+        figure.supylabel("activation", fontsize=8)
+        bar = figure.colorbar(image, ax=axes, ticks=list(range(-5, 1)))
+        bar.ax.set_yticklabels(["1e-5 or less", *(f"1e{i}" for i in range(-4, 0)), "1"], fontsize=7)
+        bar.set_label("share of activations", fontsize=8)
         return figure
 
     def _found(self) -> dict[str, ModuleStats]:
@@ -194,4 +202,4 @@ class StoreModuleStatsCB(HooksCB):
         return found
 
     def _xlabel(self) -> str:
-        return "step" if self.every == 1 else f"step / {self.every}"
+        return "step" if self.every == 1 else f"record, one every {self.every} steps"

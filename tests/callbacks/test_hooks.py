@@ -457,7 +457,7 @@ def test_what_is_not_one_tensor_of_floats_is_skipped(make_learner):
     odd = dict.fromkeys(["odd.tuple", "odd.dict", "odd.integers", "odd.bools", "odd.none"], 0)
     assert n == odd | {"linear": 2}
     assert len(cb.plot_stats().axes[0].lines) == 1
-    assert [ax.get_title() for ax in cb.plot_hists().axes] == ["linear Linear"]
+    assert [ax.get_title() for ax in cb.plot_hists().axes[:-1]] == ["linear Linear"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -569,7 +569,9 @@ def test_plot_of_stats_has_a_line_for_each_module(make_learner):
     cb = drawn(make_learner, n_epochs=2)
     figure = cb.plot_stats()
     means, stds = figure.axes
-    assert (means.get_title(), stds.get_title()) == ("mean of activations", "standard deviation")
+    ylabels = means.get_ylabel(), stds.get_ylabel()
+    assert ylabels == ("mean of activations", "standard deviation of activations")
+    assert figure.legends[0].get_title().get_text() == "module"
     assert {ax.get_xlabel() for ax in figure.axes} == {"step"}
     assert [line.get_label() for line in means.lines] == NAMES
     assert [text.get_text() for text in figure.legends[0].get_texts()] == NAMES
@@ -591,9 +593,12 @@ def test_plot_of_one_module_is_one_line(make_learner):
 def test_plot_of_hists_has_a_panel_for_each_module(make_learner):
     cb = drawn(make_learner, bounds=(-2.0, 3.0), n_bins=7)
     figure = cb.plot_hists()
-    assert [ax.get_title() for ax in figure.axes] == NAMES
-    assert figure.get_supxlabel() == "step"
-    for ax, stats in zip(figure.axes, cb.stats.values(), strict=True):
+    *panels, bar = figure.axes
+    assert [ax.get_title() for ax in panels] == NAMES
+    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("step", "activation")
+    assert bar.get_ylabel() == "share of activations"
+    assert [text.get_text() for text in bar.get_yticklabels()][:2] == ["1e-5 or less", "1e-4"]
+    for ax, stats in zip(panels, cb.stats.values(), strict=True):
         (image,) = ax.images
         hists = torch.stack(stats.hists)  # (3 steps, 7 bins)
         assert image.get_array().shape == (7, 3)
@@ -607,7 +612,7 @@ def test_plot_of_hists_has_a_panel_for_each_module(make_learner):
     ("n_cols", "shape", "n_off"), [(4, (1, 4), 0), (3, (2, 3), 2), (2, (2, 2), 0), (9, (1, 4), 0)]
 )
 def test_panels_are_in_rows_of_n_cols(make_learner, n_cols, shape, n_off):
-    axes = drawn(make_learner).plot_hists(n_cols=n_cols).axes
+    *axes, _ = drawn(make_learner).plot_hists(n_cols=n_cols).axes  # the last is the colour bar
     spec = axes[0].get_subplotspec().get_gridspec()
     assert (spec.nrows, spec.ncols) == shape
     assert [ax.axison for ax in axes] == [True] * 4 + [False] * n_off
@@ -621,8 +626,8 @@ def test_size_of_a_panel_can_be_given(make_learner):
 
 def test_axis_says_so_when_not_every_step_was_recorded(make_learner):
     cb = drawn(make_learner, every=2)
-    assert {ax.get_xlabel() for ax in cb.plot_stats().axes} == {"step / 2"}
-    assert cb.plot_hists().get_supxlabel() == "step / 2"
+    assert {ax.get_xlabel() for ax in cb.plot_stats().axes} == {"record, one every 2 steps"}
+    assert cb.plot_hists().get_supxlabel() == "record, one every 2 steps"
 
 
 @pytest.mark.parametrize("plot", ["plot_stats", "plot_hists"])
