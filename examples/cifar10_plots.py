@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from report import History, draw_thinned, values_of
 from torch import nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -26,18 +27,15 @@ from torch.optim.lr_scheduler import (
 from minilearn import BatchSchedulerCB, EpochSchedulerCB, Learner, TensorLoader
 from minilearn.plot import new_figure
 
-History = list[dict[str, Any]]
 
-
-def plot_lrs(lrs: dict[str, list[float]], n_epochs: dict[str, int]) -> Any:
+def plot_lrs(lrs: dict[str, dict[str, Any]]) -> Any:
     """Return a figure of the lr over each experiment, a panel each, as the document draws them."""
     n_cols = min(4, len(lrs))
     figure, axes = new_figure(-(-len(lrs) // n_cols), n_cols, 2.8, 2.2)
     for ax in axes.flat[len(lrs) :]:
         ax.axis("off")
-    for ax, (name, values) in zip(axes.flat, lrs.items(), strict=False):
-        step = n_epochs[name] / len(values)
-        ax.plot([i * step for i in range(len(values))], values, linewidth=1.5)
+    for ax, (name, curve) in zip(axes.flat, lrs.items(), strict=False):
+        draw_thinned(ax, curve, curve["n_steps"] / curve["n_epochs"], linewidth=1.5)
         ax.set_title(name.replace(", wider", ",\nwider"), fontsize=9)
         ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
@@ -109,18 +107,22 @@ def plot_accuracy(histories: dict[str, History]) -> Any:
     figure, axes = new_figure(1, 1, 7.5, 4.5)
     ax = axes[0, 0]
     for name, history in histories.items():
-        rows = [row for row in history if row["train"] == "eval"]
-        accuracy = [row["MulticlassAccuracy"] for row in rows]
-        ax.plot([row["epoch"] + 1 for row in rows], accuracy, marker=".", label=f"{name}: {accuracy[-1]:.4f}")
-    ax.set(xlabel="epoch", ylabel="eval accuracy")
+        accuracy = values_of(history, "eval", "accuracy")
+        epochs = range(1, len(accuracy) + 1)
+        ax.plot(epochs, accuracy, marker=".", label=f"{name}: {accuracy[-1]:.4f}")
+    ax.set(xlabel="epoch  (one seed; in the legend the last epoch)", ylabel="eval accuracy")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     return figure
 
 
-def plot_swa(history: History) -> Any:
-    """Return a figure of loss and accuracy before and in SWA: training, the iterates, their average."""
+def plot_swa(history: History, other: History | None = None) -> Any:
+    """Return a figure of loss and accuracy before and in SWA: training, the iterates, their average.
+
+    Args:
+        other: the run of one cycle over as many epochs, to compare the average with.
+    """
     figure, axes = new_figure(1, 2, 4.5, 3.2)
     averaged = {row["epoch"] for row in history if row["train"] == "iterate"}
     lines = {
@@ -130,12 +132,15 @@ def plot_swa(history: History) -> Any:
         ],
         "eval: average": [row for row in history if row["train"] == "eval" and row["epoch"] in averaged],
     }
+    if other is not None:
+        lines["eval: one cycle, no SWA"] = [row for row in other if row["train"] == "eval"]
     for ax, key in zip(axes[0], ("loss", "MulticlassAccuracy"), strict=True):
         for name, rows in lines.items():
             ax.plot([row["epoch"] + 1 for row in rows], [row[key] for row in rows], marker=".", label=name)
         ax.axvline(min(averaged) + 0.5, color="0.5", linestyle=":")
-        ax.set(xlabel="epoch", title="accuracy" if key != "loss" else key)
+        ax.set_title("accuracy" if key != "loss" else key)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
-    axes[0, 1].legend(fontsize=8)
+    axes[0, 1].legend(fontsize=8, loc="lower right")
+    figure.supxlabel("epoch  (one seed; dotted: SWA begins)", fontsize=9)
     return figure

@@ -3,22 +3,26 @@
 The strided CNN is trained with MomentumCB, MomentumSGD, RMSProp, Adam, Adam under a cosine and AdamW under
 one cycle; accuracy and loss of each epoch, mean and sd over the runs, go beside the document's.
 
-Source: document 003. Differs: its MomentumCB never fired, for a method of its learner hid the hook, so its
-first table is plain SGD's; both are run here. BatchNorm is torch's, through whose statistics gradients flow;
-two tables are run with the document's kind too.
+Source: document 003. Differs: its MomentumCB never fired, because a method of its learner hid the hook, so
+its first table is plain SGD's; both are run here. BatchNorm is torch's, through whose statistics gradients
+flow; two tables are run with the document's kind too. Images are shuffled, which the document's library does
+not do; Adam is run without shuffling too.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import report
 import torch
+from differences import Difference, beside, paired
 from fashion_mnist import PUBLISHED as SIX_EPOCHS
+from report import History
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
@@ -35,10 +39,9 @@ from minilearn import (
     fashion_mnist,
     set_seed,
 )
+from minilearn.callbacks.hooks import ModuleStats
 from minilearn.optim import Adam, MomentumSGD, RMSProp
-from minilearn.plot import new_figure
-
-History = list[dict[str, Any]]
+from minilearn.plot import new_figure, plot_lines
 
 # The document's tables: epoch -> (train accuracy, train loss, eval accuracy, eval loss).
 MOMENTUM_CB = (
@@ -70,6 +73,8 @@ PUBLISHED = {
     ),
     "Adam, lr .01": ADAM,
     "Adam, BatchNorm as there": ADAM,
+    "Adam, not shuffled": ADAM,
+    "Adam, BatchNorm and order as there": ADAM,
     "cosine, torch's Adam, lr .01": (
         (0.822, 0.493, 0.843, 0.430),
         (0.878, 0.332, 0.868, 0.359),
@@ -81,6 +86,16 @@ PUBLISHED = {
         (0.895, 0.285, 0.884, 0.320),
     ),
     "one cycle, lr .05, 6 epochs": SIX_EPOCHS,
+}
+# What is compared, a - b.
+PAIRS = {
+    "MomentumCB - no momentum": ("MomentumCB(), lr .2, then .05", "no momentum, lr .2, then .05"),
+    "MomentumSGD, BatchNorm as there - torch's": ("MomentumSGD, BatchNorm as there", "MomentumSGD, lr 1.25"),
+    "Adam, BatchNorm as there - torch's": ("Adam, BatchNorm as there", "Adam, lr .01"),
+    "Adam, not shuffled - shuffled": ("Adam, not shuffled", "Adam, lr .01"),
+    "Adam, both as there - neither": ("Adam, BatchNorm and order as there", "Adam, lr .01"),
+    "cosine - constant lr": ("cosine, torch's Adam, lr .01", "Adam, lr .01"),
+    "one cycle - cosine": ("one cycle, lr .01", "cosine, torch's Adam, lr .01"),
 }
 
 
@@ -135,6 +150,13 @@ class DetachedBatchNorm(nn.BatchNorm2d):
         return (x - mean) / (var + self.eps).sqrt() * scale + shift
 
 
+def unshuffled(dls: DataLoaders) -> DataLoaders:
+    """Return the data with the training images in the order of the file, in every epoch."""
+    train = copy(dls.train)
+    train.shuffle = False
+    return DataLoaders(train, dls.valid, classes=dls.classes, source=dls.source)
+
+
 class KeepHistoryCB(Callback):
     """Keep the history of a fit whose learner is not at hand."""
 
@@ -176,6 +198,10 @@ RUNS: dict[str, Callable[[DataLoaders], History]] = {
     "RMSProp, lr .01": partial(_once, lr=1e-2, opt_func=RMSProp),
     "Adam, lr .01": partial(_once, lr=1e-2, opt_func=Adam),
     "Adam, BatchNorm as there": partial(_once, lr=1e-2, opt_func=Adam, norm=DetachedBatchNorm),
+    "Adam, not shuffled": lambda dls: _once(unshuffled(dls), 1e-2, Adam),
+    "Adam, BatchNorm and order as there": lambda dls: _once(
+        unshuffled(dls), 1e-2, Adam, norm=DetachedBatchNorm
+    ),
     "cosine, torch's Adam, lr .01": lambda dls: _once(
         dls, 1e-2, torch.optim.Adam, BatchSchedulerCB(CosineAnnealingLR)
     ),
@@ -195,6 +221,25 @@ def epochs_of(histories: Sequence[History]) -> list[dict[str, Any]]:
     return rows
 
 
+def compared(rows: dict[str, dict[str, Any]]) -> list[Difference]:
+    """Return the differences between experiments of as many epochs, in each measure of the last one."""
+    return paired(rows, PAIRS)
+
+
+def compared_with_published(rows: dict[str, dict[str, Any]]) -> list[Difference]:
+    """Return ours - the document's, in each measure of the last epoch."""
+    figures = {}
+    for name, epochs in PUBLISHED.items():
+        train_accuracy, train_loss, accuracy, loss = epochs[-1]
+        figures[name] = {
+            "eval accuracy": accuracy,
+            "eval loss": loss,
+            "train accuracy": train_accuracy,
+            "train loss": train_loss,
+        }
+    return beside(rows, figures)
+
+
 # Pictures -----------------------------------------------------------------------------------------
 
 
@@ -209,43 +254,78 @@ def plot_smoothing(seed: int = 42) -> Any:
         for y in ys.tolist():
             avg = beta * avg + (1 - beta) * y
             averages.append(avg)
-        ax.scatter(xs, ys, s=6)
-        ax.plot(xs, averages, color="purple")
-        ax.set_title(f"beta={beta}")
+        ax.scatter(xs, ys, s=6, label="y: points with noise")
+        ax.plot(xs, averages, color="purple", label="avg = beta * avg + (1 - beta) * y, from 0")
+        ax.set_title(f"beta={beta}", fontsize=10)
+    figure.supxlabel("x", fontsize=9)
+    figure.supylabel("y", fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     return figure
 
 
-def plot_runs(tables: dict[str, list[dict[str, Any]]]) -> Any:
+def plot_runs(histories: dict[str, list[History]]) -> Any:
     """Return a figure of each experiment's eval accuracy over epochs: mean, sd and the document's."""
-    figure, axes = new_figure(2, 5, 2.6, 2.4)
-    for ax, (name, rows) in zip(axes.flat, tables.items(), strict=True):
-        values = [row["accuracy"] for row in rows if row["train"] == "eval"]
+    n_cols = 4
+    figure, axes = new_figure(-(-len(histories) // n_cols), n_cols, 2.9, 2.3)
+    n = len(next(iter(histories.values())))
+    for ax in axes.flat[len(histories) :]:
+        ax.axis("off")
+    for ax, (name, of_runs) in zip(axes.flat, histories.items(), strict=False):
+        values = [row["accuracy"] for row in epochs_of(of_runs) if row["train"] == "eval"]
         published = [row[2] for row in PUBLISHED[name]]
-        sds = [value["sd"] or 0 for value in values]
-        ax.errorbar(range(len(values)), [v["mean"] for v in values], sds, marker=".", capsize=3, label="ours")
-        ax.plot(published, "x--", color="0.5", label="document 003")
-        ax.set_title(name, fontsize=9)
-        ax.set(ylim=(0.55, 0.93), xticks=range(len(values)))
+        means, sds = [value["mean"] for value in values], [value["sd"] or 0.0 for value in values]
+        ax.errorbar(range(len(values)), means, sds, marker=".", capsize=3, label=f"ours, n = {n}: mean, sd")
+        ax.plot(published, "x--", color="0.5", label="document 003, one run")
+        ax.set_title(name, fontsize=8)
+        lowest = min([*published, *(mean - sd for mean, sd in zip(means, sds, strict=True))])
+        ax.set(ylim=(min(0.75, lowest - 0.02), 0.93), xticks=range(len(values)))  # bars are never cut
         ax.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
-    figure.supxlabel("epoch")
-    figure.supylabel("eval accuracy")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("eval accuracy (axes differ)", fontsize=9)
     return figure
 
 
-def draw(dls: DataLoaders, tables: dict[str, list[dict[str, Any]]], seed: int, out: Path) -> None:
-    """Write the pictures; one cycle is trained once more for those of its steps."""
+def one_cycle_of(dls: DataLoaders, seed: int) -> dict[str, Any]:
+    """Train once under one cycle; return the lr, momentum and loss of each step, and the activations."""
     set_seed(seed)
     recorder, stats = train_1cycle(StridedCNN(), dls=dls)
+    numbers = {key: _rounded(values) for key, values in recorder.recs.items()}
+    modules = {
+        name: {"kind": of.kind} | {key: _rounded(getattr(of, key)) for key in ("means", "stds", "hists")}
+        for name, of in stats.stats.items()
+    }
+    return {"recs": numbers, "every": stats.every, "modules": modules}
+
+
+def _rounded(values: Any) -> Any:
+    """Return numbers, or tensors of them, as lists of numbers of four digits."""
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    return [_rounded(value) for value in values] if isinstance(values, list) else float(f"{values:.4g}")
+
+
+def stats_of(one_cycle: dict[str, Any]) -> StoreModuleStatsCB:
+    """Return the statistics of a run as they were recorded, to be drawn."""
+    stats = StoreModuleStatsCB(GeneralReLU, every=one_cycle["every"])
+    for name, of in one_cycle["modules"].items():
+        parts = {key: [torch.tensor(value) for value in of[key]] for key in ("means", "stds", "hists")}
+        stats.stats[name] = ModuleStats(of["kind"], **parts)
+    return stats
+
+
+def draw(result: dict[str, Any], out: Path, name: str) -> None:
+    """Write the pictures of a result."""
+    stats = stats_of(result["one_cycle"])
     pictures = {
-        "smoothing": plot_smoothing(seed),
-        "runs": plot_runs(tables),
-        "schedule": recorder.plot(),
+        "smoothing": plot_smoothing(),
+        "runs": plot_runs(result["histories"]),
+        "schedule": plot_lines(result["one_cycle"]["recs"], xlabel="step"),
         "stats": stats.plot_stats(),
         "hists": stats.plot_hists(),
     }
-    for name, figure in pictures.items():
-        figure.savefig(out / f"fashion_mnist_optimizers_{name}.png", dpi=90)
+    for picture, figure in pictures.items():
+        figure.savefig(out / f"{name}_{picture}.png", dpi=90)
 
 
 def main() -> None:
@@ -260,17 +340,28 @@ def main() -> None:
             print(f"\n{name}, {data}, seed {seed}")
             set_seed(seed)
             histories[name].append(run(dls))
+    one_cycle = one_cycle_of(dls, args.seed)
     time_s = time.perf_counter() - start_s
-    tables = {name: epochs_of(of_runs) for name, of_runs in histories.items()}
-    draw(dls, tables, args.seed, args.out)
+    rows = {name: report.measures_of(of_runs) for name, of_runs in histories.items()}
 
     print(f"\n{data}, n = {args.runs}: eval accuracy after the last epoch (in brackets: document 003)")
-    for name, rows in tables.items():
+    for name, row in rows.items():
         published = f"({PUBLISHED[name][-1][2]:.3f})" if data == "Fashion-MNIST" else ""
-        print(f"  {name:32}  {report.said(rows[-1]['accuracy'])}  {published}".rstrip())
+        print(f"  {name:34}  {report.said(row['eval accuracy'])}  {published}".rstrip())
     print(f"{time_s:.0f} s on {torch.get_num_threads()} threads")
-    claim = "document 003, each of its tables"
-    report.write(args.out, "fashion_mnist_optimizers", claim, data, args.runs, time_s=time_s, tables=tables)
+    result = report.write(
+        args.out,
+        "fashion_mnist_optimizers",
+        "document 003, each of its tables",
+        data,
+        report.n_images(dls),
+        range(args.seed, args.seed + args.runs),
+        time_s=time_s,
+        rows=rows,
+        one_cycle=one_cycle,
+        histories=histories,
+    )
+    draw(result, args.out, "fashion_mnist_optimizers")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,27 @@
 """Document 002, a tour of optimizers and schedules on MNIST: each experiment of the lab, in one table.
 
 An MLP with BatchNorm and dropout, batches of 256. The document prints no figures, so there are none to
-compare with; it is the experiments that are repeated.
+compare with; its experiments are repeated.
 
 Source: document 002. Differs: it does not show its MLP ("with regularization"), nor its batch size; its
 `scheduler.step()` stands outside of the epoch loop, here it is each epoch's; its SGD_Alternate is
-`minilearn.optim.SGDAlternate`.
+`minilearn.optim.SGDAlternate`. The run with early stopping is trained on five sixths of the images and
+stopped by the last sixth, so that its figures on the test set are not those that it was selected by.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import report
 import torch
+from differences import Difference, paired
+from report import History
 from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
 
@@ -84,8 +89,25 @@ def warmed_up(dls: DataLoaders) -> tuple[Learner, RecorderCB]:
     return fit(dls, sgd, LR, 5, ScheduleCB("lr", s.shifted(triangle, 1)))
 
 
+def held_out(dls: DataLoaders, every: int = 6) -> DataLoaders:
+    """Return the training images divided: each sixth one to validate with, and the others to train on."""
+    loaders: list[Any] = []
+    for is_valid, like in ((False, dls.train), (True, dls.valid)):
+        loader: Any = copy(like)
+        kept = (torch.arange(len(dls.train.tensors[0])) % every == every - 1) == is_valid
+        loader.tensors = tuple(t[kept] for t in dls.train.tensors)
+        loader.n_samples = len(loader.tensors[0])
+        loaders.append(loader)
+    train, valid = loaders
+    return DataLoaders(train, valid, classes=dls.classes, source=dls.source)
+
+
 def cycled(dls: DataLoaders) -> tuple[Learner, RecorderCB]:
-    """Cycle the lr, its peak decaying, until two cycles brought nothing; keep the best weights."""
+    """Cycle the lr, its peak decaying, until two cycles brought nothing; keep the best weights.
+
+    What is best is said by images held out of training.
+    """
+    dls = held_out(dls)
     length = 3 * len(dls.train)
     schedule = s.cycled(s.triangular(length, pct_start=0.2, low=0.01), length, decay=0.7, low=0.01)
     stop = EarlyStoppingCB("eval/loss", patience=2 * 3)
@@ -117,6 +139,24 @@ RUNS: dict[str, Callable[[DataLoaders], tuple[Learner, RecorderCB]]] = {
 }
 
 
+# What is compared, a - b: of as many epochs each.
+PAIRS = {
+    "RMSprop - SGD": ("RMSprop", "SGD, momentum .9"),
+    "Adam - SGD": ("Adam", "SGD, momentum .9"),
+    "momentum .8 from epoch 3 - .9": ("SGD, momentum .8 from epoch 3", "SGD, momentum .9"),
+    "two groups of weight decay - one": ("SGD, two groups of weight decay", "SGD, momentum .9"),
+    "warm-up, then a line - constant lr": ("warm-up, then a line", "SGD, momentum .9"),
+    "annealed - constant lr": ("annealed by MultiStepLR", "constant lr"),
+    "growing batch - annealed": ("growing batch", "annealed by MultiStepLR"),
+    "SGDAlternate - torch's SGD": ("SGDAlternate", "torch's SGD, no decay"),
+}
+
+
+def compared(rows: dict[str, dict[str, Any]]) -> list[Difference]:
+    """Return the differences between experiments of as many epochs, in each measure of the last one."""
+    return paired(rows, PAIRS)
+
+
 # Pictures -----------------------------------------------------------------------------------------
 
 
@@ -142,19 +182,21 @@ def all_schedules() -> dict[str, s.Schedule]:
     }
 
 
-def plot_lrs(recorders: dict[str, RecorderCB]) -> Any:
+DRAWN_LRS = ("annealed by hand", "annealed by MultiStepLR", "warm-up, then a line", "cycles, early stopping")
+
+
+def plot_lrs(lrs: dict[str, dict[str, Any]]) -> Any:
     """Return a figure of the lr of each step for the runs that change it."""
-    names = ["annealed by hand", "annealed by MultiStepLR", "warm-up, then a line", "cycles, early stopping"]
-    figure, axes = new_figure(1, len(names), 3.2, 2.6)
-    for ax, name in zip(axes[0], names, strict=True):
-        ax.plot(recorders[name].recs["lr"], linewidth=1.2)
+    figure, axes = new_figure(1, len(lrs), 3.2, 2.6)
+    for ax, (name, curve) in zip(axes[0], lrs.items(), strict=True):
+        report.draw_thinned(ax, curve, linewidth=1.2)
         ax.set_title(name, fontsize=9)
         ax.set(xlabel="step", ylabel="lr")
         ax.grid(alpha=0.3)
     return figure
 
 
-def plot_runs(histories: dict[str, list[dict[str, Any]]]) -> Any:
+def plot_runs(histories: dict[str, History]) -> Any:
     """Return a figure of eval accuracy over epochs: short runs, annealed ones, cycles."""
     panels = {
         "five epochs": [name for name, h in histories.items() if h[-1]["epoch"] == 4],
@@ -164,12 +206,38 @@ def plot_runs(histories: dict[str, list[dict[str, Any]]]) -> Any:
     figure, axes = new_figure(1, len(panels), 4.2, 3.4)
     for ax, (title, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
-            rows = [row for row in histories[name] if row["train"] == "eval"]
-            ax.plot([r["epoch"] for r in rows], [r["MulticlassAccuracy"] for r in rows], ".-", label=name)
-        ax.set(title=title, xlabel="epoch", ylabel="eval accuracy")
+            ax.plot(report.values_of(histories[name], "eval", "accuracy"), ".-", label=name)
+        on = "images held out of training" if title == "cycles" else "the test set"
+        ax.set(title=title, xlabel="epoch  (one seed)", ylabel=f"accuracy on {on}")
         ax.grid(alpha=0.3)
         ax.legend(fontsize=7)
     return figure
+
+
+def draw(result: dict[str, Any], out: Path, name: str) -> None:
+    """Write the pictures of a result, whose curves are of the first seed."""
+    pictures = {
+        "schedules": plot_scheduler(all_schedules(), 100, width=2.6, height=2.0),
+        "lrs": plot_lrs(result["lrs"]),
+        "runs": plot_runs({experiment: of_runs[0] for experiment, of_runs in result["histories"].items()}),
+    }
+    for picture, figure in pictures.items():
+        figure.savefig(out / f"{name}_{picture}.png", dpi=90)
+
+
+def row_of(histories: list[History], on_test: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return an experiment's figures over its runs.
+
+    Args:
+        on_test: of each run the row of the test set, by the weights that it ended with (the best ones, where
+            these were kept).
+    """
+    keys = {"eval accuracy": "MulticlassAccuracy", "eval loss": "loss"}
+    return {
+        **report.measures_of(histories),
+        **{measure: report.mean_sd([row[key] for row in on_test]) for measure, key in keys.items()},
+        "n_epochs": report.mean_sd([history[-1]["epoch"] + 1 for history in histories]),
+    }
 
 
 def main() -> None:
@@ -177,46 +245,48 @@ def main() -> None:
     args = report.parser_of(__doc__, "MNIST/raw").parse_args()
 
     start_s = time.perf_counter()
-    values: dict[str, dict[str, list[float]]] = {
-        name: {"loss": [], "accuracy": [], "time_s": [], "n_epochs": []} for name in RUNS
-    }
-    histories, recorders = {}, {}
+    histories: dict[str, list[History]] = {name: [] for name in RUNS}
+    on_test: dict[str, list[dict[str, Any]]] = {name: [] for name in RUNS}
+    times_s: dict[str, list[float]] = {name: [] for name in RUNS}
+    first: dict[str, RecorderCB] = {}
     for seed, dls, data in report.seeds(args, mnist, "MNIST", default_bs=256):
         for name, run in RUNS.items():
             print(f"\n{name}, {data}, seed {seed}")
             set_seed(seed)
             run_start_s = time.perf_counter()
             learn, recorder = run(dls)
-            run_s = time.perf_counter() - run_start_s
-            row = learn.validate()  # of the best weights, where they were restored
-            for key, value in (("loss", row["loss"]), ("accuracy", row["MulticlassAccuracy"])):
-                values[name][key].append(value)
-            values[name]["time_s"].append(run_s)
-            values[name]["n_epochs"].append(learn.history[-1]["epoch"] + 1)
-            if seed == args.seed:
-                histories[name], recorders[name] = learn.history, recorder
-    by_hand, by_torch = (recorders[f"annealed by {name}"].recs["lr"] for name in ("hand", "MultiStepLR"))
+            times_s[name].append(time.perf_counter() - run_start_s)
+            on_test[name].append(learn.validate(dls.valid))
+            histories[name].append(learn.history)
+            first.setdefault(name, recorder)
+    by_hand, by_torch = (first[f"annealed by {name}"].recs["lr"] for name in ("hand", "MultiStepLR"))
     assert by_hand == by_torch, "the lr by hand and by MultiStepLR differ"
     time_s = time.perf_counter() - start_s
 
-    rows = {name: {key: report.mean_sd(of) for key, of in kept.items()} for name, kept in values.items()}
-    pictures = {
-        "schedules": plot_scheduler(all_schedules(), 100, width=2.6, height=2.0),
-        "lrs": plot_lrs(recorders),
-        "runs": plot_runs(histories),
+    rows = {
+        name: row_of(of_runs, on_test[name]) | {"time_s": report.mean_sd(times_s[name])}
+        for name, of_runs in histories.items()
     }
-    for name, figure in pictures.items():
-        figure.savefig(args.out / f"mnist_optimizers_{name}.png", dpi=90)
-
-    print(f"\n{data}, n = {args.runs}, on the validation set")
+    print(f"\n{data}, n = {args.runs}, on the test set")
     print(f"  {'':32}{'accuracy':18}{'loss':18}epochs  seconds")
     for name, row in rows.items():
-        figures = f"{report.said(row['accuracy']):18}{report.said(row['loss']):18}"
+        figures = f"{report.said(row['eval accuracy']):18}{report.said(row['eval loss']):18}"
         print(f"  {name:32}{figures}{row['n_epochs']['mean']:6.1f}{row['time_s']['mean']:9.1f}")
     print("The lr by hand is that by MultiStepLR at every step.")
     print(f"{time_s:.0f} s on {torch.get_num_threads()} threads")
-    claim = "document 002, each of its experiments; it prints no figures"
-    report.write(args.out, "mnist_optimizers", claim, data, args.runs, time_s=time_s, rows=rows)
+    result = report.write(
+        args.out,
+        "mnist_optimizers",
+        "document 002, each of its experiments; it prints no figures",
+        data,
+        report.n_images(dls),
+        range(args.seed, args.seed + args.runs),
+        time_s=time_s,
+        rows=rows,
+        lrs={name: report.thinned(first[name].recs["lr"]) for name in DRAWN_LRS},
+        histories=histories,
+    )
+    draw(result, args.out, "mnist_optimizers")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,33 @@
 """Document 000: does the state of an optimizer matter between training sessions?
 
 A network is trained in three sessions, of 10, 10 and 5 epochs, with Adam. Between them the optimizer is
-made anew or kept, with its averages and its count of steps; and the lr is constant or goes through one cycle
-in each session. Presets: `full` is the document's (ResNet50, images of 128 pixels), for a GPU; `cpu` has the
+new or kept, with its averages and its count of steps; and the lr is constant or goes through one cycle in
+each session. Presets: `full` is the document's (ResNet50, images of 128 pixels), for a GPU; `cpu` has the
 same design with a small residual network and images of 64 pixels; `small` is for a first look, in a minute.
 
-Every run writes checkpoints: start the same command again, and it goes on where it stopped.
+Every run writes checkpoints: start the same command again, and it resumes where it stopped.
 
 Source: document 000. Differs: it names neither lrs nor batch size: here 1e-3, 5e-4 and 2.5e-4, and 64. It has
-one run of each method; here are several seeds and a test of the differences between paired runs.
+one run of each method; here are several seeds, and the differences between paired runs are tested, in every
+measure.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import report
 import tasks
 import torch
-from report import mean_sd, said
+from differences import Difference, paired
+from report import MEASURES, said
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -44,6 +46,7 @@ from minilearn import (
 )
 from minilearn.data import peek
 from minilearn.plot import new_figure
+from minilearn.provenance import provenance
 
 # The four methods: what is called for each session.
 METHODS: dict[str, Callable[..., None]] = {
@@ -56,9 +59,10 @@ METHODS: dict[str, Callable[..., None]] = {
         n, lr=lr, cbs=BatchSchedulerCB(OneCycleLR), **kw
     ),
 }
-PAIRS = {  # what is compared: of each the kept one minus the new one
-    "constant lr": ("kept optimizer", "new optimizer"),
-    "one cycle": ("kept optimizer, one cycle", "new optimizer, one cycle"),
+CONSTANT, ONE_CYCLE = "constant lr, kept - new", "one cycle, kept - new"
+PAIRS = {
+    CONSTANT: ("kept optimizer", "new optimizer"),
+    ONE_CYCLE: ("kept optimizer, one cycle", "new optimizer, one cycle"),
 }
 LRS = (1e-3, 5e-4, 2.5e-4)  # of the sessions
 DATASETS: dict[str, Callable[..., DataLoaders]] = {"imagenette": imagenette, "imagewoof": imagewoof}
@@ -100,7 +104,7 @@ PRESETS = {
 
 
 def train(method: str, preset: Preset, dls: DataLoaders, folder: Path, extra_cbs: Any = ()) -> Learner:
-    """Train a network in sessions by one method, going on from the checkpoints in the folder."""
+    """Train a network in sessions by one method, resuming from the checkpoints in the folder."""
     model = preset.model(n_channels=peek(dls.train)[0].shape[1])
     cbs = [MixedPrecisionCB(), ChannelsLastCB(), CheckpointCB(folder, keep=1), *extra_cbs]
     learn = Learner(model, dls, opt_func=torch.optim.Adam, cbs=cbs)
@@ -133,93 +137,120 @@ def run(method: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         name = f"{args.dataset}-{args.preset}/{tasks.slug(method)}-{torch.initial_seed()}"
         logger = [TensorBoardCB(args.tensorboard, name)]
     learn = train(method, PRESETS[args.preset], dls, folder, logger)
-    return {"data": dls.source, "history": learn.history, "ran_on": report.ran_on()}
+    return {
+        "data": dls.source,
+        "n_images": report.n_images(dls),
+        "history": learn.history,
+        "ran_on": provenance(),
+    }
 
 
 # What came out ------------------------------------------------------------------------------------
 
 
-def row_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+def row_of(histories: list[report.History]) -> dict[str, Any]:
     """Return the figures of a method's last epoch over its runs, and the time of a run."""
-    row: dict[str, Any] = {}
-    for phase in ("train", "eval"):
-        last = [[r for r in result["history"] if r["train"] == phase][-1] for result in results]
-        for name, key in (("accuracy", "MulticlassAccuracy"), ("loss", "loss")):
-            row[f"{phase} {name}"] = mean_sd([r[key] for r in last])
-    return row | {"time_s": mean_sd([sum(r["time_s"] for r in result["history"]) for result in results])}
+    return report.measures_of(histories) | {"time_s": report.seconds_of(histories)}
 
 
-def compared(rows: dict[str, dict[str, Any]], measure: str) -> dict[str, dict[str, float]]:
-    """Return of each pair kept minus new in the last epoch: mean, 95 % interval and p of a paired t-test.
-
-    Source: Student 1908, by scipy. Runs of one seed are a pair: they begin with the same weights and batches.
-    """
-    from scipy.stats import ttest_rel
-
-    found = {}
-    for name, (kept, new) in PAIRS.items():
-        a, b = rows[kept][measure]["each"], rows[new][measure]["each"]
-        test = ttest_rel(a, b)
-        low, high = test.confidence_interval(0.95)
-        mean = sum(x - y for x, y in zip(a, b, strict=True)) / len(a)
-        found[name] = {"mean": mean, "low": float(low), "high": float(high), "p": float(test.pvalue)}
-    return found
+def compared(rows: dict[str, dict[str, Any]]) -> list[Difference]:
+    """Return of each pair kept - new, in each measure of the last epoch."""
+    return paired(rows, PAIRS)
 
 
-def conclusion(difference: dict[str, float], name: str) -> str:
-    """Say what a difference in accuracy shows, at 5 %."""
-    numbers = f"{difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
-    if math.isnan(difference["p"]):
-        return f"{name}: kept minus new {difference['mean']:+.4f}; nothing to test"
-    if difference["p"] >= 0.05:
-        largest = max(abs(difference["low"]), abs(difference["high"]))
-        shown = f"no difference is shown; one above {largest:.4f} is unlikely"
+def conclusion(family: list[Difference]) -> str:
+    """Say what the differences show on the document's question, on accuracy and on loss."""
+    of_accuracy = [d for d in family if d.measure == "eval accuracy"]
+    if not any(d.holds for d in of_accuracy):
+        largest = max(max(-(d.low or 0.0), d.high or 0.0) for d in of_accuracy)
+        parts = [f"No effect on eval accuracy is seen: one above {largest:.4f} is unlikely."]
     else:
-        shown = f"{'keeping' if difference['mean'] > 0 else 'a new one'} is better"
-    return f"{name}: kept minus new {numbers}, p = {difference['p']:.2f}: {shown}"
+        parts = [_effect(d) for d in of_accuracy if d.holds]
+    losses = [d for d in family if d.measure == "eval loss"]
+    parts += [_effect(d) for d in losses if d.holds] or ["No effect on eval loss is seen either."]
+    return " ".join(parts)
 
 
-def plot(results: dict[str, list[dict[str, Any]]], n_epochs: tuple[int, ...]) -> Any:
-    """Return the document's figure: loss and accuracy of training and validation, a line for each method.
+def _effect(difference: Difference) -> str:
+    under = difference.name.partition(",")[0]
+    change = "lowers" if difference.mean < 0 else "raises"
+    share = abs(difference.mean / difference.of)
+    n = len(difference.each)
+    is_unanimous = len({value > 0 for value in difference.each}) == 1
+    seeds = f"in each of the {n} seeds" if is_unanimous else f"in the mean of {n} seeds"
+    size = "real and tiny" if share < 0.01 else "real"
+    amount = f"the {difference.measure} by {100 * share:.1f} %"
+    return f"Under {under}, keeping the state {change} {amount}, {seeds}: {size}."
 
-    Lines are means over the runs, with a band of their standard deviation; sessions end at the dotted lines.
+
+def plot(histories: dict[str, list[report.History]], n_epochs: list[int]) -> Any:
+    """Return the document's figures, a column for each measure; below, what keeping the state changes.
+
+    Above, lines are means over all runs with one kind of lr, because kept and new are closer than a line is
+    wide; bands are standard deviations. Below are means of kept - new, with 95 % intervals. The first session
+    of a pair is the same run.
     """
-    figure, axes = new_figure(2, 2, 5.2, 3.2)
-    for i, (key, name) in enumerate((("loss", "loss"), ("MulticlassAccuracy", "accuracy"))):
-        for j, phase in enumerate(("train", "eval")):
-            ax = axes[i][j]
-            for color, (method, of_runs) in enumerate(results.items()):
-                runs = [[r[key] for r in run["history"] if r["train"] == phase] for run in of_runs]
-                dashes = "--" if method.startswith("kept") else "-"  # a pair may lie one upon the other
-                report.draw_band(ax, runs, f"C{color}", method, dashes)
-            for end in (n_epochs[0], n_epochs[0] + n_epochs[1]):
-                ax.axvline(end + 0.5, color="gray", linestyle=":", linewidth=1)
-            ax.set_title(f"{'training' if phase == 'train' else 'validation'} {name}", fontsize=10)
+    measures = ("train loss", "eval loss", "train accuracy", "eval accuracy")
+    figure, axes = new_figure(2, len(measures), 3.1, 2.7)
+    n = len(histories[PAIRS[CONSTANT][0]])
+    for (above, below), measure in zip(axes.T, measures, strict=True):
+        phase, name = measure.split()
+        for i, (label, pair) in enumerate(PAIRS.items()):
+            kept, new = ([report.values_of(h, phase, name) for h in histories[method]] for method in pair)
+            differences = [
+                [x - y for x, y in zip(*runs, strict=True)] for runs in zip(kept, new, strict=True)
+            ]
+            report.draw_band(above, [*kept, *new], f"C{i}", label.partition(",")[0])
+            report.draw_interval(below, differences, f"C{i}", label)
+        above.set_title(measure, fontsize=10)
+        below.axhline(0, color="black", linewidth=0.8)
+        for ax in (above, below):
             ax.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
-    figure.supxlabel("epoch")
+            ax.tick_params(labelsize=8)
+            for end in accumulate(n_epochs[:-1]):
+                ax.axvline(end + 0.5, color="gray", linestyle=":", linewidth=1)
+    axes[0][0].set_ylabel("mean, kept and new together", fontsize=8)
+    axes[1][0].set_ylabel("kept - new", fontsize=8)
+    for ax in axes[:, 0]:
+        ax.legend(fontsize=7)
+    bars = f"band: 1 standard deviation, {2 * n} runs; bar: 95 % interval, {n} pairs" if n > 1 else "one pair"
+    figure.supxlabel(f"epoch  ({bars}; dotted: a session ends)", fontsize=9)
     return figure
 
 
+def draw(result: dict[str, Any], out: Path, name: str) -> None:
+    """Write the picture of a result, if it has all methods."""
+    if set(METHODS) <= set(result["histories"]):
+        plot(result["histories"], result["n_epochs"]).savefig(out / f"{name}.png", dpi=90)
+
+
 def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
-    """Print and write the table and the conclusion, and draw the figure."""
-    data = next(iter(results.values()))[0]["data"]
-    rows = {method: row_of(of_runs) for method, of_runs in results.items()}
-    print(f"\n{data}, {args.preset}, n = {args.runs}: the last epoch")
-    for method, row in rows.items():
-        figures = "  ".join(f"{name} {said(row[name])}" for name in row if name != "time_s")
-        print(f"  {method:26} {figures}")
-    tests: dict[str, Any] = {}
-    if args.runs > 1 and len(rows) == len(METHODS):
-        tests = {measure: compared(rows, measure) for measure in ("eval accuracy", "eval loss")}
-        for name, difference in tests["eval accuracy"].items():
-            print(f"  {conclusion(difference, name)}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    stem = f"optimizer_state_{args.dataset}_{args.preset}"
-    plot(results, PRESETS[args.preset].n_epochs).savefig(args.out / f"{stem}.png", dpi=90)
-    claim = f"document 000, optimizers made anew or kept between sessions, preset {args.preset}"
+    """Print and write the table and the conclusion, and draw the figures."""
+    first = next(iter(results.values()))[0]
     histories = {method: [run["history"] for run in of_runs] for method, of_runs in results.items()}
-    report.write(args.out, stem, claim, data, args.runs, rows=rows, tests=tests, histories=histories)
+    rows = {method: row_of(of_runs) for method, of_runs in histories.items()}
+    print(f"\n{first['data']}, {args.preset}, n = {args.runs}: the last epoch")
+    for method, row in rows.items():
+        print(f"  {method:26} {'  '.join(f'{measure} {said(row[measure])}' for measure in MEASURES)}")
+    if args.runs > 1 and len(rows) == len(METHODS):
+        family = compared(rows)
+        for difference in family:
+            print(f"  {difference.name}, {difference.measure}: {difference.cell}")
+        print(f"  {conclusion(family)}")
+    name = f"optimizer_state_{args.dataset}_{args.preset}"
+    result = report.write(
+        args.out,
+        name,
+        f"document 000, new or kept optimizers between sessions, preset {args.preset}",
+        first["data"],
+        first["n_images"],
+        tasks.seeds_of(args),
+        tasks.made_by(args, results),
+        n_epochs=PRESETS[args.preset].n_epochs,
+        rows=rows,
+        histories=histories,
+    )
+    draw(result, args.out, name)
 
 
 def parser() -> argparse.ArgumentParser:

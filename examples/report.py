@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +14,11 @@ from typing import Any
 
 import torch
 
-import minilearn
 from minilearn import DataLoaders, set_seed, shapes
+from minilearn.provenance import UNKNOWN, command, provenance
+
+History = list[dict[str, Any]]
+MEASURES = ("eval accuracy", "eval loss", "train accuracy", "train loss")  # of an experiment's last epoch
 
 
 def positive(text: str) -> int:
@@ -87,16 +90,10 @@ def seeds(
         yield seed, *load(loader, name, getattr(args, "bs", None), args.data, default_bs)
 
 
-def ran_on() -> dict[str, Any]:
-    """Return the command, the device and the versions of this run."""
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "minilearn": minilearn.__version__,
-    }
+def n_images(dls: DataLoaders) -> dict[str, int]:
+    """Return how many images are trained on, and how many validated on."""
+    valid: Any = dls.valid
+    return {"train": dls.train.n_samples, "eval": valid.n_samples}
 
 
 def mean_sd(values: Sequence[float]) -> dict[str, Any]:
@@ -111,6 +108,41 @@ def said(value: dict[str, Any], digits: int = 4) -> str:
     return f"{value['mean']:.{digits}f}{spread}"
 
 
+def measures_of(histories: Sequence[History]) -> dict[str, dict[str, Any]]:
+    """Return loss and accuracy of the last epoch over an experiment's runs, in training and validation."""
+    found = {}
+    for measure in MEASURES:
+        phase, name = measure.split()
+        key = "loss" if name == "loss" else "MulticlassAccuracy"
+        found[measure] = mean_sd(
+            [[r for r in history if r["train"] == phase][-1][key] for history in histories]
+        )
+    return found
+
+
+def values_of(history: History, phase: str, name: str) -> list[float]:
+    """Return a history's "loss" or "accuracy" over epochs, of "train" or "eval"."""
+    key = "loss" if name == "loss" else "MulticlassAccuracy"
+    return [row[key] for row in history if row["train"] == phase]
+
+
+def seconds_of(histories: Sequence[History]) -> dict[str, Any]:
+    """Return the seconds of a run, over an experiment's runs."""
+    return mean_sd([sum(row["time_s"] for row in history) for history in histories])
+
+
+def thinned(values: Sequence[float], n: int = 400) -> dict[str, Any]:
+    """Return about n of a long run's values, to be drawn, and how many steps apart they are."""
+    every = max(1, len(values) // n)
+    return {"every": every, "values": list(values[::every])}
+
+
+def draw_thinned(ax: Any, curve: dict[str, Any], unit: float = 1.0, **kwargs: Any) -> None:
+    """Draw what `thinned` returned, over steps, or over epochs of `unit` steps."""
+    xs = [i * curve["every"] / unit for i in range(len(curve["values"]))]
+    ax.plot(xs, curve["values"], **kwargs)
+
+
 def draw_band(ax: Any, runs: Sequence[Sequence[float]], color: str, label: str, linestyle: str = "-") -> None:
     """Draw the mean of several runs over epochs, with a band of their standard deviation.
 
@@ -123,8 +155,76 @@ def draw_band(ax: Any, runs: Sequence[Sequence[float]], color: str, label: str, 
     ax.fill_between(epochs, (mean - sd).tolist(), (mean + sd).tolist(), color=color, alpha=0.15)
 
 
-def write(out: Path, name: str, claim: str, data: str, n: int, **found: Any) -> None:
-    """Write what was found as JSON beside its pictures, with what it claims and ran on; say where."""
-    result = {"claim": claim, "data": data, **ran_on(), "n": n, **found}
-    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"Written: {out / name}.json")
+def draw_interval(ax: Any, runs: Sequence[Sequence[float]], color: str, label: str) -> None:
+    """Draw the mean of several runs over epochs, with bars of its 95 % interval (Student's t).
+
+    Shapes: runs (runs, epochs).
+    """
+    from scipy.stats import t
+
+    n = len(runs)
+    columns = list(zip(*runs, strict=True))
+    means = [statistics.mean(column) for column in columns]
+    factor = t.ppf(0.975, n - 1) / n**0.5 if n > 1 else 0.0
+    halves = [factor * statistics.stdev(column) if n > 1 else 0.0 for column in columns]
+    epochs = range(1, len(means) + 1)
+    ax.errorbar(epochs, means, halves, color=color, label=label, marker=".", capsize=2, linewidth=1)
+
+
+def band_note(n: int) -> str:
+    """Return what a line and its band are, for the picture."""
+    return f"line: mean of {n} seeds; band: 1 standard deviation" if n > 1 else "one seed"
+
+
+def merged(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what several runs were made by: a value for what they share, a list for what differs.
+
+    The date is that of the last one.
+    """
+    found: dict[str, Any] = {}
+    for key in dict.fromkeys(key for run in runs for key in run):
+        values = [run.get(key, UNKNOWN) for run in runs]
+        distinct = [value for i, value in enumerate(values) if value not in values[:i]]
+        found[key] = distinct[0] if len(distinct) == 1 else distinct
+    return found | {"date": max(run.get("date", UNKNOWN) for run in runs)}
+
+
+def write(
+    out: Path,
+    name: str,
+    claim: str,
+    data: str,
+    images: dict[str, int],
+    seeds: Sequence[int],
+    runs: Sequence[dict[str, Any]] = (),
+    **found: Any,
+) -> dict[str, Any]:
+    """Write what was found as JSON, with what it claims and what made it; say where, and return it.
+
+    Args:
+        images: how many, by phase, see `n_images`.
+        runs: `provenance()` of each run, where these were made in processes of their own.
+        found: the rest of the result, with all that its pictures need.
+    """
+    made_by = merged(runs) | {"command": command()} if runs else provenance()
+    about = {
+        "claim": claim,
+        "data": data,
+        "n_images": images,
+        **made_by,
+        "n": len(seeds),
+        "seeds": list(seeds),
+    }
+    result = about | found
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    path.write_text(as_text(result))
+    print(f"Written: {path}")
+    read: dict[str, Any] = json.loads(path.read_text())
+    return read
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """Return a result as JSON, what holds nothing but numbers and words on one line."""
+    text = json.dumps(result, indent=1)
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda match: re.sub(r"\n\s*", " ", match[0]), text) + "\n"

@@ -5,12 +5,14 @@ momentum. Presets: `full` is the document's (ResNet-18 and DenseNet-121, 200 epo
 small networks, a part of the images, few epochs, and a threshold at which their layers do switch; `small` is
 for a first look.
 
-Every run writes checkpoints: start the same command again, and it goes on where it stopped, also when it was
+Every run writes checkpoints: start the same command again, and it resumes where it stopped, also when it was
 ended by Ctrl-C or SIGTERM in the middle of an epoch.
 
-Source: document 004. Differs: it names no weight decay, and has no baselines and one seed; here weight decay
-is 5e-4 in all (AdamW's own is 0.01), and SGD begins at lr 0.1. It decays its layers in SGD's phase at epochs
-75 and 150 and those in Adam's at 100; here these are two schedules of one optimizer.
+Source: document 004. Differs: it has one seed and no baselines; here SGD begins at lr 0.1. Its code has no
+weight decay, and so has `full`; `cpu` and `small` have 5e-4 (AdamW its own 0.01 in all). It decays its layers
+in SGD's phase at epochs 75 and 150 and those in Adam's at 100; here these are two schedules of one optimizer.
+Its decay of SGD's phase is absolute: a layer that switches after epoch 75 begins at a tenth of its estimate.
+Here `sgd_scale` counts from the switch, so that layer begins at its estimate.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from typing import Any
 import report
 import tasks
 import torch
-from report import mean_sd, said
+from differences import Difference, paired
+from report import said
 from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
 
@@ -45,26 +48,32 @@ from minilearn import (
     densenet121,
     resnet18,
 )
-from minilearn.callbacks.switches import SwitchPoint
 from minilearn.data import peek
 from minilearn.optim import SWATS, AdaBound
 from minilearn.plot import new_figure
+from minilearn.provenance import provenance
 
-WD = 5e-4
 GLOBAL, LOCAL = "SWATS, global", "SWATS, local"
-# name -> (lr, function of the threshold that gives what makes the optimizer)
-OPTIMIZERS: dict[str, tuple[float, Callable[[float], Callable[..., Any]]]] = {
-    GLOBAL: (1e-3, lambda threshold: partial(SWATS, threshold=threshold, weight_decay=WD)),
+# name -> (lr, function of threshold and weight decay that gives what makes the optimizer)
+OPTIMIZERS: dict[str, tuple[float, Callable[[float, float], Callable[..., Any]]]] = {
+    GLOBAL: (1e-3, lambda threshold, wd: partial(SWATS, threshold=threshold, weight_decay=wd)),
     LOCAL: (
         1e-3,
-        lambda threshold: partial(SWATS, threshold=threshold, weight_decay=WD, switch="local", sgd_scale=1.0),
+        lambda threshold, wd: partial(
+            SWATS, threshold=threshold, weight_decay=wd, switch="local", sgd_scale=1.0
+        ),
     ),
-    "AdaBound": (1e-3, lambda _: partial(AdaBound, weight_decay=WD)),
-    "Adam": (1e-3, lambda _: partial(torch.optim.Adam, weight_decay=WD)),
-    "AdamW": (1e-3, lambda _: torch.optim.AdamW),
-    "SGD": (0.1, lambda _: partial(torch.optim.SGD, momentum=0.9, weight_decay=WD)),
+    "AdaBound": (1e-3, lambda _, wd: partial(AdaBound, weight_decay=wd)),
+    "Adam": (1e-3, lambda _, wd: partial(torch.optim.Adam, weight_decay=wd)),
+    "AdamW": (1e-3, lambda _, wd: torch.optim.AdamW),
+    "SGD": (0.1, lambda _, wd: partial(torch.optim.SGD, momentum=0.9, weight_decay=wd)),
 }
 RESNET, DENSENET = "ResNet", "DenseNet"
+PAIRS = {
+    f"{model}, local - {other}": (f"{model}, {LOCAL}", f"{model}, {name}")
+    for model in (RESNET, DENSENET)
+    for other, name in (("global", GLOBAL), ("Adam", "Adam"), ("AdaBound", "AdaBound"))
+}
 # The document's test accuracies, and the epochs of 200 at which lr is decayed.
 PUBLISHED = {
     RESNET: {GLOBAL: "0.9289", LOCAL: "0.9413", "AdaBound": "0.930"},
@@ -81,18 +90,20 @@ class Preset:
     Args:
         models: name -> n_channels -> network.
         threshold: of SWATS.
+        wd: weight decay, of all but AdamW.
         n_images: for training; None: all.
     """
 
     models: dict[str, Callable[..., nn.Module]]
     n_epochs: int
     threshold: float
+    wd: float = 5e-4
     n_images: int | None = None
     bs: int = 128
 
 
 PRESETS = {
-    "full": Preset({RESNET: resnet18, DENSENET: densenet121}, 200, 1e-5),
+    "full": Preset({RESNET: resnet18, DENSENET: densenet121}, 200, 1e-5, wd=0.0),
     "cpu": Preset(
         {RESNET: partial(ResNet, (1, 1, 1), (16, 32, 64)), DENSENET: partial(DenseNet, (1, 2, 3), 8)},
         n_epochs=12,
@@ -134,7 +145,7 @@ def schedules_of(name: str, n_epochs: int) -> list[Callback]:
 def train(
     name: str, preset: Preset, dls: DataLoaders, folder: Path, extra_cbs: Sequence[Callback] = ()
 ) -> tuple[Learner, SwitchPointsCB]:
-    """Train one network by one optimizer, going on from the checkpoints in the folder."""
+    """Train one network by one optimizer, resuming from the checkpoints in the folder."""
     model_name, optimizer = parts_of(name)
     lr, make = OPTIMIZERS[optimizer]
     model = preset.models[model_name](n_channels=peek(dls.train)[0].shape[1])
@@ -142,7 +153,7 @@ def train(
     cbs: list[Callback] = [MixedPrecisionCB(), ChannelsLastCB(), CheckpointCB(folder, keep=1), *extra_cbs]
     cbs += schedules_of(name, preset.n_epochs)
     cbs += [switches] if optimizer in (GLOBAL, LOCAL) else []
-    learn = Learner(model, dls, lr=lr, opt_func=make(preset.threshold), cbs=cbs)
+    learn = Learner(model, dls, lr=lr, opt_func=make(preset.threshold, preset.wd), cbs=cbs)
     learn.fit(preset.n_epochs, resume=True)
     return learn, switches
 
@@ -153,93 +164,124 @@ def run(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     dls, data = report.load(partial(cifar10, device=device), "CIFAR-10", args.bs, args.data, preset.bs)
     data = dls.source or data
     print(f"\n{name}, {args.preset}, {data}, seed {torch.initial_seed()}", flush=True)
-    learn, switches = train(name, preset, report.some_of(dls, preset.n_images), folder)
+    dls = report.some_of(dls, preset.n_images)
+    learn, switches = train(name, preset, dls, folder)
     if switches.points:
         print(switches.table(), flush=True)
     return {
         "data": data,
+        "n_images": report.n_images(dls),
         "history": learn.history,
-        **switches.state_dict(),
-        "ran_on": report.ran_on(),
+        "switches": switches.state_dict(),
+        "ran_on": provenance(),
     }
 
 
 # What came out ------------------------------------------------------------------------------------
 
 
-def row_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+def row_of(histories: list[report.History], switches: list[dict[str, Any]]) -> dict[str, Any]:
     """Return an experiment's figures over its runs; with SWATS how many tensors switched, and when."""
-    last = [[r for r in result["history"] if r["train"] == "eval"][-1] for result in results]
-    row: dict[str, Any] = {
-        "accuracy": mean_sd([r["MulticlassAccuracy"] for r in last]),
-        "loss": mean_sd([r["loss"] for r in last]),
-        "time_s": mean_sd([sum(r["time_s"] for r in result["history"]) for result in results]),
-    }
-    if results[0]["names"]:
-        row["n_tensors"] = len(results[0]["names"])
-        row["n_switched"] = [len(result["points"]) for result in results]
-        row["n_moments"] = [len({step for _, step, _ in result["points"]}) for result in results]
+    row: dict[str, Any] = report.measures_of(histories) | {"time_s": report.seconds_of(histories)}
+    if switches[0]["names"]:
+        row["n_tensors"] = len(switches[0]["names"])
+        row["n_switched"] = [len(of["points"]) for of in switches]
+        row["n_moments"] = [len({step for _, step, _ in of["points"]}) for of in switches]
     return row
 
 
-def plot_accuracy(results: dict[str, list[dict[str, Any]]]) -> Any:
+def compared(rows: dict[str, dict[str, Any]]) -> list[Difference]:
+    """Return the differences that the document speaks of, and local - Adam, in each measure."""
+    return paired(rows, PAIRS)
+
+
+def conclusion(family: list[Difference], result: dict[str, Any]) -> str:
+    """Say whether a run can test the document's claim, and what its differences show on it."""
+    parts, claim = [], "that switching locally is better than globally"
+    if result["preset"] != "full":
+        n_steps = result["switches"][f"{RESNET}, {LOCAL}"][0]["n_steps"]
+        times = result["threshold"] / PRESETS["full"].threshold
+        parts.append(
+            f"This run cannot test the document's claim {claim}: it has {n_steps} steps, small networks, and "
+            f"a threshold {times:.0f} times as large."
+        )
+    of_claim = [d for d in family if d.name.endswith("local - global") and d.measure == "eval accuracy"]
+    for d in of_claim:
+        place = ("ahead of" if d.mean > 0 else "behind") if d.holds else "not shown to differ from"
+        numbers = f"{d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})"
+        parts.append(f"On the {parts_of(d.name)[0]}, local is {place} global: {numbers}.")
+    return " ".join(parts)
+
+
+def plot_accuracy(histories: dict[str, list[report.History]]) -> Any:
     """Return a figure of test accuracy over epochs, a panel for each network; bands are over the runs."""
-    models = list(dict.fromkeys(parts_of(name)[0] for name in results))
+    models = list(dict.fromkeys(parts_of(name)[0] for name in histories))
     figure, axes = new_figure(1, len(models), 5.2, 3.6)
     colors = {optimizer: f"C{i}" for i, optimizer in enumerate(OPTIMIZERS)}
+    n = 0
     for ax, model in zip(axes.flat, models, strict=True):
-        for name, of_runs in results.items():
+        for name, of_runs in histories.items():
             of_model, optimizer = parts_of(name)
             if of_model == model:
-                runs = [
-                    [r["MulticlassAccuracy"] for r in run["history"] if r["train"] == "eval"]
-                    for run in of_runs
-                ]
+                runs = [report.values_of(history, "eval", "accuracy") for history in of_runs]
                 report.draw_band(ax, runs, colors[optimizer], optimizer)
+                n = len(runs)
         ax.set_title(model, fontsize=10)
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
-    figure.supxlabel("epoch")
-    figure.supylabel("eval accuracy")
+    figure.supxlabel(f"epoch  ({report.band_note(n)})", fontsize=9)
+    figure.supylabel("eval accuracy", fontsize=9)
     return figure
 
 
-def switches_of(result: dict[str, Any]) -> SwitchPointsCB:
-    """Return the switch points of a run, for their table and figure."""
-    found = SwitchPointsCB()
-    found.load_state_dict({key: result[key] for key in ("points", "names", "n_steps")})
-    return found
+def draw(result: dict[str, Any], out: Path, name: str) -> None:
+    """Write the pictures of a result; timelines are of the first seed."""
+    plot_accuracy(result["histories"]).savefig(out / f"{name}_accuracy.png", dpi=90)
+    for experiment, of_runs in result["switches"].items():
+        model, optimizer = parts_of(experiment)
+        if optimizer == LOCAL:
+            timeline = SwitchPointsCB()
+            timeline.load_state_dict(of_runs[0])
+            timeline.plot().savefig(out / f"{name}_switches_{tasks.slug(model)}.png", dpi=90)
 
 
 def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
-    """Print and write the table, and draw the figures; timelines are of the first seed."""
-    data, preset = next(iter(results.values()))[0]["data"], PRESETS[args.preset]
-    rows = {name: row_of(of_runs) for name, of_runs in results.items()}
-    print(f"\n{data}, {args.preset}, n = {args.runs}: eval accuracy (in brackets: document 004, preset full)")
+    """Print and write the table, and draw the figures."""
+    first, preset = next(iter(results.values()))[0], PRESETS[args.preset]
+    histories = {name: [run["history"] for run in of_runs] for name, of_runs in results.items()}
+    switches = {name: [run["switches"] for run in of_runs] for name, of_runs in results.items()}
+    rows = {name: row_of(of_runs, switches[name]) for name, of_runs in histories.items()}
+    print(
+        f"\n{first['data']}, {args.preset}, n = {args.runs}: eval accuracy (in brackets: document 004, full)"
+    )
     for name, row in rows.items():
         model, optimizer = parts_of(name)
         published = PUBLISHED[model].get(optimizer, "none")
-        text = f"  {name:24} {said(row['accuracy'])}  ({published})"
+        text = f"  {name:24} {said(row['eval accuracy'])}  ({published})"
         if "n_switched" in row:
             text += f"  switched {row['n_switched']} of {row['n_tensors']}, at {row['n_moments']} moments"
         print(text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    stem = f"swats_{args.preset}"
-    plot_accuracy(results).savefig(args.out / f"{stem}_accuracy.png", dpi=90)
-    points: dict[str, list[list[SwitchPoint]]] = {}
-    for name, of_runs in results.items():
-        if of_runs[0]["names"]:
-            points[name] = [switches_of(result).points for result in of_runs]
-            model, optimizer = parts_of(name)
-            if optimizer == LOCAL:
-                figure = switches_of(of_runs[0]).plot()
-                figure.savefig(args.out / f"{stem}_switches_{tasks.slug(model)}.png", dpi=90)
-    claim = f"document 004, SWATS and AdaBound, preset {args.preset}"
-    histories = {name: [run["history"] for run in of_runs] for name, of_runs in results.items()}
-    more = {"n_epochs": preset.n_epochs, "n_images": preset.n_images, "threshold": preset.threshold}
-    report.write(
-        args.out, stem, claim, data, args.runs, **more, rows=rows, points=points, histories=histories
+    if args.runs > 1 and len(rows) == len(NAMES):
+        for difference in compared(rows):
+            print(f"  {difference.name}, {difference.measure}: {difference.cell}")
+    name = f"swats_{args.preset}"
+    result = report.write(
+        args.out,
+        name,
+        f"document 004, SWATS and AdaBound, preset {args.preset}",
+        first["data"],
+        first["n_images"],
+        tasks.seeds_of(args),
+        tasks.made_by(args, results),
+        preset=args.preset,
+        n_epochs=preset.n_epochs,
+        threshold=preset.threshold,
+        wd=preset.wd,
+        rows=rows,
+        switches={name: of for name, of in switches.items() if of[0]["names"]},
+        histories=histories,
     )
+    draw(result, args.out, name)
 
 
 def parser() -> argparse.ArgumentParser:

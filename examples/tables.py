@@ -1,5 +1,7 @@
 """Make the tables of README.md and examples/README.md from the results in examples/results.
 
+Every difference, interval and p in the pages is computed here from the values of the single runs.
+
 Run: python examples/tables.py
 """
 
@@ -11,16 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cifar10_schedules import PUBLISHED as PUBLISHED_001
-from fashion_mnist_optimizers import PUBLISHED
-from optimizer_state import conclusion
-from report import said
-from swats import LOCAL, parts_of
-from swats import PUBLISHED as PUBLISHED_004
+import cifar10_schedules as schedules_001
+import fashion_mnist_optimizers as scratch_003
+import mnist_optimizers as tour_002
+import optimizer_state as state_000
+import swats as swats_004
+from differences import Difference, table, told
+from report import MEASURES, said
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "examples" / "README.md")
+README, EXAMPLES = ROOT / "README.md", ROOT / "examples" / "README.md"
 BEST = "one cycle, lr .05, 6 epochs"
+
+Results = Callable[[str], dict[str, Any]]  # a result's name -> what its file has
 
 
 def result(name: str) -> dict[str, Any]:
@@ -29,211 +34,288 @@ def result(name: str) -> dict[str, Any]:
     return read
 
 
+# What is compared ---------------------------------------------------------------------------------
+
+STATE, SCHEDULES, SWATS = "optimizer_state_imagenette_cpu", "cifar10_schedules_cpu", "swats_cpu"
+TOUR, SCRATCH, SPEEDRUN = "mnist_optimizers", "fashion_mnist_optimizers", "cifar10_speedrun"
+
+FAMILIES: dict[str, tuple[str, Callable[[dict[str, Any]], list[Difference]]]] = {
+    "000": (STATE, state_000.compared),
+    "002": (TOUR, tour_002.compared),
+    "003": (SCRATCH, scratch_003.compared),
+    "003, published": (SCRATCH, scratch_003.compared_with_published),
+    "004": (SWATS, swats_004.compared),
+}
+# Each page, and the families of which it has to say all that holds.
+PAGES = {README: ("000", "004"), EXAMPLES: tuple(FAMILIES)}
+
+
+def family(name: str, results: Results = result) -> list[Difference]:
+    """Return what is compared under a name of FAMILIES, computed from its result."""
+    of, compared = FAMILIES[name]
+    return compared(results(of)["rows"])
+
+
+# Parts of tables ----------------------------------------------------------------------------------
+
+
 def _table(*rows: tuple[str, ...]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def documents() -> str:
-    """Return a row for each document: what it claims, what it published, what came out here, and how."""
-    state, cifar = result("optimizer_state_imagenette_cpu"), result("cifar10_schedules_cpu")
-    mnist, fashion = result("mnist_optimizers"), result("fashion_mnist_optimizers")
-    swats = result("swats_cpu")
-    local = swats["rows"][f"ResNet, {LOCAL}"]
-    kept, one_cycle = state["rows"]["kept optimizer, one cycle"], cifar["rows"]["one cycle"]
-    annealed = mnist["rows"]["annealed by MultiStepLR"]
-    head = ("document", "experiment", "published", "here: eval accuracy", "n", "device", "time", "command")
+def _counted(n: Any, one: str, more: str) -> str:
+    numbers = n if isinstance(n, list) else [n]  # where runs differ
+    return f"{' or '.join(str(number) for number in numbers)} {one if n == 1 else more}"
+
+
+def _made_by(found: dict[str, Any], *more: str) -> str:
+    """Return how a result was made: seeds, images, machine, versions, and the command."""
+    first, last, images = found["seeds"][0], found["seeds"][-1], found["n_images"]
+    date = found["date"]
+    parts = [
+        f"n = {found['n']}, {f'seed {first}' if first == last else f'seeds {first} to {last}'}",
+        f"{found['data']}: {images['train']:,} images to train on, {images['eval']:,} to validate",
+        *more,
+        f"on {found['device']}, {_counted(found['threads'], 'thread', 'threads')}, "
+        f"{_counted(found['processes'], 'process', 'processes')}",
+        f"torch {found['torch']}, minilearn {found['minilearn']}, commit {_short(found['commit'])}",
+        date[:10] if date[0].isdigit() else f"date {date}",
+    ]
+    return f"{'; '.join(parts)}. Made by\n\n    $ {found['command']}"
+
+
+def _in_all(found: dict[str, Any]) -> str:
+    return f"{found['time_s']:.0f} s in all"
+
+
+def _short(commit: str) -> str:
+    return commit[:7] if re.fullmatch("[0-9a-f]{40}", commit) else commit
+
+
+# README -------------------------------------------------------------------------------------------
+
+
+def repeated(results: Results) -> str:
+    """Return a row for each document whose experiment was repeated with its network and budget."""
+    mnist, fashion = results(TOUR), results(SCRATCH)
+    published = scratch_003.PUBLISHED[BEST][-1][2]
+    (difference,) = (
+        d for d in family("003, published", results) if (d.name, d.measure) == (BEST, "eval accuracy")
+    )
+    head = ("document", "experiment", "published: one run", "here: eval accuracy", "n", "here - published")
     return _table(
-        head,
-        (
-            "000, does the optimizer's state matter",
-            "Imagenette, ResNet50 (here a small ResNet, 64 px), Adam kept in 3 sessions, one cycle in each",
-            "in figures alone",
-            *_found(kept["eval accuracy"], state, f"{kept['time_s']['mean']:.0f} s a run"),
-        ),
-        (
-            "001, schedules and averages",
-            "CIFAR-10 (here JPEG-coded), ResNet (here ResNet-20), one cycle, 50 epochs (here "
-            f"{one_cycle['n_epochs']})",
-            PUBLISHED_001["one cycle"],
-            *_found(one_cycle["accuracy"], cifar, f"{one_cycle['time_s']['mean']:.0f} s a run"),
-        ),
+        (*head, "command"),
         (
             "002, a tour of optimizers and schedules",
             "MNIST, MLP, SGD annealed in steps, 15 epochs",
-            "none",
-            *_found(annealed["accuracy"], mnist, f"{annealed['time_s']['mean']:.0f} s a run"),
+            "prints no figures",
+            said(mnist["rows"]["annealed by MultiStepLR"]["eval accuracy"]),
+            str(mnist["n"]),
+            "",
+            f"`{mnist['command']}`",
         ),
         (
             "003, optimizers and schedules from scratch",
             "Fashion-MNIST, CNN, one cycle, 6 epochs",
-            f"{PUBLISHED[BEST][-1][2]:.3f}",
-            *_found(fashion["tables"][BEST][-1]["accuracy"], fashion, f"{fashion['time_s']:.0f} s in all"),
+            f"{published:.3f}",
+            said(fashion["rows"][BEST]["eval accuracy"]),
+            str(fashion["n"]),
+            difference.cell,
+            f"`{fashion['command']}`",
+        ),
+    )
+
+
+def smaller(results: Results) -> str:
+    """Return a row for each document whose experiment was run at a smaller scale: no published figures."""
+    state, cifar, swats = results(STATE), results(SCHEDULES), results(SWATS)
+    local = swats["rows"][f"ResNet, {swats_004.LOCAL}"]
+    kept, one_cycle = state["rows"]["kept optimizer, one cycle"], cifar["rows"]["one cycle"]
+    return _table(
+        ("document", "the document's experiment", "the one here", "here: eval accuracy", "n", "command"),
+        (
+            "000, does the optimizer's state matter",
+            "ResNet50, Imagenette and Imagewoof, 3 sessions, 25 epochs",
+            "a small ResNet, Imagenette at 64 px, 3 sessions, 25 epochs; shown: one cycle, state kept",
+            said(kept["eval accuracy"]),
+            str(state["n"]),
+            f"`{state['command']}`",
+        ),
+        (
+            "001, schedules and averages",
+            "a ResNet, CIFAR-10, 30 to 60 epochs",
+            f"ResNet-20, JPEG-coded CIFAR-10, 12 to 15 epochs; shown: one cycle, {one_cycle['n_epochs']}",
+            said(one_cycle["eval accuracy"]),
+            str(cifar["n"]),
+            f"`{cifar['command']}`",
         ),
         (
             "004, SWATS switched per layer",
-            "CIFAR-10 (here JPEG-coded), ResNet-18 (here a small ResNet, a fifth of the images), SWATS, "
-            f"local, 200 epochs (here {swats['n_epochs']})",
-            PUBLISHED_004["ResNet"][LOCAL],
-            *_found(local["accuracy"], swats, f"{local['time_s']['mean']:.0f} s a run"),
+            "ResNet-18 and DenseNet-121, CIFAR-10, 200 epochs",
+            f"small ones, a fifth of JPEG-coded CIFAR-10, {swats['n_epochs']} epochs; shown: ResNet, local",
+            said(local["eval accuracy"]),
+            str(swats["n"]),
+            f"`{swats['command']}`",
         ),
     )
 
 
-def _found(accuracy: dict[str, Any], found: dict[str, Any], time: str) -> tuple[str, ...]:
-    """Return the cells on what came out: accuracy, n, device, time, command."""
-    n = found["threads"]
-    device = f"CPU, {n} thread{'' if n == 1 else 's'}" if found["device"] == "x86_64" else found["device"]
-    return said(accuracy), str(found["n"]), device, time, f"`{found['command']}`"
+def findings(results: Results) -> str:
+    """Return what the results show on the questions of documents 000, 001 and 004."""
+    parts = [f"- **Document 000.** {state_000.conclusion(family('000', results))}"]
+    parts.append(f"- **Document 001.** {schedules_001.conclusion(results(SCHEDULES)['rows'])}")
+    parts.append(f"- **Document 004.** {swats_004.conclusion(family('004', results), results(SWATS))}")
+    holding = [told(family(name, results)) for name in PAGES[README]]
+    return (
+        "\n".join(parts)
+        + "\n\n"
+        + "\n\n".join(
+            f"Document {name}: {text[0].lower()}{text[1:]}"
+            for name, text in zip(PAGES[README], holding, strict=True)
+        )
+    )
 
 
-def _on(found: dict[str, Any]) -> str:
-    n = found["threads"]
-    return f"{n} thread{'' if n == 1 else 's'} ({found['device']}), torch {found['torch']}"
+def swa_row(results: Results) -> str:
+    """Return what averaging gave: beside one cycle of as many epochs, and beside its own iterates."""
+    found = results(SCHEDULES)
+    row, other = found["rows"][schedules_001.SWA], found["rows"][schedules_001.SHORT]
+    n = sum(r["train"] == "iterate" for r in found["histories"][schedules_001.SWA][0])
+    n_epochs = row["n_epochs"]
+    return _table(
+        (f"CIFAR-10 (JPEG-coded), ResNet-20, {n_epochs} epochs, n = {found['n']}", "eval accuracy"),
+        (f"one cycle over all {n_epochs}: the baseline of equal budget", said(other["eval accuracy"])),
+        (f"one cycle over {n_epochs - n}, then SWA: the average", said(row["eval accuracy"])),
+        (f"the iterates of SWA's {n} epochs, at a constant lr: their mean", said(row["iterates"])),
+        ("the best of these iterates", said(row["best_iterate"])),
+    )
 
 
-def _ran(found: dict[str, Any]) -> str:
-    time = f"{found['time_s']:.0f} s in all"
-    return f"n = {found['n']}, {time} on {_on(found)}; made by\n\n    $ {found['command']}"
+# Document 000 -------------------------------------------------------------------------------------
 
 
-def state_rows() -> str:
-    """Return document 000's methods: figures of the last epoch, and what tests of their differences show."""
-    found = result("optimizer_state_imagenette_cpu")
-    names = ("eval accuracy", "eval loss", "train accuracy", "train loss")
+def state_rows(results: Results) -> str:
+    """Return document 000's methods: all measures of the last epoch."""
+    found = results(STATE)
     rows = [
-        (method, *(said(row[name]) for name in names), f"{row['time_s']['mean']:.0f}")
+        (method, *(said(row[name]) for name in MEASURES), f"{row['time_s']['mean']:.0f}")
         for method, row in found["rows"].items()
     ]
-    made_by = f"n = {found['n']}, {found['data']}, on {_on(found)}; made by\n\n    $ {found['command']}"
-    shown = "\n".join(f"- {conclusion(test, name)}" for name, test in found["tests"]["eval accuracy"].items())
-    return f"{_table(('method', *names, 'seconds a run'), *rows)}\n\n{made_by}\n\n{shown}"
+    return f"{_table(('method', *MEASURES, 'seconds a run'), *rows)}\n\n{_made_by(found)}"
 
 
-def cifar_rows() -> str:
-    """Return document 001's experiments: what it published, and accuracy, also with mirror images, here."""
-    found = result("cifar10_schedules_cpu")
+def state_differences(results: Results) -> str:
+    """Return what keeping the state changes, in each measure, and what this shows."""
+    of = family("000", results)
+    return f"{state_000.conclusion(of)}\n\n{table(of, 'lr')}\n\n{told(of)}"
+
+
+# Document 001 -------------------------------------------------------------------------------------
+
+
+def cifar_rows(results: Results) -> str:
+    """Return document 001's experiments: accuracy here, also with mirror images, and what it published."""
+    found = results(SCHEDULES)
     rows = [
         (
             name,
-            PUBLISHED_001[name],
-            said(row["accuracy"]),
+            said(row["eval accuracy"]),
             said(row["flipped"]),
+            said(row["eval loss"]),
             str(row["n_epochs"]),
             f"{row['time_s']['mean']:.0f}",
+            schedules_001.PUBLISHED[name],
         )
         for name, row in found["rows"].items()
     ]
-    head = ("experiment", "published", "here: eval accuracy", "mirrored too", "epochs here", "seconds")
-    made_by = f"n = {found['n']}, {found['data']}, on {_on(found)}; made by\n\n    $ {found['command']}"
-    return f"{_table(head, *rows)}\n\n{made_by}"
+    head = ("experiment", "here: eval accuracy", "mirrored too", "eval loss", "epochs", "seconds")
+    return f"{_table((*head, 'published, of a larger network'), *rows)}\n\n{_made_by(found)}"
 
 
-def swa_row() -> str:
-    """Return what averaging gave: the iterates of SWA beside their average."""
-    found = result("cifar10_schedules_cpu")
-    row = found["rows"]["one cycle, then SWA"]
-    history = found["histories"]["one cycle, then SWA"]
-    n = sum(r["train"] == "iterate" for r in history)
-    return _table(
-        ("CIFAR-10 (JPEG-coded), ResNet-20, eval accuracy", ""),
-        (f"the iterates of the last {n} of {row['n_epochs']} epochs, mean", said(row["iterates"])),
-        ("the best of them", said(row["best_iterate"])),
-        ("their average", said(row["accuracy"])),
+def cifar_equal(results: Results) -> str:
+    """Return SWA beside one cycle of as many epochs."""
+    rows = results(SCHEDULES)["rows"]
+    ours, other = rows[schedules_001.SWA], rows[schedules_001.SHORT]
+    measures = {"eval accuracy": "eval accuracy", "mirrored too": "flipped", "eval loss": "eval loss"}
+    return f"{schedules_001.conclusion(rows)}\n\n" + _table(
+        (f"{ours['n_epochs']} epochs each", *measures),
+        (schedules_001.SHORT, *(said(other[key]) for key in measures.values())),
+        (schedules_001.SWA, *(said(ours[key]) for key in measures.values())),
+        ("difference", *(f"{ours[key]['mean'] - other[key]['mean']:+.4f}" for key in measures.values())),
     )
 
 
-def speedrun_row() -> str:
+def speedrun_row(results: Results) -> str:
     """Return what the fast run of CIFAR-10 reached, and when."""
-    found = result("cifar10_speedrun")
-    head = ("data", "epochs", "eval accuracy, ten views", "one view", "seconds", "n", "device")
+    found = results(SPEEDRUN)
     times_s = found["time_s"]
     row = (
-        found["data"],
-        str(found["history"][-1]["epoch"] + 1),
+        str(found["histories"][0][-1]["epoch"] + 1),
         said(found["accuracy"]),
         said(found["one_view"]),
         f"{sum(times_s) / len(times_s):.0f}",
-        str(found["n"]),
-        _on(found),
     )
-    return f"{_table(head, row)}\n\nMade by\n\n    $ {found['command']}"
+    return (
+        f"{_table(('epochs', 'eval accuracy, ten views', 'one view', 'seconds'), row)}\n\n{_made_by(found)}"
+    )
 
 
-def swats_rows() -> str:
-    """Return document 004's experiments: accuracy, published and here, and how many tensors switched."""
-    found = result("swats_cpu")
-    rows = []
-    for name, row in found["rows"].items():
-        model, optimizer = parts_of(name)
-        switched = "" if "n_switched" not in row else _switched(row)
-        published = PUBLISHED_004[model].get(optimizer, "none")
-        time_s = f"{row['time_s']['mean']:.0f}"
-        rows.append((model, optimizer, published, said(row["accuracy"]), switched, time_s))
-    head = ("network", "optimizer", "published", "here: eval accuracy", "switched", "seconds a run")
-    made_by = f"n = {found['n']}, {found['data']}, on {_on(found)}; made by\n\n    $ {found['command']}"
-    return f"{_table(head, *rows)}\n\n{made_by}"
+# Document 002 -------------------------------------------------------------------------------------
 
 
-def _switched(row: dict[str, Any]) -> str:
-    tensors, moments = (_range(row[key]) for key in ("n_switched", "n_moments"))
-    return f"{tensors} of {row['n_tensors']} tensors, at {moments} step{'' if moments == '1' else 's'}"
-
-
-def _range(values: list[int]) -> str:
-    return f"{min(values)}" if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
-
-
-def swats_points() -> str:
-    """Return the first switches of each network, each layer by itself, in the first run."""
-    found = result("swats_cpu")
-    parts = []
-    for name, of_runs in found["points"].items():
-        model, optimizer = parts_of(name)
-        if optimizer == LOCAL:
-            rows = [(layer, str(step), f"{lr:.6f}") for layer, step, lr in of_runs[0][:10]]
-            head = (f"{model}: layer", "steps", "estimated lr for SGD")
-            parts.append(f"{_table(head, *rows)}\n\n{len(of_runs[0])} in all.")
-    return "\n\n".join(parts)
-
-
-def mnist_rows() -> str:
+def mnist_rows(results: Results) -> str:
     """Return document 002's experiments: accuracy, loss, epochs and seconds of each."""
-    found = result("mnist_optimizers")
+    found = results(TOUR)
     rows = [
         (
             name,
-            said(row["accuracy"]),
-            said(row["loss"]),
+            *(said(row[measure]) for measure in MEASURES),
             f"{row['n_epochs']['mean']:.1f}".removesuffix(".0"),
             f"{row['time_s']['mean']:.1f}",
         )
         for name, row in found["rows"].items()
     ]
-    table = _table(("experiment", "eval accuracy", "eval loss", "epochs", "seconds a run"), *rows)
-    return f"{table}\n\n{_ran(found)}"
+    head = ("experiment", *MEASURES, "epochs", "seconds a run")
+    return f"{_table(head, *rows)}\n\n{_made_by(found, _in_all(found))}"
 
 
-def fashion_rows() -> str:
-    """Return the last row of each of document 003's tables beside ours."""
-    found = result("fashion_mnist_optimizers")
+def mnist_differences(results: Results) -> str:
+    """Return the differences between experiments of as many epochs, and what holds."""
+    of = family("002", results)
+    return f"{table(of, 'experiments')}\n\n{told(of)}"
+
+
+# Document 003 -------------------------------------------------------------------------------------
+
+
+def fashion_rows(results: Results) -> str:
+    """Return ours - the document's in the last epoch of each of its tables, and what holds."""
+    found, of = results(SCRATCH), family("003, published", results)
     rows = []
-    for name, epochs in found["tables"].items():
-        published, value = PUBLISHED[name][-1][2], epochs[-1]["accuracy"]
-        rows.append((name, f"{published:.3f}", said(value), f"{value['mean'] - published:+.3f}"))
-    table = _table(("experiment", "published", "here: eval accuracy", "difference"), *rows)
-    return f"{table}\n\n{_ran(found)}"
+    for name, row in found["rows"].items():
+        published = scratch_003.PUBLISHED[name][-1][2]
+        rows.append((name, f"{published:.3f}", said(row["eval accuracy"])))
+    made_by = _made_by(found, _in_all(found))
+    first = _table(("experiment", "published: eval accuracy, one run", "here"), *rows)
+    differences = f"Here - published, in the last epoch:\n\n{table(of, 'experiment')}\n\n{told(of)}"
+    return f"{first}\n\n{made_by}\n\n{differences}"
 
 
-def fashion_epochs() -> str:
+def fashion_differences(results: Results) -> str:
+    """Return the differences between experiments of as many epochs, and what holds."""
+    of = family("003", results)
+    return f"{table(of, 'experiments')}\n\n{told(of)}"
+
+
+def fashion_epochs(results: Results) -> str:
     """Return document 003's tables whole, each epoch and phase, published (in brackets) beside ours."""
-    found = result("fashion_mnist_optimizers")
     parts = []
-    for name, epochs in found["tables"].items():
+    for name, histories in results(SCRATCH)["histories"].items():
         rows = []
-        for row in epochs:
+        for row in scratch_003.epochs_of(histories):
             i = 2 * (row["train"] == "eval")
-            accuracy, loss = PUBLISHED[name][row["epoch"]][i : i + 2]
+            accuracy, loss = scratch_003.PUBLISHED[name][row["epoch"]][i : i + 2]
             rows.append(
                 (
                     f"{said(row['accuracy'], 3)} ({accuracy:.3f})",
@@ -246,27 +328,98 @@ def fashion_epochs() -> str:
     return "\n\n".join(parts)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "documents": documents,
-    "optimizer_state": state_rows,
+# Document 004 -------------------------------------------------------------------------------------
+
+
+def swats_rows(results: Results) -> str:
+    """Return document 004's experiments: accuracy here, how many tensors switched, and what it published."""
+    found = results(SWATS)
+    rows = []
+    for name, row in found["rows"].items():
+        model, optimizer = swats_004.parts_of(name)
+        switched = "" if "n_switched" not in row else _switched(row)
+        published = swats_004.PUBLISHED[model].get(optimizer, "none")
+        time_s = f"{row['time_s']['mean']:.0f}"
+        rows.append((model, optimizer, said(row["eval accuracy"]), switched, time_s, published))
+    head = ("network", "optimizer", "here: eval accuracy", "switched", "seconds a run")
+    made_by = _made_by(found, f"{found['n_epochs']} epochs, weight decay {found['wd']:g}")
+    return f"{_table((*head, 'published, of a larger network'), *rows)}\n\n{made_by}"
+
+
+def swats_differences(results: Results) -> str:
+    """Return the differences that the document speaks of, and what this run shows of its claim."""
+    of = family("004", results)
+    return (
+        f"{swats_004.conclusion(of, results(SWATS))}\n\n{table(of, 'network and optimizers')}\n\n{told(of)}"
+    )
+
+
+def _switched(row: dict[str, Any]) -> str:
+    tensors, moments = (_range(row[key]) for key in ("n_switched", "n_moments"))
+    return f"{tensors} of {row['n_tensors']} tensors, at {moments} step{'' if moments == '1' else 's'}"
+
+
+def _range(values: list[int]) -> str:
+    return f"{min(values)}" if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
+
+
+def swats_global(results: Results) -> str:
+    """Return when all tensors switched, where they did so at once."""
+    runs = [
+        run
+        for name, of_runs in results(SWATS)["switches"].items()
+        if swats_004.parts_of(name)[1] == swats_004.GLOBAL
+        for run in of_runs
+    ]
+    steps = [step for run in runs for _, step, _ in run["points"]]
+    return (
+        "When all tensors switch at once, the moment depends on which tensor happens to settle first: in "
+        f"these runs after {_range(steps)} of {runs[0]['n_steps']} steps."
+    )
+
+
+def swats_points(results: Results) -> str:
+    """Return the first switches of each network, each layer by itself, in the first run."""
+    parts = []
+    for name, of_runs in results(SWATS)["switches"].items():
+        model, optimizer = swats_004.parts_of(name)
+        if optimizer == swats_004.LOCAL:
+            points = of_runs[0]["points"]
+            rows = [(layer, str(step), f"{lr:.6f}") for layer, step, lr in points[:10]]
+            head = (f"{model}: layer", "steps", "estimated lr for SGD")
+            parts.append(f"{_table(head, *rows)}\n\n{len(points)} in all.")
+    return "\n\n".join(parts)
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "documents, repeated": repeated,
+    "documents, smaller": smaller,
+    "findings": findings,
     "swa": swa_row,
+    "optimizer_state": state_rows,
+    "optimizer_state, differences": state_differences,
     "cifar10_schedules": cifar_rows,
+    "cifar10_schedules, equal budget": cifar_equal,
     "cifar10_speedrun": speedrun_row,
-    "swats": swats_rows,
-    "swats, switches": swats_points,
     "mnist_optimizers": mnist_rows,
+    "mnist_optimizers, differences": mnist_differences,
     "fashion_mnist_optimizers": fashion_rows,
+    "fashion_mnist_optimizers, differences": fashion_differences,
     "fashion_mnist_optimizers, epochs": fashion_epochs,
+    "swats": swats_rows,
+    "swats, differences": swats_differences,
+    "swats, global": swats_global,
+    "swats, switches": swats_points,
 }
 
 
-def made(text: str) -> str:
-    """Return a page's text with each table between its marks made anew."""
+def made(text: str, results: Results = result) -> str:
+    """Return a page's text with each table between its marks made again from the results."""
 
-    def table(match: re.Match[str]) -> str:
-        return f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+    def block(match: re.Match[str]) -> str:
+        return f"<!-- table: {match[1]} -->\n{TABLES[match[1]](results)}\n<!-- end -->"
 
-    return re.sub(r"<!-- table: (.+?) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+    return re.sub(r"<!-- table: (.+?) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
 
 
 def main() -> None:

@@ -46,6 +46,17 @@ def path_of(folder: Path, name: str, seed: int) -> Path:
     return folder / str(seed) / f"{slug(name)}.json"
 
 
+def seeds_of(args: argparse.Namespace) -> range:
+    """Return the seeds of the runs."""
+    return range(args.seed, args.seed + args.runs)
+
+
+def made_by(args: argparse.Namespace, results: dict[str, list[Result]]) -> list[dict[str, Any]]:
+    """Return what made each run: that of its own process, and how many ran at once."""
+    runs = [result["ran_on"] for of_runs in results.values() for result in of_runs]
+    return [run | {"processes": args.jobs} for run in runs]
+
+
 def main(
     args: argparse.Namespace,
     script: str,
@@ -78,7 +89,7 @@ def _run_all(
 ) -> dict[str, list[Result]]:
     """Run experiments for each seed, unless they are done already; return their results by name."""
     names = list(names) if args.only is None else [args.only]
-    seeds = range(args.seed, args.seed + args.runs)
+    seeds = seeds_of(args)
     tasks = [(name, seed) for seed in seeds for name in names if not path_of(folder, name, seed).is_file()]
     if args.jobs > 1:  # each in a process of its own, with its share of the threads
         env = os.environ | {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // args.jobs))}

@@ -131,6 +131,19 @@ def example():
     return importlib.import_module
 
 
+@pytest.fixture(scope="session")
+def document():
+    """Return the text of a document by its number, or skip: document("003")."""
+
+    def read(number):
+        found = sorted((Path(__file__).parents[2] / "shared" / "seeds").glob(f"{number}*.txt"))
+        if not found:
+            pytest.skip(f"needs document {number}, ../shared/seeds/{number}*.txt")
+        return found[0].read_text()
+
+    return read
+
+
 @pytest.fixture
 def real_data():
     """Return the folder with the real FashionMNIST/raw, or skip."""

@@ -57,10 +57,11 @@ def test_document_001_is_run_experiment_for_experiment(script, main, shorten, tm
     result = result_of(tmp_path, "small")
     assert list(result["rows"]) == list(script.EXPERIMENTS) == list(script.PUBLISHED)[:-1]
     assert (result["n"], result["data"]) == (2, "CIFAR-10, JPEG-coded (cifar10)")
-    assert {"command", "device", "threads", "torch", "python"} <= set(result)
+    assert (result["seeds"], result["n_images"]) == ([42, 43], {"train": 40, "eval": 10})
     for name, row in result["rows"].items():
         assert row["n_epochs"] == 3
-        assert len(row["accuracy"]["each"]) == 2
+        assert len(row["eval accuracy"]["each"]) == len(result["histories"][name]) == 2
+        assert len(result["lrs"][name]["values"]) == result["lrs"][name]["n_steps"] == 9
         assert ("iterates" in row) is (name == "one cycle, then SWA")
     for picture in PICTURES:
         assert imread(tmp_path / "out" / f"cifar10_schedules_small_{picture}.png").ndim == 3
@@ -105,7 +106,7 @@ def test_averages_of_the_wider_network_follow_a_whole_cycle(script, main, shorte
     shorten("cpu")
     main("--preset", "cpu", "--only", script.WIDER)
     result = result_of(tmp_path, "cpu")
-    rows = [row["train"] for row in result["histories"][script.WIDER]]
+    rows = [row["train"] for row in result["histories"][script.WIDER][0]]
     assert rows == [*["train", "eval"] * 2, "train", "iterate", "eval"]
     assert result["rows"][script.WIDER]["n_epochs"] == 3
 
@@ -184,6 +185,47 @@ def test_committed_figures_of_swa_and_of_the_best_run_hold(example):
     found = example("tables").result("cifar10_schedules_cpu")
     assert "JPEG-coded" in found["data"]
     swa = found["rows"]["one cycle, then SWA"]
-    assert swa["accuracy"]["mean"] > swa["best_iterate"]["mean"] > swa["iterates"]["mean"]
-    best = max(row["accuracy"]["mean"] for row in found["rows"].values())
-    assert best == found["rows"][example("cifar10_schedules").WIDER]["accuracy"]["mean"] >= 0.87
+    assert swa["eval accuracy"]["mean"] > swa["best_iterate"]["mean"] > swa["iterates"]["mean"]
+    best = max(row["eval accuracy"]["mean"] for row in found["rows"].values())
+    assert best == found["rows"][example("cifar10_schedules").WIDER]["eval accuracy"]["mean"] >= 0.87
+
+
+@pytest.mark.parametrize(
+    ("swa", "n", "said"),
+    [
+        (0.8, 1, "-0.1000. The gain that the document claims is not reproduced at this scale. With n = 1"),
+        (1.0, 1, "+0.1000. With n = 1, that SWA is ahead here settles nothing"),
+        (0.8, 3, "not reproduced at this scale. n = 3."),
+    ],
+)
+def test_conclusion_compares_swa_with_one_cycle_of_as_many_epochs(script, swa, n, said):
+    def row(value):
+        return {"n_epochs": 12, "eval accuracy": {"mean": value, "sd": None, "each": [value] * n}}
+
+    text = script.conclusion({script.SHORT: row(0.9), script.SWA: row(swa)})
+    assert text.startswith("At the same 12 epochs, one cycle reaches 0.9000 and one cycle, then SWA ")
+    assert said in text
+
+
+def test_swa_is_compared_at_equal_budget(script):
+    for preset in script.PRESETS.values():
+        assert preset.n_epochs[script.SHORT] == preset.n_epochs[script.SWA]
+
+
+def test_published_figures_are_those_of_the_text(script, document):
+    text = document("001")
+    said = script.PUBLISHED
+    assert "reaches ~93.7-94% over 50 epochs" in text
+    assert said["multi-step"] == "0.937 to 0.94"
+    assert "reache ~93.8-94% over 50 and 60 epochs respectively" in text
+    assert said["cosine"] == said["warm restarts"] == "0.938 to 0.94"
+    assert "~94.65% accuracy with this scheduler over 50 epochs and ~93.8% accuracy in just 30 epochs" in text
+    assert (said["one cycle"], said[script.SHORT]) == ("0.9465", "0.938")
+    assert "achieves ~94% with just 30 epochs in total" in text
+    assert said[script.SWA] == "0.94"
+    assert said["cyclic"] == said[script.WIDER] == "none"
+    # and the settings that go with them
+    assert "milestones=[25,40], gamma=0.1" in text
+    assert "max_lr=0.1" in text
+    assert "first 20 epochs and then SWA" in text
+    assert "high learning rate of 0.01" in text

@@ -65,17 +65,19 @@ def test_help_lists_the_options(main, capsys):
 
 def test_result_is_written_with_what_it_ran_on(tiny):
     assert " ".join(tiny.result) == (
-        "claim data command device threads torch python minilearn n eval_accuracy time_s history"
+        "claim data n_images command date commit uncommitted device threads processes torch python "
+        "minilearn n seeds row time_s recs mistakes histories"
     )
-    assert (tiny.result["data"], tiny.result["n"]) == ("Fashion-MNIST", 1)
+    assert (tiny.result["data"], tiny.result["n"], tiny.result["seeds"]) == ("Fashion-MNIST", 1, [3])
+    assert tiny.result["n_images"] == {"train": 40, "eval": 10}
     assert tiny.result["command"].endswith("--bs 8 --seed 3")
     assert len(tiny.result["time_s"]) == 1
 
 
 def test_result_has_a_row_for_each_phase(tiny):
-    train, valid = tiny.result["history"]
+    train, valid = tiny.result["histories"][0]
     assert (train["train"], valid["train"], train["epoch"], valid["epoch"]) == ("train", "eval", 0, 0)
-    assert tiny.result["eval_accuracy"] == {
+    assert tiny.result["row"]["eval accuracy"] == {
         "mean": valid["MulticlassAccuracy"],
         "sd": None,
         "each": [valid["MulticlassAccuracy"]],
@@ -87,14 +89,37 @@ def test_pictures_are_written_and_open(tiny):
     assert all(imread(tiny.out / name).ndim == 3 for name in PICTURES)
 
 
-def test_table_stands_beside_the_published_one(tiny):
-    lines = tiny.text.splitlines()
+def test_table_stands_beside_the_published_one(example):
+    history = [
+        {"MulticlassAccuracy": 0.5, "loss": 1.25, "epoch": 0, "train": phase} for phase in ("train", "eval")
+    ]
+    head, *rows = example("fashion_mnist").table(history, published=True).splitlines()
+    assert head.split() == ["accuracy", "loss", "epoch", "part", "published:", "accuracy", "loss"]
+    assert [row.split() for row in rows] == [
+        ["0.500", "1.250", "0", "train", "0.792", "0.578"],
+        ["0.500", "1.250", "0", "eval", "0.798", "0.559"],
+    ]
+
+
+def test_another_run_than_the_documents_has_no_published_table_beside_it(tiny):
+    lines = tiny.text.splitlines()  # of one epoch, in batches of 8
     start = next(i for i, line in enumerate(lines) if line.startswith("accuracy"))
-    assert lines[start].split() == ["accuracy", "loss", "epoch", "part", "published:", "accuracy", "loss"]
+    assert lines[start].split() == ["accuracy", "loss", "epoch", "part"]
     rows = [line.split() for line in lines[start + 1 : start + 3]]
-    assert [row[2:] for row in rows] == [["0", "train", "0.792", "0.578"], ["0", "eval", "0.798", "0.559"]]
-    for row, of_history in zip(rows, tiny.result["history"], strict=True):
+    for row, of_history in zip(rows, tiny.result["histories"][0], strict=True):
         assert row[:2] == [f"{of_history[name]:.3f}" for name in ("MulticlassAccuracy", "loss")]
+    assert "published:" not in tiny.text
+    assert "other settings" in tiny.result["claim"]
+
+
+@pytest.mark.parametrize("args", [["--epochs", "7"], ["--lr", "0.1"], ["--bs", "30"]])
+def test_published_table_needs_epochs_lr_and_batch_size_of_the_document(
+    example, main, small_data, capsys, args
+):
+    main("--data", small_data, "--epochs", "6", *args)
+    assert "published:" not in capsys.readouterr().out
+    main("--data", small_data)
+    assert "published:" in capsys.readouterr().out
 
 
 def test_run_warns_of_nothing(tiny):
@@ -110,12 +135,14 @@ def test_runs_count_the_seeds_up(example, main, tmp_path, monkeypatch):
         main("--epochs", "1", *args)
         results.append(json.loads((tmp_path / "out" / "fashion_mnist.json").read_text()))
     both, third, fourth = results
-    a, b = third["eval_accuracy"]["mean"], fourth["eval_accuracy"]["mean"]
+    a, b = (result["row"]["eval accuracy"]["mean"] for result in (third, fourth))
     assert a != b
-    assert (both["n"], both["eval_accuracy"]["each"]) == (2, [a, b])
-    assert both["eval_accuracy"]["mean"] == pytest.approx((a + b) / 2)
-    assert both["eval_accuracy"]["sd"] == pytest.approx(abs(a - b) / 2**0.5)  # of a sample of two
-    assert [row["loss"] for row in both["history"]] == [row["loss"] for row in third["history"]]
+    of_both = both["row"]["eval accuracy"]
+    assert (both["n"], both["seeds"], of_both["each"]) == (2, [3, 4], [a, b])
+    assert of_both["mean"] == pytest.approx((a + b) / 2)
+    assert of_both["sd"] == pytest.approx(abs(a - b) / 2**0.5)  # of a sample of two
+    losses = [[row["loss"] for row in history] for history in both["histories"]]
+    assert losses == [[row["loss"] for row in result["histories"][0]] for result in (third, fourth)]
 
 
 @pytest.mark.slow
@@ -154,12 +181,9 @@ def test_none_of_what_is_counted_is_refused(option, main, capsys):
     assert f"argument {option}: 0: expected 1 or more" in capsys.readouterr().err
 
 
-def tables_of_document_003():
-    """Return each table in the document: (train accuracy, train loss, eval accuracy, eval loss) an epoch."""
-    documents = sorted((REPO.parent / "shared" / "seeds").glob("003*.txt"))
-    if not documents:
-        pytest.skip("needs document 003, ../shared/seeds/003*.txt")
-    rows = [[cell.strip() for cell in line.split("|")] for line in documents[0].read_text().splitlines()]
+def tables_of(text):
+    """Return each table in document 003: (train accuracy, train loss, eval accuracy, eval loss) an epoch."""
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
     tables = []
     for row in (row for row in rows if len(row) == 5 and row[2].isdigit()):
         if row[2:4] == ["0", "train"]:
@@ -170,17 +194,19 @@ def tables_of_document_003():
     return tables
 
 
-def test_published_figures_of_the_main_job_are_the_documents(example):
-    assert list(example("fashion_mnist").PUBLISHED) == tables_of_document_003()[-1]
+def test_published_figures_of_the_main_job_are_the_documents(example, document):
+    assert list(example("fashion_mnist").PUBLISHED) == tables_of(document("003"))[-1]
 
 
-def test_published_tables_are_the_documents(example):
+def test_published_tables_are_the_documents(example, document):
     published = {name: list(table) for name, table in example("fashion_mnist_optimizers").PUBLISHED.items()}
     # What the document says, and what it did.
     assert published.pop("no momentum, lr .2, then .05") == published["MomentumCB(), lr .2, then .05"]
     for name in ("MomentumSGD, lr 1.25", "Adam, lr .01"):
         assert published.pop(f"{name.split(',')[0]}, BatchNorm as there") == published[name]
-    with_momentum_cb, at_lower_lr, *rest = tables_of_document_003()
+    for name in ("not shuffled", "BatchNorm and order as there"):
+        assert published.pop(f"Adam, {name}") == published["Adam, lr .01"]
+    with_momentum_cb, at_lower_lr, *rest = tables_of(document("003"))
     assert list(published.values()) == [with_momentum_cb + at_lower_lr, *rest]
 
 
@@ -198,13 +224,13 @@ def test_document_003_is_run_table_for_table(example, main, tmp_path, small_data
     main("--data", small_data, "--runs", "2", script="fashion_mnist_optimizers")
     result = json.loads((tmp_path / "out" / "fashion_mnist_optimizers.json").read_text())
     published = example("fashion_mnist_optimizers").PUBLISHED
-    assert list(result["tables"]) == list(published)
-    for name, rows in result["tables"].items():
+    assert list(result["histories"]) == list(result["rows"]) == list(published)
+    for name, histories in result["histories"].items():
         order = [(epoch, phase) for epoch in range(len(published[name])) for phase in ("train", "eval")]
-        assert [(row["epoch"], row["train"]) for row in rows] == order
+        assert [[(row["epoch"], row["train"]) for row in history] for history in histories] == [order] * 2
+        rows = example("fashion_mnist_optimizers").epochs_of(histories)
         assert {len(row[value]["each"]) for row in rows for value in ("accuracy", "loss")} == {2}
     assert (result["n"], result["data"]) == (2, "Fashion-MNIST")
-    assert {"command", "device", "threads", "torch", "python", "time_s"} <= set(result)
     pictures = [
         f"fashion_mnist_optimizers_{p}.png" for p in ("hists", "runs", "schedule", "smoothing", "stats")
     ]
@@ -266,16 +292,16 @@ def test_smoothing_follows_the_document_s_average(example):
 def test_document_002_is_run_experiment_for_experiment(example, main, tmp_path, small_data, capsys):
     main("--data", small_data, script="mnist_optimizers")
     result = json.loads((tmp_path / "out" / "mnist_optimizers.json").read_text())
-    rows = result["rows"]
+    rows, report = result["rows"], example("report")
     assert list(rows) == list(example("mnist_optimizers").RUNS)
-    assert all(set(row) == {"loss", "accuracy", "time_s", "n_epochs"} for row in rows.values())
+    assert all(set(row) == {*report.MEASURES, "time_s", "n_epochs"} for row in rows.values())
     epochs = {name: row["n_epochs"]["mean"] for name, row in rows.items()}
     assert epochs.pop("cycles, early stopping") <= 30
     assert list(epochs.values()) == [5, 5, 5, 5, 5, 15, 15, 15, 15, 5, 3, 3]
     pictures = [f"mnist_optimizers_{name}.png" for name in ("lrs", "runs", "schedules")]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == pictures
     by_hand, by_torch = rows["annealed by hand"], rows["annealed by MultiStepLR"]
-    assert (by_hand["loss"], by_hand["accuracy"]) == (by_torch["loss"], by_torch["accuracy"])
+    assert all(by_hand[measure] == by_torch[measure] for measure in report.MEASURES)
     assert "The lr by hand is that by MultiStepLR at every step." in capsys.readouterr().out
 
 
@@ -306,6 +332,28 @@ def test_batch_grows_where_the_lr_would_fall(example, digits):
     assert learn.epoch_steps == [4] * 6 + [1] * 9
 
 
+def test_early_stopping_sees_none_of_the_images_that_it_is_reported_on(example, digits):
+    script = example("mnist_optimizers")
+    dls = script.held_out(digits)
+    parts = [loader.tensors[0] for loader in (dls.train, dls.valid)]
+    assert [len(part) for part in parts] == [214, 42]  # of 256, each sixth
+    assert torch.equal(parts[1], digits.train.tensors[0][5::6])
+    assert sorted(torch.cat(parts).sum((1, 2, 3)).tolist()) == sorted(
+        digits.train.tensors[0].sum((1, 2, 3)).tolist()
+    )
+    assert (dls.train.shuffle, dls.valid.shuffle) == (True, False)
+    assert len(next(iter(dls.valid))[0]) == 42
+    learn, _ = script.RUNS["cycles, early stopping"](digits)
+    assert learn.dls.valid.n_samples == 42
+
+
+def test_training_images_of_the_unshuffled_runs_come_in_the_order_of_the_file(example, digits):
+    dls = example("fashion_mnist_optimizers").unshuffled(digits)
+    for _ in range(2):
+        assert torch.equal(torch.cat([x for x, _ in dls.train]), digits.train.tensors[0])
+    assert digits.train.shuffle  # the other runs' data stay as they are
+
+
 def test_sgd_alternate_is_torch_s_sgd_at_a_constant_lr(example, digits):
     histories = []
     for name in ("SGDAlternate", "torch's SGD, no decay"):
@@ -315,35 +363,7 @@ def test_sgd_alternate_is_torch_s_sgd_at_a_constant_lr(example, digits):
     assert histories[0] == pytest.approx(histories[1], rel=1e-3)  # float32, 12 steps
 
 
-# Tables -------------------------------------------------------------------------------------------
-
-
-def test_tables_in_the_pages_are_those_of_the_results(example):
-    tables = example("tables")
-    for page in tables.PAGES:
-        assert "<!-- table: " in page.read_text()
-        assert tables.made(page.read_text()) == page.read_text(), "run python examples/tables.py"
-
-
-def test_committed_results_are_of_five_seeds_and_the_documents_data(example):
-    tables = example("tables")
-    for name, data in (("fashion_mnist_optimizers", "Fashion-MNIST"), ("mnist_optimizers", "MNIST")):
-        found = tables.result(name)
-        assert (found["n"], found["data"]) == (5, data)
-        assert f"examples/{name}.py --runs 5 --out examples/results" in found["command"]
-        assert found["time_s"] < 15 * 60
-
-
-def test_best_run_of_document_003_is_at_least_0_902(example):
-    tables = example("tables")
-    assert tables.result("fashion_mnist_optimizers")["tables"][tables.BEST][-1]["accuracy"]["mean"] >= 0.902
-
-
-def test_each_row_of_document_003_is_within_0_02_or_better(example):
-    found = example("tables").result("fashion_mnist_optimizers")["tables"]
-    for name, published in example("fashion_mnist_optimizers").PUBLISHED.items():
-        if "as there" not in name:  # the measurements that explain, not the document's rows
-            assert found[name][-1]["accuracy"]["mean"] >= published[-1][2] - 0.02, name
+# What the scripts share ---------------------------------------------------------------------------
 
 
 def test_mean_and_sd_are_those_of_a_sample(example):
@@ -351,3 +371,54 @@ def test_mean_and_sd_are_those_of_a_sample(example):
     assert value == {"mean": 2.5, "sd": pytest.approx(3.25**0.5), "each": [1.0, 2.0, 4.5]}
     assert example("report").said(value, 2) == "2.50 ± 1.80"
     assert example("report").said(example("report").mean_sd([2.0])) == "2.0000"
+
+
+def test_result_says_what_each_run_was_made_by_where_they_differ(example):
+    report = example("report")
+    runs = [{"threads": 1, "torch": "2", "date": "b"}, {"threads": 2, "torch": "2", "date": "a"}]
+    assert report.merged(runs) == {"threads": [1, 2], "torch": "2", "date": "b"}
+    assert report.merged([{"threads": 1}, {}]) == {"threads": [1, "unknown"], "date": "unknown"}
+
+
+def test_result_as_text_is_the_same_json_with_rows_on_a_line(example):
+    result = {"rows": [{"a": 1.5, "b": "x  y"}, {"a": None}], "n": [1, 2], "s": "[ z {", "t": {"u": "]"}}
+    text = example("report").as_text(result)
+    assert json.loads(text) == result
+    assert text.splitlines()[2] == '  { "a": 1.5, "b": "x  y" },'
+
+
+def test_measures_are_those_of_the_last_epoch(example):
+    row = {"MulticlassAccuracy": 0.5, "loss": 2.0}
+    history = [
+        {**row, "train": "train"},
+        {**row, "train": "eval"},
+        {"MulticlassAccuracy": 0.75, "loss": 1.0, "train": "train"},
+        {"MulticlassAccuracy": 0.25, "loss": 3.0, "train": "iterate"},
+        {"MulticlassAccuracy": 0.5, "loss": 1.5, "train": "eval"},
+    ]
+    found = example("report").measures_of([history, history])
+    assert {name: of["each"] for name, of in found.items()} == {
+        "eval accuracy": [0.5, 0.5],
+        "eval loss": [1.5, 1.5],
+        "train accuracy": [0.75, 0.75],
+        "train loss": [1.0, 1.0],
+    }
+
+
+def test_thinned_curve_is_drawn_where_it_was(example):
+    report = example("report")
+    curve = report.thinned(list(range(10)), n=3)
+    assert curve == {"every": 3, "values": [0, 3, 6, 9]}
+    figure = matplotlib.figure.Figure()
+    ax = figure.subplots()
+    report.draw_thinned(ax, curve, unit=2.0)
+    assert ax.lines[0].get_xdata().tolist() == [0.0, 1.5, 3.0, 4.5]
+
+
+def test_bar_is_the_interval_of_the_mean(example):
+    figure = matplotlib.figure.Figure()
+    ax = figure.subplots()
+    example("report").draw_interval(ax, [[1.0], [2.0], [3.0]], "C0", "a")
+    (low, high) = ax.collections[0].get_segments()[0][:, 1]
+    # Mean 2, sd 1; 4.3027 is Student's t for 2 degrees of freedom.
+    assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)

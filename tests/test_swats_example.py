@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -52,11 +53,11 @@ def test_document_004_is_run_network_for_network_and_optimizer_for_optimizer(
     assert len(script.NAMES) == 2 * 6
     assert (result["n"], result["data"], result["threshold"]) == (2, "CIFAR-10, JPEG-coded (cifar10)", 1e3)
     for name, row in result["rows"].items():
-        assert len(row["accuracy"]["each"]) == 2
-        assert ("n_switched" in row) is ("SWATS" in name) is (name in result["points"])
-    for name, points in result["points"].items():
-        assert result["rows"][name]["n_switched"] == [len(of_run) for of_run in points]
-        assert {step for of_run in points for _, step, _ in of_run} == {2}
+        assert len(row["eval accuracy"]["each"]) == len(result["histories"][name]) == 2
+        assert ("n_switched" in row) is ("SWATS" in name) is (name in result["switches"])
+    for name, runs in result["switches"].items():
+        assert result["rows"][name]["n_switched"] == [len(run["points"]) for run in runs]
+        assert {step for run in runs for _, step, _ in run["points"]} == {2}
     for picture in ("accuracy", "switches_resnet", "switches_densenet"):
         assert imread(tmp_path / "out" / f"swats_small_{picture}.png").ndim == 3
     assert "tensors have switched" in capsys.readouterr().out
@@ -65,7 +66,7 @@ def test_document_004_is_run_network_for_network_and_optimizer_for_optimizer(
 def test_full_preset_is_the_document_s(script):
     full = script.PRESETS["full"]
     assert (full.models, full.n_epochs) == ({"ResNet": resnet18, "DenseNet": densenet121}, 200)
-    assert (full.threshold, full.bs, full.n_images) == (1e-5, 128, None)
+    assert (full.threshold, full.bs, full.n_images, full.wd) == (1e-5, 128, None, 0.0)
     assert {name: lr for name, (lr, _) in script.OPTIMIZERS.items() if name != "SGD"} == dict.fromkeys(
         [name for name in script.OPTIMIZERS if name != "SGD"], 1e-3
     )
@@ -95,7 +96,7 @@ def test_layers_in_sgd_s_phase_are_decayed_by_themselves(script, make_learner, a
         scales.append((_lr_of(state, group) / state["sgd_lr"].item(), group["lr"]))
 
     cbs = [*script.schedules_of("ResNet, SWATS, local", 16), at("after_train", look)]
-    opt_func = script.OPTIMIZERS["SWATS, local"][1](1e3)
+    opt_func = script.OPTIMIZERS["SWATS, local"][1](1e3, 5e-4)
     make_learner(n_batches=2, n_valid=0, lr=1e-3, opt_func=opt_func, cbs=cbs).fit(16)
     # Of 200 epochs 75, 100 and 150; of 16 these are 6, 8 and 12.
     assert [scale for scale, _ in scales] == pytest.approx([1.0] * 6 + [0.1] * 6 + [0.01] * 4)
@@ -146,3 +147,78 @@ def test_committed_result_shows_both_kinds_of_switch(example, script):
         assert together["n_moments"] == [1] * 3
         assert all(moments > 1 for moments in by_itself["n_moments"])
         assert all(n < by_itself["n_tensors"] for n in by_itself["n_switched"])
+
+
+@pytest.mark.parametrize("wd", [0.0, 5e-4])
+def test_weight_decay_of_a_preset_is_that_of_all_but_adamw(script, wd):
+    for name, (lr, make) in script.OPTIMIZERS.items():
+        group = make(1e-5, wd)([torch.nn.Parameter(torch.zeros(1))], lr=lr).param_groups[0]
+        assert group["weight_decay"] == (0.01 if name == "AdamW" else wd)
+
+
+def tables_of(text):
+    """Return the tables of document 004: network -> optimizer -> accuracy in per cent."""
+    found = {"ResNet": {}, "DenseNet": {}}
+    for line in text.splitlines():
+        if match := re.fullmatch(r"(ResNet-18|DenseNet-121) (.+?) (?:NA )?(\d\d\.\d+)", line):
+            found[match[1].partition("-")[0]][match[2]] = float(match[3])
+    return found
+
+
+def test_published_accuracies_are_those_of_the_text(script, document):
+    names = {"SWATS Global (Vanilla)": script.GLOBAL, "SWATS Local": script.LOCAL, "AdaBound": "AdaBound"}
+    tables = tables_of(document("004"))
+    assert [len(of) for of in tables.values()] == [3, 3]
+    for model, of in tables.items():
+        figures = {names[name]: value for name, value in of.items()}
+        assert {name: 100 * float(said) for name, said in script.PUBLISHED[model].items()} == pytest.approx(
+            figures
+        )
+
+
+def test_settings_are_those_of_the_text(script, document):
+    text = document("004")
+    assert "reduced ϵ value from 10^-9 to 10^-5" in text
+    assert "batch-size = 128" in text
+    assert "epochs = 200" in text
+    resnet, densenet = text.split("DenseNet - 121")[:2]
+    for model, part in (("ResNet", resnet), ("DenseNet", densenet)):
+        assert f"decay by a factor of 10 at {script.DECAYED[model]} epochs." in part
+        assert "decay by a factor of 10 at 75,150 epochs for layers which are in SGD Phase" in part
+        assert "decay by a factor of 10 at 100 epochs for layers which are in Adam" in part
+    assert (script.LOCAL_SGD, script.LOCAL_ADAM, script.OF_EPOCHS) == ((75, 150), 100, 200)
+
+
+@pytest.fixture
+def told(example, script):
+    """Return what is concluded where local - global is `mean` on both networks."""
+
+    def tell(mean, corrected, preset="cpu"):
+        family = [
+            example("differences").Difference(name, "eval accuracy", (mean,), 1.0, -0.5, 0.5, 0.5, corrected)
+            for name in script.PAIRS
+        ]
+        switches = {f"ResNet, {script.LOCAL}": [{"n_steps": 948}]}
+        return script.conclusion(family, {"preset": preset, "threshold": 1e-4, "switches": switches})
+
+    return tell
+
+
+def test_conclusion_begins_with_what_a_small_run_cannot_show(told):
+    assert told(0.1, 1.0).startswith(
+        "This run cannot test the document's claim that switching locally is better"
+    )
+    assert "948 steps, small networks, and a threshold 10 times as large" in told(0.1, 1.0)
+    assert "cannot test" not in told(0.1, 1.0, "full")
+
+
+@pytest.mark.parametrize(
+    ("mean", "corrected", "said"),
+    [
+        (0.1, 1.0, "not shown to differ from global: +0.100 (-0.500 to +0.500)"),
+        (0.1, 0.01, "ahead of global"),
+        (-0.1, 0.01, "behind global"),
+    ],
+)
+def test_conclusion_on_local_and_global_follows_the_difference(told, mean, corrected, said):
+    assert told(mean, corrected).count(said) == 2
