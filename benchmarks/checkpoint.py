@@ -1,11 +1,11 @@
 """Measure what checkpoints cost, for a model of 25 million parameters with AdamW: 300 MB each.
 
 An MLP of 4 layers of 2,500, batches of 64, which is quick for its size, so that the share of the checkpoints
-is large: a step of a ResNet-50, of as many parameters, takes many times as long. In turn, so that the
-machine's moods hit both alike: a fit without, and one with CheckpointCB(every_steps=steps), whose only
-checkpoint is written after the last step.
+is large: a step of a ResNet-50, of as many parameters, takes many times as long. Two fits alternate, so that
+changes in the machine's speed affect both: one without checkpoints, and one with
+CheckpointCB(every_steps=steps), whose only checkpoint is written after the last step.
 
-Run: python benchmarks/checkpoint.py
+Run: python benchmarks/checkpoint.py --out docs/measured
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import kind_of, run
+from harness import SEED, count, extremes, head, run, spread_of
 from torch import nn
 
 from minilearn import MLP, CheckpointCB, DeviceCB, Learner, MetricsCB, set_seed
@@ -53,13 +53,18 @@ def fit(model: nn.Module, batches: list[Any], device: torch.device, cbs: list[An
     return time.perf_counter() - start_s
 
 
-def measure(device: torch.device, n_steps: int, rounds: int) -> None:
-    """Print the share of checkpoints in the time of a run, and their size."""
-    set_seed(0)
+def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
+    """Return the seconds of a run without checkpoints, of one, and of a step without one; and its size.
+
+    Keys:
+        without_s, checkpoint_s: of each round.
+        idle_s: the callback's time at a step without a checkpoint, the median of each round.
+    """
+    set_seed(SEED)
     model = MLP(WIDTH, WIDTH, WIDTH, WIDTH, WIDTH, 10).to(device)
     xs, ys = torch.randn(4, BATCH, WIDTH, device=device), torch.randint(10, (4, BATCH), device=device)
     batches = [(xs[i % 4], ys[i % 4]) for i in range(n_steps)]
-    without, writes, idle, size = [], [], [], 0
+    without_s, checkpoint_s, idle_s, size = [], [], [], 0
     for i in range(rounds + 1):
         plain_s = fit(model, batches, device, [])
         with tempfile.TemporaryDirectory() as folder:
@@ -67,22 +72,37 @@ def measure(device: torch.device, n_steps: int, rounds: int) -> None:
             fit(model, batches, device, [cb])
             size = max(path.stat().st_size for path in Path(folder).iterdir())
         if i:
-            without.append(plain_s)
-            writes.append(max(cb.times_s))
-            idle.append(statistics.median(cb.times_s))
+            without_s.append(plain_s)
+            checkpoint_s.append(max(cb.times_s))
+            idle_s.append(statistics.median(cb.times_s))
     n_params = sum(p.numel() for p in model.parameters())
     tensors = 4 * (3 * n_params + len(list(model.parameters())))  # weights, two averages, and a step for each
-    shares = [write / (write + plain) for write, plain in zip(writes, without, strict=True)]
-    write_s, plain_s = statistics.median(writes), statistics.median(without)
-    print(f"{kind_of(device)}, torch {torch.__version__}, {n_params / 1e6:.1f} million parameters, AdamW")
-    print(f"  {n_steps} steps without       {plain_s:6.2f} s   (median of {rounds})")
-    print(f"  a checkpoint            {write_s:6.2f} s   (min {min(writes):.2f}, max {max(writes):.2f})")
-    print(
-        f"  share of the run        {100 * statistics.median(shares):6.2f} %   at one every {n_steps} steps"
-    )
-    print(f"  a step without one      {1e6 * statistics.median(idle):6.2f} us")
-    print(f"  size                    {size / 1e6:6.1f} MB  ({size / tensors:.4f} times its tensors)")
+    sizes = {"parameters": n_params, "tensor_bytes": tensors, "file_bytes": size}
+    return {**sizes, "without_s": without_s, "checkpoint_s": checkpoint_s, "idle_s": idle_s}
+
+
+def said(result: dict[str, Any]) -> str:
+    """Return what a result says: the share of checkpoints in the time of a run, and their size."""
+    lines = []
+    n_steps = result["steps"]
+    for table in result["tables"]:
+        plain_s, write_s = table["without_s"], table["checkpoint_s"]
+        shares = [100 * write / (write + plain) for write, plain in zip(write_s, plain_s, strict=True)]
+        size, tensors = table["file_bytes"], table["tensor_bytes"]
+        million = f"{table['parameters'] / 1e6:.1f} million parameters, AdamW"
+        where = f"{head(result, table['device'])}, {million}, {count(result['rounds'], 'round')}"
+        rows = (
+            (f"{count(n_steps, 'step')} without", "s", plain_s),
+            ("a checkpoint", "s", write_s),
+            (f"share, one every {count(n_steps, 'step')}", "%", shares),
+            ("a step without one", "us", [1e6 * time_s for time_s in table["idle_s"]]),
+        )
+        lines.append(where)
+        for what, unit, values in rows:
+            lines.append(f"  {what:28} {spread_of(values)['median']:6.2f} {unit:2}  {extremes(values, 2)}")
+        lines.append(f"  {'size':28} {size / 1e6:6.1f} MB  ({size / tensors:.4f} times its tensors)")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    run(__doc__, measure, n_steps=100, rounds=3)
+    run(__doc__, "checkpoint", measure, said, n_steps=100, rounds=3)

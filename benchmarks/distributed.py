@@ -1,10 +1,10 @@
 """Measure what several processes gain here, and plan what they would on 8 to 1,024 GPUs.
 
-Measured on this machine, processes of one thread each, over gloo: a step of ResNet-20 on a joint batch in one
-process and in two, interleaved, and the time that the gradients take. The plan is arithmetic: from a model's
-size, and the speeds that stand at the top of this file, the time of a step and what limits it.
+Measured on this machine, in processes of one thread each, over gloo: a step of ResNet-20 on a joint batch in
+one process and in two, which take turns, and the time that the gradients take. The plan is arithmetic: from a
+model's size, and the speeds that stand at the top of this file, the time of a step and what limits it.
 
-Run: python benchmarks/distributed.py
+Run: python benchmarks/distributed.py --out docs/measured; and with --plan, which prints the plan
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from harness import SEED, about, count, extremes, parser_of, positive, report
 from torch import nn
 
 from minilearn import (
@@ -34,8 +34,9 @@ from minilearn import (
     resnet20,
     set_seed,
 )
+from minilearn.provenance import device_name
 
-PAGE = Path(__file__).parents[1] / "docs" / "many_gpus.md"
+PROCESSES = (1, 2)  # that are measured
 
 # What the plan assumes of a machine: 8 H100 a node.
 FLOPS = 400e12  # a GPU reaches in bfloat16, 40 % of its peak
@@ -94,7 +95,7 @@ def plan(model: Model) -> list[tuple[str, ...]]:
         shards = whole > 0.8 * MEMORY
         comm = fsdp_s(model, n) if shards else ddp_s(model, n)
         compute = share * model.sample_flop / FLOPS
-        step = max(compute, comm)  # most of it goes on while the GPU computes
+        step = max(compute, comm)  # most of it is exchanged while the GPU computes
         load = PER_NODE * share / step
         if share < 1:
             limit = f"a batch of {model.batch}: less than a sample for each"
@@ -169,19 +170,22 @@ class TimeCB(Callback):
 
 
 def worker(steps: int, bs: int) -> None:
-    """Train, and print the median seconds of a step, and of an exchange of the gradients; in each process."""
-    set_seed(0)
+    """Train, and print the seconds of each step, and of exchanges of the gradients; in each process."""
+    set_seed(SEED)
     x, y = torch.randn(bs * (steps + 2), 3, 32, 32), torch.randint(10, (bs * (steps + 2),))
     timer, model = TimeCB(), resnet20()
     cbs = [DeviceCB("cpu"), DistributedCB(), timer]
     learn = Learner(model, DataLoaders(TensorLoader(x, y, bs=bs)), cbs=cbs, default_cbs=False)
     learn.fit(1)
     steps_s = [b - a for a, b in zip(timer.times_s[1:], timer.times_s[2:], strict=False)]
-    found = {"step_s": statistics.median(steps_s)}
+    found: dict[str, Any] = {"steps_s": steps_s}
     if learn.n_processes > 1:
-        found["reduce_s"] = statistics.median(_reduce_s(model) for _ in range(20))
+        found["reduces_s"] = [_reduce_s(model) for _ in range(20)]
     if learn.rank == 0:
-        print(json.dumps(found | {"n_params": sum(p.numel() for p in model.parameters())}))
+        found["parameters"] = sum(p.numel() for p in model.parameters())
+        print(json.dumps(found | {"threads": torch.get_num_threads()}), flush=True)
+    if learn.n_processes > 1:
+        dist.barrier()
 
 
 def _reduce_s(model: nn.Module) -> float:
@@ -192,9 +196,9 @@ def _reduce_s(model: nn.Module) -> float:
     return time.perf_counter() - start_s
 
 
-def measure(rounds: int, steps: int, bs: int) -> str:
-    """Return what one process and two take, as text."""
-    found: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+def measure(rounds: int, steps: int, bs: int) -> dict[str, Any]:
+    """Return what each round of one process and of two took: the seconds of its steps, and of all-reduces."""
+    found: dict[int, list[dict[str, Any]]] = {n: [] for n in PROCESSES}
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     for _ in range(rounds):
         for n, results in found.items():
@@ -204,45 +208,56 @@ def measure(rounds: int, steps: int, bs: int) -> str:
             command = [*torchrun, "--nproc-per-node", str(n), *own]
             done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
             results.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    one, two = ([result["step_s"] * 1e3 for result in found[n]] for n in (1, 2))
+    (threads,) = {result.pop("threads") for results in found.values() for result in results}
+    (n_params,) = {result.pop("parameters") for results in found.values() for result in results}
+    # Text as keys, as they are in a file.
+    each = {str(n): results for n, results in found.items()}
+    return {"threads": threads, "processes": list(found), "parameters": n_params, "each": each}
+
+
+def said(result: dict[str, Any]) -> str:
+    """Return what a result says: a step in one process and in two, the gain, and the all-reduce."""
+
+    def ms_of(n: str, key: str) -> list[float]:
+        return [statistics.median(round_[key]) * 1e3 for round_ in result["each"][n]]
+
+    one, two, reduce_ms = ms_of("1", "steps_s"), ms_of("2", "steps_s"), ms_of("2", "reduces_s")
     gains = [a / b for a, b in zip(one, two, strict=True)]
-    reduce_ms = [result["reduce_s"] * 1e3 for result in found[2]]
-    n_params = found[2][0]["n_params"]
-    lines = [f"CPU, 1 thread a process, gloo, torch {torch.__version__}, ResNet-20, joint batches of {bs}"]
+    threads = f"{count(result['threads'], 'thread')} a process"
+    rounds = f"{count(result['rounds'], 'round')} of {count(result['steps'], 'step')}"
+    lines = [f"{result['device']}, {threads}, torch {result['torch']}, gloo"]
+    lines.append(f"ResNet-20, joint batches of {result['bs']}, {rounds}")
     for name, ms in (("one process", one), ("two processes", two)):
-        spread = f"(min {min(ms):.1f}, max {max(ms):.1f})"
-        lines.append(f"  {name:14} {statistics.median(ms):7.1f} ms a step  {spread}")
-    lines.append(f"  gain           {statistics.median(gains):7.2f}            (median of {rounds} ratios)")
-    size = f"{4 * n_params / 1e6:.2f} MB of gradients"
-    lines.append(f"  all-reduce     {statistics.median(reduce_ms):7.2f} ms for {size}")
+        lines.append(f"  {name:14} {statistics.median(ms):7.1f} ms a step  {extremes(ms, 1)}")
+    lines.append(f"  {'gain':14} {statistics.median(gains):7.2f}            {extremes(gains, 2)}")
+    size = f"for {4 * result['parameters'] / 1e6:.2f} MB of gradients"
+    all_reduce = f"{statistics.median(reduce_ms):7.2f} ms         {extremes(reduce_ms, 2)}"
+    lines.append(f"  {'all-reduce':14} {all_reduce}  {size}")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Run as a script."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: 5)")
-    parser.add_argument("--steps", type=int, default=8, help="steps in a round (default: 8)")
-    parser.add_argument("--bs", type=int, default=256, help="joint batch size (default: 256)")
-    parser.add_argument("--plan", action="store_true", help="print the plan alone")
-    parser.add_argument("--write", action="store_true", help=f"write both into {PAGE.name} too")
+    parser = parser_of(__doc__)
+    parser.add_argument("--rounds", type=positive, default=5, help="rounds that count (default: 5)")
+    parser.add_argument("--steps", type=positive, default=8, help="steps in a round (default: 8)")
+    parser.add_argument("--bs", type=positive, default=256, help="joint batch size (default: 256)")
+    parser.add_argument("--plan", action="store_true", help="print the plan, and measure nothing")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.plan and args.out:
+        parser.error("--plan measures nothing: expected no --out")
     if args.worker:
         worker(args.steps, args.bs)
-        return
-    texts = {"plan": plans()}
-    if not args.plan:
-        indented = measure(args.rounds, args.steps, args.bs).replace("\n", "\n    ")
-        command = " ".join(["python benchmarks/distributed.py", *sys.argv[1:]])
-        texts["measured"] = f"    $ {command}\n    {indented}"
-    print("\n\n".join(texts.values()))
-    if args.write:
-        page = PAGE.read_text()
-        for name, text in texts.items():
-            before, rest = page.split(f"<!-- {name} -->\n")
-            page = f"{before}<!-- {name} -->\n{text}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
-        PAGE.write_text(page)
+        # All is measured. torch 2.14 sometimes aborts when an interpreter ends after DDP over gloo, without
+        # minilearn too: "terminate called without an active exception".
+        os._exit(0)
+    elif args.plan:
+        print(plans())
+    else:
+        own = {"seeds": [SEED], "rounds": args.rounds, "steps": args.steps, "bs": args.bs}
+        result = about("distributed", device=device_name("cpu"), **own)
+        report(result | measure(args.rounds, args.steps, args.bs), said, args.out)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,101 @@
-"""What the benchmarks share: options, and a measurement on each device that there is."""
+"""What the benchmarks share: options, a measurement on each device that there is, and the file of a result.
+
+Each benchmark measures (`measure` returns raw numbers) and says (`said` makes the text from them). With --out
+the result is a file, FOLDER/<name>.json, of which `benchmarks/measured.py` makes pages.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from minilearn.provenance import device_name, provenance
 
-def kind_of(device: torch.device) -> str:
-    """Return a device's name, for the head of a table."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"
+SEED = 0  # where every round repeats the same training
+
+
+def positive(text: str) -> int:
+    """Read a whole number >= 1, for argparse."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected 1 or more")
+    return number
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the option that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the result there, as JSON")
+    return parser
+
+
+def about(name: str, **own: Any) -> dict[str, Any]:
+    """Return the head of a result: which benchmark it is of, `provenance()`, and the benchmark's own fields.
+
+    Args:
+        own: they replace those of `provenance()`, such as `threads` where other processes measure, or
+            `device` where only the CPU is measured.
+    """
+    return {"benchmark": name, **provenance(), **own}
+
+
+def report(result: dict[str, Any], said: Callable[[dict[str, Any]], str], out: Path | None) -> None:
+    """Print what a result says, and write it where `out` is a folder."""
+    print(said(result))
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{result['benchmark']}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def run(
-    doc: str | None, measure: Callable[[torch.device, int, int], None], n_steps: int, rounds: int
+    doc: str | None,
+    name: str,
+    measure: Callable[[torch.device, int, int], dict[str, Any]],
+    said: Callable[[dict[str, Any]], str],
+    n_steps: int,
+    rounds: int,
 ) -> None:
-    """Read --steps and --rounds, with these defaults, and measure on the CPU, and on CUDA if it is there."""
-    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=n_steps, help=f"steps in a round (default: {n_steps})")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds that count (default: {rounds})")
+    """Read --steps, --rounds and --out; measure on the CPU, and on CUDA if it is there: a table for each."""
+    parser = parser_of(doc)
+    parser.add_argument(
+        "--steps", type=positive, default=n_steps, help=f"steps in a round (default: {n_steps})"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=rounds, help=f"rounds that count (default: {rounds})"
+    )
     args = parser.parse_args()
-    measure(torch.device("cpu"), args.steps, args.rounds)
-    if torch.cuda.is_available():
-        measure(torch.device("cuda"), args.steps, args.rounds)
+    result = about(name, seeds=[SEED], steps=args.steps, rounds=args.rounds)
+    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    devices = [torch.device(kind) for kind in kinds]
+    result["tables"] = [
+        {"device": device_name(device.type), **measure(device, args.steps, args.rounds)} for device in devices
+    ]
+    report(result, said, args.out)
+
+
+# Text ---------------------------------------------------------------------------------------------
+
+
+def count(n: int, noun: str) -> str:
+    """Return a number and its noun: "1 thread", "2 threads"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def head(result: dict[str, Any], device: str | None = None) -> str:
+    """Return what measured: the device (of a table, else of the result), its threads, torch's version."""
+    return f"{device or result['device']}, {count(result['threads'], 'thread')}, torch {result['torch']}"
+
+
+def spread_of(values: Sequence[float]) -> dict[str, float]:
+    """Return the median, the least and the greatest of the values of all rounds."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def extremes(values: Sequence[float], digits: int) -> str:
+    """Return the least and the greatest value as text: "(min 0.98, max 1.06)"."""
+    return f"(min {min(values):.{digits}f}, max {max(values):.{digits}f})"

@@ -1,21 +1,19 @@
-"""Kill a training with SIGKILL at random moments, go on with it each time, and compare with an unbroken run.
+"""Kill a training with SIGKILL at random moments, resume it each time, and compare with an unbroken run.
 
 A small CNN on 320 images, with two workers whose augmentation draws from python, numpy and torch; AdamW,
 OneCycleLR, recorder, early stopping, a callback with a counter; a checkpoint every 3 steps, the best kept.
-Each run has a seed of its own, and is killed again and again until it ends; a third of the kills wait for a
+Each run has its own seed, and is killed again and again until it ends; a third of the kills wait for a
 checkpoint to be half written. At the end of each run all of its state is compared bit for bit with that of a
 run that was never stopped: model, optimizer, callbacks, history, random numbers.
 
-Run: python benchmarks/kill.py
+Run: python benchmarks/kill.py --out docs/measured
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from harness import about, count, head, parser_of, positive, report
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import Dataset
@@ -42,9 +41,11 @@ from minilearn import (
 )
 from minilearn.checkpoint import checkpoints_in, read
 from minilearn.files import SIDE
+from minilearn.provenance import device_name
 from minilearn.state import differences
 
-N_EPOCHS, EVERY = 8, 3
+N_EPOCHS, EVERY, N_IMAGES, BS = 8, 3, 256, 16
+THREADS = 1  # of a training
 LONGEST_S = 0.6
 CLOCKS = ("run", "time_s", "elapsed_s")  # what differs between any two runs
 
@@ -83,14 +84,14 @@ class CountCB(Callback):
 
 def train(folder: Path, seed: int) -> None:
     """Train to the end, from the newest checkpoint in the folder if there is one."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     set_seed(seed)
     model = nn.Sequential(
         *(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.2), nn.Flatten()),
         *(nn.Linear(1600, 64), nn.ReLU(), nn.Linear(64, 2)),
     )
     dls = {
-        "train": DatasetLoader(Images(256), bs=16, shuffle=True, num_workers=2),
+        "train": DatasetLoader(Images(N_IMAGES), bs=BS, shuffle=True, num_workers=2),
         "eval": DatasetLoader(Images(64), bs=32),
     }
     cbs = [
@@ -101,7 +102,7 @@ def train(folder: Path, seed: int) -> None:
 
 
 def start(folder: Path, seed: int) -> int:
-    """Start `train` in a process of its own group; return its number."""
+    """Start `train` in a process with its own group; return its number."""
     if pid := os.fork():
         return pid
     try:
@@ -119,6 +120,12 @@ def ended(pid: int) -> bool:
     if found and status:
         raise SystemExit(f"the training failed with status {status}")
     return bool(found)
+
+
+def wait(pid: int) -> None:
+    """Wait until a process has come to its end by itself."""
+    while not ended(pid):
+        time.sleep(0.01)
 
 
 def is_writing(pid: int, folder: Path) -> bool:
@@ -171,45 +178,78 @@ def compare(unbroken: Path, killed: Path) -> list[str]:
     return [f"{path}: {how}" for path, how in found if path.rpartition(".")[2] not in CLOCKS][:1]
 
 
-def main() -> None:
-    """Kill as often as asked, and print what came of it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--kills", type=int, default=100, help="how often (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    args = parser.parse_args()
-    rng = random.Random(args.seed)
-    kills = writing = n_torn = runs = fresh = 0
-    differing: list[str] = []
-    while kills < args.kills:
+def measure(n_kills: int, moments_seed: int) -> dict[str, Any]:
+    """Kill as often as asked; return for each run its kills, its torn files and its first difference.
+
+    Keys of a run:
+        kills: what each met: "while writing" a checkpoint, "before the first" one; both, or neither.
+        torn: files of checkpoints that could not be read, after each kill.
+        differences: from the run that was never stopped; empty, or the first.
+    """
+    rng = random.Random(moments_seed)
+    runs: list[dict[str, Any]] = []
+    left = n_kills
+    while left:
+        run: dict[str, Any] = {"seed": len(runs), "kills": [], "torn": []}
         with tempfile.TemporaryDirectory() as folder:
             unbroken, killed = Path(folder) / "unbroken", Path(folder) / "killed"
-            pid = start(unbroken, runs)
-            while not ended(pid):
-                time.sleep(0.01)
-            while True:
-                pid = start(killed, runs)
-                if kills == args.kills:
-                    while not ended(pid):
-                        time.sleep(0.01)
-                    break
-                if not kill(pid, killed, rng):
-                    break
-                kills += 1
-                fresh += not checkpoints_in(killed)
-                writing += is_writing(pid, killed)
-                n_torn += torn(killed)
-            differing += [f"run {runs}: {said}" for said in compare(unbroken, killed)]
-            runs += 1
-    steps = N_EPOCHS * 16
-    versions = f"torch {torch.__version__}, python {sys.version.split()[0]}"
-    print(f"{kills} kills in {runs} runs of up to {steps} steps, {versions}")
-    print(f"  while a checkpoint was written   {writing}")
-    print(f"  before the first checkpoint      {fresh}")
-    print(f"torn files                         {n_torn}")
-    print(f"runs with a difference             {len(differing)}")
-    for said in differing:
-        print(f"  {said}")
-    if n_torn or differing:
+            wait(start(unbroken, run["seed"]))
+            while left and kill(pid := start(killed, run["seed"]), killed, rng):
+                left -= 1
+                run["kills"].append(_met(pid, killed))
+                run["torn"].append(torn(killed))
+            if not left:
+                wait(start(killed, run["seed"]))
+            runs.append(run | {"differences": compare(unbroken, killed)})
+    return {"steps": N_EPOCHS * N_IMAGES // BS, "seeds": [run["seed"] for run in runs], "runs": runs}
+
+
+def _met(pid: int, folder: Path) -> list[str]:
+    found = {"while writing": is_writing(pid, folder), "before the first": not checkpoints_in(folder)}
+    return [name for name, is_so in found.items() if is_so]
+
+
+def totals(result: dict[str, Any]) -> dict[str, int]:
+    """Return the numbers of kills, runs, torn files, and runs with a difference."""
+    runs = result["runs"]
+    kills = [met for run in runs for met in run["kills"]]
+    return {
+        "kills": len(kills),
+        "runs": len(runs),
+        "while writing": sum("while writing" in met for met in kills),
+        "before the first": sum("before the first" in met for met in kills),
+        "torn": sum(sum(run["torn"]) for run in runs),
+        "different": sum(bool(run["differences"]) for run in runs),
+    }
+
+
+def said(result: dict[str, Any]) -> str:
+    """Return what a result says: how often was killed, and what came of it."""
+    n = totals(result)
+    lines = [
+        f"{head(result)}, python {result['python']}",
+        f"{count(n['kills'], 'kill')} in {count(n['runs'], 'run')} of up to {result['steps']} steps",
+        f"  while a checkpoint was written   {n['while writing']}",
+        f"  before the first checkpoint      {n['before the first']}",
+        f"torn files                         {n['torn']}",
+        f"runs with a difference             {n['different']}",
+    ]
+    lines += [f"  run {run['seed']}: {how}" for run in result["runs"] for how in run["differences"]]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run as a script; exit with 1 where a file was torn or a run was different."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--kills", type=positive, default=100, help="how often (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    args = parser.parse_args()
+    found = measure(args.kills, args.seed)
+    # Asked after the last fork: to ask for a GPU's name starts CUDA, which a fork does not survive.
+    result = about("kill", device=device_name("cpu"), threads=THREADS, moments_seed=args.seed)
+    result |= found
+    report(result, said, args.out)
+    if any(totals(result)[key] for key in ("torn", "different")):
         raise SystemExit(1)
 
 

@@ -1,21 +1,20 @@
 """Measure what a step of each optimizer costs, against torch's counterpart in foreach mode.
 
-Each pair steps the same parameters with the same gradients, in turn, again and again, so that the
-machine's moods hit both alike. The ratio is the median over rounds of (ours / torch's).
+Each pair steps the same parameters with the same gradients, in turn, again and again, so that changes
+in the machine's speed affect both. The ratio is the median over rounds of (ours / torch's).
 
-Run: python benchmarks/optimizers.py
+Run: python benchmarks/optimizers.py --out docs/measured
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from harness import kind_of, run
+from harness import SEED, count, head, run, spread_of
 from torch import nn
 
 from minilearn import MLP, StridedCNN, set_seed
@@ -53,13 +52,12 @@ def step_time_us(opt: Any, n_steps: int, device: torch.device) -> float:
     return (time.perf_counter() - start_s) / n_steps * 1e6
 
 
-def measure(device: torch.device, n_steps: int, rounds: int) -> None:
-    """Print the table: microseconds a step of both, and their ratio."""
-    print(f"{kind_of(device)}, torch {torch.__version__}, {rounds} rounds of {n_steps} steps, foreach")
-    print(f"{'optimizer':14}{'parameters':18}{'tensors':>8}{'ours us':>10}{'torch us':>10}{'ratio':>8}")
+def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
+    """Return microseconds a step of each pair, for each model, in each round."""
+    rows: list[dict[str, Any]] = []
     for name, makers in PAIRS.items():
         for of, make_model in MODELS.items():
-            set_seed(0)
+            set_seed(SEED)
             models = [make_model().to(device) for _ in makers]
             n_tensors = 0
             for model in models:
@@ -68,17 +66,34 @@ def measure(device: torch.device, n_steps: int, rounds: int) -> None:
                 for p in params:
                     p.grad = torch.randn_like(p)
             opts = [make(m.parameters(), lr=LR, foreach=True) for make, m in zip(makers, models, strict=True)]
-            ours, theirs = [], []
+            ours_us, torch_us = [], []
             for i in range(rounds + 1):
                 order = (0, 1) if i % 2 else (1, 0)
                 times = {j: step_time_us(opts[j], n_steps, device) for j in order}
                 if i:  # the first round warms up
-                    ours.append(times[0])
-                    theirs.append(times[1])
-            ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-            a, b = statistics.median(ours), statistics.median(theirs)
-            print(f"{name:14}{of:18}{n_tensors:8}{a:10.1f}{b:10.1f}{ratio:8.2f}")
+                    ours_us.append(times[0])
+                    torch_us.append(times[1])
+            row = {"optimizer": name, "parameters": of, "tensors": n_tensors}
+            rows.append(row | {"ours_us": ours_us, "torch_us": torch_us})
+    return {"rows": rows}
+
+
+def said(result: dict[str, Any]) -> str:
+    """Return what a result says: a row for each pair and model, microseconds a step of both, their ratio."""
+    lines = []
+    rounds = f"{count(result['rounds'], 'round')} of {count(result['steps'], 'step')}, foreach"
+    for table in result["tables"]:
+        lines.append(f"{head(result, table['device'])}, {rounds}")
+        columns = f"{'optimizer':14}{'parameters':18}{'tensors':>8}{'ours us':>10}{'torch us':>10}"
+        lines.append(f"{columns}{'ratio':>8}{'min':>8}{'max':>8}")
+        for row in table["rows"]:
+            of_both = (row["ours_us"], row["torch_us"])
+            ratio = spread_of([a / b for a, b in zip(*of_both, strict=True)])
+            what = f"{row['optimizer']:14}{row['parameters']:18}{row['tensors']:8}"
+            times = "".join(f"{spread_of(us)['median']:10.1f}" for us in of_both)
+            lines.append(what + times + "".join(f"{ratio[key]:8.2f}" for key in ("median", "min", "max")))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    run(__doc__, measure, n_steps=50, rounds=31)
+    run(__doc__, "optimizers", measure, said, n_steps=50, rounds=31)

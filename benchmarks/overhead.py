@@ -1,27 +1,26 @@
 """Measure what a step costs in minilearn, against loops written by hand.
 
 A 784-32-10 MLP, batches of 64 that are ready in memory, AdamW under OneCycleLR, loss and accuracy
-tracked. Three loops do this work, one epoch each in turn, again and again, so that the machine's
-moods hit them alike; a warm-up round is not counted.
+tracked. Three loops do this work, one epoch each in turn, again and again, so that changes in the
+machine's speed affect all of them; a warm-up round is not counted.
 
     same     a loop by hand with the same work: fused AdamW, torcheval's accuracy, the loss summed on
              the device, lr, momentum and loss recorded
     usual    the loop that people usually write: default AdamW, loss and accuracy by .item() each step
     minilearn  Learner with MetricsCB(MulticlassAccuracy()), RecorderCB, BatchSchedulerCB(OneCycleLR)
 
-Run: python benchmarks/overhead.py
+Run: python benchmarks/overhead.py --out docs/measured
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import kind_of, run
+from harness import SEED, count, extremes, head, run, spread_of
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
@@ -102,9 +101,9 @@ def minilearn(batches: Batches, device: torch.device) -> float:
     return float(learn.history[0]["MulticlassAccuracy"])
 
 
-def measure(device: torch.device, n_steps: int, rounds: int) -> None:
-    """Print microseconds a step for each loop, and the ratios."""
-    set_seed(0)
+def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
+    """Return microseconds a step of each loop in each round."""
+    set_seed(SEED)
     xs = torch.randn(n_steps, 64, 784, device=device)
     ys = torch.randint(10, (n_steps, 64), device=device)
     batches = list(zip(xs, ys, strict=True))
@@ -117,20 +116,39 @@ def measure(device: torch.device, n_steps: int, rounds: int) -> None:
     for i in range(rounds + 1):
         names = list(loops)
         for name in names[i % 3 :] + names[: i % 3]:
-            set_seed(0)
+            set_seed(SEED)
             start_s = time.perf_counter()
             loops[name](batches, device)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if i:
                 times_us[name].append((time.perf_counter() - start_s) / n_steps * 1e6)
-    print(f"{kind_of(device)}, torch {torch.__version__}, {rounds} rounds of {n_steps} steps")
-    for name, us in times_us.items():
-        print(f"  {name:9}  {statistics.median(us):7.1f} us a step  (min {min(us):.1f}, max {max(us):.1f})")
-    for name in ("same", "usual"):
-        ratios = [a / b for a, b in zip(times_us["minilearn"], times_us[name], strict=True)]
-        print(f"  minilearn / {name:5}  {statistics.median(ratios):.3f}  (median of {rounds} ratios)")
+    return {"times_us": times_us}
+
+
+def ratios(table: dict[str, Any]) -> dict[str, list[float]]:
+    """Return minilearn's time in each round, as a multiple of each other loop's in the same round."""
+    times_us = table["times_us"]
+    return {
+        name: [own / other for own, other in zip(times_us["minilearn"], others, strict=True)]
+        for name, others in times_us.items()
+        if name != "minilearn"
+    }
+
+
+def said(result: dict[str, Any]) -> str:
+    """Return what a result says: microseconds a step for each loop, and the ratios."""
+    lines = []
+    rounds = f"{count(result['rounds'], 'round')} of {count(result['steps'], 'step')}"
+    for table in result["tables"]:
+        lines.append(f"{head(result, table['device'])}, {rounds}")
+        for name, us in table["times_us"].items():
+            lines.append(f"  {name:9}  {spread_of(us)['median']:7.1f} us a step  {extremes(us, 1)}")
+        for name, each in ratios(table).items():
+            spread = f"median of {count(len(each), 'ratio')}; {extremes(each, 3)[1:-1]}"
+            lines.append(f"  minilearn / {name:5}  {spread_of(each)['median']:.3f}  ({spread})")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    run(__doc__, measure, n_steps=938, rounds=21)  # an epoch of MNIST
+    run(__doc__, "overhead", measure, said, n_steps=938, rounds=21)  # an epoch of MNIST

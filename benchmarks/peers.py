@@ -8,10 +8,10 @@ Two workloads:
     fashion  document 003's experiment, from files on disk to a trained model: StridedCNN on Fashion-MNIST,
              six epochs, each with its validation; in seconds. Each framework has the loader of its own docs
 
-Each measurement has a process of its own, which first imports everything and trains a little, uncounted.
-All frameworks have their turn in a round, in another order in the next, so that the machine's moods hit all
-alike; ratios are of times of the same round. Before the rounds of "fashion", those that read images with
-workers try none and one for each core, and keep the quicker. One file for each framework is in
+Each measurement has its own process, which first imports everything and trains a little, uncounted. All
+frameworks have their turn in a round, in another order in the next, so that changes in the machine's speed
+affect all of them; ratios are of times of the same round. Before the rounds of "fashion", those that read
+images with workers try none and one for each core, and keep the quicker. One file for each framework is in
 `benchmarks/peers`; its settings stand in it, and on the page.
 
 Run: pip install -e ".[bench]", then python benchmarks/peers.py --out docs
@@ -23,7 +23,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,7 @@ import torch
 
 from minilearn import fashion_mnist
 from minilearn.data.download import places_of
+from minilearn.provenance import provenance
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))  # where one, page and the frameworks' files are
 
@@ -97,11 +97,11 @@ def measure(workload: str, device: str, args: argparse.Namespace) -> dict[str, A
     workers = dict.fromkeys(names, 0)
     if workload == "fashion":
         workers |= {name: best_workers(name, options) for name in names if PEERS[name].has_workers}
-    devices = set()
+    measured_by = set()
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
             found = run_one(name, seed=i, workers=workers[name], **options)
-            devices.add(found["device"])
+            measured_by.add((found["device"], found["threads"]))
             row = rows[name]
             row["times"].append(found["time"])
             row["accuracies"].append(found["accuracy"])
@@ -111,17 +111,17 @@ def measure(workload: str, device: str, args: argparse.Namespace) -> dict[str, A
                 row["data"] = PEERS[name].data + n
             said = f"{found['time']:.1f}, accuracy {found['accuracy']:.4f}, loss {found['loss']:.4f}"
             print(f"{workload}, {device}, round {i + 1}/{rounds}: {name} {said}", file=sys.stderr)
-    if len(devices) != 1:
-        raise SystemExit(f"not the same device or number of threads in all: {sorted(devices)}")
+    if len(measured_by) != 1:
+        raise SystemExit(f"not the same device or number of threads in all: {sorted(measured_by)}")
+    name, threads = measured_by.pop()
     return {
         "workload": workload,
-        "device": devices.pop(),
-        "machine": machine(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        "device_type": device,
+        **provenance(),
+        **{"device": name, "threads": threads},  # of the processes that measured
         "rounds": rounds,
         "n": args.steps if workload == "loop" else args.epochs,
-        "command": " ".join(["python", "benchmarks/peers.py", *sys.argv[1:]]),
+        "seeds": list(range(rounds)),
         "rows": rows,
     }
 
@@ -135,14 +135,6 @@ def best_workers(name: str, options: dict[str, Any]) -> int:
     said = ", ".join(f"{n} workers {time_s:.1f} s" for n, time_s in times_s.items())
     print(f"fashion, {options['device']}, one epoch: {name} {said}", file=sys.stderr)
     return min(times_s, key=lambda n: times_s[n])
-
-
-def machine() -> str:
-    """Return what the machine's processor is called, and how many cores there are."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
 
 
 def check(names: list[str], workloads: list[str]) -> None:
@@ -176,7 +168,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=6, help="epochs of fashion (default: 6)")
     parser.add_argument("--out", type=Path, help="folder to write peers.json, peers.md and peers.png to")
     parser.add_argument(
-        "--redraw", action="store_true", help="write page and chart anew from --out's peers.json"
+        "--redraw", action="store_true", help="write page and chart again, from --out's peers.json"
     )
     for name in ("--one", "--device"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -211,9 +203,9 @@ def main() -> None:
             for workload in workloads:
                 table = measure(workload, device, args)
                 print(page.text_of(table), flush=True)
-                key = table["workload"], table["device"]
-                tables = [old for old in tables if (old["workload"], old["device"]) != key] + [table]
-                if path:  # after each, for the next one may fail
+                key = table["workload"], page.kind(table)
+                tables = [old for old in tables if (old["workload"], page.kind(old)) != key] + [table]
+                if path:  # after each, because the next one may fail
                     args.out.mkdir(parents=True, exist_ok=True)
                     path.write_text(json.dumps({"tables": tables}, indent=1) + "\n")
     if args.out:

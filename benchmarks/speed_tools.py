@@ -1,21 +1,20 @@
 """Measure what each speed tool gains: a step of ResNet-20 on images of 32x32, batches of 256.
 
-All variants train side by side, a few steps each in turn, again and again, so that the machine's moods hit
-them alike; the first round, with the compiler's work, is not counted. The gain is plain fp32's time divided
-by the variant's: the median of the rounds' ratios.
+All variants train side by side, a few steps each in turn, again and again, so that changes in the machine's
+speed affect all of them; the first round, with the compiler's work, is not counted. The gain is plain fp32's
+time divided by the variant's: the median of the rounds' ratios.
 
-Run: python benchmarks/speed_tools.py
+Run: python benchmarks/speed_tools.py --out docs/measured
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from functools import partial
 from typing import Any
 
 import torch
-from harness import kind_of, run
+from harness import SEED, count, extremes, head, run, spread_of
 
 from minilearn import (
     EMACB,
@@ -35,12 +34,13 @@ from minilearn import (
 )
 
 BS = 256
+PLAIN = "plain fp32"
 
 
 def variants(device: torch.device) -> dict[str, list[Any]]:
     """Return the tools of each variant."""
     found: dict[str, list[Any]] = {
-        "plain fp32": [],
+        PLAIN: [],
         "channels-last": [ChannelsLastCB()],
         "bf16": [MixedPrecisionCB()],
         "bf16, channels-last": [MixedPrecisionCB(), ChannelsLastCB()],
@@ -60,7 +60,7 @@ def variants(device: torch.device) -> dict[str, list[Any]]:
 
 def learner(tools: list[Any], device: torch.device, n_steps: int) -> Learner:
     """Return a learner over `n_steps` batches that are ready on the device."""
-    set_seed(0)
+    set_seed(SEED)
     xs = torch.randn(n_steps, BS, 3, 32, 32, device=device)
     ys = torch.randint(10, (n_steps, BS), device=device)
     dls = DataLoaders(list(zip(xs, ys, strict=True)))
@@ -70,8 +70,8 @@ def learner(tools: list[Any], device: torch.device, n_steps: int) -> Learner:
     return Learner(resnet20(), dls, lr=0.1, cbs=cbs, opt_func=opt_func, default_cbs=False)
 
 
-def measure(device: torch.device, n_steps: int, rounds: int) -> None:
-    """Print milliseconds a batch for each variant, and its gain over plain fp32."""
+def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
+    """Return milliseconds a batch of each variant in each round."""
     learners = {name: learner(tools, device, n_steps) for name, tools in variants(device).items()}
     times_ms: dict[str, list[float]] = {name: [] for name in learners}
     names = list(learners)
@@ -83,12 +83,24 @@ def measure(device: torch.device, n_steps: int, rounds: int) -> None:
                 torch.cuda.synchronize()
             if i:
                 times_ms[name].append((time.perf_counter() - start_s) / n_steps * 1e3)
-    print(f"{kind_of(device)}, torch {torch.__version__}, ResNet-20, {rounds} rounds of {n_steps} x {BS}")
-    for name, ms in times_ms.items():
-        ratios = [plain / own for plain, own in zip(times_ms[names[0]], ms, strict=True)]
-        spread, gain = f"(min {min(ms):.1f}, max {max(ms):.1f})", statistics.median(ratios)
-        print(f"  {name:32} {statistics.median(ms):7.1f} ms a batch  {spread:26}  gain {gain:.2f}")
+    return {"bs": BS, "times_ms": times_ms}
+
+
+def said(result: dict[str, Any]) -> str:
+    """Return what a result says: milliseconds a batch for each variant, and its gain over plain fp32."""
+    lines = []
+    for table in result["tables"]:
+        rounds = f"{count(result['rounds'], 'round')} of {result['steps']} x {table['bs']}"
+        lines.append(f"{head(result, table['device'])}, ResNet-20, {rounds}")
+        width = max(len(name) for name in table["times_ms"])
+        for name, ms in table["times_ms"].items():
+            gains = [plain / own for plain, own in zip(table["times_ms"][PLAIN], ms, strict=True)]
+            time = f"{spread_of(ms)['median']:7.1f} ms a batch  {extremes(ms, 1):26}"
+            lines.append(
+                f"  {name:{width}} {time}  gain {spread_of(gains)['median']:.2f} {extremes(gains, 2)}"
+            )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    run(__doc__, measure, n_steps=4, rounds=7)
+    run(__doc__, "speed_tools", measure, said, n_steps=4, rounds=7)

@@ -183,13 +183,14 @@ def swa_row(results: Results) -> str:
     row, other = found["rows"][schedules_001.SWA], found["rows"][schedules_001.SHORT]
     n = sum(r["train"] == "iterate" for r in found["histories"][schedules_001.SWA][0])
     n_epochs = row["n_epochs"]
-    return _table(
+    rows = _table(
         (f"CIFAR-10 (JPEG-coded), ResNet-20, {n_epochs} epochs, n = {found['n']}", "eval accuracy"),
         (f"one cycle over all {n_epochs}: the baseline of equal budget", said(other["eval accuracy"])),
         (f"one cycle over {n_epochs - n}, then SWA: the average", said(row["eval accuracy"])),
         (f"the iterates of SWA's {n} epochs, at a constant lr: their mean", said(row["iterates"])),
         ("the best of these iterates", said(row["best_iterate"])),
     )
+    return f"{rows}\n\n{schedules_001.conclusion(found['rows'])}"
 
 
 # Document 000 -------------------------------------------------------------------------------------

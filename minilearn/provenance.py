@@ -49,9 +49,13 @@ def command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
-def device_name() -> str:
-    """Return the name of the GPU if there is one, else of the CPU: "AMD EPYC, 2 cores"."""
-    if torch.cuda.is_available():
+def device_name(kind: str | None = None) -> str:
+    """Return the name of the GPU ("cuda") or of the CPU ("cpu"), such as "AMD EPYC, 2 cores".
+
+    Args:
+        kind: None: the GPU if there is one, else the CPU.
+    """
+    if kind == "cuda" or (kind is None and torch.cuda.is_available()):
         return torch.cuda.get_device_name()
     return f"{_cpu_name()}, {os.cpu_count()} cores"
 

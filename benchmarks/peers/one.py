@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import work
-from harness import kind_of
 
 from minilearn import StridedCNN, set_seed
+from minilearn.provenance import device_name
 
 WARM_UP = 50  # batches
 N_EPOCHS = 5  # of loop
@@ -44,7 +44,8 @@ def measure(
         "accuracy": float(trained.accuracy),
         "loss": float(trained.loss),
         "settings": module.SETTINGS[workload],
-        "device": kind_of(device),
+        "device": device_name(device.type),
+        "threads": torch.get_num_threads(),
     }
 
 

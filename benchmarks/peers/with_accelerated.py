@@ -18,7 +18,7 @@ from minilearn import MLP, StridedCNN
 SETTINGS = {
     "loop": "its default callbacks but those that print or draw a bar; torchmetrics' accuracy with "
     "`validate_args=False` in a callback, as in its docs; `create_scheduler_fn`; a DataLoader whose "
-    "`collate_fn` gives the ready batch, for it takes data sets alone",
+    "`collate_fn` gives the ready batch, because it takes only data sets",
     "fashion": "the same, over torchvision's data set with its DataLoader and workers that persist",
 }
 

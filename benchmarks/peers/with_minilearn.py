@@ -11,8 +11,8 @@ from work import FASHION_BS, FASHION_LR, LOOP_LR, Fit, Ready, Trained
 from minilearn import MLP, BatchSchedulerCB, Learner, RecorderCB, StridedCNN, fashion_mnist
 
 SETTINGS = {
-    "loop": "all default callbacks (progress in plain lines, for its output is no terminal), RecorderCB and "
-    "BatchSchedulerCB; torch's AdamW, fused by default; an iterable of batches",
+    "loop": "all default callbacks (progress in plain lines, because its output is no terminal), RecorderCB "
+    "and BatchSchedulerCB; torch's AdamW, fused by default; an iterable of batches",
     "fashion": "the same, with `fashion_mnist(512)`, tensors in memory (on the device)",
 }
 

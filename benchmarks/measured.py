@@ -1,0 +1,178 @@
+"""Make the measured parts of docs/measured.md, docs/many_gpus.md and README.md from the results in docs.
+
+A page says where: between `<!-- result: overhead -->` and `<!-- end -->` comes the command of
+docs/measured/overhead.json, and what it printed.
+
+Run: python benchmarks/measured.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+DOCS = FOLDER.parent / "docs"
+PAGES = ("measured.md", "many_gpus.md", "../README.md")  # from docs
+# Each result, and the command that makes it, in the root of the repository.
+COMMANDS = {
+    "overhead": "python benchmarks/overhead.py --out docs/measured",
+    "optimizers": "python benchmarks/optimizers.py --out docs/measured",
+    "speed_tools": "python benchmarks/speed_tools.py --rounds 5 --steps 3 --out docs/measured",
+    "ninety": "python benchmarks/ninety.py --runs 3 --out docs/measured",
+    "kill": "python benchmarks/kill.py --out docs/measured",
+    "checkpoint": "python benchmarks/checkpoint.py --out docs/measured",
+    "distributed": "python benchmarks/distributed.py --rounds 3 --out docs/measured",
+}
+
+
+def module(name: str) -> Any:
+    """Import a benchmark, from wherever this file was imported."""
+    for folder in (FOLDER, FOLDER / "peers"):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    return importlib.import_module(name)
+
+
+def result(name: str, docs: Path = DOCS) -> dict[str, Any]:
+    """Return a result.
+
+    Raises:
+        FileNotFoundError: there is none; with the command that makes it.
+    """
+    path = docs / "measured" / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. It is made by: {COMMANDS[name]}")
+    found: dict[str, Any] = json.loads(path.read_text())
+    if found["benchmark"] != name:
+        raise ValueError(f"{path}: expected a result of {name}, and found one of {found['benchmark']}")
+    return found
+
+
+def block(name: str, docs: Path = DOCS) -> str:
+    """Return a result as a block of code: its command, and what it says."""
+    found = result(name, docs)
+    lines = [f"$ {found['command']}", *module(name).said(found).splitlines()]
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def made(text: str, docs: Path = DOCS) -> str:
+    """Return a page's text with each result, and the plan, between its marks made again."""
+
+    def between(match: re.Match[str]) -> str:
+        name = match[1].removeprefix("result: ")
+        if name == "headline":
+            said = headline_text(docs)
+        else:
+            said = module("distributed").plans() if name == "plan" else block(name, docs)
+        return f"<!-- {match[1]} -->\n{said}\n<!-- end -->"
+
+    return re.sub(r"<!-- (plan|result: \w+) -->\n.*?<!-- end -->", between, text, flags=re.DOTALL)
+
+
+# For README ---------------------------------------------------------------------------------------
+
+ABOUT = ("command", "device", "threads", "torch", "rounds")
+
+
+def headline(docs: Path = DOCS) -> dict[str, dict[str, Any]]:
+    """Return the numbers that README has, of three results.
+
+    Keys:
+        overhead: `ABOUT`, and for "same" and "usual" the ratio of minilearn's time to that loop's. A ratio is
+            {"median", "min", "max"}, of the rounds. Of the CPU, where a GPU was measured too.
+        kill: `ABOUT` without rounds, and numbers of "kills", "runs", "torn" files, and "different" runs.
+        peers: for "loop" and "fashion" each: `ABOUT`, and for "minilearn" and "next", the quickest of the
+            other frameworks, {"title", "ratio"}: the ratio to the usual loop's time. "next" has
+            "rounds_behind" too, in which it took more time than minilearn.
+    """
+    overhead, kill = result("overhead", docs), result("kill", docs)
+    table = overhead["tables"][0]
+    ratios = module("overhead").ratios(table)
+    spread_of = module("harness").spread_of
+    totals = module("kill").totals(kill)
+    return {
+        "overhead": _about(overhead)
+        | {"device": table["device"]}
+        | {name: spread_of(each) for name, each in ratios.items()},
+        "kill": _about(kill) | {key: totals[key] for key in ("kills", "runs", "torn", "different")},
+        "peers": {workload: _peers(workload, docs) for workload in ("loop", "fashion")},
+    }
+
+
+def headline_text(docs: Path = DOCS) -> str:
+    """Return README's three figures: a step, other frameworks, kills; each with its command and device."""
+    found = headline(docs)
+    step, kill, loop = found["overhead"], found["kill"], found["peers"]["loop"]
+    same, usual = (
+        f"{step[name]['median']:.2f} ({step[name]['min']:.2f} to {step[name]['max']:.2f})"
+        for name in ("same", "usual")
+    )
+    own, following = loop["minilearn"], loop["next"]
+    slower = f"slower in {following['rounds_behind']} of {loop['rounds']} rounds"
+    rows = (
+        ("what", "figure", "on", "command"),
+        (
+            "a training step of a small MLP",
+            f"{same} of the time of a loop by hand that does the same; {usual} of the loop of most tutorials "
+            f"(median and range of {step['rounds']} rounds)",
+            *_place(step),
+        ),
+        (
+            "a step beside other frameworks",
+            f"{own['ratio']['median']:.2f} of the loop of most tutorials; next: {following['title']}, "
+            f"{following['ratio']['median']:.2f}, {slower}",
+            *_place(loop),
+        ),
+        (
+            "a training killed at random moments, and resumed",
+            f"{kill['kills']} kills: {kill['torn']} torn files; {kill['different']} of {kill['runs']} runs "
+            "differ in any bit from one that was never stopped",
+            *_place(kill),
+        ),
+    )
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _place(found: dict[str, Any]) -> tuple[str, str]:
+    return f"{found['device']}, torch {found['torch']}", f"`{found['command']}`"
+
+
+def _about(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: found[key] for key in ABOUT if key in found}
+
+
+def _peers(workload: str, docs: Path) -> dict[str, Any]:
+    page = module("page")
+    tables = json.loads((docs / "peers.json").read_text())["tables"]
+    table = next(table for table in tables if table["workload"] == workload)
+    rows = {row["name"]: row for row in page.figures(table) if row["name"] not in page.BY_HAND}
+    own = rows.pop("minilearn")
+    quickest = next(iter(rows.values()))
+    keys = ("title", "ratio")
+    following = {key: quickest[key] for key in (*keys, "rounds_behind")}
+    return _about(table) | {"minilearn": {key: own[key] for key in keys}, "next": following}
+
+
+def main() -> None:
+    """Run as a script."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--docs", type=Path, default=DOCS, help="has the pages and measured/ (default: docs)")
+    args = parser.parse_args()
+    paths = [args.docs / name for name in PAGES]
+    try:
+        texts = [made(path.read_text(), args.docs) for path in paths]
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from None
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
