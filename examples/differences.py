@@ -79,10 +79,10 @@ class Difference:
 
 
 def p_text(p: float) -> str:
-    """Return p as text: "p = 0.43", "p = 0.0004", "p < 0.0001"."""
+    """Return p as text: "p = 0.43", "p = 0.0004", "p < 0.0001"; near 5 % on the side on which it is."""
     if p < 1e-4:
         return "p < 0.0001"
-    return f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.4f}"
+    return f"p = {p:.2f}" if p >= 0.01 and f"{p:.2f}" != f"{ALPHA:.2f}" else f"p = {p:.4f}"
 
 
 def paired(rows: Rows, pairs: Mapping[str, tuple[str, str]]) -> list[Difference]:
@@ -166,10 +166,14 @@ def table(family: Sequence[Difference], head: str) -> str:
     return "\n".join(lines)
 
 
-def told(family: Sequence[Difference]) -> str:
-    """Return what holds in a family as a list, or that nothing does; and how it was tested."""
+def told(family: Sequence[Difference], where: str = " (bold above)") -> str:
+    """Return what holds in a family as a list, or that nothing does; and how it was tested.
+
+    Args:
+        where: how the table of the family shows what holds; "" where there is none.
+    """
     n_tests = sum(difference.p is not None for difference in family)
     lines = [f"- {claim}" for claim in claims(family)]
     if not lines:
         return f"None of these differences holds after Holm's correction for {n_tests} tests."
-    return f"What holds after Holm's correction for {n_tests} tests (bold above):\n\n" + "\n".join(lines)
+    return f"What holds after Holm's correction for {n_tests} tests{where}:\n\n" + "\n".join(lines)

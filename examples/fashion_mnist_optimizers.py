@@ -278,7 +278,9 @@ def plot_runs(histories: dict[str, list[History]]) -> Any:
         ax.plot(published, "x--", color="0.5", label="document 003, one run")
         ax.set_title(name, fontsize=8)
         lowest = min([*published, *(mean - sd for mean, sd in zip(means, sds, strict=True))])
-        ax.set(ylim=(min(0.75, lowest - 0.02), 0.93), xticks=range(len(values)))  # bars are never cut
+        highest = max(mean + sd for mean, sd in zip(means, sds, strict=True))
+        limits = min(0.75, lowest - 0.02), max(0.93, highest + 0.02)  # no bar is cut
+        ax.set(ylim=limits, xticks=range(len(values)))
         ax.grid(alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     figure.supxlabel("epoch", fontsize=9)

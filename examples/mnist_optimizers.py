@@ -207,7 +207,7 @@ def plot_runs(histories: dict[str, History]) -> Any:
     for ax, (title, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
             ax.plot(report.values_of(histories[name], "eval", "accuracy"), ".-", label=name)
-        on = "images held out of training" if title == "cycles" else "the test set"
+        on = "held-out images" if title == "cycles" else "the test set"
         ax.set(title=title, xlabel="epoch  (one seed)", ylabel=f"accuracy on {on}")
         ax.grid(alpha=0.3)
         ax.legend(fontsize=7)

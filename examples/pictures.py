@@ -16,7 +16,7 @@ import fashion_mnist_optimizers
 import mnist_optimizers
 import optimizer_state
 import swats
-from tables import ROOT, SCHEDULES, SCRATCH, STATE, SWATS, TOUR, result
+from tables import MAIN_JOB, ROOT, SCHEDULES, SCRATCH, STATE, SWATS, TOUR, result
 
 import minilearn
 
@@ -32,7 +32,7 @@ DRAW: dict[str, Callable[[dict[str, Any], Path, str], None]] = {
     TOUR: mnist_optimizers.draw,
     SCRATCH: fashion_mnist_optimizers.draw,
     SWATS: swats.draw,
-    "fashion_mnist": draw_main_job,
+    MAIN_JOB: draw_main_job,
 }
 
 

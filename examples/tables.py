@@ -38,6 +38,7 @@ def result(name: str) -> dict[str, Any]:
 
 STATE, SCHEDULES, SWATS = "optimizer_state_imagenette_cpu", "cifar10_schedules_cpu", "swats_cpu"
 TOUR, SCRATCH, SPEEDRUN = "mnist_optimizers", "fashion_mnist_optimizers", "cifar10_speedrun"
+MAIN_JOB = "fashion_mnist"
 
 FAMILIES: dict[str, tuple[str, Callable[[dict[str, Any]], list[Difference]]]] = {
     "000": (STATE, state_000.compared),
@@ -161,20 +162,25 @@ def smaller(results: Results) -> str:
     )
 
 
+def main_job(results: Results) -> str:
+    """Return what the main job reaches over its seeds, and how long it takes."""
+    found = results(MAIN_JOB)
+    seconds = f"{sum(found['time_s']) / found['n']:.1f} s a run on {found['device']}"
+    return (
+        f"Over {found['n']} seeds it reaches {said(found['row']['eval accuracy'])} (mean, sd) on Fashion-MNIST, "
+        f"in {seconds}: `{found['command']}`, with the data's folder in `MINILEARN_DATA`."
+    )
+
+
 def findings(results: Results) -> str:
     """Return what the results show on the questions of documents 000, 001 and 004."""
     parts = [f"- **Document 000.** {state_000.conclusion(family('000', results))}"]
     parts.append(f"- **Document 001.** {schedules_001.conclusion(results(SCHEDULES)['rows'])}")
     parts.append(f"- **Document 004.** {swats_004.conclusion(family('004', results), results(SWATS))}")
-    holding = [told(family(name, results)) for name in PAGES[README]]
-    return (
-        "\n".join(parts)
-        + "\n\n"
-        + "\n\n".join(
-            f"Document {name}: {text[0].lower()}{text[1:]}"
-            for name, text in zip(PAGES[README], holding, strict=True)
-        )
-    )
+    for name in PAGES[README]:
+        text = told(family(name, results), where="")
+        parts.append(f"\nDocument {name}: {text[0].lower()}{text[1:]}")
+    return "\n".join(parts)
 
 
 def swa_row(results: Results) -> str:
@@ -395,6 +401,7 @@ def swats_points(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "documents, repeated": repeated,
     "documents, smaller": smaller,
+    "main job": main_job,
     "findings": findings,
     "swa": swa_row,
     "optimizer_state": state_rows,

@@ -83,6 +83,7 @@ def test_what_holds_is_bold_with_interval_and_p(script):
     assert holds.cell == "**+0.0200 (+0.0000 to +1.0000), p = 0.0004**"
     assert does_not.cell == "+0.0200 (+0.0000 to +1.0000), p = 0.40"
     assert script.p_text(0.00001) == "p < 0.0001"
+    assert (script.p_text(0.0498), script.p_text(0.0502)) == ("p = 0.0498", "p = 0.0502")
 
 
 def test_claim_says_size_sign_seeds_and_corrected_p(script):
