@@ -167,8 +167,8 @@ def main_job(results: Results) -> str:
     found = results(MAIN_JOB)
     seconds = f"{sum(found['time_s']) / found['n']:.1f} s a run on {found['device']}"
     return (
-        f"Over {found['n']} seeds it reaches {said(found['row']['eval accuracy'])} (mean, sd) on Fashion-MNIST, "
-        f"in {seconds}: `{found['command']}`, with the data's folder in `MINILEARN_DATA`."
+        f"Over {found['n']} seeds it reaches {said(found['row']['eval accuracy'])} (mean, sd) on "
+        f"Fashion-MNIST, in {seconds}: `{found['command']}`, with the data's folder in `MINILEARN_DATA`."
     )
 
 
