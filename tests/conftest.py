@@ -6,53 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import toolbox
 import torch
 from PIL import Image
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from minilearn import Callback, CheckpointCB, DataLoaders, Learner, TensorLoader, events
+from minilearn import events
 from minilearn.data import imagenet_subsets
 from minilearn.data.cifar import CLASSES
-
-aten = torch.ops.aten
+from minilearn.data.decoding import cache_folder
 
 torch.set_num_threads(1)  # on tensors this small, threads wait for each other 100 times as long as they work
-
-
-class SyncCounter(TorchDispatchMode):
-    """Count the operations that wait for the device: those that make a Python number of a tensor."""
-
-    waiting = (aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal, aten.nonzero)
-
-    def __init__(self):
-        super().__init__()
-        self.n = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.n += func.overloadpacket in self.waiting
-        return func(*args, **(kwargs or {}))
-
-
-class StoppedError(Exception):
-    """Stand for the end of a process."""
-
-
-class StopCB(Callback):
-    """End a fit at its n-th rest, as a crash does, after the checkpoint was written."""
-
-    order = CheckpointCB.order
-
-    def __init__(self, n):
-        self.n = n
-
-    def state_dict(self):
-        return {}
-
-    def at_rest(self, learn):
-        self.n -= 1
-        if self.n == 0:
-            raise StoppedError
 
 
 def _write_idx(root, name="FashionMNIST", n_train=20, n_valid=10):
@@ -110,18 +73,30 @@ def write_cifar():
 
 
 @pytest.fixture
-def no_data(tmp_path, monkeypatch):
-    """Have no data in the environment and an empty cache folder, which is given, and refuse all downloads."""
+def cache(tmp_path, monkeypatch):
+    """Have a cache folder of this test's own, which is not made yet, and no data in the environment."""
+    monkeypatch.delenv("MINILEARN_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return cache_folder()
+
+
+@pytest.fixture
+def no_data(cache, monkeypatch):
+    """Have an empty cache folder, which is given, and refuse all downloads."""
     from torchvision import datasets
 
     def refuse(self):
         raise AssertionError("this test must not download")
 
-    monkeypatch.delenv("MINILEARN_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name, method in (("MNIST", "download"), ("CIFAR10", "download"), ("Imagenette", "_download")):
         monkeypatch.setattr(getattr(datasets, name), method, refuse)
-    return tmp_path / "cache" / "minilearn"
+    return cache
+
+
+@pytest.fixture
+def quick_files(monkeypatch):
+    """Leave files in the system's memory: none of these has to outlive the machine."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +104,17 @@ def example():
     """Import a script of examples/ as a module: example("fashion_mnist")."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # as `python examples/...` has it
     return importlib.import_module
+
+
+@pytest.fixture
+def call_main(example, monkeypatch, tmp_path):
+    """Call a script of examples/, whose results go to tmp_path / "out": call_main(name, *arguments)."""
+
+    def call(name, *args):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--out", str(tmp_path / "out"), *map(str, args)])
+        example(name).main()
+
+    return call
 
 
 @pytest.fixture(scope="session")
@@ -156,39 +142,14 @@ def real_data():
 
 @pytest.fixture
 def make_learner():
-    """Make a Learner of Linear(3, 2) at lr 0.1, on batches of 4, without default callbacks.
-
-    make_learner(n_batches=3, n_valid=1, regression=False, **kwargs of Learner)
-    """
-
-    def make(n_batches=3, n_valid=1, regression=False, **kwargs):
-        rng = torch.Generator().manual_seed(0)
-        x = torch.randn(4 * (n_batches + n_valid), 3, generator=rng)
-        y = x.sum(1, keepdim=True) if regression else (x.sum(1) > 0).long()
-        n = 4 * n_batches
-        valid = TensorLoader(x[n:], y[n:], bs=4) if n_valid else None
-        model = nn.Linear(3, 1 if regression else 2)
-        with torch.no_grad():
-            for p in model.parameters():
-                p.copy_(torch.randn(p.shape, generator=rng))
-        dls = DataLoaders(TensorLoader(x[:n], y[:n], bs=4), valid)
-        kwargs = {"model": model, "dls": dls, "lr": 0.1, "default_cbs": False} | kwargs
-        return Learner(**kwargs)
-
-    return make
+    """Return the toolbox's make_learner."""
+    return toolbox.make_learner
 
 
 @pytest.fixture
 def at():
-    """Make a callback that calls a function with the learner: at("after_step", function, order=0)."""
-
-    def make(event, function, order=0):
-        def hook(self, learn):
-            function(learn)
-
-        return type("At", (Callback,), {event: hook, "order": order})()
-
-    return make
+    """Return the toolbox's at."""
+    return toolbox.at
 
 
 @pytest.fixture

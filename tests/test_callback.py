@@ -1,5 +1,6 @@
 import pytest
 import torch
+from toolbox import untimed_rows
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
@@ -286,7 +287,7 @@ def test_result_does_not_depend_on_the_order_of_the_list(make_learner):
             cbs=[BatchSchedulerCB(OneCycleLR), recorder := RecorderCB(), MetricsCB()][::flip]
         )
         learn.fit(2)
-        row = {k: v for k, v in learn.history[-1].items() if k != "time_s"}
+        row = untimed_rows(learn)[-1]
         results.append((recorder.recs, row, learn.model.weight.tolist()))
     assert results[0] == results[1]
 

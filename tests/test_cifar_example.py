@@ -1,20 +1,17 @@
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from conftest import StopCB, StoppedError
 from matplotlib.image import imread
+from toolbox import StopCB, StoppedError
 
 from minilearn import BatchSchedulerCB, EpochSchedulerCB, resnet18, set_seed
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 PICTURES = ["accuracy", "all_lrs", "lrs", "swa"]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -36,15 +33,9 @@ def shorten(script, monkeypatch):
 
 
 @pytest.fixture
-def main(script, monkeypatch, tmp_path, write_cifar):
+def main(call_main, tmp_path, write_cifar):
     data = write_cifar(tmp_path / "data", n_train=40, n_valid=10)
-
-    def call(*args):
-        given = ["--data", str(data), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), *args]
-        monkeypatch.setattr(sys, "argv", ["cifar10_schedules.py", *given])
-        script.main()
-
-    return call
+    return partial(call_main, "cifar10_schedules", "--data", data, "--work", tmp_path / "work")
 
 
 def result_of(tmp_path, preset):

@@ -28,7 +28,7 @@ def batches(n):
     return [(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))] * n
 
 
-def learner_of(*cbs, n_train=2, n_valid=1):
+def listed_learner(*cbs, n_train=2, n_valid=1):
     dls = {"train": batches(n_train), "eval": batches(n_valid)}
     return Learner(nn.Linear(3, 2), dls, cbs=cbs, default_cbs=False)
 
@@ -99,24 +99,24 @@ END = ["after_epoch", "cleanup_epoch", "at_rest", "after_fit", "cleanup_fit", "a
     ids=["both", "train only", "valid only"],
 )
 def test_trace_of_a_fit_is_this_list(kwargs, expected):
-    assert trace_of(learner_of(), **kwargs) == expected
+    assert trace_of(listed_learner(), **kwargs) == expected
 
 
 def test_each_epoch_fires_the_same_events():
     cb = tracer()
-    learner_of().fit(2, cbs=cb)
+    listed_learner().fit(2, cbs=cb)
     epoch = ["before_epoch", *TRAIN, *VALIDATE, "after_epoch", "cleanup_epoch", "at_rest"]
     assert cb.trace == ["before_fit", *epoch, *epoch, "after_fit", "cleanup_fit", "at_rest"]
 
 
 def test_hooks_are_events_each_name_fires():
-    assert set(trace_of(learner_of())) == set(events())
+    assert set(trace_of(listed_learner())) == set(events())
 
 
 def test_pseudocode_in_the_docstring_is_the_trace():
     pseudocode = minilearn.events.__doc__.split("::")[1].split("A scope (")[0]
     words = re.findall(r"\b(?:before|after|cleanup)_\w+|\bat_rest\b|\b[A-Z_]{4,}\b", pseudocode)
-    assert [word.lower() for word in words] == trace_of(learner_of(n_train=1))
+    assert [word.lower() for word in words] == trace_of(listed_learner(n_train=1))
     assert [word.lower() for word in dict.fromkeys(words) if word.isupper()] == list(STEPS)
 
 
@@ -206,7 +206,7 @@ def test_a_scope_name_that_makes_no_hook_name_is_refused():
 
 
 def test_all_callbacks_of_an_event_run_before_a_cancel_acts():
-    learn = learner_of(hook_cb(before_epoch=raiser(CancelFitException())))
+    learn = listed_learner(hook_cb(before_epoch=raiser(CancelFitException())))
     cb = tracer(["before_epoch", "before_train"])
     learn.fit(1, cbs=cb)
     assert cb.trace == ["before_epoch"]
@@ -217,14 +217,14 @@ def test_all_callbacks_of_an_event_run_before_a_cancel_acts():
 def test_of_two_cancels_at_an_event_the_outermost_scope_s_wins(first, event):
     second = {CancelBatchException: CancelFitException, CancelFitException: CancelBatchException}[first]
     cb = tracer(["before_batch", "after_train", "after_fit", "cleanup_fit"])
-    learner_of(hook_cb(**{event: raiser(first())}), hook_cb(**{event: raiser(second())})).fit(1, cbs=cb)
+    listed_learner(hook_cb(**{event: raiser(first())}), hook_cb(**{event: raiser(second())})).fit(1, cbs=cb)
     assert cb.trace == ["before_batch", "cleanup_fit"]
 
 
 @pytest.mark.parametrize("inner", [CancelBatchException, CancelTrainException, CancelEpochException])
 def test_a_cancel_in_cleanup_does_not_replace_that_of_an_outer_scope(inner):
     cb = tracer(["before_batch", "after_epoch", "after_fit", "cleanup_fit"])
-    learner_of(
+    listed_learner(
         hook_cb(after_loss=raiser(CancelFitException()), cleanup_batch=raiser(inner())),
     ).fit(2, cbs=cb)
     assert cb.trace == ["before_batch", "cleanup_fit"]
@@ -233,7 +233,7 @@ def test_a_cancel_in_cleanup_does_not_replace_that_of_an_outer_scope(inner):
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt("x"), CancelFitException()])
 def test_every_running_scope_is_cleaned_up_however_it_ends(error):
     cb = tracer([f"{when}_{scope}" for scope in SCOPES for when in ("after", "cleanup")])
-    learn = learner_of(hook_cb(before_step=raiser(error)))
+    learn = listed_learner(hook_cb(before_step=raiser(error)))
     try:
         learn.fit(1, cbs=cb)
     except (ValueError, KeyboardInterrupt):
@@ -243,7 +243,7 @@ def test_every_running_scope_is_cleaned_up_however_it_ends(error):
 
 
 def test_a_failing_cleanup_does_not_hide_the_first_error():
-    learn = learner_of(
+    learn = listed_learner(
         hook_cb(after_loss=raiser(ValueError("first")), cleanup_batch=raiser(KeyError("second")))
     )
     with pytest.raises(ValueError, match="first") as e:
@@ -252,7 +252,7 @@ def test_a_failing_cleanup_does_not_hide_the_first_error():
 
 
 def test_a_cancel_in_cleanup_does_not_hide_the_first_error():
-    learn = learner_of(
+    learn = listed_learner(
         hook_cb(after_loss=raiser(ValueError("first")), cleanup_batch=raiser(CancelFitException()))
     )
     with pytest.raises(ValueError, match="first"):
@@ -260,7 +260,9 @@ def test_a_cancel_in_cleanup_does_not_hide_the_first_error():
 
 
 def test_a_cleanup_error_is_raised_while_the_cancel_of_an_outer_scope_passes():
-    learn = learner_of(hook_cb(after_loss=raiser(CancelFitException()), cleanup_batch=raiser(KeyError("x"))))
+    learn = listed_learner(
+        hook_cb(after_loss=raiser(CancelFitException()), cleanup_batch=raiser(KeyError("x")))
+    )
     with pytest.raises(KeyError, match="x") as e:
         learn.fit()
     assert e.value.__notes__ == [
@@ -271,13 +273,13 @@ def test_a_cleanup_error_is_raised_while_the_cancel_of_an_outer_scope_passes():
 def test_a_cleanup_error_without_any_other_is_raised():
     cb = tracer(["before_batch", "cleanup_fit"])
     with pytest.raises(KeyError, match="x"):
-        learner_of(hook_cb(cleanup_batch=raiser(KeyError("x")))).fit(cbs=cb)
+        listed_learner(hook_cb(cleanup_batch=raiser(KeyError("x")))).fit(cbs=cb)
     assert cb.trace == ["before_batch", "cleanup_fit"]
 
 
 def test_the_other_cleanup_hooks_run_when_one_fails():
     cb = tracer(["cleanup_batch"])
-    learn = learner_of(hook_cb(cleanup_batch=raiser(KeyError("one"))), cb)
+    learn = listed_learner(hook_cb(cleanup_batch=raiser(KeyError("one"))), cb)
     learn.add_cb(hook_cb(cleanup_batch=raiser(ValueError("two"))))
     with pytest.raises(KeyError, match="one") as e:
         learn.fit()
@@ -288,7 +290,7 @@ def test_the_other_cleanup_hooks_run_when_one_fails():
 def test_other_hooks_of_an_event_do_not_run_after_an_error():
     cb = tracer(["after_loss"])
     with pytest.raises(KeyError):
-        learner_of(hook_cb(after_loss=raiser(KeyError("x")))).fit(cbs=cb)
+        listed_learner(hook_cb(after_loss=raiser(KeyError("x")))).fit(cbs=cb)
     assert cb.trace == []
 
 
@@ -325,7 +327,7 @@ COUNTED = ("after_step", "after_batch", "after_train", "after_validate", "after_
 )
 def test_a_cancel_leaves_its_scope_and_no_more(event, error, counts):
     cb = tracer(COUNTED)
-    learner_of(at_first(event, error())).fit(2, cbs=cb)
+    listed_learner(at_first(event, error())).fit(2, cbs=cb)
     assert tuple(cb.trace.count(name) for name in COUNTED) == counts
 
 
@@ -335,7 +337,7 @@ def test_a_cancelled_step_keeps_gradients_and_does_not_count():
             raise CancelStepException
 
     grads, steps = [], []
-    learn = learner_of(
+    learn = listed_learner(
         hook_cb(
             before_step=cancel_first,
             after_backward=lambda learn: grads.append(learn.model.weight.grad.clone()),
@@ -348,14 +350,14 @@ def test_a_cancelled_step_keeps_gradients_and_does_not_count():
 
 
 def test_a_cancel_after_the_step_still_clears_gradients_and_counts():
-    learn = learner_of(hook_cb(after_step=raiser(CancelStepException())))
+    learn = listed_learner(hook_cb(after_step=raiser(CancelStepException())))
     learn.fit(valid=False)
     assert learn.n_steps == 2
     assert learn.model.weight.grad is None
 
 
 def test_a_cancel_of_a_scope_that_is_not_running_escapes_with_a_note():
-    learn = learner_of(hook_cb(before_epoch=raiser(CancelBatchException())))
+    learn = listed_learner(hook_cb(before_epoch=raiser(CancelBatchException())))
     with pytest.raises(CancelBatchException) as e:
         learn.fit()
     assert e.value.__notes__ == [

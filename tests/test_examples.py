@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,12 +40,8 @@ def run(out, *args):
 
 
 @pytest.fixture
-def main(example, monkeypatch, tmp_path):
-    def call(*args, script="fashion_mnist"):
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", "--out", str(tmp_path / "out"), *args])
-        example(script).main()
-
-    return call
+def main(call_main):
+    return partial(call_main, "fashion_mnist")
 
 
 @pytest.fixture(scope="module")
@@ -220,8 +217,8 @@ def small_data(tmp_path, write_idx):
     return str(tmp_path / "data")
 
 
-def test_document_003_is_run_table_for_table(example, main, tmp_path, small_data, capsys):
-    main("--data", small_data, "--runs", "2", script="fashion_mnist_optimizers")
+def test_document_003_is_run_table_for_table(example, call_main, tmp_path, small_data, capsys):
+    call_main("fashion_mnist_optimizers", "--data", small_data, "--runs", "2")
     result = json.loads((tmp_path / "out" / "fashion_mnist_optimizers.json").read_text())
     published = example("fashion_mnist_optimizers").PUBLISHED
     assert list(result["histories"]) == list(result["rows"]) == list(published)
@@ -289,8 +286,8 @@ def test_smoothing_follows_the_document_s_average(example):
 # Document 002 -------------------------------------------------------------------------------------
 
 
-def test_document_002_is_run_experiment_for_experiment(example, main, tmp_path, small_data, capsys):
-    main("--data", small_data, script="mnist_optimizers")
+def test_document_002_is_run_experiment_for_experiment(example, call_main, tmp_path, small_data, capsys):
+    call_main("mnist_optimizers", "--data", small_data)
     result = json.loads((tmp_path / "out" / "mnist_optimizers.json").read_text())
     rows, report = result["rows"], example("report")
     assert list(rows) == list(example("mnist_optimizers").RUNS)

@@ -15,6 +15,7 @@ from io import StringIO
 import pytest
 import torch
 from rich.console import Console
+from toolbox import untimed_rows
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
@@ -43,6 +44,8 @@ from minilearn.files import written_whole
 from minilearn.schedules import cosine
 from minilearn.state import first_difference
 
+pytestmark = pytest.mark.usefixtures("quick_files")
+
 FAULTS = (ValueError, KeyboardInterrupt, SystemExit, torch.OutOfMemoryError, MemoryError)
 FIRST, MIDDLE, LAST = -1000, 70, CheckpointCB.order
 ONLY_IN_TRAINING = {
@@ -53,11 +56,6 @@ IN_BATCH = {"before_batch", "predict", "after_predict", "get_loss", "after_loss"
 IN_BATCH |= {"cleanup_batch", "at_rest"}
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
 SEED = 3
-
-
-@pytest.fixture(autouse=True)
-def quick_files(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # these files need not outlive the machine
 
 
 class AutocastCB(Callback):
@@ -139,7 +137,7 @@ def make(make_learner, tmp_path):
 
 def end_of(learn):
     recorder = next(cb for cb in learn.cbs if isinstance(cb, RecorderCB))
-    rows = [{k: v for k, v in row.items() if k != "time_s"} for row in learn.history]
+    rows = untimed_rows(learn)
     return {"weights": capture_weights(learn), "recs": recorder.recs, "rows": rows}
 
 

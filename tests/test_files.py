@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 import torch
+from toolbox import names_in
 
 from minilearn import files
 from minilearn.files import read_torch, write_torch, written_whole
@@ -48,10 +49,6 @@ def small_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 # Writing ----------------------------------------------------------------------------------------------

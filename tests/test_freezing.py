@@ -1,8 +1,9 @@
 import pytest
 import torch
+from toolbox import make_learner
 from torch import nn
 
-from minilearn import Callback, CheckpointCB, DataLoaders, Learner, TensorLoader
+from minilearn import Callback, CheckpointCB
 from minilearn.optim.groups import by_layer
 
 
@@ -35,10 +36,7 @@ class WithToken(nn.Module):
 
 def make(model=None, seed=0, **kwargs):
     torch.manual_seed(seed)
-    x = torch.randn(16, 3)
-    y = (x.sum(1) > 0).long()
-    dls = DataLoaders(TensorLoader(x[:12], y[:12], bs=4, shuffle=True, seed=0), TensorLoader(x[12:], y[12:]))
-    return Learner(Net() if model is None else model, dls, **{"lr": 0.1, "default_cbs": False} | kwargs)
+    return make_learner(shuffle=True, model=Net() if model is None else model, **kwargs)
 
 
 def trained(learn):

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import pytest
 import torch
+from toolbox import untimed_rows
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -136,7 +137,7 @@ def make(tmp_path):
 
 
 def end_of(learn):
-    rows = [{k: v for k, v in row.items() if k != "time_s"} for row in learn.history]
+    rows = untimed_rows(learn)
     recorder, trace = (next(cb for cb in learn.cbs if isinstance(cb, kind)) for kind in (RecorderCB, TraceCB))
     return {
         "weights": capture_weights(learn),

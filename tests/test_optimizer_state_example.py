@@ -1,19 +1,15 @@
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from conftest import StopCB, StoppedError
 from matplotlib.image import imread
+from toolbox import StopCB, StoppedError
 
 from minilearn import set_seed
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("MINILEARN_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -22,13 +18,8 @@ def script(example):
 
 
 @pytest.fixture
-def main(script, monkeypatch, tmp_path):
-    def call(*args):
-        given = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), *args]
-        monkeypatch.setattr(sys, "argv", ["optimizer_state.py", *given])
-        script.main()
-
-    return call
+def main(call_main, tmp_path):
+    return partial(call_main, "optimizer_state", "--work", tmp_path / "work")
 
 
 @pytest.fixture

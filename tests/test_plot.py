@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from matplotlib.figure import Figure
+from toolbox import chained, sequential
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -21,7 +22,6 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
     PolynomialLR,
     ReduceLROnPlateau,
-    SequentialLR,
     StepLR,
 )
 
@@ -151,14 +151,6 @@ class Memory:
         self.n_calls += 1
         self.steps.append(step)
         return 0.5**step
-
-
-def sequential(opt):
-    return SequentialLR(opt, [ConstantLR(opt, 0.5, 2), ExponentialLR(opt, 0.9)], milestones=[2])
-
-
-def chained(opt):
-    return ChainedScheduler([ConstantLR(opt, 0.5, 2), ExponentialLR(opt, 0.9)])
 
 
 def nested(opt):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import StopCB, StoppedError
 from rich.console import Console
+from toolbox import CountCB, StopCB, StoppedError, every_rest, noisy_learner, samples, state_of, stop
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -33,10 +33,12 @@ from minilearn import (
     TensorLoader,
     set_seed,
 )
-from minilearn.checkpoint import capture, checkpoints_in, position_of, read
+from minilearn.checkpoint import checkpoints_in, read
 from minilearn.files import read_torch, write_torch
 from minilearn.optim import OPTIMIZERS
 from minilearn.state import first_difference
+
+pytestmark = pytest.mark.usefixtures("quick_files")
 
 N_EPOCHS, N_TRAIN, N_VALID = 2, 3, 2  # batches
 N_RESTS = N_EPOCHS * (N_TRAIN + N_VALID + 1) + 1  # after each batch, epoch and fit
@@ -57,59 +59,29 @@ class TraceCB(Callback):
         self.seen.append((learn.n_epochs_trained, learn.epoch, learn.phase, learn.batch_idx, x.sum().item()))
 
 
-class CountCB(Callback):
-    def __init__(self):
-        self.n = 0
-
-    def after_step(self, learn):
-        self.n += 1
-
-
-@pytest.fixture(autouse=True)
-def quick_files(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # these files need not outlive the machine
-
-
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "run"
 
 
 def loaders(bs=4, n_train=12, n_valid=8, valid_bs=4, **kwargs):
-    rng = torch.Generator().manual_seed(0)
-    x, y = torch.randn(20, 3, generator=rng), torch.arange(20) % 2
+    x, y = samples(20)
     train = TensorLoader(x[:n_train], y[:n_train], bs=bs, **{"shuffle": True} | kwargs)
     return DataLoaders(train, TensorLoader(x[12 : 12 + n_valid], y[12 : 12 + n_valid], bs=valid_bs))
 
 
 def new(*cbs, seed=1, model=None, dls=None, **kwargs):
-    """Make a learner with dropout, BatchNorm and shuffled batches, all drawn from `seed`."""
-    set_seed(seed)
-    if model is None:
-        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2))
-    kwargs = {"lr": 0.1, "opt_func": MOM_SGD, "default_cbs": False} | kwargs
-    cls = kwargs.pop("cls", Learner)
-    return cls(model, loaders() if dls is None else dls, cbs=[*cbs], **kwargs)
+    """Make a noisy_learner of 3 and 2 batches."""
+
+    def net():
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2))
+
+    model, dls = net if model is None else model, loaders if dls is None else dls
+    return noisy_learner(*cbs, seed=seed, model=model, dls=dls, **kwargs)
 
 
-def saving(folder, **kwargs):
-    """Save at each rest, and keep it all."""
-    return CheckpointCB(folder, every_minutes=1e-9, keep=99, **kwargs)
-
-
-def final(learn):
-    saved = capture(learn, position_of(learn))
-    saved["cbs"] = {name: state for name, state in saved["cbs"].items() if state and "Checkpoint" not in name}
-    for row in saved["history"]:
-        row.pop("time_s")
-    saved["cbs"].get("MetricsCB", {}).pop("elapsed_s", None)
-    return {key: value for key, value in saved.items() if key not in ("run", "fit")}
-
-
-def stop(learn, n_epochs=N_EPOCHS, **kwargs):
-    with pytest.raises(StoppedError):
-        learn.fit(n_epochs, **kwargs)
-    return learn
+def end_of(learn):
+    return state_of(learn, "CheckpointCB")
 
 
 def check(folder, n, make=list, n_epochs=N_EPOCHS, **kwargs):
@@ -118,17 +90,17 @@ def check(folder, n, make=list, n_epochs=N_EPOCHS, **kwargs):
     Functions among kwargs make what a learner is given. Returns the learner that went on.
     """
 
-    def learner(*more, seed):
+    def seeded(*more, seed):
         set_seed(seed)
         made = {key: value() if key in ("model", "dls") else value for key, value in kwargs.items()}
         return new(*make(), *more, seed=seed, **made)
 
-    straight = learner(seed=1)
+    straight = seeded(seed=1)
     straight.fit(n_epochs)
-    stop(learner(saving(folder), StopCB(n), seed=1), n_epochs)
-    resumed = learner(saving(folder), seed=50)
+    stop(seeded(every_rest(folder), StopCB(n), seed=1), n_epochs)
+    resumed = seeded(every_rest(folder), seed=50)
     resumed.fit(n_epochs, resume=True)
-    assert first_difference(final(straight), final(resumed)) == ""
+    assert first_difference(end_of(straight), end_of(resumed)) == ""
     return resumed
 
 
@@ -143,7 +115,7 @@ def test_run_that_has_nothing_but_its_best_epoch_goes_on_from_there(folder):
     assert [path.name for path in folder.iterdir()] == ["best.pt"]
     resumed = new(MetricsCB(), saver(), seed=50)
     resumed.fit(3, resume=True)
-    assert first_difference(final(straight), final(resumed)) == ""
+    assert first_difference(end_of(straight), end_of(resumed)) == ""
 
 
 # The place --------------------------------------------------------------------------------------------
@@ -153,8 +125,8 @@ def test_run_that_has_nothing_but_its_best_epoch_goes_on_from_there(folder):
 def test_fit_goes_on_with_the_batch_that_comes_next(folder, n):
     whole, before, after = TraceCB(), TraceCB(), TraceCB()
     new(whole).fit(N_EPOCHS)
-    stop(new(before, saving(folder), StopCB(n)))
-    new(after, saving(folder), seed=50).fit(N_EPOCHS, resume=folder)
+    stop(new(before, every_rest(folder), StopCB(n)))
+    new(after, every_rest(folder), seed=50).fit(N_EPOCHS, resume=folder)
     assert len(whole.seen) == N_EPOCHS * (N_TRAIN + N_VALID)
     assert before.seen + after.seen == whole.seen
 
@@ -169,14 +141,14 @@ def test_learner_that_was_stopped_goes_on_itself(folder, n):
     straight = new(CountCB())
     straight.fit(N_EPOCHS)
     stopper = StopCB(n)
-    learn = stop(new(CountCB(), saving(folder), stopper))
+    learn = stop(new(CountCB(), every_rest(folder), stopper))
     set_seed(50)
     learn.fit(N_EPOCHS, resume=True)
-    assert first_difference(final(straight), final(learn)) == ""
+    assert first_difference(end_of(straight), end_of(learn)) == ""
 
 
 def test_place_is_the_next_batch(folder):
-    stop(new(saving(folder), StopCB(N_RESTS)))
+    stop(new(every_rest(folder), StopCB(N_RESTS)))
     places = [tuple(read(path)["position"].values()) for path in checkpoints_in(folder)]
     train, valid = [(0, "train", i) for i in (1, 2, 3)], [(0, "eval", i) for i in (1, 2)]
     second = [(1, phase, i) for _, phase, i in [*train, *valid]]
@@ -194,20 +166,20 @@ def test_batches_that_were_trained_are_not_read(folder):
             return self.batches()
 
     drawn = []
-    stop(new(saving(folder), StopCB(2), dls={"train": Counted()}))
+    stop(new(every_rest(folder), StopCB(2), dls={"train": Counted()}))
     assert drawn == [0, 0, 1]  # the first is drawn to look at its target
     drawn.clear()
-    new(saving(folder), dls={"train": Counted()}).fit(N_EPOCHS, resume=True)
+    new(every_rest(folder), dls={"train": Counted()}).fit(N_EPOCHS, resume=True)
     assert drawn == [0, 2, 0, 1, 2]
 
 
 def test_fields_are_those_of_the_place(folder, at):
-    stop(new(saving(folder), StopCB(8)))  # the second batch of the second epoch
+    stop(new(every_rest(folder), StopCB(8)))  # the second batch of the second epoch
     seen = []
     look = at(
         "before_batch", lambda x: seen.append((x.epoch, x.n_steps, x.n_epochs_trained, x.batch_idx, x.phase))
     )
-    learn = new(look, saving(folder))
+    learn = new(look, every_rest(folder))
     learn.fit(N_EPOCHS, resume=True)
     assert seen == [(1, 5, 2, 2, "train"), (1, 6, 2, 0, "eval"), (1, 6, 2, 1, "eval")]
     assert (learn.n_fits, learn.n_epochs, learn.total_steps) == (1, 2, 6)
@@ -216,23 +188,23 @@ def test_fields_are_those_of_the_place(folder, at):
 def test_resumed_fit_can_be_stopped_and_resumed_again(folder):
     whole = new(CountCB())
     whole.fit(N_EPOCHS)
-    stop(new(CountCB(), saving(folder), StopCB(2)))
+    stop(new(CountCB(), every_rest(folder), StopCB(2)))
     for seed in range(2, 12):
-        stop(new(CountCB(), saving(folder), StopCB(1), seed=seed), resume=True)
-    last = new(CountCB(), saving(folder), seed=20)
+        stop(new(CountCB(), every_rest(folder), StopCB(1), seed=seed), resume=True)
+    last = new(CountCB(), every_rest(folder), seed=20)
     last.fit(N_EPOCHS, resume=True)
-    assert first_difference(final(whole), final(last)) == ""
+    assert first_difference(end_of(whole), end_of(last)) == ""
 
 
 def test_loss_of_the_last_batch_is_there(folder):
-    stopped = stop(new(saving(folder), StopCB(2)))
+    stopped = stop(new(every_rest(folder), StopCB(2)))
     seen = []
 
     class LookCB(Callback):
         def before_batch(self, learn):
             seen.append(learn.loss)
 
-    new(LookCB(), saving(folder)).fit(N_EPOCHS, resume=True)
+    new(LookCB(), every_rest(folder)).fit(N_EPOCHS, resume=True)
     assert torch.equal(seen[0], stopped.loss.detach())
 
 
@@ -240,12 +212,12 @@ def test_loss_of_the_last_batch_is_there(folder):
 
 
 def test_fit_that_is_over_is_not_trained_again(folder):
-    whole, trace = new(CountCB(), MetricsCB(), saving(folder)), TraceCB()
+    whole, trace = new(CountCB(), MetricsCB(), every_rest(folder)), TraceCB()
     whole.fit(N_EPOCHS)
-    learn = new(CountCB(), MetricsCB(), trace, saving(folder), seed=50)
+    learn = new(CountCB(), MetricsCB(), trace, every_rest(folder), seed=50)
     learn.fit(N_EPOCHS, resume=True)
     assert trace.seen == []
-    assert first_difference(final(whole), final(learn)) == ""
+    assert first_difference(end_of(whole), end_of(learn)) == ""
     assert (learn.n_epochs_trained, learn.n_steps, learn.epoch) == (2, 6, 1)
 
 
@@ -255,12 +227,12 @@ def test_fit_that_was_cancelled_stays_so(folder, at, event):
         if learn.epoch == 1:
             raise CancelFitException
 
-    whole, trace = new(at(event, cancel), saving(folder)), TraceCB()
+    whole, trace = new(at(event, cancel), every_rest(folder)), TraceCB()
     whole.fit(N_EPOCHS)
-    learn = new(trace, at(event, cancel), saving(folder), seed=50)
+    learn = new(trace, at(event, cancel), every_rest(folder), seed=50)
     learn.fit(N_EPOCHS, resume=True)
     assert trace.seen == []
-    assert first_difference(final(whole), final(learn)) == ""
+    assert first_difference(end_of(whole), end_of(learn)) == ""
 
 
 @pytest.mark.parametrize("n", [2, 7, 9, 12])
@@ -276,9 +248,9 @@ def test_weights_that_early_stopping_restored_are_there(folder):
     def cbs():
         return [MetricsCB(), EarlyStoppingCB(patience=1, min_delta=100)]
 
-    whole = new(*cbs(), saving(folder))
+    whole = new(*cbs(), every_rest(folder))
     whole.fit(5)
-    learn = new(*cbs(), saving(folder), seed=50)
+    learn = new(*cbs(), every_rest(folder), seed=50)
     learn.fit(5, resume=True)
     assert torch.equal(learn.model[0].weight, whole.model[0].weight)
     assert (learn.cbs[1].best_epoch, learn.cbs[1].best) == (0, whole.cbs[1].best)
@@ -286,8 +258,8 @@ def test_weights_that_early_stopping_restored_are_there(folder):
 
 def test_after_fit_runs_once(folder, at):
     ends = []
-    new(at("after_fit", lambda learn: ends.append("first")), saving(folder)).fit(N_EPOCHS)
-    new(at("after_fit", lambda learn: ends.append("second")), saving(folder)).fit(N_EPOCHS, resume=True)
+    new(at("after_fit", lambda learn: ends.append("first")), every_rest(folder)).fit(N_EPOCHS)
+    new(at("after_fit", lambda learn: ends.append("second")), every_rest(folder)).fit(N_EPOCHS, resume=True)
     assert ends == ["first"]
 
 
@@ -295,24 +267,24 @@ def test_after_fit_runs_once(folder, at):
 def test_each_row_is_printed_once(folder, n):
     texts = [StringIO(), StringIO()]
     progress = [ProgressCB(console=Console(file=text)) for text in texts]
-    stop(new(MetricsCB(), progress[0], saving(folder), StopCB(n)))
-    new(MetricsCB(), progress[1], saving(folder)).fit(N_EPOCHS, resume=True)
+    stop(new(MetricsCB(), progress[0], every_rest(folder), StopCB(n)))
+    new(MetricsCB(), progress[1], every_rest(folder)).fit(N_EPOCHS, resume=True)
     text = "".join(text.getvalue() for text in texts)
     assert (text.count("train: "), text.count("eval: "), text.count("loss")) == (2, 2, 4)
     assert text.count("epoch 1 (2/2)  train: ") == 1
 
 
 def test_progress_says_where_the_fit_goes_on(folder, capsys):
-    stop(new(saving(folder), StopCB(2)))
+    stop(new(every_rest(folder), StopCB(2)))
     assert capsys.readouterr().out == ""
-    learn = new(ProgressCB(console=Console(file=StringIO())), saving(folder))
+    learn = new(ProgressCB(console=Console(file=StringIO())), every_rest(folder))
     learn.fit(N_EPOCHS, resume=True)
     assert capsys.readouterr().out == f"Resumed from {folder / 'epoch-0000-train-000002.pt'}\n"
 
 
 def test_progress_says_that_a_fit_is_finished(folder, capsys):
-    new(saving(folder)).fit(N_EPOCHS)
-    learn = new(ProgressCB(console=Console(file=StringIO())), saving(folder))
+    new(every_rest(folder)).fit(N_EPOCHS)
+    learn = new(ProgressCB(console=Console(file=StringIO())), every_rest(folder))
     learn.fit(N_EPOCHS, resume=True)
     assert capsys.readouterr().out.endswith("pt: this fit is finished, nothing is left to train\n")
 
@@ -402,11 +374,11 @@ def test_optimizer_of_narrow_weights_keeps_its_wide_state(folder):
 
 
 def test_groups_are_the_same_objects(folder, at):
-    stop(new(saving(folder), StopCB(2), param_groups=two_groups))
+    stop(new(every_rest(folder), StopCB(2), param_groups=two_groups))
     groups = []
     learn = new(
         at("before_fit", lambda learn: groups.extend(learn.opt.param_groups)),
-        saving(folder),
+        every_rest(folder),
         param_groups=two_groups,
     )
     learn.fit(N_EPOCHS, resume=True)
@@ -430,8 +402,8 @@ def test_lr_that_a_callback_set_goes_on(folder, at, n):
 
 
 def test_lr_of_the_checkpoint_rules(folder):
-    stop(new(saving(folder), StopCB(2), lr=0.1))
-    learn = new(saving(folder), lr=0.5)
+    stop(new(every_rest(folder), StopCB(2), lr=0.1))
+    learn = new(every_rest(folder), lr=0.5)
     said = "group 0 of the optimizer has lr=0.7 here, and 0.1 in the run that goes on, which is used"
     with pytest.warns(UserWarning, match=said):
         learn.fit(N_EPOCHS, resume=True, lr=0.7)
@@ -443,10 +415,10 @@ def test_frozen_layers_and_modes_are_those_of_the_checkpoint(folder, at):
         if learn.n_steps == 1:
             learn.freeze("0", "1")
 
-    stop(new(at("after_step", freeze), saving(folder), StopCB(2)))
+    stop(new(at("after_step", freeze), every_rest(folder), StopCB(2)))
     seen = []
     look = at("before_batch", lambda learn: seen.append((learn.model[1].training, learn.model[2].training)))
-    learn = new(look, saving(folder))
+    learn = new(look, every_rest(folder))
     learn.fit(N_EPOCHS, resume=True)
     assert [p.requires_grad for p in learn.model.parameters()] == [False] * 4 + [True] * 2
     train, valid = (False, True), (False, False)
@@ -498,32 +470,32 @@ def test_generators_that_callbacks_keep_go_on(folder):
     ],
 )
 def test_checkpoint_is_given_by_folder_file_or_true(folder, resume):
-    stop(new(saving(folder), StopCB(2)))
+    stop(new(every_rest(folder), StopCB(2)))
     trace = TraceCB()
-    new(trace, saving(folder)).fit(N_EPOCHS, resume=resume(folder))
+    new(trace, every_rest(folder)).fit(N_EPOCHS, resume=resume(folder))
     assert (len(trace.seen), trace.seen[0][:4]) == (8, (1, 0, "train", 2))
 
 
 def test_newest_of_a_folder_is_taken_whatever_their_times_are(folder):
-    stop(new(saving(folder), StopCB(8)))
+    stop(new(every_rest(folder), StopCB(8)))
     os.utime(folder / "epoch-0000-train-000001.pt", (2e9, 2e9))
     trace = TraceCB()
-    new(trace, saving(folder)).fit(N_EPOCHS, resume=True)
+    new(trace, every_rest(folder)).fit(N_EPOCHS, resume=True)
     assert trace.seen[0][:4] == (2, 1, "train", 2)
 
 
 def test_earlier_one_is_gone_on_from_in_another_folder(folder, tmp_path):
     whole = new()
     whole.fit(N_EPOCHS)
-    new(saving(folder)).fit(N_EPOCHS)
-    learn = new(saving(tmp_path / "other"), seed=50)
+    new(every_rest(folder)).fit(N_EPOCHS)
+    learn = new(every_rest(tmp_path / "other"), seed=50)
     learn.fit(N_EPOCHS, resume=folder / "epoch-0000-valid-000001.pt")
-    assert first_difference(final(whole), final(learn)) == ""
+    assert first_difference(end_of(whole), end_of(learn)) == ""
 
 
 def test_earlier_one_in_its_own_folder_is_refused(folder):
-    new(saving(folder)).fit(N_EPOCHS)
-    learn = new(saving(folder))
+    new(every_rest(folder)).fit(N_EPOCHS)
+    learn = new(every_rest(folder))
     with pytest.raises(
         ValueError, match=r"has a later checkpoint, epoch-0002-train-000000\.pt, than the one "
     ):
@@ -534,21 +506,21 @@ def test_earlier_one_in_its_own_folder_is_refused(folder):
 def test_best_one_is_gone_on_from_in_another_folder(folder, tmp_path):
     whole = new(MetricsCB())
     whole.fit(N_EPOCHS)
-    new(MetricsCB(), saving(folder, monitor="loss", mode="max")).fit(N_EPOCHS)
-    learn = new(MetricsCB(), saving(tmp_path / "other", monitor="loss", mode="max"))
+    new(MetricsCB(), every_rest(folder, monitor="loss", mode="max")).fit(N_EPOCHS)
+    learn = new(MetricsCB(), every_rest(tmp_path / "other", monitor="loss", mode="max"))
     learn.fit(N_EPOCHS, resume=folder / "best.pt")
-    assert first_difference(final(whole), final(learn)) == ""
+    assert first_difference(end_of(whole), end_of(learn)) == ""
 
 
 @pytest.mark.parametrize("by", ["folder", True])
 def test_fit_begins_where_the_folder_of_its_checkpoints_is_empty(folder, by):
     trace = TraceCB()
-    new(trace, saving(folder)).fit(N_EPOCHS, resume=folder if by == "folder" else by)
+    new(trace, every_rest(folder)).fit(N_EPOCHS, resume=folder if by == "folder" else by)
     assert len(trace.seen) == 10
     assert len(checkpoints_in(folder)) == 12  # that of the last epoch is overwritten when the fit is over
 
 
-@pytest.mark.parametrize("cbs", [lambda folder: [], lambda folder: [saving(folder)]])
+@pytest.mark.parametrize("cbs", [lambda folder: [], lambda folder: [every_rest(folder)]])
 def test_folder_with_a_typo_is_refused(folder, cbs):
     learn = new(*cbs(folder))
     with pytest.raises(
@@ -560,7 +532,7 @@ def test_folder_with_a_typo_is_refused(folder, cbs):
 
 def test_file_that_is_not_there_is_refused(folder):
     with pytest.raises(FileNotFoundError, match=r"epoch-0009\.pt: there is no such file"):
-        new(saving(folder)).fit(resume=folder / "epoch-0009.pt")
+        new(every_rest(folder)).fit(resume=folder / "epoch-0009.pt")
 
 
 @pytest.mark.parametrize("resume", [False, 3, b"run", ["run"]])
@@ -568,26 +540,26 @@ def test_other_values_are_refused(folder, resume):
     with pytest.raises(
         TypeError, match=r"fit\(resume=.*\): expected a folder of checkpoints, a checkpoint, or"
     ):
-        new(saving(folder)).fit(resume=resume)
+        new(every_rest(folder)).fit(resume=resume)
 
 
 @pytest.mark.parametrize("n", [0, 2])
 def test_true_needs_one_folder(tmp_path, n):
-    learn = new(*[saving(tmp_path / str(i)) for i in range(n)])
+    learn = new(*[every_rest(tmp_path / str(i)) for i in range(n)])
     with pytest.raises(ValueError, match=rf"means the folder of the CheckpointCB: expected one, {n} here"):
         learn.fit(resume=True)
 
 
 def test_only_training_can_be_resumed(folder):
     with pytest.raises(ValueError, match=r"fit\(train=False, resume='x'\): only training can be resumed"):
-        new(saving(folder)).fit(train=False, resume="x")
+        new(every_rest(folder)).fit(train=False, resume="x")
 
 
 # Refusals ---------------------------------------------------------------------------------------------
 
 
 def whole_state(learn):
-    saved = final(learn)
+    saved = end_of(learn)
     kept = {key: saved[key] for key in ("model", "opt", "grads", "history", "cbs", "loaders", "rng", "own")}
     kept |= {key: saved[key] for key in ("frozen", "in_eval")}
     return kept | {"n": learn.n_epochs_trained, "run": learn.run_id, "n_fits": learn.n_fits}
@@ -670,12 +642,12 @@ def live(bs=4, n_train=12, shuffle=True, valid_bs=4, cbs=(), model=None, **kwarg
 @pytest.mark.parametrize("why", REFUSALS)
 def test_learner_that_is_not_alike_is_refused_and_nothing_is_changed(folder, why):
     kwargs, fit, said = REFUSALS[why]
-    stop(new(saving(folder), StopCB(2)))
+    stop(new(every_rest(folder), StopCB(2)))
     learn = live(**kwargs)
     before = whole_state(learn)
     weights = learn.model[0].weight.data_ptr()
     with pytest.raises(ValueError, match=rf"/run/epoch-0000-train-000002\.pt:? {said}"):
-        learn.fit(**fit, cbs=[saving(folder)], resume=folder)
+        learn.fit(**fit, cbs=[every_rest(folder)], resume=folder)
     assert first_difference(before, whole_state(learn)) == ""
     assert learn.model[0].weight.data_ptr() == weights
     learn.fit(1)
@@ -700,14 +672,14 @@ def test_learner_that_is_not_alike_is_refused_and_nothing_is_changed(folder, why
     ],
 )
 def test_other_callbacks_are_refused(folder, there, here, said):
-    stop(new(*[cb() for cb in there], saving(folder), StopCB(2)))
-    learn = new(*[cb() for cb in here], saving(folder))
+    stop(new(*[cb() for cb in there], every_rest(folder), StopCB(2)))
+    learn = new(*[cb() for cb in here], every_rest(folder))
     with pytest.raises(ValueError, match=rf"\.pt {said}"):
         learn.fit(N_EPOCHS, resume=True)
 
 
 def test_run_without_callbacks_is_said_so(folder):
-    stop(new(saving(folder), StopCB(2)))
+    stop(new(every_rest(folder), StopCB(2)))
     with pytest.raises(
         ValueError, match=r"the state of CheckpointCB, not among the callbacks here: none; give"
     ):
@@ -715,22 +687,22 @@ def test_run_without_callbacks_is_said_so(folder):
 
 
 def test_callbacks_without_state_may_come_and_go(folder):
-    stop(new(TraceCB(), saving(folder), StopCB(2)))
-    new(StopCB(99), TraceCB(), saving(folder)).fit(N_EPOCHS, resume=True)
+    stop(new(TraceCB(), every_rest(folder), StopCB(2)))
+    new(StopCB(99), TraceCB(), every_rest(folder)).fit(N_EPOCHS, resume=True)
 
 
 def test_group_key_that_is_only_in_the_file_is_refused(folder):
-    stop(new(saving(folder), StopCB(2), param_groups=with_name))
+    stop(new(every_rest(folder), StopCB(2), param_groups=with_name))
     with pytest.raises(ValueError, match="name is only in the file, in group 0 of the optimizer"):
-        new(saving(folder), param_groups=lambda model: [{"params": list(model.parameters())}]).fit(
+        new(every_rest(folder), param_groups=lambda model: [{"params": list(model.parameters())}]).fit(
             N_EPOCHS, resume=True
         )
 
 
 def test_keys_that_a_scheduler_left_are_not_looked_at(folder):
-    stop(new(saving(folder), StopCB(2)))
+    stop(new(every_rest(folder), StopCB(2)))
     learn = new(
-        saving(folder), param_groups=lambda model: [{"params": list(model.parameters()), "initial_lr": 3}]
+        every_rest(folder), param_groups=lambda model: [{"params": list(model.parameters()), "initial_lr": 3}]
     )
     learn.fit(N_EPOCHS, resume=True)
     assert "initial_lr" not in learn.opt.param_groups[0]
@@ -744,9 +716,9 @@ def test_parameter_that_is_only_here_is_named(folder):
     def part_and_more(model):
         return [{"params": [*part(model)[0]["params"], model[0].bias]}]
 
-    stop(new(saving(folder), StopCB(2), param_groups=part))
+    stop(new(every_rest(folder), StopCB(2), param_groups=part))
     with pytest.raises(ValueError, match=r"other parameters in group 0 of the optimizer: 0\.bias, for one"):
-        new(saving(folder), param_groups=part_and_more).fit(N_EPOCHS, resume=True)
+        new(every_rest(folder), param_groups=part_and_more).fit(N_EPOCHS, resume=True)
 
 
 def batches():
@@ -758,8 +730,8 @@ def test_loader_of_another_kind_is_refused_and_nothing_is_changed(folder, there)
     def dls(kind):
         return loaders() if kind == "loader" else DataLoaders(batches(), loaders().valid)
 
-    stop(new(saving(folder), StopCB(2), dls=dls(there)))
-    learn = new(saving(folder), dls=dls("loader" if there == "list" else "list"))
+    stop(new(every_rest(folder), StopCB(2), dls=dls(there)))
+    learn = new(every_rest(folder), dls=dls("loader" if there == "list" else "list"))
     learn.opt_func(learn.model.parameters(), 0.1)
     before = learn.model[0].weight.clone()
     with pytest.raises(ValueError, match="is of a run with other data"):
@@ -782,11 +754,11 @@ def test_other_files_are_refused(tmp_path, contents, said):
 
 
 def test_checkpoint_that_is_damaged_is_refused(folder):
-    stop(new(saving(folder), StopCB(2)))
+    stop(new(every_rest(folder), StopCB(2)))
     path = folder / "epoch-0000-train-000002.pt"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ValueError, match=r"epoch-0000-train-000002\.pt is cut short"):
-        new(saving(folder)).fit(N_EPOCHS, resume=True)
+        new(every_rest(folder)).fit(N_EPOCHS, resume=True)
 
 
 class Broken(Callback):
@@ -807,20 +779,20 @@ class Broken(Callback):
 
 @pytest.mark.parametrize("n", [2, 4, 6, 13])
 def test_load_state_dict_that_raises_leaves_the_learner_usable(folder, n):
-    stop(new(Broken(), saving(folder), StopCB(n)))
+    stop(new(Broken(), every_rest(folder), StopCB(n)))
     broken = Broken()
     learn = live(cbs=[lambda: broken])
     before = whole_state(learn)
     broken._is_broken = True
     with pytest.raises(ZeroDivisionError):
-        learn.fit(N_EPOCHS, cbs=[saving(folder)], resume=folder)
+        learn.fit(N_EPOCHS, cbs=[every_rest(folder)], resume=folder)
     assert first_difference(before | {"rng": 0}, whole_state(learn) | {"rng": 0}) == ""
     assert learn.resuming is None
     broken._is_broken = False
-    learn.fit(N_EPOCHS, cbs=[saving(folder)], resume=folder)
+    learn.fit(N_EPOCHS, cbs=[every_rest(folder)], resume=folder)
     straight = new(Broken())
     straight.fit(N_EPOCHS)
-    assert first_difference(final(straight), final(learn)) == ""
+    assert first_difference(end_of(straight), end_of(learn)) == ""
 
 
 class Extra(nn.Linear):
@@ -849,8 +821,8 @@ def test_extra_state_of_a_module_goes_on(folder, n):
 
 
 def test_extra_state_that_is_not_taken_leaves_the_optimizer(folder):
-    stop(new(saving(folder), StopCB(2), model=Extra()))
-    learn = new(saving(folder), model=Extra(is_broken=True))
+    stop(new(every_rest(folder), StopCB(2), model=Extra()))
+    learn = new(every_rest(folder), model=Extra(is_broken=True))
     with pytest.raises(ZeroDivisionError):
         learn.fit(N_EPOCHS, resume=True)
     assert dict(learn.opt.state) == {}
@@ -861,7 +833,7 @@ def test_extra_state_that_is_not_taken_leaves_the_optimizer(folder):
 
 def script(folder, *cbs, resume=True, seed=1):
     """Train in three fits, each of which goes on if it can."""
-    learn = new(CountCB(), MetricsCB(), saving(folder), *cbs, seed=seed)
+    learn = new(CountCB(), MetricsCB(), every_rest(folder), *cbs, seed=seed)
     for n_epochs in (1, 2, 1):
         learn.fit(n_epochs, resume=resume or None)
     return learn
@@ -875,7 +847,7 @@ def test_script_of_several_fits_is_started_again(folder, tmp_path, n):
         script(folder, stopper)
     trace = TraceCB()
     resumed = script(folder, trace, seed=50)
-    assert first_difference(final(straight), final(resumed)) == ""
+    assert first_difference(end_of(straight), end_of(resumed)) == ""
     assert (resumed.n_fits, resumed.n_epochs_trained) == (3, 4)
     # Each fit rests after its 5 or 10 batches, its epochs, and at its end.
     rests = ([1] * 5 + [0] * 2) + ([1] * 5 + [0]) * 2 + [0] + ([1] * 5 + [0] * 2)
@@ -898,7 +870,7 @@ def test_finished_fits_are_left_out_and_said_so(folder, capsys):
 
 def test_fit_that_was_left_out_has_the_newest_weights_and_rows(folder):
     whole = script(folder)
-    learn = new(CountCB(), MetricsCB(), saving(folder), seed=50)
+    learn = new(CountCB(), MetricsCB(), every_rest(folder), seed=50)
     learn.fit(1, resume=True)
     assert torch.equal(learn.model[0].weight, whole.model[0].weight)
     assert torch.equal(learn.model[1].running_mean, whole.model[1].running_mean)
@@ -907,24 +879,24 @@ def test_fit_that_was_left_out_has_the_newest_weights_and_rows(folder):
 
 
 def test_two_runs_in_one_folder_are_refused(folder):
-    new(saving(folder)).fit(1)
+    new(every_rest(folder)).fit(1)
     with pytest.raises(
         ValueError,
         match=r"epoch-0001-train-000000\.pt there is of another run, which would be lost: go on wit",
     ):
-        new(saving(folder)).fit(1)
+        new(every_rest(folder)).fit(1)
 
 
 @pytest.mark.parametrize("n_fits", [1, 2])
 def test_checkpoint_of_another_run_is_gone_on_from_whatever_the_learner_did(folder, tmp_path, n_fits):
     straight = new(CountCB())
     straight.fit(N_EPOCHS)
-    stop(new(CountCB(), saving(folder), StopCB(2)))
+    stop(new(CountCB(), every_rest(folder), StopCB(2)))
     learn = new(CountCB(), seed=50)
     for _ in range(n_fits):
-        learn.fit(1, cbs=[saving(tmp_path / "own")])
-    learn.fit(N_EPOCHS, cbs=[saving(folder)], resume=folder)
-    assert first_difference(final(straight), final(learn)) == ""
+        learn.fit(1, cbs=[every_rest(tmp_path / "own")])
+    learn.fit(N_EPOCHS, cbs=[every_rest(folder)], resume=folder)
+    assert first_difference(end_of(straight), end_of(learn)) == ""
     assert learn.n_fits == 1
 
 
@@ -958,10 +930,10 @@ def test_attributes_of_a_learner_subclass_go_on(folder, n):
 
 
 def test_attributes_that_were_set_on_the_learner_go_on(folder):
-    learn = new(saving(folder), StopCB(2))
+    learn = new(every_rest(folder), StopCB(2))
     learn.mine, learn.values, learn.function = 3, [1], print
     stop(learn)
-    learn = new(saving(folder))
+    learn = new(every_rest(folder))
     values = learn.values = []
     learn.function = len
     learn.fit(N_EPOCHS, resume=True)
@@ -977,15 +949,15 @@ def test_attribute_that_a_callback_set_goes_on(folder, at):
 
 
 def test_object_on_the_learner_that_is_not_there_is_named(folder):
-    learn = new(saving(folder), StopCB(2))
+    learn = new(every_rest(folder), StopCB(2))
     learn.other = nn.Linear(1, 1)
     stop(learn)
     with pytest.raises(ValueError, match=r"learn\.other: the checkpoint has a Linear, and here is None"):
-        new(saving(folder)).fit(N_EPOCHS, resume=True)
+        new(every_rest(folder)).fit(N_EPOCHS, resume=True)
 
 
 def test_attribute_that_cannot_be_saved_is_refused_before_training(folder):
-    learn = new(saving(folder))
+    learn = new(every_rest(folder))
     learn.mine = range(3)
     with pytest.raises(
         TypeError, match=r"learn\.mine is a range, which .* hold; keep it on a callback, whose"
@@ -1040,8 +1012,8 @@ def stopped_and_resumed(folder, dls, n):
     """Return the batches of a straight run, and those of one that was stopped and gone on with."""
     traces = [TraceCB() for _ in range(3)]
     new(traces[0], dls=dls(1)).fit(N_EPOCHS)
-    stop(new(traces[1], saving(folder), StopCB(n), dls=dls(1)))
-    new(traces[2], saving(folder), dls=dls(5)).fit(N_EPOCHS, resume=True)
+    stop(new(traces[1], every_rest(folder), StopCB(n), dls=dls(1)))
+    new(traces[2], every_rest(folder), dls=dls(5)).fit(N_EPOCHS, resume=True)
     return traces[0].seen, traces[1].seen + traces[2].seen
 
 
@@ -1144,8 +1116,8 @@ def test_single_batches_go_on(folder, n):
 
 @pytest.mark.parametrize("n", [2, 5])
 def test_seed_of_the_loader_is_that_of_the_checkpoint(folder, n):
-    whole = stop(new(saving(folder), StopCB(n)))
-    learn = new(saving(folder), seed=50)
+    whole = stop(new(every_rest(folder), StopCB(n)))
+    learn = new(every_rest(folder), seed=50)
     assert learn.dls.train.seed != whole.dls.train.seed
     learn.fit(N_EPOCHS, resume=True)
     assert learn.dls.train.seed == whole.dls.train.seed
@@ -1166,19 +1138,19 @@ def on_another_device(saved):
 def test_checkpoint_of_another_device_is_gone_on_from(folder, n):
     whole = new()
     whole.fit(N_EPOCHS)
-    stop(new(saving(folder), StopCB(n)))
+    stop(new(every_rest(folder), StopCB(n)))
     path = checkpoints_in(folder)[-1]
     saved = read_torch(path)
     parts = {key: on_another_device(saved[key]) for key in ("opt", "fields")}
     write_torch(path, saved | parts)
-    learn = new(saving(folder), seed=50)
+    learn = new(every_rest(folder), seed=50)
     learn.fit(N_EPOCHS, resume=True)
-    assert first_difference(final(whole), final(learn)) == ""
+    assert first_difference(end_of(whole), end_of(learn)) == ""
 
 
 def test_folder_can_be_moved(folder, tmp_path):
-    stop(new(saving(folder), StopCB(2)))
+    stop(new(every_rest(folder), StopCB(2)))
     moved = Path(shutil.move(folder, tmp_path / "moved"))
     trace = TraceCB()
-    new(trace, saving(moved)).fit(N_EPOCHS, resume=True)
+    new(trace, every_rest(moved)).fit(N_EPOCHS, resume=True)
     assert len(trace.seen) == 8

@@ -51,7 +51,7 @@ def values(group):
     return {key: value for key, value in group.items() if key != "params"}
 
 
-def state_of(opt):
+def opt_state_of(opt):
     return [
         {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
         for state in opt.state.values()
@@ -80,11 +80,11 @@ def second_fit(make_learner, at):
         wd = next(name for name in ("weight_decay", "wd", "foreach") if name in group)
         group[wd] = CHANGED[wd]
         found["before"] = values(group)
-        found["state before"], found["opt"] = state_of(learn.opt), learn.opt
+        found["state before"], found["opt"] = opt_state_of(learn.opt), learn.opt
 
         def look(learn):
             found.setdefault("now", values(group_of(learn)))
-            found.setdefault("state now", state_of(learn.opt))
+            found.setdefault("state now", opt_state_of(learn.opt))
             found.setdefault("new", learn.opt is not found["opt"])
 
         kwargs = dict(FITS[fit])

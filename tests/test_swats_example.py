@@ -1,22 +1,18 @@
 import json
 import re
-import sys
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from conftest import StopCB, StoppedError
 from matplotlib.image import imread
+from toolbox import StopCB, StoppedError
 
 from minilearn import ResNet, densenet121, resnet18, set_seed
 from minilearn.optim import SWATS
 from minilearn.optim.swats import _lr_of
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -33,15 +29,9 @@ def short(script, monkeypatch):
 
 
 @pytest.fixture
-def main(script, monkeypatch, tmp_path, write_cifar):
+def main(call_main, tmp_path, write_cifar):
     data = write_cifar(tmp_path / "data", n_train=40, n_valid=10)
-
-    def call(*args):
-        given = ["--data", str(data), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), *args]
-        monkeypatch.setattr(sys, "argv", ["swats.py", *given])
-        script.main()
-
-    return call
+    return partial(call_main, "swats", "--data", data, "--work", tmp_path / "work")
 
 
 def test_document_004_is_run_network_for_network_and_optimizer_for_optimizer(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from toolbox import DecliningCB
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -45,18 +46,7 @@ class Noisy(Dataset):
         return self.x[i] + float(noise) / 10, int(self.x[i].sum() > 0)
 
 
-class CountCB(Callback):
-    """Train less and less."""
-
-    def __init__(self):
-        self.n = 0
-
-    def after_loss(self, learn):
-        self.n += 1
-        learn.loss = learn.loss / self.n
-
-
-class HiddenCB(CountCB):
+class HiddenCB(DecliningCB):
     def state_dict(self):
         return {}
 
@@ -92,7 +82,7 @@ def full():
     return make
 
 
-def state_of(learn):
+def held_by(learn):
     """Return all that a learner holds, with what its loaders and default callbacks are."""
     fields = ("history", "n_epochs_trained", "n_epochs", "epoch", "n_steps", "run_id", "saved_to", "n_fits")
     model = {name: t.detach().clone() for name, t in learn.model.state_dict().items()}
@@ -104,7 +94,7 @@ def state_of(learn):
 
 
 def test_learner_that_can_be_resumed_passes(full):
-    cbs = [BatchSchedulerCB(OneCycleLR), ScheduleCB("weight_decay", cosine), RecorderCB(), CountCB()]
+    cbs = [BatchSchedulerCB(OneCycleLR), ScheduleCB("weight_decay", cosine), RecorderCB(), DecliningCB()]
     assert full(*cbs).verify_resume() == (
         "resumed after step 2: the same bit for bit (9 tensors of the model, the optimizer, 5 callbacks, 2 "
         "rows, random numbers); not compared, for straight runs differ in it: cbs.MetricsCB.elapsed_s, "
@@ -119,7 +109,8 @@ def test_workers_make_no_difference(full):
 
 @pytest.mark.parametrize("at", range(1, 10))
 def test_stop_may_be_anywhere_but_at_the_end(full, at):
-    assert full(CountCB()).verify_resume(at=at, n_epochs=2).startswith(f"resumed after step {at}: the same")
+    said = full(DecliningCB()).verify_resume(at=at, n_epochs=2)
+    assert said.startswith(f"resumed after step {at}: the same")
 
 
 @pytest.mark.parametrize(("at", "n_epochs"), [(None, 1), (1, 1), (4, 1), (5, 2), (9, 2), (10, 3)])
@@ -171,7 +162,7 @@ def test_arguments_of_fit_go_on_to_it(full, valid):
 
 
 def test_callbacks_of_the_fit_are_copied_for_each_run(full):
-    cbs = [CountCB(), RecorderCB()]
+    cbs = [DecliningCB(), RecorderCB()]
     assert "the same bit for bit" in full().verify_resume(cbs=cbs)
     assert (cbs[0].n, cbs[1].recs) == (0, {})
     with pytest.raises(RuntimeError, match="first in the loss of step 2"):
@@ -183,13 +174,13 @@ def test_callbacks_of_the_fit_are_copied_for_each_run(full):
 
 @pytest.mark.parametrize("n_fits", [0, 1, 2])
 def test_learner_stays_as_it_was(full, n_fits):
-    recorder, count = RecorderCB(), CountCB()
+    recorder, count = RecorderCB(), DecliningCB()
     learn = full(recorder, count, BatchSchedulerCB(OneCycleLR))
     for _ in range(n_fits):
         learn.fit()
-    recs, before = {k: list(v) for k, v in recorder.recs.items()}, state_of(learn)
+    recs, before = {k: list(v) for k, v in recorder.recs.items()}, held_by(learn)
     learn.verify_resume()
-    assert first_difference(before, state_of(learn)) == ""
+    assert first_difference(before, held_by(learn)) == ""
     assert (recorder.recs, count.n) == (recs, n_fits * (5 + 2))
     assert (learn.batch, learn.is_fitting, learn.resuming) == (None, False, None)
 
@@ -197,7 +188,7 @@ def test_learner_stays_as_it_was(full, n_fits):
 def test_learner_trains_afterwards_as_if_nothing_had_been(full):
     ends = []
     for verify in (False, True):
-        learn = full(CountCB(), BatchSchedulerCB(OneCycleLR))
+        learn = full(DecliningCB(), BatchSchedulerCB(OneCycleLR))
         learn.fit()
         if verify:
             learn.verify_resume()
@@ -210,15 +201,15 @@ def test_learner_trains_afterwards_as_if_nothing_had_been(full):
 def test_learner_stays_as_it_was_when_it_fails(full):
     learn = full(HiddenCB())
     learn.fit()
-    before = state_of(learn)
+    before = held_by(learn)
     with pytest.raises(RuntimeError):
         learn.verify_resume()
-    assert first_difference(before, state_of(learn)) == ""
+    assert first_difference(before, held_by(learn)) == ""
 
 
 @pytest.mark.parametrize("n_fits", [1, 2])
 def test_learner_that_was_trained_before_passes(full, n_fits):
-    learn = full(CountCB(), RecorderCB(), BatchSchedulerCB(OneCycleLR), EarlyStoppingCB(patience=1))
+    learn = full(DecliningCB(), RecorderCB(), BatchSchedulerCB(OneCycleLR), EarlyStoppingCB(patience=1))
     for _ in range(n_fits):
         learn.fit()
     assert f"{2 + 2 * n_fits} rows" in learn.verify_resume()
@@ -500,11 +491,11 @@ def test_callback_that_cannot_be_copied_is_named(make_learner):
         r"^verify_resume works on copies, and LockCB\(\) cannot be copied \(cannot pickle '_thread.lock'"
     )
     with pytest.raises(TypeError, match=message):
-        make_learner(cbs=[CountCB(), LockCB()]).verify_resume()
+        make_learner(cbs=[DecliningCB(), LockCB()]).verify_resume()
 
 
 def test_learner_that_cannot_be_copied_is_refused(make_learner):
-    learn = make_learner(cbs=[CountCB()])
+    learn = make_learner(cbs=[DecliningCB()])
     learn.model.lock = threading.Lock()
     with pytest.raises(TypeError, match=r"^verify_resume works on copies, and this learner cannot be copied"):
         learn.verify_resume()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from toolbox import same
 from torch import nn
 from torch.nn.parallel import DataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -67,12 +68,6 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-@pytest.fixture
-def learner(make_learner):
-    """Return a learner of a model: learner(model)."""
-    return lambda model, **kwargs: make_learner(model=model, **kwargs)
-
-
 def other(model):
     """Fill all parameters and buffers with other numbers; return the model."""
     with torch.no_grad():
@@ -85,16 +80,12 @@ def copied(model):
     return {name: t.clone() for name, t in tensors_by_name(model).items()}
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 @pytest.fixture
-def checkpoint(tmp_path, learner):
+def checkpoint(tmp_path, make_learner):
     """Return the checkpoint of a learner after a fit of one epoch, and its model's tensors."""
 
     def fit(model):
-        learn = learner(model, cbs=[CheckpointCB(tmp_path / "run")])
+        learn = make_learner(model=model, cbs=[CheckpointCB(tmp_path / "run")])
         learn.fit()
         return checkpoints_in(tmp_path / "run")[-1], copied(model)
 
@@ -104,9 +95,9 @@ def checkpoint(tmp_path, learner):
 # Names ------------------------------------------------------------------------------------------------
 
 
-def test_plain_model_loads_what_was_saved(learner, path):
+def test_plain_model_loads_what_was_saved(make_learner, path):
     model, plain = other(Net()), Net()
-    learner(model).save(path)
+    make_learner(model=model).save(path)
     plain.load_state_dict(load_file(path), strict=True)
     assert same(model.state_dict(), plain.state_dict())
 
@@ -136,19 +127,19 @@ WRAPPED["compiled with a compiled part"] = lambda: torch.compile(with_parts(torc
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_file_has_the_names_of_the_plain_model(learner, path, name):
+def test_file_has_the_names_of_the_plain_model(make_learner, path, name):
     model, plain = other(WRAPPED[name]()), Net()
-    learner(model).save(path)
+    make_learner(model=model).save(path)
     plain.load_state_dict(load_file(path), strict=True)
     expected = {key: t for key, t in tensors_by_name(model).items() if key not in ("n_seen", "n_averaged")}
     assert same(dict(plain.state_dict()), {key: expected[key] for key in plain.state_dict()})
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_file_of_the_plain_model_is_loaded_into_wrappers(learner, path, name):
+def test_file_of_the_plain_model_is_loaded_into_wrappers(make_learner, path, name):
     plain, model = other(Net()), WRAPPED[name]()
-    learner(plain).save(path)
-    learner(model).load(path)
+    make_learner(model=plain).save(path)
+    make_learner(model=model).load(path)
     tensors = tensors_by_name(model)
     assert all(torch.equal(tensors[key], t) for key, t in plain.state_dict().items())
 
@@ -160,9 +151,9 @@ def test_module_of_the_user_is_found(name):
     assert set(tensors_by_name(model)) - {"n_averaged"} == set(tensors_by_name(Net()))
 
 
-def test_own_modules_with_the_names_of_wrappers_keep_them(learner, path):
+def test_own_modules_with_the_names_of_wrappers_keep_them(make_learner, path):
     model = other(Named())
-    learner(model).save(path)
+    make_learner(model=model).save(path)
     names = ["module.0.bias", "module.0.weight", "module.module.bias", "module.module.weight"]
     assert sorted(load_file(path)) == names
     assert unwrapped(model) is model
@@ -181,21 +172,21 @@ def test_names_of_modules_are_plain_too():
 # Tensors ----------------------------------------------------------------------------------------------
 
 
-def test_tied_weights_are_saved_under_both_names(learner, path):
+def test_tied_weights_are_saved_under_both_names(make_learner, path):
     model = other(Tied())
-    learner(model).save(path)
+    make_learner(model=model).save(path)
     found = load_file(path)
     assert sorted(found) == ["a.bias", "a.weight", "b.bias", "b.weight"]
     assert torch.equal(found["a.weight"], found["b.weight"])
     loaded = Tied()
-    learner(loaded).load(path)
+    make_learner(model=loaded).load(path)
     assert loaded.b.weight is loaded.a.weight
     assert torch.equal(loaded.a.weight, model.a.weight)
     assert torch.equal(loaded.b.bias, model.b.bias)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "part", "expanded"])
-def test_layout_in_memory_does_not_matter(learner, path, layout):
+def test_layout_in_memory_does_not_matter(make_learner, path, layout):
     model, loaded = nn.Conv2d(3, 4, 2), nn.Conv2d(3, 4, 2)
     if layout == "channels_last":
         model, loaded = (m.to(memory_format=torch.channels_last) for m in (model, loaded))
@@ -206,37 +197,37 @@ def test_layout_in_memory_does_not_matter(learner, path, layout):
     else:
         model.weight = nn.Parameter(torch.randn(4, 1, 1, 1).expand(4, 3, 2, 2))
     strides = loaded.weight.stride()
-    learner(model).save(path)
+    make_learner(model=model).save(path)
     assert path.stat().st_size < 2000
     assert torch.equal(load_file(path)["weight"], model.weight)
-    learner(loaded).load(path)
+    make_learner(model=loaded).load(path)
     assert torch.equal(loaded.weight, model.weight)
     assert loaded.weight.stride() == strides
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_dtypes_are_kept(learner, path, dtype):
+def test_dtypes_are_kept(make_learner, path, dtype):
     model, loaded = other(Net()).to(dtype), Net().to(dtype)
-    learner(model).save(path)
+    make_learner(model=model).save(path)
     dtypes = {t.dtype for t in load_file(path).values()}
     assert dtypes == {dtype, torch.int64}
-    learner(loaded).load(path)
+    make_learner(model=loaded).load(path)
     assert same(loaded.state_dict(), model.state_dict())
 
 
-def test_model_keeps_its_dtypes(learner, path):
+def test_model_keeps_its_dtypes(make_learner, path):
     model, loaded = other(Net()), Net().bfloat16()
-    learner(model).save(path)
-    learner(loaded).load(path)
+    make_learner(model=model).save(path)
+    make_learner(model=loaded).load(path)
     assert torch.equal(loaded.head.weight, model.head.weight.bfloat16())
     assert loaded.body[1].num_batches_tracked.dtype is torch.int64
 
 
-def test_buffer_that_is_not_persistent_is_neither_saved_nor_loaded(learner, path):
+def test_buffer_that_is_not_persistent_is_neither_saved_nor_loaded(make_learner, path):
     model, loaded = other(Net()), Net()
-    learner(model).save(path)
+    make_learner(model=model).save(path)
     assert "n_seen" not in load_file(path)
-    learner(loaded).load(path)
+    make_learner(model=loaded).load(path)
     assert loaded.n_seen.tolist() == [0, 0]
     assert (loaded.scale, loaded.body[1].num_batches_tracked) == (
         model.scale,
@@ -244,46 +235,46 @@ def test_buffer_that_is_not_persistent_is_neither_saved_nor_loaded(learner, path
     )
 
 
-def test_buffer_that_is_in_the_file_is_loaded_whether_persistent_or_not(learner, path):
+def test_buffer_that_is_in_the_file_is_loaded_whether_persistent_or_not(make_learner, path):
     model, loaded = Net(), Net()
     model.register_buffer("n_seen", torch.tensor([3, 4]))
-    learner(model).save(path)
-    learner(loaded).load(path)
+    make_learner(model=model).save(path)
+    make_learner(model=loaded).load(path)
     assert loaded.n_seen.tolist() == [3, 4]
 
 
-def test_parameters_stay_what_they_are(learner, path):
+def test_parameters_stay_what_they_are(make_learner, path):
     model, loaded = other(Net()), Net()
     loaded.head.weight.requires_grad_(False)
     params = list(loaded.parameters())
-    learner(model).save(path)
-    learner(loaded).load(path)
+    make_learner(model=model).save(path)
+    make_learner(model=loaded).load(path)
     assert all(a is b for a, b in zip(params, loaded.parameters(), strict=True))
     assert (loaded.head.weight.requires_grad, loaded.head.bias.requires_grad) == (False, True)
     assert all(p.is_leaf and p.grad is None for p in loaded.parameters())
 
 
-def test_file_says_that_it_is_of_torch(learner, path):
-    learner(Net()).save(path)
+def test_file_says_that_it_is_of_torch(make_learner, path):
+    make_learner(model=Net()).save(path)
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_path_may_be_text(learner, path):
-    learner(Net()).save(str(path))
-    learner(Net()).load(str(path))
+def test_path_may_be_text(make_learner, path):
+    make_learner(model=Net()).save(str(path))
+    make_learner(model=Net()).load(str(path))
 
 
-def test_optimizer_stays_as_it_is(learner, path):
-    learn = learner(Net())
+def test_optimizer_stays_as_it_is(make_learner, path):
+    learn = make_learner(model=Net())
     learn.fit()
     before = {name: t.clone() for name, t in learn.opt.state[learn.model.head.weight].items()}
-    learner(other(Net())).save(path)
+    make_learner(model=other(Net())).save(path)
     learn.load(path)
     assert same(learn.opt.state[learn.model.head.weight], before)
 
 
-def test_state_that_is_no_tensor_is_refused(learner, path):
+def test_state_that_is_no_tensor_is_refused(make_learner, path):
     class Extra(nn.Linear):
         def get_extra_state(self):
             return {"n": 1}
@@ -294,57 +285,57 @@ def test_state_that_is_no_tensor_is_refused(learner, path):
     with pytest.raises(
         TypeError, match=r"^_extra_state is a dict: safetensors holds tensors alone; a checkp"
     ):
-        learner(Extra(3, 2)).save(path)
+        make_learner(model=Extra(3, 2)).save(path)
     assert not path.exists()
 
 
-def test_extra_state_that_is_a_tensor_is_loaded(learner, path):
+def test_extra_state_that_is_a_tensor_is_loaded(make_learner, path):
     loaded = Counting()
-    learner(Counting(5)).save(path)
-    learner(loaded).load(path)
+    make_learner(model=Counting(5)).save(path)
+    make_learner(model=loaded).load(path)
     assert loaded.n == 5
 
 
 # From a checkpoint ------------------------------------------------------------------------------------
 
 
-def test_checkpoint_gives_all_tensors_of_the_model(learner, checkpoint):
+def test_checkpoint_gives_all_tensors_of_the_model(make_learner, checkpoint):
     file, tensors = checkpoint(other(Net()))
     loaded = Net()
-    learner(loaded).load(file)
+    make_learner(model=loaded).load(file)
     assert same(copied(loaded), tensors)
 
 
 @pytest.mark.parametrize(("saved", "loaded"), [(Net, WRAPPED["parallel"]), (WRAPPED["parallel"], Net)])
-def test_checkpoint_goes_into_and_out_of_wrappers(learner, checkpoint, saved, loaded):
+def test_checkpoint_goes_into_and_out_of_wrappers(make_learner, checkpoint, saved, loaded):
     file, tensors = checkpoint(other(saved()))
     model = loaded()
-    learner(model).load(file)
+    make_learner(model=model).load(file)
     assert same(copied(model), tensors)
 
 
-def test_checkpoint_of_tied_weights(learner, checkpoint):
+def test_checkpoint_of_tied_weights(make_learner, checkpoint):
     file, tensors = checkpoint(other(Tied()))
     loaded = Tied()
-    learner(loaded).load(file)
+    make_learner(model=loaded).load(file)
     assert loaded.a.weight is loaded.b.weight
     assert same(copied(loaded), tensors)
 
 
 @pytest.mark.parametrize("value", [{"weight": torch.zeros(2, 3)}, [1], torch.zeros(2)])
-def test_other_file_of_torch_is_no_checkpoint(learner, tmp_path, value):
+def test_other_file_of_torch_is_no_checkpoint(make_learner, tmp_path, value):
     torch.save(value, tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"model\.pt is no checkpoint of minilearn$"):
-        learner(nn.Linear(3, 2)).load(tmp_path / "model.pt")
+        make_learner(model=nn.Linear(3, 2)).load(tmp_path / "model.pt")
 
 
-def test_checkpoint_that_is_cut_short_is_named(learner, checkpoint):
+def test_checkpoint_that_is_cut_short_is_named(make_learner, checkpoint):
     file, _ = checkpoint(Net())
     file.write_bytes(file.read_bytes()[:-100])
     model = Net()
     before = copied(model)
     with pytest.raises(ValueError, match=r"epoch-0001-train-000000\.pt is cut short"):
-        learner(model).load(file)
+        make_learner(model=model).load(file)
     assert same(copied(model), before)
 
 
@@ -390,35 +381,35 @@ def two(n=2, **more):
         ),
     ],
 )
-def test_weights_of_another_model_are_refused_and_nothing_is_changed(learner, path, saved, model, said):
-    learner(saved).save(path)
+def test_weights_of_another_model_are_refused_and_nothing_is_changed(make_learner, path, saved, model, said):
+    make_learner(model=saved).save(path)
     before = copied(other(model))
     with pytest.raises(ValueError, match=rf"^.*/model\.safetensors is of another model: {said}$"):
-        learner(model).load(path)
+        make_learner(model=model).load(path)
     assert same(copied(model), before)
 
 
 @pytest.mark.parametrize(("n", "ending"), [(3, "model$"), (4, "model; 1 more$")])
-def test_three_differences_are_named_and_the_others_counted(learner, path, n, ending):
+def test_three_differences_are_named_and_the_others_counted(make_learner, path, n, ending):
     model = nn.Module()
     for i in range(n):
         model.register_buffer(f"b{i}", torch.zeros(1))
     empty = nn.Module()
     empty.register_parameter("w", nn.Parameter(torch.zeros(1)))
     model.register_parameter("w", nn.Parameter(torch.zeros(1)))
-    learner(empty).save(path)
+    make_learner(model=empty).save(path)
     with pytest.raises(ValueError, match=rf"b0 .*; b1 .*; b2 \(1,\) is only in the {ending}"):
-        learner(model).load(path)
+        make_learner(model=model).load(path)
 
 
-def test_checkpoint_of_another_model_is_refused(learner, checkpoint):
+def test_checkpoint_of_another_model_is_refused(make_learner, checkpoint):
     file, _ = checkpoint(two())
     model = Net()
     before = copied(model)
     with pytest.raises(
         ValueError, match=r"\.pt is of another model: scale \(\) is only in the model; body\.0\.w"
     ):
-        learner(model).load(file)
+        make_learner(model=model).load(file)
     assert same(copied(model), before)
 
 
@@ -426,42 +417,42 @@ def test_checkpoint_of_another_model_is_refused(learner, checkpoint):
 
 
 @pytest.mark.parametrize("share", [0, 0.005, 0.1, 0.5, 0.9, 0.999])
-def test_file_that_is_cut_short_is_named(learner, path, share):
-    learner(Net()).save(path)
+def test_file_that_is_cut_short_is_named(make_learner, path, share):
+    make_learner(model=Net()).save(path)
     contents = path.read_bytes()
     path.write_bytes(contents[: int(share * len(contents))])
     model = Net()
     before = copied(model)
     with pytest.raises(ValueError, match=r"model\.safetensors is cut short, or no safetensors file \("):
-        learner(model).load(path)
+        make_learner(model=model).load(path)
     assert same(copied(model), before)
 
 
 @pytest.mark.parametrize("contents", [b"PK\x03\x04" + bytes(100), b"\xff" * 100, bytes(8) + b"{}"])
-def test_file_of_another_kind_is_named(learner, path, contents):
+def test_file_of_another_kind_is_named(make_learner, path, contents):
     path.write_bytes(contents)
     with pytest.raises(ValueError, match=r"model\.safetensors is "):
-        learner(Net()).load(path)
+        make_learner(model=Net()).load(path)
 
 
 @pytest.mark.parametrize("name", ["none.safetensors", "none.pt", "folder"])
-def test_file_that_is_not_there_is_named(learner, tmp_path, name):
+def test_file_that_is_not_there_is_named(make_learner, tmp_path, name):
     (tmp_path / "folder").mkdir()
     with pytest.raises(FileNotFoundError, match=f"{name}: there is no such file"):
-        learner(Net()).load(tmp_path / name)
+        make_learner(model=Net()).load(tmp_path / name)
 
 
-def test_file_of_others_is_loaded(learner, path):
+def test_file_of_others_is_loaded(make_learner, path):
     model, loaded = other(Net()), Net()
     save_file({name: t.clone() for name, t in model.state_dict().items()}, path)
-    learner(loaded).load(path)
+    make_learner(model=loaded).load(path)
     assert same(loaded.state_dict(), model.state_dict())
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
-def test_old_file_is_whole_when_saving_fails(learner, path, monkeypatch, name):
+def test_old_file_is_whole_when_saving_fails(make_learner, path, monkeypatch, name):
     model = other(Net())
-    learner(model).save(path)
+    make_learner(model=model).save(path)
 
     def fail(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -470,14 +461,14 @@ def test_old_file_is_whole_when_saving_fails(learner, path, monkeypatch, name):
     with pytest.raises(
         OSError, match=r"No space left on device; what was .* still there: '.*/model\.safeten"
     ):
-        learner(Net()).save(path)
+        make_learner(model=Net()).save(path)
     assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
     assert same(load_file(path), dict(model.state_dict()))
 
 
-def test_folder_that_is_not_there_is_named(learner, tmp_path):
+def test_folder_that_is_not_there_is_named(make_learner, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none/model\.safetensors"):
-        learner(Net()).save(tmp_path / "none" / "model.safetensors")
+        make_learner(model=Net()).save(tmp_path / "none" / "model.safetensors")
 
 
 def test_learner_loads_what_it_saved(path):

@@ -64,7 +64,7 @@ class WatchCB(Callback):
         self.alike["step"].append(self._is_alike(learn))
 
 
-def learner(cbs=(), as_list=False, shard=None, model=None):
+def shared_learner(cbs=(), as_list=False, shard=None, model=None):
     rank = int(os.environ.get("RANK", 0))
     set_seed(rank)  # weights and order would differ, if they were not the first process's
     model = model or nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
@@ -87,7 +87,7 @@ class ValidateCB(Callback):
 
 
 def plain():
-    learn = learner([watch := WatchCB()])
+    learn = shared_learner([watch := WatchCB()])
     learn.fit(2)
     seen = from_each(learn, watch.seen)
     preds, row = learn.predict(learn.dls.valid), learn.validate()
@@ -97,19 +97,19 @@ def plain():
 
 
 def of_a_list():
-    learn = learner([ValidateCB()], as_list=True)
+    learn = shared_learner([ValidateCB()], as_list=True)
     learn.fit(2)
     return said(learn)
 
 
 def gathered():
-    learn = learner([watch := WatchCB(), GradientAccumulationCB(4), GradientClippingCB(0.5)])
+    learn = shared_learner([watch := WatchCB(), GradientAccumulationCB(4), GradientClippingCB(0.5)])
     learn.fit(2)
     return said(learn, alike=watch.alike)
 
 
 def averaged():
-    learn = learner([SWACB(1, every_steps=3), MixedPrecisionCB()])
+    learn = shared_learner([SWACB(1, every_steps=3), MixedPrecisionCB()])
     learn.fit(2)
     return said(learn)
 
@@ -117,7 +117,7 @@ def averaged():
 def normed():
     """BatchNorm: nothing is compared with one process, but all processes have to agree."""
     model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
-    learn = learner([EMACB(0.9)], model=model)
+    learn = shared_learner([EMACB(0.9)], model=model)
     learn.dls.train.drop_last = True  # BatchNorm needs two samples
     learn.fit(2)
     statistics = from_each(learn, [learn.model[1].running_mean, learn.model[1].running_var])
@@ -125,12 +125,12 @@ def normed():
 
 
 def found():
-    finder = learner().lr_find(n_steps=30)
+    finder = shared_learner().lr_find(n_steps=30)
     return {"losses": finder.losses}
 
 
 def sharded():
-    learn = learner([EMACB(0.9), GradientAccumulationCB(2), GradientClippingCB(0.5)], shard=True)
+    learn = shared_learner([EMACB(0.9), GradientAccumulationCB(2), GradientClippingCB(0.5)], shard=True)
     learn.fit(2)
     n_here = sum(p.to_local().numel() for p in learn.model.parameters()) if learn.n_processes > 1 else None
     return said(learn, n_here=from_each(learn, n_here))
@@ -180,21 +180,21 @@ class StopAllCB(Callback):
 
 def killed(folder):
     with suppress(SystemExit):
-        learner([saver(folder, "sharded"), EMACB(0.9), StopAllCB()], shard=True).fit(3)
-    learner([saver(folder, "ddp"), EMACB(0.9), KillCB()]).fit(3)
+        shared_learner([saver(folder, "sharded"), EMACB(0.9), StopAllCB()], shard=True).fit(3)
+    shared_learner([saver(folder, "ddp"), EMACB(0.9), KillCB()]).fit(3)
 
 
 def resumed(folder):
     found = {}
     for name, shard in (("sharded", True), ("ddp", None)):
-        learn = learner([saver(folder, name), EMACB(0.9)], shard=shard)
+        learn = shared_learner([saver(folder, name), EMACB(0.9)], shard=shard)
         learn.fit(3, resume=True)
         found[name] = said(learn)
     return found
 
 
 def unbroken():
-    learn = learner([EMACB(0.9)])
+    learn = shared_learner([EMACB(0.9)])
     learn.fit(3)
     return said(learn)
 
@@ -209,16 +209,17 @@ def main():
     if what == "cases":
         result = {case.__name__: case() for case in CASES}
         _write(result, folder, what, rank)
-        learner([RaiseCB()]).fit(2)
+        shared_learner([RaiseCB()]).fit(2)
     elif what == "killed":
         result = {case.__name__: case() for case in CASES}
         _write(result, folder, "cases", rank)
         killed(folder)
     elif what == "apart":
-        learner([CancelCB()]).fit(2)
+        shared_learner([CancelCB()]).fit(2)
     elif what == "resumed":
         _write(resumed(folder), folder, what, rank)
-        learner([CheckpointCB(Path(folder) / "signalled", keep=9, every_steps=1000), SignalCB()]).fit(2)
+        cb = CheckpointCB(Path(folder) / "signalled", keep=9, every_steps=1000)
+        shared_learner([cb, SignalCB()]).fit(2)
 
 
 def _write(result, folder, what, rank):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 from test_graph import TapeCB
+from toolbox import as_images
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
@@ -77,8 +78,7 @@ def make_learner(make_learner):
         if not images and not any(isinstance(cb, callbacks.TestTimeFlipCB) for cb in cbs):
             return make_learner(cbs=cbs, **kwargs)
         learn = make_learner(model=nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), cbs=cbs, **kwargs)
-        for loader in (learn.dls.train, learn.dls.valid):
-            loader.tensors = (loader.tensors[0][:, None, None], loader.tensors[1])
+        as_images(learn.dls)
         return learn
 
     return make

@@ -13,11 +13,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import StopCB, StoppedError
 from rich.console import Console
 from test_all_callbacks import FACTORIES, FOLDER, NEEDS, SHIPPED
+from toolbox import (
+    DecliningCB,
+    StopCB,
+    StoppedError,
+    as_images,
+    every_rest,
+    noisy_learner,
+    state_of,
+    two_groups,
+)
 from torch import nn
-from torch.optim import SGD, lr_scheduler
+from torch.optim import lr_scheduler
 from torcheval import metrics as torcheval
 
 from minilearn import (
@@ -26,25 +35,24 @@ from minilearn import (
     Callback,
     CancelStepException,
     CheckpointCB,
-    DataLoaders,
     EarlyStoppingCB,
     EpochSchedulerCB,
     HooksCB,
-    Learner,
     LRFinderCB,
     MetricsCB,
     ProgressCB,
     RecorderCB,
     ScheduleCB,
     StoreModuleStatsCB,
-    TensorLoader,
     TerminateOnNaNCB,
     set_seed,
 )
 from minilearn.callbacks import metrics
-from minilearn.checkpoint import capture, position_of, read
+from minilearn.checkpoint import read
 from minilearn.schedules import cosine, one_cycle
 from minilearn.state import first_difference
+
+pytestmark = pytest.mark.usefixtures("quick_files")
 
 N_EPOCHS = 3
 PLAIN = {"n_train": 4, "n_valid": 1}  # batches
@@ -67,77 +75,40 @@ class CopyCB(Callback):
         self.paths.append(shutil.copy(learn.saved_to, self.folder / f"{len(self.paths):02d}.pt"))
 
 
-@pytest.fixture(autouse=True)
-def quick_files(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # these files need not outlive the machine
-
-
-def every_rest(folder):
-    return CheckpointCB(folder, every_minutes=1e-9, keep=100)
-
-
 def n_places(n_train, n_valid, n_epochs=N_EPOCHS):
     """Count the places of rest: after each batch, each epoch and the fit."""
     return n_epochs * (n_train + n_valid + 1) + 1
 
 
 def new_learner(make, seed, n_train=2, n_valid=1, images=False, **kwargs):
-    """Make a learner with dropout, BatchNorm, momentum and shuffled batches, all drawn from `seed`.
+    """Make a noisy_learner.
 
     make: gives its callbacks, which may draw too.
     images: whether inputs are of one row of three pixels, instead of three features.
     """
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(4 * (n_train + n_valid), 3, generator=rng)
-    y = (x.sum(1) > 0).long()
-    x = x[:, None, None] if images else x
     set_seed(seed)
-    n = 4 * n_train
-    dls = DataLoaders(TensorLoader(x[:n], y[:n], bs=4, shuffle=True), TensorLoader(x[n:], y[n:], bs=4))
-    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.3), nn.Linear(5, 2))
-    model = nn.Sequential(nn.Flatten(), *model) if images else model
-    kwargs = {"lr": 0.1, "opt_func": partial(SGD, momentum=0.9), "default_cbs": False} | kwargs
-    return Learner(model, dls, cbs=make(), **kwargs)
-
-
-def two_groups(model):
-    return [{"params": model[0].parameters()}, {"params": model[1:].parameters(), "lr": 0.05}]
-
-
-def final(learn, *left_out):
-    """Return the state at the end, without clocks and what belongs to the checkpoints themselves."""
-    saved = capture(learn, position_of(learn))
-    for row in saved["history"]:
-        row.pop("time_s")
-    for key, state in saved["cbs"].items():
-        if key.startswith("MetricsCB"):
-            state.pop("elapsed_s")
-        if key.startswith("CSVLoggerCB"):
-            for line in state["_lines"]:
-                line.pop("time_s")
-        if key.startswith("TensorBoardCB"):
-            state["_rows"] = {tag: value for tag, value in state["_rows"].items() if "time_s" not in tag}
-    saved["cbs"] = {key: state for key, state in saved["cbs"].items() if key not in left_out}
-    saved["fit"].pop("index")  # counted in runs with checkpoints alone
-    saved.pop("run")
-    return saved
+    learn = noisy_learner(*make(), seed=seed, n_train=n_train, n_valid=n_valid, **kwargs)
+    if images:
+        learn.model = nn.Sequential(nn.Flatten(), *learn.model)
+        as_images(learn.dls)
+    return learn
 
 
 def differences(make, folder, **kwargs):
     """Train straight, and again from each place of rest; give (position, first difference of the ends)."""
     straight = new_learner(make, seed=1, **kwargs)
     straight.fit(N_EPOCHS)
-    expected = final(straight)
+    expected = state_of(straight)
     copies = CopyCB(folder / "copies")
     key = "CheckpointCB 2" if any(isinstance(cb, CheckpointCB) for cb in straight.cbs) else "CheckpointCB"
     learn = new_learner(lambda: [*make(), every_rest(folder / "all"), copies], seed=1, **kwargs)
     learn.fit(N_EPOCHS)
-    yield "not stopped", first_difference(expected, final(learn, key, "CopyCB"))
+    yield "not stopped", first_difference(expected, state_of(learn, key, "CopyCB"))
     for i, path in enumerate(copies.paths):
         at_end = CheckpointCB(folder / f"from {i}", every_epochs=N_EPOCHS + 1)
         learn = new_learner(lambda at_end=at_end: [*make(), at_end], seed=100 + i, **kwargs)
         learn.fit(N_EPOCHS, resume=path)
-        yield read(path)["position"], first_difference(expected, final(learn, key))
+        yield read(path)["position"], first_difference(expected, state_of(learn, key))
 
 
 def check_each_place(make, folder, n=None, **kwargs):
@@ -388,17 +359,6 @@ def test_bad_loss_that_was_not_looked_at_before_the_stop_is_found(tmp_path, at, 
 # Users' callbacks -------------------------------------------------------------------------------------
 
 
-class CountCB(Callback):
-    """Train less and less."""
-
-    def __init__(self):
-        self.n_seen = 0
-
-    def after_loss(self, learn):
-        self.n_seen += 1
-        learn.loss = learn.loss / self.n_seen
-
-
 class ContainersCB(Callback):
     def __init__(self):
         self.losses, self.last, self.seen = [], deque(maxlen=3), {"train": {}, "eval": {}}
@@ -516,16 +476,16 @@ class KeepsLearnerCB(Callback):
         self.pg["lr"] *= 0.9
 
 
-class OwnStateCB(CountCB):
+class OwnStateCB(DecliningCB):
     def __init__(self):
         super().__init__()
         self.unsaved = (n for n in ())
 
     def state_dict(self):
-        return {"n": torch.tensor(self.n_seen)}
+        return {"n": torch.tensor(self.n)}
 
     def load_state_dict(self, state):
-        self.n_seen = int(state["n"])
+        self.n = int(state["n"])
 
 
 class GatherCB(Callback):
@@ -560,8 +520,8 @@ class OwnFieldCB(Callback):
         learn.loss = learn.loss * learn.loss_scale["value"]
 
 
-USERS = [CountCB, ContainersCB, RandomCB, HelperCB, LateHelperCB, LateCB, LogCB, KeepsLearnerCB, OwnStateCB]
-USERS += [GatherCB, AverageModelCB, OwnFieldCB]
+USERS = [DecliningCB, ContainersCB, RandomCB, HelperCB, LateHelperCB, LateCB, LogCB, KeepsLearnerCB]
+USERS += [OwnStateCB, GatherCB, AverageModelCB, OwnFieldCB]
 
 
 @pytest.mark.parametrize("cls", USERS)
@@ -571,9 +531,9 @@ def test_resumed_run_of_a_users_callback_is_the_straight_run(tmp_path, cls):
 
 def test_two_of_a_class_keep_their_states_apart(tmp_path):
     def make():
-        cbs = [CountCB(), CountCB(), CountCB()]
+        cbs = [DecliningCB(), DecliningCB(), DecliningCB()]
         for i, cb in enumerate(cbs):
-            cb.n_seen = 10 * i
+            cb.n = 10 * i
         return cbs
 
     check_each_place(make, tmp_path)
@@ -668,7 +628,7 @@ def test_lists_and_dicts_stay_the_same_objects(tmp_path):
 
 
 def test_state_that_is_hidden_from_the_checkpoint_is_found(tmp_path):
-    class HiddenCB(CountCB):
+    class HiddenCB(DecliningCB):
         def state_dict(self):
             return {}
 
@@ -689,13 +649,13 @@ def several():
 def straight_end():
     learn = new_learner(several, seed=1)
     learn.fit(N_EPOCHS)
-    return final(learn)
+    return state_of(learn)
 
 
 @pytest.mark.parametrize("n", range(1, n_places(**SHORT) + 1))
 def test_fit_that_broke_off_goes_on_from_its_folder(tmp_path, n):
     learn = stopped_and_resumed(tmp_path, several, n)
-    assert first_difference(straight_end(), final(learn, "CheckpointCB")) == ""
+    assert first_difference(straight_end(), state_of(learn, "CheckpointCB")) == ""
 
 
 def test_fit_may_be_stopped_again_and_again(tmp_path):
@@ -705,4 +665,4 @@ def test_fit_may_be_stopped_again_and_again(tmp_path):
             learn.fit(N_EPOCHS, resume=True)
     learn = new_learner(lambda: [*several(), every_rest(tmp_path)], seed=99)
     learn.fit(N_EPOCHS, resume=True)
-    assert first_difference(straight_end(), final(learn, "CheckpointCB")) == ""
+    assert first_difference(straight_end(), state_of(learn, "CheckpointCB")) == ""

@@ -10,9 +10,19 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
-from conftest import StopCB, StoppedError, SyncCounter
 from rich.console import Console
-from test_all_resume import check_each_place, final
+from test_all_resume import check_each_place
+from toolbox import (
+    StopCB,
+    StoppedError,
+    noisy_learner,
+    norm_net,
+    same,
+    state_of,
+    syncs_in_fit,
+    tensors_of,
+    two_groups,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW
@@ -31,18 +41,15 @@ from minilearn import (
     CancelTrainException,
     CheckpointCB,
     CompileCB,
-    DataLoaders,
     EarlyStoppingCB,
     EpochSchedulerCB,
     GradientAccumulationCB,
-    Learner,
     MetricsCB,
     MixedPrecisionCB,
     ProgressCB,
     RecorderCB,
     ScheduleCB,
     TensorLoader,
-    set_seed,
 )
 from minilearn.schedules import cosine
 from minilearn.seeding import rng_state
@@ -51,34 +58,8 @@ from minilearn.state import first_difference
 BOTH = pytest.mark.parametrize("make", [lambda: SWACB(1), lambda: EMACB(0.8)], ids=["SWACB", "EMACB"])
 
 
-def data(n, seed=0):
-    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed))
-    return x, (x.sum(1) > 0).long()
-
-
-def norm_net(p=0.0):
-    """Linear, BatchNorm and, where p > 0, Dropout."""
-    dropout = [nn.Dropout(p)] if p else []
-    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), *dropout, nn.Linear(5, 2))
-
-
-def learner(*cbs, seed=1, n_train=4, n_valid=2, bs=4, model=norm_net, train=None, valid=None, **kwargs):
-    """Make a learner, with MetricsCB, on n_train and n_valid batches, its weights drawn from `seed`."""
-    set_seed(seed)
-    x, y = data(bs * (n_train + n_valid))
-    n = bs * n_train
-    train = TensorLoader(x[:n], y[:n], bs=bs, shuffle=True) if train is None else train(x[:n], y[:n])
-    valid = TensorLoader(x[n:], y[n:], bs=bs) if valid is None else valid(x[n:], y[n:])
-    kwargs = {"lr": 0.1, "opt_func": partial(SGD, momentum=0.9), "default_cbs": False} | kwargs
-    return Learner(model(), DataLoaders(train, valid), cbs=[MetricsCB(), *cbs], **kwargs)
-
-
-def two_groups(model):
-    return [{"params": model[0].parameters()}, {"params": model[1:].parameters(), "lr": 0.05}]
-
-
-def tensors_of(model):
-    return {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+def norm_learner(*cbs, n_train=4, model=norm_net, **kwargs):
+    return noisy_learner(MetricsCB(), *cbs, n_train=n_train, model=model, **kwargs)
 
 
 def params_of(model):
@@ -87,10 +68,6 @@ def params_of(model):
 
 def statistics_of(model):
     return {name: t.detach().clone() for name, t in model.named_buffers()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def assert_near(a, b):
@@ -167,7 +144,7 @@ def losses(learn, kind):
 @pytest.mark.parametrize(("start", "first"), [(0, 0), (1, 1), (3, 3), (0.5, 2), (0.74, 2), (0.75, 3)])
 def test_swa_is_torchs_average_of_the_weights_at_the_end_of_each_epoch_from_start(start, first):
     watch, swa = WatchCB(), SWACB(start)
-    learn = learner(watch, swa)
+    learn = norm_learner(watch, swa)
     learn.fit(4)
     assert swa.n_averaged == 4 - first
     assert_near(params_of(learn.model), mean_by_torch(watch.epochs[first:]))
@@ -175,14 +152,14 @@ def test_swa_is_torchs_average_of_the_weights_at_the_end_of_each_epoch_from_star
 
 @pytest.mark.parametrize(("share", "n_epochs", "first"), [(0.29, 100, 29), (0.57, 100, 57), (0.58, 50, 29)])
 def test_share_that_is_a_whole_number_of_epochs_is_that_epoch(share, n_epochs, first):
-    assert learner(SWACB(share, swa_lr=0.1)).scheduled_epochs(n_epochs) == first
+    assert norm_learner(SWACB(share, swa_lr=0.1)).scheduled_epochs(n_epochs) == first
 
 
 @pytest.mark.parametrize("start", [0, 1])
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_swa_by_steps_is_torchs_average_of_the_weights_at_every_kth_step_from_start(start, every):
     watch, swa = WatchCB(), SWACB(start, every_steps=every)
-    learn = learner(watch, swa)
+    learn = norm_learner(watch, swa)
     learn.fit(3)
     taken = watch.steps[4 * start :][every - 1 :: every]
     assert swa.n_averaged == len(taken) == (12 - 4 * start) // every
@@ -201,7 +178,7 @@ def ema_by_hand(start, steps, decay, warmup):
 @pytest.mark.parametrize(("decay", "every"), [(0.9, 1), (0.3, 1), (0.3, 3), (0.999, 5)])
 def test_ema_is_the_recursion_by_hand(decay, warmup, every):
     watch, ema = WatchCB(), EMACB(decay, warmup, every)
-    learn = learner(watch, ema)
+    learn = norm_learner(watch, ema)
     learn.fit(3)
     steps = watch.steps[every - 1 :: every]
     assert ema.n_averaged == 1 + len(steps) == 1 + 12 // every
@@ -210,7 +187,7 @@ def test_ema_is_the_recursion_by_hand(decay, warmup, every):
 
 def test_warm_up_of_ema_begins_at_a_tenth():
     watch = WatchCB()
-    learn = learner(watch, EMACB(0.999), n_train=1)
+    learn = norm_learner(watch, EMACB(0.999), n_train=1)
     learn.fit(1)
     expected = {name: 0.1 * watch.start[name] + 0.9 * p for name, p in watch.steps[0].items()}
     assert_near(params_of(learn.model), expected)
@@ -218,7 +195,7 @@ def test_warm_up_of_ema_begins_at_a_tenth():
 
 def test_ema_without_warm_up_is_torchs():
     watch = WatchCB()
-    learn = learner(watch, EMACB(0.7, warmup=False))
+    learn = norm_learner(watch, EMACB(0.7, warmup=False))
     learn.fit(2)
     expected = mean_by_torch([watch.start, *watch.steps], get_ema_multi_avg_fn(0.7))
     assert_near(params_of(learn.model), expected)
@@ -226,7 +203,7 @@ def test_ema_without_warm_up_is_torchs():
 
 def test_ema_counts_optimizer_steps_not_batches():
     watch, ema = WatchCB(), EMACB(0.8, warmup=False)
-    learn = learner(watch, ema, GradientAccumulationCB(2), n_train=5)
+    learn = norm_learner(watch, ema, GradientAccumulationCB(2), n_train=5)
     learn.fit(2)
     assert len(watch.steps) == 6
     assert ema.n_averaged == 7
@@ -239,7 +216,7 @@ def test_cancelled_steps_are_not_averaged(at):
             raise CancelStepException
 
     watch, ema = WatchCB(), EMACB(0.8)
-    learn = learner(watch, at("before_step", cancel), ema)
+    learn = norm_learner(watch, at("before_step", cancel), ema)
     learn.fit(2)
     assert ema.n_averaged == 1 + len(watch.steps) == 5
     assert_near(params_of(learn.model), ema_by_hand(watch.start, watch.steps, 0.8, True))
@@ -249,7 +226,9 @@ def test_cancelled_steps_are_not_averaged(at):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_weights_are_averaged_in_float32_or_wider(make, dtype):
     watch, cb = WatchCB(), make()
-    learn = learner(watch, cb, model=lambda: nn.Linear(3, 2).to(dtype), train=cast(dtype), valid=cast(dtype))
+    learn = norm_learner(
+        watch, cb, model=lambda: nn.Linear(3, 2).to(dtype), train=cast(dtype), valid=cast(dtype)
+    )
     learn.fit(4)
     wide = torch.promote_types(dtype, torch.float32)
     weights = [
@@ -289,7 +268,7 @@ class Rotated(nn.Module):
 
 def test_complex_weights_are_averaged_too():
     watch = WatchCB()
-    learn = learner(watch, SWACB(0), model=Rotated)
+    learn = norm_learner(watch, SWACB(0), model=Rotated)
     learn.fit(3)
     expected = torch.stack([weights["turn"] for weights in watch.epochs]).mean(0)
     torch.testing.assert_close(learn.model.turn.detach(), expected)
@@ -306,7 +285,7 @@ def test_frozen_weights_and_tied_ones_are_themselves_in_the_average():
             return self.c(self.b(self.a(x)))
 
     watch = WatchCB()
-    learn = learner(watch, EMACB(0.8), model=Tied)
+    learn = norm_learner(watch, EMACB(0.8), model=Tied)
     learn.freeze("c")
     learn.fit(2)
     assert_near(params_of(learn.model), ema_by_hand(watch.start, watch.steps, 0.8, True))
@@ -318,7 +297,7 @@ def test_frozen_weights_and_tied_ones_are_themselves_in_the_average():
 
 
 def test_rows_of_an_epoch_are_train_iterate_and_eval_from_the_first_average_on():
-    learn = learner(SWACB(1))
+    learn = norm_learner(SWACB(1))
     learn.fit(3)
     later = [(epoch, kind) for epoch in (1, 2) for kind in ("train", "iterate", "eval")]
     assert kinds(learn) == [(0, "train"), (0, "eval"), *later]
@@ -327,19 +306,19 @@ def test_rows_of_an_epoch_are_train_iterate_and_eval_from_the_first_average_on()
 
 
 def test_ema_has_an_average_from_the_first_epoch_on():
-    learn = learner(EMACB())
+    learn = norm_learner(EMACB())
     learn.fit(1)
     assert kinds(learn) == [(0, "train"), (0, "iterate"), (0, "eval")]
 
 
 def test_there_is_no_iterate_before_the_first_average_by_steps():
-    learn = learner(SWACB(0, every_steps=6))  # 4 steps an epoch
+    learn = norm_learner(SWACB(0, every_steps=6))  # 4 steps an epoch
     learn.fit(2)
     assert kinds(learn) == [(0, "train"), (0, "eval"), (1, "train"), (1, "iterate"), (1, "eval")]
 
 
 def test_without_validation_there_are_rows_of_training_alone():
-    learn = learner(SWACB(0))
+    learn = norm_learner(SWACB(0))
     learn.fit(2, valid=False)
     assert kinds(learn) == [(0, "train"), (1, "train")]
 
@@ -352,7 +331,7 @@ def test_without_metrics_there_are_no_rows(make_learner):
 
 def test_iterate_is_the_loss_of_the_trained_weights_and_eval_that_of_the_average():
     watch = WatchCB()
-    learn = learner(watch, SWACB(1))
+    learn = norm_learner(watch, SWACB(1))
     learn.fit(3)
     valid = list(learn.dls.valid)
     for epoch in (1, 2):
@@ -365,7 +344,7 @@ def test_iterate_is_the_loss_of_the_trained_weights_and_eval_that_of_the_average
 
 
 def test_rows_of_what_is_not_averaged_are_those_of_a_fit_without_it():
-    plain, averaged = learner(), learner(SWACB(1))
+    plain, averaged = norm_learner(), norm_learner(SWACB(1))
     plain.fit(3)
     averaged.fit(3)
     assert losses(averaged, "train") == losses(plain, "train")
@@ -380,7 +359,7 @@ def test_rows_of_what_is_not_averaged_are_those_of_a_fit_without_it():
 @pytest.mark.parametrize("valid", [True, False])
 def test_statistics_of_the_average_are_those_of_torchs_update_bn(make, valid):
     watch = WatchCB()
-    learn = learner(watch, make())
+    learn = norm_learner(watch, make())
     learn.fit(3, valid=valid)
     expected = with_norms_of(params_of(learn.model), watch.batches[-1])
     assert_near(tensors_of(learn.model), tensors_of(expected))
@@ -396,7 +375,7 @@ def test_statistics_are_measured_on_so_many_training_batches(n, measured, at):
         if learn.model[1].training and not learn.training:
             batches.append(learn.xb)
 
-    learn = learner(watch, SWACB(1, n_norm_batches=n), at("after_predict", count))
+    learn = norm_learner(watch, SWACB(1, n_norm_batches=n), at("after_predict", count))
     learn.fit(2)
     assert len(batches) == measured == learn.model[1].num_batches_tracked
     assert all(torch.equal(a, b[0]) for a, b in zip(batches, watch.batches[1], strict=False))
@@ -408,7 +387,7 @@ def test_statistics_are_measured_on_so_many_training_batches(n, measured, at):
 def passes(at, *cbs, **kwargs):
     """Count the batches that a fit of three epochs goes through in all."""
     batches = []
-    learn = learner(*cbs, at("before_batch", batches.append), **kwargs)
+    learn = norm_learner(*cbs, at("before_batch", batches.append), **kwargs)
     learn.fit(3)
     return len(batches)
 
@@ -440,7 +419,7 @@ def test_statistics_are_measured_once_for_an_average(at):
             with learn.averaged():
                 pass
 
-    learn = learner(SWACB(0), at("after_predict", count), at("after_epoch", look))
+    learn = norm_learner(SWACB(0), at("after_predict", count), at("after_epoch", look))
     learn.fit(2)
     look(learn)
     assert sum(batches) == 2 * 4
@@ -455,7 +434,7 @@ def two_norms():
 @BOTH
 @pytest.mark.parametrize("how", ["frozen", "in evaluation mode"])
 def test_batch_norms_that_are_not_trained_keep_their_statistics(make, how):
-    learn = learner(make(), model=two_norms)
+    learn = norm_learner(make(), model=two_norms)
     learn.model[1].running_mean.fill_(0.25)
     before = statistics_of(learn.model[1])
     if how == "frozen":
@@ -470,7 +449,7 @@ def test_batch_norms_that_are_not_trained_keep_their_statistics(make, how):
 
 def test_model_found_in_evaluation_mode_has_its_norms_measured():
     watch = WatchCB()
-    learn = learner(watch, SWACB(0))
+    learn = norm_learner(watch, SWACB(0))
     learn.model.eval()
     learn.fit(2)
     assert_near(tensors_of(learn.model), tensors_of(with_norms_of(params_of(learn.model), watch.batches[-1])))
@@ -484,7 +463,7 @@ def test_dropout_is_off_while_statistics_are_measured(at):
         if not learn.training:
             modes.add((learn.model.training, learn.model[1].training, learn.model[3].training))
 
-    learner(SWACB(0), at("after_predict", look), model=partial(norm_net, 0.5)).fit(2)
+    norm_learner(SWACB(0), at("after_predict", look), model=partial(norm_net, 0.5)).fit(2)
     assert modes == {(False, True, False), (False, False, False)}
 
 
@@ -499,7 +478,7 @@ def test_averaged_weights_with_their_own_statistics_beat_those_with_the_iterates
     # the iterate's statistics its activations are too small, the more so the deeper they lie.
     watch = WatchCB()
     swa = SWACB(1, every_steps=3)
-    learn = learner(watch, swa, seed=seed, model=deep_net, n_train=16, n_valid=16, bs=16)
+    learn = norm_learner(watch, swa, seed=seed, model=deep_net, n_train=16, n_valid=16, bs=16)
     learn.fit(6)
     valid, average = list(learn.dls.valid), params_of(learn.model)
     stale = deep_net()
@@ -513,7 +492,7 @@ def test_averaged_weights_with_their_own_statistics_beat_those_with_the_iterates
 @BOTH
 def test_scaled_weights_under_batch_norm_are_averaged_without_harm(make, at):
     # Weights before BatchNorm may be scaled: the model stays the same, if the statistics follow.
-    learn = learner(make(), opt_func=SGD, lr=0.0)
+    learn = norm_learner(make(), opt_func=SGD, lr=0.0)
     before = params_of(learn.model)
 
     def scale(learn):
@@ -547,13 +526,13 @@ class TraceCB(Callback):
 
     def after_batch(self, learn):
         if learn.training:
-            self.seen.append(state_of(learn))
+            self.seen.append(moment_of(learn))
 
     def before_train(self, learn):
-        self.seen.append(state_of(learn))
+        self.seen.append(moment_of(learn))
 
 
-def state_of(learn):
+def moment_of(learn):
     modes = [module.training for module in learn.model.modules()]
     opt = deepcopy(learn.opt.state_dict())
     return {"model": tensors_of(learn.model), "opt": opt, "rng": rng_state(), "modes": modes}
@@ -609,7 +588,7 @@ LOADERS = {
 
 def traced(*cbs, valid=True, loader=None, loader_valid=None, n_epochs=3):
     trace = TraceCB()
-    learn = learner(trace, *cbs, model=partial(norm_net, 0.3), train=loader, valid=loader_valid)
+    learn = norm_learner(trace, *cbs, model=partial(norm_net, 0.3), train=loader, valid=loader_valid)
     learn.fit(n_epochs, valid=valid)
     return trace.seen, rng_state()
 
@@ -644,7 +623,7 @@ def test_training_is_bitwise_the_same_with_workers_that_persist():
 def test_workers_that_measure_end_with_it(at):
     before, left = set(multiprocessing.active_children()), []
     look = at("after_epoch", lambda learn: left.append(len({*multiprocessing.active_children()} - before)))
-    learn = learner(SWACB(0), look, train=LOADERS["workers"])
+    learn = norm_learner(SWACB(0), look, train=LOADERS["workers"])
     learn.fit(2)
     assert left == [1, 1]
 
@@ -661,7 +640,7 @@ def test_validation_that_draws_draws_as_often_as_without_an_average(loader):
 
 def test_validation_has_the_order_that_it_has_without_an_average():
     def order(*cbs):
-        learn = learner(*cbs, valid=own_generator)
+        learn = norm_learner(*cbs, valid=own_generator)
         learn.fit(3)
         return torch.cat([x for x, _ in learn.dls.valid])
 
@@ -688,7 +667,7 @@ def test_shuffled_order_is_seen_by_the_comparison():
 @pytest.mark.parametrize("valid", [True, False])
 def test_after_the_fit_the_model_holds_the_average(make, valid):
     cb = make()
-    learn = learner(cb)
+    learn = norm_learner(cb)
     learn.fit(3, valid=valid)
     after = tensors_of(learn.model)
     assert same(params_of(learn.model), cb.state_dict()["averages"])
@@ -707,7 +686,7 @@ def test_iterate_is_in_the_model_at_each_event_of_the_fit_but_validation(make, a
         return at(event, lambda learn: found.setdefault(event, []).append(tensors_of(learn.model)))
 
     events = ["after_train", "after_validate", "after_epoch", "cleanup_epoch", "after_fit"]
-    learn = learner(make(), *[keep(event) for event in events])
+    learn = norm_learner(make(), *[keep(event) for event in events])
     learn.fit(3)
     average, trained = found["after_validate"][-1], found["after_train"][-1]
     assert same(average, tensors_of(learn.model))
@@ -724,7 +703,7 @@ def test_after_a_cancelled_fit_the_model_holds_the_average(make, event, at):
             raise CancelFitException
 
     watch, cb = WatchCB(), make()
-    learn = learner(watch, cb, at(event, cancel))
+    learn = norm_learner(watch, cb, at(event, cancel))
     learn.fit(2 if event == "after_fit" else 3)
     assert len(watch.epochs) == 2
     expected = with_norms_of(cb.state_dict()["averages"], watch.batches[1])
@@ -737,7 +716,7 @@ def test_fit_cancelled_in_the_measuring_leaves_no_norm_half_measured(at):
             raise CancelFitException
 
     watch = WatchCB()
-    learn = learner(watch, SWACB(1), at("before_validate", cancel))
+    learn = norm_learner(watch, SWACB(1), at("before_validate", cancel))
     learn.fit(3)
     assert same(tensors_of(learn.model), watch.tensors[1])
 
@@ -748,7 +727,7 @@ def test_fit_cancelled_between_two_steps_leaves_the_average(at):
             raise CancelFitException
 
     watch = WatchCB()
-    learn = learner(watch, EMACB(0.8), at("after_batch", cancel))
+    learn = norm_learner(watch, EMACB(0.8), at("after_batch", cancel))
     learn.fit(3)
     expected = ema_by_hand(watch.start, watch.steps, 0.8, True)
     assert len(watch.steps) == 6
@@ -761,7 +740,7 @@ def test_fit_cancelled_before_the_first_average_says_so_and_leaves_the_iterate(a
         raise CancelFitException
 
     watch = WatchCB()
-    learn = learner(watch, SWACB(2), at("after_epoch", cancel))
+    learn = norm_learner(watch, SWACB(2), at("after_epoch", cancel))
     with pytest.warns(UserWarning, match="SWACB.*: the fit ended before anything was averaged"):
         learn.fit(3)
     assert same(tensors_of(learn.model), watch.tensors[0])
@@ -794,7 +773,7 @@ def fail_in(at, scopes, event="after_predict", order=75):
 @pytest.mark.parametrize("scopes", [ITERATE, AVERAGE, MEASURING], ids=["iterate", "average", "measuring"])
 def test_error_in_validation_leaves_the_iterate_and_nothing_of_the_swap(make, scopes, event, order, at):
     watch, cb, failing = WatchCB(), make(), fail_in(at, scopes, event, order)
-    learn = learner(watch, cb, failing)
+    learn = norm_learner(watch, cb, failing)
     with pytest.raises(ZeroDivisionError):
         learn.fit(3)
     assert same(tensors_of(learn.model), watch.tensors[2])
@@ -811,7 +790,7 @@ def test_error_in_validation_leaves_the_iterate_and_nothing_of_the_swap(make, sc
 
 def test_error_in_the_measuring_after_the_last_epoch_leaves_the_iterate(at):
     watch = WatchCB()
-    learn = learner(watch, SWACB(1), fail_in(at, MEASURING_LAST))
+    learn = norm_learner(watch, SWACB(1), fail_in(at, MEASURING_LAST))
     with pytest.raises(ZeroDivisionError):
         learn.fit(3, valid=False)
     assert same(tensors_of(learn.model), watch.tensors[2])
@@ -824,7 +803,7 @@ def test_error_in_training_leaves_the_iterate_and_the_average_at_hand(make, at):
             raise ZeroDivisionError
 
     watch, cb = WatchCB(), make()
-    learn = learner(watch, cb, at("after_batch", fail))
+    learn = norm_learner(watch, cb, at("after_batch", fail))
     with pytest.raises(ZeroDivisionError):
         learn.fit(3)
     assert same(params_of(learn.model), watch.steps[9])
@@ -846,7 +825,7 @@ def test_signal_leaves_the_iterate_and_the_average_at_hand(number, training, at,
             os.kill(os.getpid(), number)
 
     watch, ema = WatchCB(), EMACB(0.8)
-    learn = learner(watch, ema, at("after_loss", send))
+    learn = norm_learner(watch, ema, at("after_loss", send))
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         learn.fit(3)
     assert len(watch.steps) == (6 if training else 8)
@@ -869,18 +848,18 @@ def test_averaged_gives_the_iterate_back_after_an_error_inside_it(at):
             assert same(tensors_of(learn.model), inside)
         assert same(tensors_of(learn.model), before)
 
-    learner(EMACB(0.8), at("after_step", look)).fit(2)
+    norm_learner(EMACB(0.8), at("after_step", look)).fit(2)
 
 
 def test_averaged_needs_a_callback_that_averages():
-    learn = learner()
+    learn = norm_learner()
     with pytest.raises(RuntimeError, match=r"^averaged\(\): there is no average; expected SWACB or EMACB"):
         learn.averaged()
 
 
 def test_averaged_before_the_first_fit_has_nothing():
     with pytest.raises(RuntimeError, match=r"EMACB\(decay=0.9\) has averaged nothing yet"):
-        learner(EMACB(0.9)).averaged()
+        norm_learner(EMACB(0.9)).averaged()
 
 
 # Others look on ---------------------------------------------------------------------------------------
@@ -898,7 +877,7 @@ def test_validate_of_a_callback_is_of_the_average_inside_averaged_alone(at):
                 )
             found.append(loss_of(deepcopy(learn.model), learn.dls.valid))
 
-    learn = learner(SWACB(1), at("after_batch", look))
+    learn = norm_learner(SWACB(1), at("after_batch", look))
     learn.fit(3)
     (plain, average, by_hand), after = found
     assert average == pytest.approx(by_hand, rel=1e-6)
@@ -918,13 +897,15 @@ def test_predict_inside_averaged_gives_the_averages_predictions(at):
             with torch.no_grad():
                 found.append(torch.cat([model(x) for x, _ in learn.dls.valid]))
 
-    learner(EMACB(0.8), at("after_batch", look)).fit(2)
+    norm_learner(EMACB(0.8), at("after_batch", look)).fit(2)
     torch.testing.assert_close(*found)
 
 
 def test_predict_of_a_callback_between_epochs_has_a_row_for_each_sample(at):
     found = []
-    learn = learner(EMACB(0.8), at("after_epoch", lambda learn: found.append(learn.predict(learn.dls.valid))))
+    learn = norm_learner(
+        EMACB(0.8), at("after_epoch", lambda learn: found.append(learn.predict(learn.dls.valid)))
+    )
     learn.fit(2, valid=False)
     assert [len(preds) for preds in found] == [8, 8]
 
@@ -938,7 +919,7 @@ def test_validate_of_a_callback_between_epochs_is_of_the_iterate(at, event):
             rows.append(learn.validate()["loss"])
             by_hand.append(loss_of(deepcopy(learn.model), learn.dls.valid))
 
-    learner(EMACB(0.8), at(event, look)).fit(2)
+    norm_learner(EMACB(0.8), at(event, look)).fit(2)
     assert rows == pytest.approx(by_hand, rel=1e-6)
 
 
@@ -948,7 +929,7 @@ def test_callback_of_one_validation_sees_its_batches_alone(at):
     def look(learn):
         learn.validate(cbs=[at("after_predict", lambda learn: found.append(len(learn.preds)))])
 
-    learner(EMACB(0.8), at("after_epoch", look)).fit(1, valid=False)
+    norm_learner(EMACB(0.8), at("after_epoch", look)).fit(1, valid=False)
     assert found == [4, 4]
 
 
@@ -962,14 +943,14 @@ def test_validations_inside_validation_fire_in_pairs(at):
     def end(learn):
         depth[0] -= 1
 
-    learner(SWACB(1), at("before_validate", begin), at("cleanup_validate", end)).fit(2)
+    norm_learner(SWACB(1), at("before_validate", begin), at("cleanup_validate", end)).fit(2)
     assert depth == [0]
     assert seen == [(0, 1), (1, 1), (1, 1), (1, 2)]  # iterate, average, and its measuring inside of it
 
 
 def test_progress_shows_the_rows(at):
     out = StringIO()
-    learner(SWACB(1), ProgressCB(console=Console(file=out, width=200))).fit(2)
+    norm_learner(SWACB(1), ProgressCB(console=Console(file=out, width=200))).fit(2)
     assert out.getvalue().count("iterate") == 1
 
 
@@ -977,7 +958,7 @@ def test_early_stopping_restores_the_average_of_the_best_epoch(at):
     kept = []
     stop = EarlyStoppingCB("eval/loss", patience=1)
     keep = at("after_validate", lambda learn: kept.append((learn.scopes[-2], tensors_of(learn.model))), 75)
-    learn = learner(EMACB(0.5), stop, keep, lr=3.0)
+    learn = norm_learner(EMACB(0.5), stop, keep, lr=3.0)
     learn.fit(8)
     averages = [tensors for scope, tensors in kept if scope == "epoch"]
     evals = losses(learn, "eval")
@@ -993,20 +974,15 @@ def test_early_stopping_restores_the_iterate_of_an_epoch_before_the_first_averag
             learn.loss = learn.loss + 10
 
     watch, stop = WatchCB(), EarlyStoppingCB("eval/loss", patience=3)
-    learn = learner(watch, SWACB(2), stop, at("after_loss", spoil, -90))
+    learn = norm_learner(watch, SWACB(2), stop, at("after_loss", spoil, -90))
     learn.fit(4)
     assert stop.best_epoch < 2
     assert same(tensors_of(learn.model), watch.tensors[stop.best_epoch])
 
 
-@pytest.fixture
-def quick_files(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 def best_run(folder, *cbs, seed=1):
     check = CheckpointCB(folder, every_epochs=1, monitor="eval/loss", keep=9)
-    return learner(WatchCB(), EMACB(0.5), *cbs, check, lr=3.0, seed=seed, model=partial(norm_net, 0.2))
+    return norm_learner(WatchCB(), EMACB(0.5), *cbs, check, lr=3.0, seed=seed, model=partial(norm_net, 0.2))
 
 
 def test_best_checkpoint_has_the_averaged_weights_that_scored_best(tmp_path, quick_files, at):
@@ -1018,7 +994,7 @@ def test_best_checkpoint_has_the_averaged_weights_that_scored_best(tmp_path, qui
     best = min(evals, key=evals.get)
     assert best != 3
     averages = [tensors for scope, tensors in kept if scope == "epoch"]
-    fresh = learner(model=partial(norm_net, 0.2), seed=9)
+    fresh = norm_learner(model=partial(norm_net, 0.2), seed=9)
     fresh.load(tmp_path / "best.pt")
     assert same(tensors_of(fresh.model), averages[best])
     assert fresh.validate()["loss"] == evals[best]
@@ -1035,7 +1011,7 @@ def test_run_that_goes_on_from_the_best_or_the_newest_is_the_straight_run(tmp_pa
     path = {"best.pt": tmp_path / "b" / "best.pt", "newest": found[-1], "the one before": found[-2]}[name]
     learn = best_run(tmp_path / "c", seed=5)
     learn.fit(4, resume=path)
-    kept = [final(x, "CheckpointCB", "WatchCB") for x in (straight, learn)]
+    kept = [state_of(x, "CheckpointCB", "WatchCB") for x in (straight, learn)]
     assert not first_difference(*kept)
 
 
@@ -1105,8 +1081,8 @@ SCHEDULES = {
 def test_schedule_has_the_epochs_before_start_and_then_comes_swa_lr(name, opt_func):
     kwargs = {"param_groups": two_groups, "opt_func": opt_func}
     short, long = LrsCB(), LrsCB()
-    learner(short, SCHEDULES[name](), **kwargs).fit(3)
-    learn = learner(long, SCHEDULES[name](), SWACB(3, swa_lr=[0.02, 0.01]), **kwargs)
+    norm_learner(short, SCHEDULES[name](), **kwargs).fit(3)
+    learn = norm_learner(long, SCHEDULES[name](), SWACB(3, swa_lr=[0.02, 0.01]), **kwargs)
     learn.fit(5)
     assert long.lrs[:12] == short.lrs
     assert long.lrs[12:] == [[0.02, 0.01]] * 8
@@ -1119,7 +1095,7 @@ def test_schedule_has_the_epochs_before_start_and_then_comes_swa_lr(name, opt_fu
 @pytest.mark.parametrize("name", ["OneCycleLR", "CosineAnnealingLR by epochs", "plateau"])
 def test_preview_is_of_the_steps_before_start(name):
     recorder, schedule = RecorderCB(), SCHEDULES[name]()
-    learn = learner(recorder, schedule, SWACB(0.5, swa_lr=0.02))
+    learn = norm_learner(recorder, schedule, SWACB(0.5, swa_lr=0.02))
     preview = schedule.preview(learn, 4, values=[1.0, 1.0] if name == "plateau" else ())
     learn.fit(4)
     assert len(preview) == 8
@@ -1129,15 +1105,15 @@ def test_preview_is_of_the_steps_before_start(name):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_without_swa_lr_the_schedule_has_the_whole_fit(name):
     plain, averaged = LrsCB(), LrsCB()
-    learner(plain, SCHEDULES[name]()).fit(4)
-    learner(averaged, SCHEDULES[name](), SWACB(2)).fit(4)
+    norm_learner(plain, SCHEDULES[name]()).fit(4)
+    norm_learner(averaged, SCHEDULES[name](), SWACB(2)).fit(4)
     # The plateau sees other values in validation of an average, of which none is better by so much.
     assert averaged.lrs == plain.lrs
 
 
 def test_swa_lr_needs_no_schedule_and_goes_with_the_fit():
     lrs = LrsCB()
-    learn = learner(lrs, SWACB(1, swa_lr=0.02), param_groups=two_groups)
+    learn = norm_learner(lrs, SWACB(1, swa_lr=0.02), param_groups=two_groups)
     learn.fit(3)
     assert lrs.lrs == [[0.1, 0.05]] * 4 + [[0.02, 0.02]] * 8
     assert [group["lr"] for group in learn.opt.param_groups] == [0.1, 0.05]
@@ -1151,7 +1127,7 @@ def test_swa_lr_needs_no_schedule_and_goes_with_the_fit():
 def test_lr_is_annealed_from_where_it_stands(anneal, shares, start):
     lrs = LrsCB()
     swa = SWACB(start, swa_lr=[0.02, 0.25], anneal_epochs=2, anneal=anneal)
-    learner(lrs, swa, param_groups=two_groups).fit(start + 3)
+    norm_learner(lrs, swa, param_groups=two_groups).fit(start + 3)
     annealed = [[0.1 - 0.08 * share, 0.05 + 0.2 * share] for share in shares]
     expected = [[0.1, 0.05]] * 4 * start + annealed + [[0.02, 0.25]] * 4
     assert lrs.lrs == [pytest.approx(lr, rel=1e-12) for lr in expected]
@@ -1161,7 +1137,7 @@ def test_lr_is_annealed_from_where_it_stands(anneal, shares, start):
 def test_lr_is_annealed_from_the_last_value_of_the_schedule():
     lrs = LrsCB()
     swa = SWACB(2, swa_lr=0.02, anneal_epochs=1, anneal="linear")
-    learner(lrs, ScheduleCB("lr", lambda step: 1 - step / 10), swa).fit(3)
+    norm_learner(lrs, ScheduleCB("lr", lambda step: 1 - step / 10), swa).fit(3)
     # The 8th step used 0.1 * (1 - 0.7); 0.03 goes to 0.02 in 4 steps.
     assert [lr for (lr,) in lrs.lrs[7:]] == pytest.approx([0.03, 0.03, 0.0275, 0.025, 0.0225])
 
@@ -1169,7 +1145,7 @@ def test_lr_is_annealed_from_the_last_value_of_the_schedule():
 def test_annealing_counts_optimizer_steps():
     lrs = LrsCB()
     swa = SWACB(1, swa_lr=0.02, anneal_epochs=1, anneal="linear")
-    learner(lrs, swa, GradientAccumulationCB(2), n_train=5).fit(3)
+    norm_learner(lrs, swa, GradientAccumulationCB(2), n_train=5).fit(3)
     assert [lr for (lr,) in lrs.lrs] == pytest.approx(
         [0.1] * 3 + [0.1 - 0.08 * i / 3 for i in range(3)] + [0.02] * 3
     )
@@ -1180,14 +1156,14 @@ def test_lr_after_a_fit_that_failed_is_as_before_it(at):
         if learn.epoch == 2:
             raise ZeroDivisionError
 
-    learn = learner(SWACB(1, swa_lr=0.02), at("after_step", fail))
+    learn = norm_learner(SWACB(1, swa_lr=0.02), at("after_step", fail))
     with pytest.raises(ZeroDivisionError):
         learn.fit(3)
     assert learn.opt.param_groups[0]["lr"] == 0.1
 
 
 def test_lr_that_is_a_tensor_is_set_in_place():
-    learn = learner(
+    learn = norm_learner(
         SWACB(1, swa_lr=0.02),
         opt_func=lambda p, lr: AdamW(p, torch.tensor(lr), capturable=False, foreach=False),
     )
@@ -1208,12 +1184,12 @@ def test_loader_without_a_length_has_its_schedule_until_start():
 
     lrs = LrsCB()
     schedule = BatchSchedulerCB(LambdaLR, lr_lambda=lambda step: 1 / (1 + step))
-    learner(lrs, schedule, SWACB(1, swa_lr=0.02), train=NoLength).fit(2)
+    norm_learner(lrs, schedule, SWACB(1, swa_lr=0.02), train=NoLength).fit(2)
     assert [lr for (lr,) in lrs.lrs] == pytest.approx([0.1, 0.1 / 2, 0.1 / 3, 0.1 / 4, *[0.02] * 4])
 
 
 def test_lr_of_groups_that_no_schedule_rules_is_after_the_fit_as_before_it():
-    learn = learner(ScheduleCB("lr", cosine, group=0), SWACB(1, swa_lr=0.02), param_groups=two_groups)
+    learn = norm_learner(ScheduleCB("lr", cosine, group=0), SWACB(1, swa_lr=0.02), param_groups=two_groups)
     learn.fit(2)
     assert [group["lr"] for group in learn.opt.param_groups] == [0.1, 0.05]
 
@@ -1221,9 +1197,9 @@ def test_lr_of_groups_that_no_schedule_rules_is_after_the_fit_as_before_it():
 @pytest.mark.parametrize("schedule", [{1: 0.5}, lambda step: 1 - step / 100], ids=["table", "function"])
 def test_schedule_of_the_momentum_goes_on_where_swa_rules_the_lr(schedule):
     plain, averaged = LrsCB(), LrsCB()
-    learner(plain, ScheduleCB("momentum", schedule)).fit(4)
+    norm_learner(plain, ScheduleCB("momentum", schedule)).fit(4)
     steps = BatchSchedulerCB(LambdaLR, lr_lambda=lambda step: 1.0)
-    learner(averaged, ScheduleCB("momentum", schedule), steps, SWACB(2, swa_lr=0.02)).fit(4)
+    norm_learner(averaged, ScheduleCB("momentum", schedule), steps, SWACB(2, swa_lr=0.02)).fit(4)
     assert averaged.momenta == plain.momenta
 
 
@@ -1231,7 +1207,7 @@ def test_schedule_of_the_momentum_goes_on_where_swa_rules_the_lr(schedule):
 
 
 def fitted(make, model=norm_net, *cbs, **kwargs):
-    learn = learner(make(), *cbs, model=model, **kwargs)
+    learn = norm_learner(make(), *cbs, model=model, **kwargs)
     learn.fit(3)
     return learn
 
@@ -1264,7 +1240,7 @@ def test_measuring_breaks_no_graph_and_compiles_none():
     def compiled(*cbs):
         torch.compiler.reset()
         counters.clear()
-        learner(*cbs, CompileCB(backend="eager")).fit(3)
+        norm_learner(*cbs, CompileCB(backend="eager")).fit(3)
         return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
 
     assert compiled(SWACB(1)) == compiled() == (2, 0)
@@ -1273,7 +1249,7 @@ def test_measuring_breaks_no_graph_and_compiles_none():
 @BOTH
 def test_second_fit_starts_an_average_of_its_own_from_the_first_ones(make):
     watch, cb = WatchCB(), make()
-    learn = learner(watch, cb)
+    learn = norm_learner(watch, cb)
     learn.fit(2)
     first = params_of(learn.model)
     watch.steps, watch.epochs = [], []
@@ -1289,7 +1265,7 @@ def test_second_fit_starts_an_average_of_its_own_from_the_first_ones(make):
 @BOTH
 def test_callback_of_one_fit_is_gone_after_it(make):
     cb = make()
-    learn = learner()
+    learn = norm_learner()
     learn.fit(3, cbs=[cb])
     assert same(params_of(learn.model), cb.state_dict()["averages"])
     with pytest.raises(RuntimeError, match="there is no average"):
@@ -1300,7 +1276,7 @@ def test_callback_of_one_fit_is_gone_after_it(make):
 
 def test_lr_find_and_validation_alone_leave_the_average_alone():
     ema = EMACB(0.8)
-    learn = learner(ema)
+    learn = norm_learner(ema)
     learn.fit(2)
     before, averages = tensors_of(learn.model), deepcopy(ema.state_dict())
     learn.lr_find(n_steps=10)
@@ -1316,17 +1292,14 @@ def test_cancelled_training_of_an_epoch_is_not_in_the_average_of_epochs(at):
             raise CancelTrainException
 
     watch, swa = WatchCB(), SWACB(1)
-    learn = learner(watch, swa, at("after_batch", cancel))
+    learn = norm_learner(watch, swa, at("after_batch", cancel))
     learn.fit(4)
     assert swa.n_averaged == 2
     assert_near(params_of(learn.model), mean_by_torch(watch.epochs[1:]))
 
 
 def syncs(n_train, *cbs):
-    learn = learner(*cbs, n_train=n_train)
-    with SyncCounter() as counter:
-        learn.fit(2)
-    return counter.n
+    return syncs_in_fit(norm_learner(*cbs, n_train=n_train), 2)
 
 
 @pytest.mark.parametrize("name", AVERAGES)
@@ -1418,7 +1391,7 @@ def test_base_class_averages_nothing():
 )
 def test_plan_that_cannot_be_meant_is_refused_before_training(cbs, message, at):
     batches = []
-    learn = learner(*cbs, at("before_batch", batches.append))
+    learn = norm_learner(*cbs, at("before_batch", batches.append))
     before = tensors_of(learn.model)
     with pytest.raises(ValueError, match=message):
         learn.fit(4)
@@ -1429,7 +1402,7 @@ def test_plan_that_cannot_be_meant_is_refused_before_training(cbs, message, at):
 
 def test_average_given_to_the_fit_beside_one_of_the_learner_is_refused():
     with pytest.raises(ValueError, match="validation can see one average; expected one of them"):
-        learner(EMACB()).fit(2, cbs=[SWACB()])
+        norm_learner(EMACB()).fit(2, cbs=[SWACB()])
 
 
 def test_annealing_needs_a_loader_with_a_length(make_learner):

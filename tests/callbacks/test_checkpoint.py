@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SyncCounter
 from rich.console import Console
+from toolbox import CountCB, Scripted, SyncCounter, fail_at, names_in, scripted
 from torch import nn
 from torch.nn.parallel import DataParallel
 from torch.optim import SGD
@@ -34,10 +34,7 @@ from minilearn.checkpoint import capture, checkpoints_in, position_of, read
 from minilearn.files import write_torch
 from minilearn.state import first_difference
 
-
-@pytest.fixture(autouse=True)
-def quick_files(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
+pytestmark = pytest.mark.usefixtures("quick_files")
 
 
 @pytest.fixture
@@ -53,24 +50,12 @@ def writes(monkeypatch):
     return names
 
 
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 def train(epoch, batch=0):
     return f"epoch-{epoch:04d}-train-{batch:06d}.pt"
 
 
 def valid(epoch, batch):
     return f"epoch-{epoch:04d}-valid-{batch:06d}.pt"
-
-
-def fail_at(step):
-    def fail(learn):
-        if learn.training and learn.n_steps == step:
-            raise ZeroDivisionError
-
-    return fail
 
 
 # When and where ---------------------------------------------------------------------------------------
@@ -281,14 +266,6 @@ def test_loader_of_a_validation_inside_of_the_fit_does_not_matter(make_learner, 
 # What is in a file ------------------------------------------------------------------------------------
 
 
-class CountCB(Callback):
-    def __init__(self, start=0):
-        self.n = start
-
-    def after_step(self, learn):
-        self.n += 1
-
-
 def test_file_has_the_state_at_its_place(make_learner, tmp_path):
     learn = make_learner(n_batches=3, cbs=[MetricsCB(), CheckpointCB(tmp_path, every_steps=2, keep=9)])
     learn.fit(2)
@@ -380,27 +357,6 @@ def test_ordinary_step_waits_for_no_device_and_captures_nothing(make_learner, tm
 # The best ---------------------------------------------------------------------------------------------
 
 
-class Scripted:
-    """A metric whose values are given, one for each epoch; 0 in training."""
-
-    def __init__(self, values):
-        self.values, self.n = values, 0
-
-    def reset(self):
-        pass
-
-    def update(self, preds, target):
-        pass
-
-    def compute(self):
-        self.n += 1
-        return 0.0 if self.n % 2 else self.values[self.n // 2 - 1]
-
-
-def scripted(*values):
-    return MetricsCB(score=Scripted(list(values)))
-
-
 @pytest.mark.parametrize(
     ("mode", "values", "n_writes", "best_epoch"),
     [
@@ -422,7 +378,7 @@ def test_file_of_the_best_epoch_is_kept(
     weights = []
     keep = at("after_epoch", lambda learn: weights.append(learn.model.weight.detach().clone()))
     cb = CheckpointCB(tmp_path, every_epochs=9, monitor="score", mode=mode)
-    make_learner(cbs=[scripted(*values), keep, cb]).fit(3)
+    make_learner(cbs=[scripted(values), keep, cb]).fit(3)
     assert writes.count("best.pt") == n_writes
     assert cb.best == (None if best_epoch is None else values[best_epoch])
     if best_epoch is None:
@@ -453,7 +409,7 @@ def test_epoch_that_ends_the_fit_may_be_the_best(make_learner, at, tmp_path, who
     if who == "EarlyStoppingCB":
         stop = EarlyStoppingCB("score", patience=1, mode="min", min_delta=9)
     cb = CheckpointCB(tmp_path, monitor="score", mode="min")
-    learn = make_learner(cbs=[scripted(3, 2, 1), keep, stop, cb])
+    learn = make_learner(cbs=[scripted([3, 2, 1]), keep, stop, cb])
     learn.fit(3)
     assert learn.n_epochs_trained == 2
     assert (cb.best, read(tmp_path / "best.pt")["position"]["epoch"]) == (2, 2)
@@ -462,7 +418,7 @@ def test_epoch_that_ends_the_fit_may_be_the_best(make_learner, at, tmp_path, who
 
 def test_best_of_several_fits_is_the_best_of_all(make_learner, tmp_path, writes):
     cb = CheckpointCB(tmp_path, monitor="score", mode="min")
-    learn = make_learner(cbs=[scripted(2, 3, 1), cb])
+    learn = make_learner(cbs=[scripted([2, 3, 1]), cb])
     learn.fit()
     learn.fit()
     assert (cb.best, writes.count("best.pt")) == (2, 1)
@@ -473,9 +429,7 @@ def test_best_of_several_fits_is_the_best_of_all(make_learner, tmp_path, writes)
 @pytest.mark.parametrize(("values", "best"), [((2, 3, 4), 2), ((2, 3, 1), 1)])
 def test_best_is_known_to_a_resumed_run(make_learner, at, tmp_path, values, best):
     def make(*cbs):
-        return make_learner(
-            cbs=[scripted(*values), CheckpointCB(tmp_path, monitor="score", mode="min"), *cbs]
-        )
+        return make_learner(cbs=[scripted(values), CheckpointCB(tmp_path, monitor="score", mode="min"), *cbs])
 
     with pytest.raises(ZeroDivisionError):
         make(at("before_batch", fail_at(3))).fit(3)
@@ -487,9 +441,9 @@ def test_best_is_known_to_a_resumed_run(make_learner, at, tmp_path, values, best
 
 
 def test_best_may_be_gone_on_from(make_learner, tmp_path):
-    learn = make_learner(cbs=[scripted(2, 1, 3), CheckpointCB(tmp_path / "a", monitor="score", mode="min")])
+    learn = make_learner(cbs=[scripted([2, 1, 3]), CheckpointCB(tmp_path / "a", monitor="score", mode="min")])
     learn.fit(3)
-    again = make_learner(cbs=[scripted(2, 1, 3), CheckpointCB(tmp_path / "b", monitor="score", mode="min")])
+    again = make_learner(cbs=[scripted([2, 1, 3]), CheckpointCB(tmp_path / "b", monitor="score", mode="min")])
     again.fit(3, resume=tmp_path / "a" / "best.pt")
     assert torch.equal(again.model.weight, learn.model.weight)
     assert again.cbs[-1].best == 1
@@ -826,7 +780,7 @@ def test_optimizer_without_state_dict_is_refused(refused, bare_sgd):
     ],
 )
 def test_what_cannot_be_monitored_is_refused(refused, tmp_path, kwargs, message):
-    refused(ValueError, message, scripted(1), checkpoint=CheckpointCB(tmp_path / "a", **kwargs))
+    refused(ValueError, message, scripted([1]), checkpoint=CheckpointCB(tmp_path / "a", **kwargs))
 
 
 class AverageCB(Callback):

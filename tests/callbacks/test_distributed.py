@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import distributed_worker as worker
 import pytest
 import torch
+from toolbox import untimed_rows
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -255,10 +256,10 @@ def test_only_the_first_process_shows_progress(two):
 
 
 def test_without_torchrun_it_changes_nothing(alone):
-    learn = worker.learner()
+    learn = worker.shared_learner()
     learn.remove_cb(learn.cbs[-1])
     learn.fit(2)
-    rows = [{k: v for k, v in row.items() if k != "time_s"} for row in learn.history]
+    rows = untimed_rows(learn)
     assert rows == alone["plain"]["rows"][:4]
 
 
@@ -310,13 +311,13 @@ def test_arguments_are_checked():
 
 
 def test_a_class_that_the_model_lacks_is_refused_with_one_process_too():
-    learn = worker.learner(shard=nn.LSTM)
+    learn = worker.shared_learner(shard=nn.LSTM)
     with pytest.raises(ValueError, match=r"LSTM.*: the model has no such module"):
         learn.fit(1)
 
 
 def test_several_processes_without_it_are_warned_of(monkeypatch):
-    learn = worker.learner()
+    learn = worker.shared_learner()
     learn.remove_cb(learn.cbs[-1])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.warns(UserWarning, match="WORLD_SIZE is 2, so 2 processes were started, but there is no Dis"):
@@ -331,7 +332,7 @@ def test_waiting_for_others_in_vain_says_so(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(RuntimeError, match="wait timeout") as caught:
-        worker.learner().fit(1)
+        worker.shared_learner().fit(1)
     assert "process 0 of 2 waited up to 600 s for the others" in "".join(caught.value.__notes__)
 
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import StopCB, StoppedError, SyncCounter
+from toolbox import StopCB, SyncCounter, make_learner, state_of, stop, tanh_net
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
@@ -18,7 +18,6 @@ from minilearn import (
     CancelBatchException,
     CancelStepException,
     CheckpointCB,
-    DataLoaders,
     GradientAccumulationCB,
     GradientClippingCB,
     Learner,
@@ -26,26 +25,15 @@ from minilearn import (
     MixedPrecisionCB,
     RecorderCB,
     ScheduleCB,
-    TensorLoader,
 )
-from minilearn.checkpoint import capture, position_of
 from minilearn.state import first_difference
 
 OPTS = {"SGD with momentum": partial(SGD, momentum=0.9), "Adam": Adam}
 
 
-def learner(n=24, bs=4, cbs=None, seed=0, n_valid=0, shuffle=False, **kwargs):
-    """Make a Learner of a small net on n samples of 3 features, always the same."""
-    rng = torch.Generator().manual_seed(seed)
-    x = torch.randn(n + n_valid, 3, generator=rng)
-    y = (x.sum(1) > 0).long()
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=rng))
-    valid = TensorLoader(x[n:], y[n:], bs=4) if n_valid else None
-    dls = DataLoaders(TensorLoader(x[:n], y[:n], bs=bs, shuffle=shuffle, seed=1), valid)
-    return Learner(model, dls, **{"cbs": cbs, "lr": 0.1, "default_cbs": False} | kwargs)
+def tanh_learner(n=24, n_valid=0, **kwargs):
+    """Make a learner of tanh_net on n samples; n_valid: batches."""
+    return make_learner(n=n, n_valid=n_valid, model=tanh_net(), **kwargs)
 
 
 def weights(learn):
@@ -59,8 +47,8 @@ def weights(learn):
 @pytest.mark.parametrize("n", [24, 20, 22, 13, 25], ids="n={}".format)
 def test_k_batches_step_as_one_large_batch(opt, n):
     # 24: two whole groups of 3; 20: the last group has 2; 22, 13 and 25: the last batch is smaller too.
-    large = learner(n, bs=12, opt_func=OPTS[opt])
-    small = learner(n, bs=4, opt_func=OPTS[opt], cbs=GradientAccumulationCB(3))
+    large = tanh_learner(n, bs=12, opt_func=OPTS[opt])
+    small = tanh_learner(n, bs=4, opt_func=OPTS[opt], cbs=GradientAccumulationCB(3))
     large.fit(3)
     small.fit(3)
     assert small.n_steps == large.n_steps == 3 * math.ceil(n / 12)
@@ -73,7 +61,7 @@ def test_gradients_of_unlike_batches_count_by_their_samples(at):
         grads.append(torch.cat([p.grad.flatten() for p in learn.model.parameters()]))
 
     sizes, grads = [1, 4, 2], []
-    source = learner(7, bs=7)
+    source = tanh_learner(7, bs=7)
     xb, yb = next(iter(source.dls.train))
     batches = list(zip(xb.split(sizes), yb.split(sizes), strict=True))
     cbs = [GradientAccumulationCB(3), at("before_step", keep)]
@@ -85,8 +73,8 @@ def test_gradients_of_unlike_batches_count_by_their_samples(at):
 
 def test_bfloat16_gathers_the_mean_too():
     for cbs in ([], [GradientClippingCB(0.5)]):
-        large = learner(bs=12, opt_func=SGD, cbs=[MixedPrecisionCB(), *cbs])
-        small = learner(bs=4, opt_func=SGD, cbs=[MixedPrecisionCB(), GradientAccumulationCB(3), *cbs])
+        large = tanh_learner(bs=12, opt_func=SGD, cbs=[MixedPrecisionCB(), *cbs])
+        small = tanh_learner(bs=4, opt_func=SGD, cbs=[MixedPrecisionCB(), GradientAccumulationCB(3), *cbs])
         large.fit(2)
         small.fit(2)
         # bfloat16 has 8 bits; the sums over a batch are rounded to them.
@@ -94,7 +82,7 @@ def test_bfloat16_gathers_the_mean_too():
 
 
 def test_one_batch_a_step_is_plain_training():
-    plain, one = learner(n=10), learner(n=10, cbs=GradientAccumulationCB(1))
+    plain, one = tanh_learner(n=10), tanh_learner(n=10, cbs=GradientAccumulationCB(1))
     plain.fit(2)
     one.fit(2)
     assert torch.equal(weights(one), weights(plain))
@@ -103,7 +91,7 @@ def test_one_batch_a_step_is_plain_training():
 def test_weights_stand_still_between_steps(at):
     seen = []
     look = at("after_batch", lambda learn: seen.append(weights(learn)))
-    learner(cbs=[GradientAccumulationCB(2), look]).fit()
+    tanh_learner(cbs=[GradientAccumulationCB(2), look]).fit()
     assert [torch.equal(a, b) for a, b in pairwise(seen)] == [False, True] * 2 + [False]
 
 
@@ -120,9 +108,9 @@ def test_cancelled_batch_is_not_counted(at, event):
         at(event, cancel),
         at("before_step", lambda x: steps.append(x.batch_idx)),
     ]
-    learn = learner(cbs=cbs, opt_func=SGD)
+    learn = tanh_learner(cbs=cbs, opt_func=SGD)
     xs, ys = learn.dls.train.tensors
-    other = learner(opt_func=SGD)
+    other = tanh_learner(opt_func=SGD)
     groups = [[*range(4), *range(8, 12)], list(range(12, 20)), list(range(20, 24))]
     other.dls.train = [(xs[i], ys[i]) for i in groups]
     learn.fit()
@@ -140,9 +128,9 @@ def test_batch_cancelled_before_its_backward_weighs_nothing(at, event, cancelled
         if event == "backward":
             learn.loss.backward()
 
-    learn = learner(16, cbs=[GradientAccumulationCB(2), at(event, cancel)], opt_func=SGD)
+    learn = tanh_learner(16, cbs=[GradientAccumulationCB(2), at(event, cancel)], opt_func=SGD)
     xs, ys = learn.dls.train.tensors
-    other = learner(16, opt_func=SGD)
+    other = tanh_learner(16, opt_func=SGD)
     left = [i for i in range(16) if i // 4 != cancelled]
     groups = [left[:8], left[8:]]
     other.dls.train = [(xs[i], ys[i]) for i in groups]
@@ -158,7 +146,8 @@ def test_gradients_of_a_broken_off_fit_are_not_in_the_next(at):
             raise KeyboardInterrupt
 
     cb = GradientAccumulationCB(2)
-    learn, straight = learner(cbs=cb, opt_func=SGD), learner(cbs=GradientAccumulationCB(2), opt_func=SGD)
+    learn = tanh_learner(cbs=cb, opt_func=SGD)
+    straight = tanh_learner(cbs=GradientAccumulationCB(2), opt_func=SGD)
     with pytest.raises(KeyboardInterrupt):
         learn.fit(cbs=[at("after_batch", stop)])
     learn.fit()
@@ -173,7 +162,7 @@ def test_events_of_the_step_fire_once_a_group(at):
     seen = []
     names = ["before_step", "after_step", "cleanup_step", "after_backward", "after_batch"]
     cbs = [at(name, lambda learn, name=name: seen.append((learn.batch_idx, name))) for name in names]
-    learn = learner(20, cbs=[GradientAccumulationCB(2), *cbs])  # 5 batches
+    learn = tanh_learner(20, cbs=[GradientAccumulationCB(2), *cbs])  # 5 batches
     learn.fit()
     for name in names[:3]:
         assert [i for i, seen_name in seen if seen_name == name] == [1, 3, 4]
@@ -188,14 +177,14 @@ def test_gradients_are_cleared_once_a_group(at):
         seen.append(learn.batch_idx)
         learn.opt.zero_grad()
 
-    learner(20, cbs=[GradientAccumulationCB(2), at("zero_grad", zero_grad)]).fit()
+    tanh_learner(20, cbs=[GradientAccumulationCB(2), at("zero_grad", zero_grad)]).fit()
     assert seen == [1, 3, 4]
 
 
 def test_is_gathering_says_whether_a_step_is_to_come(at):
     seen = []
     look = at("after_batch", lambda learn: seen.append(learn.is_gathering))
-    learn = learner(20, cbs=[GradientAccumulationCB(3), look])
+    learn = tanh_learner(20, cbs=[GradientAccumulationCB(3), look])
     learn.fit()
     assert seen == [True, True, False, True, False]
     learn.fit()
@@ -208,9 +197,9 @@ def test_users_before_step_sees_the_mean_of_the_group(at):
         GradientAccumulationCB(2),
         at("before_step", lambda x: grads.append(x.model[0].weight.grad.clone())),
     ]
-    learn = learner(8, cbs=cbs, opt_func=SGD)
+    learn = tanh_learner(8, cbs=cbs, opt_func=SGD)
     xb, yb = learn.dls.train.tensors
-    copy = learner(8).model
+    copy = tanh_learner(8).model
     F.cross_entropy(copy(xb), yb).backward()
     learn.fit()
     torch.testing.assert_close(grads, [copy[0].weight.grad])
@@ -220,7 +209,7 @@ def test_reported_loss_is_that_of_each_batch(at):
     losses = []
     cbs = [MetricsCB(), at("after_batch", lambda learn: losses.append(learn.loss.item()))]
     recorder = RecorderCB(loss="learn.loss")
-    learn = learner(8, bs=4, lr=0.0, cbs=[*cbs, recorder, GradientAccumulationCB(2)])
+    learn = tanh_learner(8, bs=4, lr=0.0, cbs=[*cbs, recorder, GradientAccumulationCB(2)])
     learn.fit()
     xs, ys = learn.dls.train.tensors
     expected = [F.cross_entropy(learn.model(xs[i : i + 4]), ys[i : i + 4]).item() for i in (0, 4)]
@@ -232,15 +221,15 @@ def test_reported_loss_is_that_of_each_batch(at):
 def test_validation_gathers_nothing(at):
     seen = []
     cbs = [GradientAccumulationCB(2), at("after_train", lambda learn: learn.validate())]
-    learn = learner(n_valid=12, cbs=[*cbs, at("before_step", lambda learn: seen.append(learn.training))])
+    learn = tanh_learner(n_valid=3, cbs=[*cbs, at("before_step", lambda learn: seen.append(learn.training))])
     learn.fit(2)
     assert seen == [True] * 6
 
 
 def test_validation_in_the_middle_of_a_group_changes_nothing(at):
-    plain = learner(n_valid=12, cbs=GradientAccumulationCB(2))
-    learn = learner(
-        n_valid=12, cbs=[GradientAccumulationCB(2), at("after_batch", lambda x: x.training and x.validate())]
+    plain = tanh_learner(n_valid=3, cbs=GradientAccumulationCB(2))
+    learn = tanh_learner(
+        n_valid=3, cbs=[GradientAccumulationCB(2), at("after_batch", lambda x: x.training and x.validate())]
     )
     plain.fit()
     learn.fit()
@@ -251,7 +240,7 @@ def test_validation_in_the_middle_of_a_group_changes_nothing(at):
 
 
 def test_total_steps_are_those_of_the_optimizer():
-    learn = learner(20, cbs=GradientAccumulationCB(2))
+    learn = tanh_learner(20, cbs=GradientAccumulationCB(2))
     learn.fit(3)
     assert (learn.epoch_steps, learn.total_steps, learn.n_steps) == ([3, 3, 3], 9, 9)
 
@@ -259,9 +248,9 @@ def test_total_steps_are_those_of_the_optimizer():
 def test_schedule_follows_the_steps_of_the_optimizer():
     recorder, plain = RecorderCB(), RecorderCB()
     cb = BatchSchedulerCB(OneCycleLR)
-    learn = learner(20, bs=4, cbs=[GradientAccumulationCB(2), cb, recorder])
+    learn = tanh_learner(20, bs=4, cbs=[GradientAccumulationCB(2), cb, recorder])
     learn.fit(2)
-    learner(20, bs=8, cbs=[BatchSchedulerCB(OneCycleLR), plain]).fit(2)
+    tanh_learner(20, bs=8, cbs=[BatchSchedulerCB(OneCycleLR), plain]).fit(2)
     assert recorder.recs["lr"] == plain.recs["lr"]
     assert recorder.recs["lr"] == pytest.approx(cb.preview(learn, 2))
     assert recorder.recs["lr"][-1] == pytest.approx(0.1 / 25 / 1e4)
@@ -269,15 +258,15 @@ def test_schedule_follows_the_steps_of_the_optimizer():
 
 def test_schedule_cb_follows_the_steps_too():
     recorder = RecorderCB()
-    learner(cbs=[GradientAccumulationCB(3), ScheduleCB("lr", lambda step: 0.5**step), recorder]).fit(2)
+    tanh_learner(cbs=[GradientAccumulationCB(3), ScheduleCB("lr", lambda step: 0.5**step), recorder]).fit(2)
     assert recorder.recs["lr"] == pytest.approx([0.1, 0.05, 0.025, 0.0125])
 
 
 @pytest.mark.parametrize("opt", OPTS)
 def test_batch_size_that_changes_is_planned_and_counted(opt):
     # 20 samples: 5 batches of 4, then 3 of 8 (8, 8, 4), in groups of 2: 3 steps, then 2.
-    learn = learner(20, cbs=[BatchSizeCB({1: 8}), GradientAccumulationCB(2)], opt_func=OPTS[opt])
-    large = learner(20, bs=8, cbs=BatchSizeCB({1: 16}), opt_func=OPTS[opt])
+    learn = tanh_learner(20, cbs=[BatchSizeCB({1: 8}), GradientAccumulationCB(2)], opt_func=OPTS[opt])
+    large = tanh_learner(20, bs=8, cbs=BatchSizeCB({1: 16}), opt_func=OPTS[opt])
     learn.fit(2)
     large.fit(2)
     assert (learn.epoch_steps, learn.n_steps) == ([3, 2], 5)
@@ -286,49 +275,38 @@ def test_batch_size_that_changes_is_planned_and_counted(opt):
 
 def test_averages_count_steps_of_the_optimizer():
     ema, swa = EMACB(0.5), SWACB(0, every_steps=2)
-    learner(20, cbs=[GradientAccumulationCB(2), ema]).fit(2)
-    learner(20, cbs=[GradientAccumulationCB(2), swa]).fit(2)
+    tanh_learner(20, cbs=[GradientAccumulationCB(2), ema]).fit(2)
+    tanh_learner(20, cbs=[GradientAccumulationCB(2), swa]).fit(2)
     assert ema.n_averaged == 1 + 6
     assert swa.n_averaged == 3
 
 
 def test_lr_find_takes_a_step_at_each_batch():
-    learn = learner(cbs=GradientAccumulationCB(2))
+    learn = tanh_learner(cbs=GradientAccumulationCB(2))
     assert len(learn.lr_find(n_steps=12, diverge=1e9).lrs) == 12  # 6 batches an epoch
 
 
 # Resume -----------------------------------------------------------------------------------------------
 
 
-def state_of(learn):
-    saved = capture(learn, position_of(learn))
-    for name in ("run", "cbs"):
-        saved.pop(name)
-    saved["fit"].pop("index")
-    return saved
-
-
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize(
-    "stop", [1, 2, 3, 5, 6, 7, 9]
-)  # of 5 batches in groups of 3, and a rest at the epoch
-def test_run_resumed_in_the_middle_of_a_group_is_the_straight_run(tmp_path, stop, bf16):
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 7, 9])  # of 5 batches in groups of 3, and a rest at the epoch
+def test_run_resumed_in_the_middle_of_a_group_is_the_straight_run(tmp_path, n, bf16):
     def new(*cbs, folder=tmp_path):
         tools = [GradientAccumulationCB(3), GradientClippingCB(0.5), BatchSchedulerCB(OneCycleLR)]
         tools += [CheckpointCB(folder, every_minutes=1e-9), *[MixedPrecisionCB()] * bf16]
-        return learner(18, cbs=[*tools, *cbs], shuffle=True, opt_func=partial(SGD, momentum=0.9))
+        return tanh_learner(18, cbs=[*tools, *cbs], shuffle=True, opt_func=partial(SGD, momentum=0.9))
 
     straight = new(folder=tmp_path / "straight")
     straight.fit(2)
-    with pytest.raises(StoppedError):
-        new(StopCB(stop)).fit(2)
+    stop(new(StopCB(n)))
     resumed = new()
     resumed.fit(2, resume=True)
     assert first_difference(state_of(straight), state_of(resumed)) == ""
 
 
 def test_verify_resume_finds_no_difference_in_a_gathered_run():
-    learn = learner(22, cbs=[GradientAccumulationCB(3), GradientClippingCB()], shuffle=True)
+    learn = tanh_learner(22, cbs=[GradientAccumulationCB(3), GradientClippingCB()], shuffle=True)
     assert "the same bit for bit" in learn.verify_resume(n_epochs=2)
 
 
@@ -346,7 +324,7 @@ def test_number_of_batches_is_whole(n):
 @pytest.mark.parametrize("others", [[], [BatchSchedulerCB(OneCycleLR)]])
 def test_more_batches_than_an_epoch_has_are_refused_before_training(at, others):
     batches = []
-    learn = learner(20, cbs=[GradientAccumulationCB(6), at("before_batch", batches.append), *others])
+    learn = tanh_learner(20, cbs=[GradientAccumulationCB(6), at("before_batch", batches.append), *others])
     with pytest.raises(ValueError, match=r"GradientAccumulationCB\(6\): an epoch has 5 batches"):
         learn.fit()
     assert batches == []
@@ -359,7 +337,7 @@ def test_batch_size_that_leaves_too_few_batches_is_refused_before_training(at):
     with pytest.raises(
         ValueError, match="an epoch has 2 batches: expected at most as many; is the batch size"
     ):
-        learner(24, cbs=cbs).fit(2)
+        tanh_learner(24, cbs=cbs).fit(2)
     assert batches == []
 
 
@@ -369,7 +347,7 @@ def test_loader_without_length_is_refused_before_training(at):
             yield torch.ones(2, 3), torch.tensor([0, 1])
 
     batches = []
-    learn = learner(cbs=[GradientAccumulationCB(2), at("before_batch", batches.append)])
+    learn = tanh_learner(cbs=[GradientAccumulationCB(2), at("before_batch", batches.append)])
     learn.dls.train = Endless()
     with pytest.raises(TypeError, match=r"GradientAccumulationCB\(2\): the train loader has no length"):
         learn.fit()
@@ -382,12 +360,12 @@ def test_two_of_them_are_refused_before_training(at):
     with pytest.raises(
         ValueError, match=r"GradientAccumulationCB\(2\) and GradientAccumulationCB\(3\): expected one"
     ):
-        learner(cbs=cbs).fit()
+        tanh_learner(cbs=cbs).fit()
     assert batches == []
 
 
 def test_validation_alone_asks_for_nothing():
-    learn = learner(4, n_valid=4, cbs=[GradientAccumulationCB(9), MetricsCB()])
+    learn = tanh_learner(4, n_valid=1, cbs=[GradientAccumulationCB(9), MetricsCB()])
     assert learn.validate()["loss"] > 0
 
 
@@ -404,14 +382,14 @@ def test_norm_of_the_gradients_of_a_step_is_at_most_max_norm(at, norm_type):
     clip = GradientClippingCB(0.1, norm_type)
     before = at("before_step", lambda learn: norms.append(norm_of(learn, norm_type)))
     after = at("before_step", lambda learn: norms.append(norm_of(learn, norm_type)), order=46)
-    learner(4, cbs=[before, clip, after]).fit()
+    tanh_learner(4, cbs=[before, clip, after]).fit()
     assert norms[0] > 0.1
     assert norms[1] == pytest.approx(0.1, rel=1e-4)  # torch divides by norm + 1e-6
     assert clip.norm.item() == pytest.approx(norms[0])
 
 
 def test_clipping_is_torchs():
-    learn, plain = learner(4, cbs=GradientClippingCB(0.3), opt_func=SGD), learner(4)
+    learn, plain = tanh_learner(4, cbs=GradientClippingCB(0.3), opt_func=SGD), tanh_learner(4)
     F.cross_entropy(plain.model(plain.dls.train.tensors[0]), plain.dls.train.tensors[1]).backward()
     norm = nn.utils.clip_grad_norm_(plain.model.parameters(), 0.3)
     SGD(plain.model.parameters(), 0.1).step()
@@ -421,7 +399,7 @@ def test_clipping_is_torchs():
 
 
 def test_small_gradients_stay_as_they_are():
-    learn, plain = learner(cbs=GradientClippingCB(1e6)), learner()
+    learn, plain = tanh_learner(cbs=GradientClippingCB(1e6)), tanh_learner()
     learn.fit()
     plain.fit()
     assert torch.equal(weights(learn), weights(plain))
@@ -431,8 +409,8 @@ def test_clipping_is_of_the_gathered_gradients_once_a_step():
     small = RecorderCB(norm=lambda _: clip.norm)
     large = RecorderCB(norm=lambda _: other.norm)
     clip, other = GradientClippingCB(0.2), GradientClippingCB(0.2)
-    a = learner(20, cbs=[clip, GradientAccumulationCB(2), small])
-    b = learner(20, bs=8, cbs=[other, large])
+    a = tanh_learner(20, cbs=[clip, GradientAccumulationCB(2), small])
+    b = tanh_learner(20, bs=8, cbs=[other, large])
     a.fit()
     b.fit()
     assert len(small.recs["norm"]) == 3
@@ -443,7 +421,8 @@ def test_clipping_is_of_the_gathered_gradients_once_a_step():
 def test_infinite_max_norm_only_records(at):
     norms = []
     clip = GradientClippingCB(math.inf)
-    learn, plain = learner(cbs=[clip, at("before_step", lambda x: norms.append(norm_of(x)))]), learner()
+    plain = tanh_learner()
+    learn = tanh_learner(cbs=[clip, at("before_step", lambda x: norms.append(norm_of(x)))])
     learn.fit()
     plain.fit()
     assert torch.equal(weights(learn), weights(plain))
@@ -460,7 +439,7 @@ def test_gradients_that_are_not_finite_stay_so_with_an_infinite_max_norm(at):
         at("before_step", lambda x: seen.append(x.model[0].weight.grad), order=46),
     ]
     clip = GradientClippingCB(math.inf)
-    learner(4, cbs=[clip, *cbs]).fit()
+    tanh_learner(4, cbs=[clip, *cbs]).fit()
     assert clip.norm.item() == math.inf
     assert seen[0].isnan().sum() == 0
 
@@ -468,7 +447,7 @@ def test_gradients_that_are_not_finite_stay_so_with_an_infinite_max_norm(at):
 def test_norm_is_none_before_the_first_step(at):
     clip = GradientClippingCB()
     seen = []
-    learner(cbs=[clip, at("before_batch", lambda _: seen.append(clip.norm))]).fit()
+    tanh_learner(cbs=[clip, at("before_batch", lambda _: seen.append(clip.norm))]).fit()
     assert seen[0] is None
     assert seen[1].shape == ()
 
@@ -479,7 +458,7 @@ def test_training_waits_for_no_device(at, max_norm, k):
     counter = SyncCounter()
     counter.__enter__()
     cbs = [GradientAccumulationCB(k), GradientClippingCB(max_norm)]
-    learn = learner(22, cbs=[], opt_func=partial(SGD, foreach=True))
+    learn = tanh_learner(22, cbs=[], opt_func=partial(SGD, foreach=True))
     counter.__exit__(None, None, None)
 
     def begin(learn):
@@ -496,14 +475,14 @@ def test_training_waits_for_no_device(at, max_norm, k):
 
 
 def test_parameters_without_a_gradient_are_left_out():
-    learn = learner(cbs=[GradientClippingCB(0.1), GradientAccumulationCB(2)])
+    learn = tanh_learner(cbs=[GradientClippingCB(0.1), GradientAccumulationCB(2)])
     learn.freeze("0")
     learn.fit()
     assert learn.cbs[1].norm > 0
 
 
 def test_bare_optimizer_is_clipped_too(bare_sgd):
-    learn, plain = learner(cbs=GradientClippingCB(0.1), opt_func=bare_sgd), learner(opt_func=SGD)
+    learn, plain = tanh_learner(cbs=GradientClippingCB(0.1), opt_func=bare_sgd), tanh_learner(opt_func=SGD)
     learn.fit()
     plain.fit(cbs=[GradientClippingCB(0.1)])
     torch.testing.assert_close(weights(learn), weights(plain))
@@ -526,7 +505,8 @@ def test_gradients_kept_at_a_cancelled_step_join_those_of_the_next_batch(at):
         if learn.batch_idx == 1:
             raise CancelStepException
 
-    large, small = learner(11, bs=11), learner(11, cbs=[GradientAccumulationCB(2), at("before_step", cancel)])
+    large = tanh_learner(11, bs=11)
+    small = tanh_learner(11, cbs=[GradientAccumulationCB(2), at("before_step", cancel)])
     large.fit()
     small.fit()
     assert small.n_steps == 1

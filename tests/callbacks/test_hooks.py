@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from conftest import SyncCounter
 from matplotlib.colors import to_hex
+from toolbox import syncs_in_fit, untimed_rows
 from torch import nn
 
 from minilearn import (
@@ -275,7 +275,7 @@ def test_training_is_bitwise_what_it_is_without(make_learner, make):
         recorder = RecorderCB()
         learn = make_learner(model=model, n_batches=5, cbs=[*cbs, recorder, MetricsCB()])
         learn.fit(3)
-        rows = [{k: v for k, v in row.items() if k != "time_s"} for row in learn.history]
+        rows = untimed_rows(learn)
         runs.append((recorder.recs, rows, [t.tolist() for t in model.state_dict().values()]))
     assert runs[0] == runs[1]
 
@@ -504,9 +504,7 @@ def test_activations_are_not_changed_in_place(make_learner):
 
 def syncs(make_learner, n_batches, *cbs):
     learn = make_learner(model=small_net(), n_batches=n_batches, cbs=cbs)
-    with SyncCounter() as counter:
-        learn.fit()
-    return counter.n
+    return syncs_in_fit(learn)
 
 
 def test_no_step_waits_for_the_device(make_learner, monkeypatch):

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from toolbox import NoLength
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, MultiStepLR, OneCycleLR, StepLR
 
@@ -82,14 +83,6 @@ def hyperparameters(learn):
         {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in group.items() if k != "params"}
         for group in groups
     ]
-
-
-class NoLength:
-    def __init__(self, loader):
-        self.loader = loader
-
-    def __iter__(self):
-        return iter(self.loader)
 
 
 class Watched(dict):

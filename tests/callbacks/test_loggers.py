@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import StopCB, StoppedError, SyncCounter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toolbox import StopCB, StoppedError, SyncCounter
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR

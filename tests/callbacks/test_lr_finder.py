@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from toolbox import untimed_rows
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
@@ -157,7 +158,7 @@ def test_fit_that_follows_is_bitwise_the_one_without(loader, n_before):
         if find:
             learn.lr_find(n_steps=25)
         learn.fit(2, cbs=[recorder])
-        rows = [{k: v for k, v in row.items() if k != "time_s"} for row in learn.history]
+        rows = untimed_rows(learn)
         results.append((frozen(dict(learn.model.named_parameters())), recorder.recs, rows))
     assert results[0] == results[1]
 

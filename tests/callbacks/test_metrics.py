@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import SyncCounter
+from toolbox import SyncCounter, untimed_rows
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
@@ -28,10 +28,6 @@ class Seen:
         return self.sizes
 
 
-def rows(learn):
-    return [{name: value for name, value in row.items() if name != "time_s"} for row in learn.history]
-
-
 def at_zero(make_learner, **kwargs):
     """Make a learner whose predictions are all 0, so that a batch's loss is the mean of target ** 2."""
     model = nn.Linear(1, 1, bias=False)
@@ -44,7 +40,7 @@ def at_zero(make_learner, **kwargs):
 def test_loss_weighs_each_batch_by_its_size(make_learner):
     learn = at_zero(make_learner, cbs=[MetricsCB()])
     learn.fit()
-    assert rows(learn) == [
+    assert untimed_rows(learn) == [
         {"loss": (2 * 1 + 1 * 16) / 3, "epoch": 0, "train": "train"},
         {"loss": (3 * 4 + 1 * 9) / 4, "epoch": 0, "train": "eval"},
     ]
@@ -167,20 +163,21 @@ def test_loss_that_is_no_tensor_is_refused(make_learner, at):
 def test_users_hooks_find_the_finished_row(make_learner, at):
     found = []
     hooks = [
-        at(event, lambda learn: found.append(rows(learn)[-1])) for event in ("after_train", "after_validate")
+        at(event, lambda learn: found.append(untimed_rows(learn)[-1]))
+        for event in ("after_train", "after_validate")
     ]
     learn = make_learner(cbs=[*hooks, MetricsCB()])
     learn.fit()
-    assert found == rows(learn)
+    assert found == untimed_rows(learn)
 
 
 def test_validate_returns_its_row_and_leaves_history(make_learner):
     learn = make_learner(cbs=[MetricsCB()])
     learn.fit(lr=0.0)
-    before = rows(learn)
+    before = untimed_rows(learn)
     row = learn.validate()
     assert (row["loss"], row["train"]) == (before[1]["loss"], "eval")
-    assert rows(learn) == before
+    assert untimed_rows(learn) == before
 
 
 @pytest.mark.parametrize("event", ["before_batch", "after_loss", "after_step", "after_batch"])
@@ -193,7 +190,7 @@ def test_validate_inside_a_batch_leaves_the_training_row(make_learner, at, event
     alone, watched = make_learner(cbs=[MetricsCB(sizes=Seen())]), make_learner(cbs=[MetricsCB(sizes=Seen())])
     alone.fit(2)
     watched.fit(2, cbs=[at(event, validate, order)])
-    assert rows(watched) == rows(alone)
+    assert untimed_rows(watched) == untimed_rows(alone)
 
 
 def test_validate_that_fails_inside_a_batch_leaves_the_training_row(make_learner, at):
@@ -207,7 +204,7 @@ def test_validate_that_fails_inside_a_batch_leaves_the_training_row(make_learner
     alone, watched = make_learner(cbs=[MetricsCB()]), make_learner(cbs=[MetricsCB()])
     alone.fit()
     watched.fit(cbs=[at("after_batch", validate)])
-    assert rows(watched) == rows(alone)
+    assert untimed_rows(watched) == untimed_rows(alone)
 
 
 def counted(counts, method):

@@ -4,12 +4,12 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import StopCB, StoppedError
 from safetensors.torch import load_file
+from toolbox import StopCB, StoppedError, conv_learner
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from minilearn import ChannelsLastCB, CheckpointCB, CompileCB, DataLoaders, Learner, MetricsCB, TensorLoader
+from minilearn import ChannelsLastCB, CheckpointCB, CompileCB, Learner, MetricsCB
 from minilearn.weights import tensors_by_name
 
 Batch = namedtuple("Batch", "image target")
@@ -18,21 +18,6 @@ Inputs = namedtuple("Inputs", "image size")
 
 def is_last(t):
     return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-
-
-def conv_net(seed=0):
-    torch.manual_seed(seed)
-    convs = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)
-    return nn.Sequential(*convs, nn.Flatten(), nn.Linear(4 * 4 * 4, 2))
-
-
-def learner(*cbs, model=None, n_train=16, **kwargs):
-    rng = torch.Generator().manual_seed(1)
-    x, y = torch.randn(n_train + 8, 3, 6, 6, generator=rng), torch.randint(2, (n_train + 8,), generator=rng)
-    train = TensorLoader(x[:n_train], y[:n_train], bs=4, shuffle=True, seed=3)
-    dls = DataLoaders(train, TensorLoader(x[n_train:], y[n_train:], bs=4))
-    kwargs = {"opt_func": partial(SGD, momentum=0.9), "lr": 0.05, "default_cbs": False} | kwargs
-    return Learner(model or conv_net(), dls, cbs=cbs, **kwargs)
 
 
 def tensors(learn):
@@ -45,7 +30,7 @@ def tensors(learn):
 def test_weights_and_batches_are_channels_last(at):
     seen = []
     look = at("after_batch", lambda learn: seen.append((is_last(learn.xb), learn.xb.shape)), order=31)
-    learn = learner(ChannelsLastCB(), look)
+    learn = conv_learner(ChannelsLastCB(), look)
     learn.fit()
     assert seen == [(True, (4, 3, 6, 6))] * 6
     assert [is_last(learn.model[i].weight) for i in (0, 3)] == [True, True]
@@ -53,7 +38,7 @@ def test_weights_and_batches_are_channels_last(at):
 
 def test_gradients_and_momentum_are_channels_last(at):
     seen = []
-    learn = learner(
+    learn = conv_learner(
         ChannelsLastCB(), at("before_step", lambda x: seen.append(is_last(x.model[0].weight.grad)))
     )
     learn.fit()
@@ -62,7 +47,7 @@ def test_gradients_and_momentum_are_channels_last(at):
 
 
 def test_predictions_and_training_are_the_same(at):
-    plain, learn = learner(), learner(ChannelsLastCB())
+    plain, learn = conv_learner(), conv_learner(ChannelsLastCB())
     torch.testing.assert_close(learn.predict(learn.dls.valid), plain.predict(plain.dls.valid))
     learn.fit(2)
     plain.fit(2)
@@ -85,7 +70,7 @@ BATCHES = {
 @pytest.mark.parametrize("kind", BATCHES)
 def test_images_in_any_batch_become_channels_last(kind):
     batch, image_of = BATCHES[kind]
-    learn = learner()
+    learn = conv_learner()
     learn.batch = batch
     ChannelsLastCB().before_batch(learn)
     assert type(learn.batch) is type(batch)
@@ -94,7 +79,7 @@ def test_images_in_any_batch_become_channels_last(kind):
 
 
 def test_images_in_a_namedtuple_of_inputs_become_channels_last():
-    learn = learner()
+    learn = conv_learner()
     learn.batch = (Inputs(IMAGE, FLAT), FLAT)
     ChannelsLastCB().before_batch(learn)
     assert is_last(learn.xb.image)
@@ -103,7 +88,7 @@ def test_images_in_a_namedtuple_of_inputs_become_channels_last():
 
 @pytest.mark.parametrize("shape", [(2,), (2, 3), (2, 3, 4), (2, 3, 4, 5, 6)])
 def test_inputs_of_other_dimensions_are_left_alone(shape):
-    learn, xb = learner(), torch.randn(shape)
+    learn, xb = conv_learner(), torch.randn(shape)
     learn.batch = batch = (xb, IMAGE)
     ChannelsLastCB().before_batch(learn)
     assert learn.batch[0] is xb
@@ -111,7 +96,7 @@ def test_inputs_of_other_dimensions_are_left_alone(shape):
 
 
 def test_batch_that_is_no_tensor_is_left_alone():
-    learn = learner()
+    learn = conv_learner()
     learn.batch = batch = object()
     ChannelsLastCB().before_batch(learn)
     assert learn.batch is batch
@@ -119,7 +104,7 @@ def test_batch_that_is_no_tensor_is_left_alone():
 
 @pytest.mark.parametrize("opt_func", [AdamW, partial(SGD, momentum=0.9)])
 def test_kept_optimizer_goes_on_when_the_weights_become_channels_last(opt_func):
-    plain, learn = learner(opt_func=opt_func, lr=0.01), learner(opt_func=opt_func, lr=0.01)
+    plain, learn = conv_learner(opt_func=opt_func, lr=0.01), conv_learner(opt_func=opt_func, lr=0.01)
     for cbs in ([], [ChannelsLastCB()]):
         plain.fit()
         learn.fit(cbs=cbs)
@@ -128,9 +113,9 @@ def test_kept_optimizer_goes_on_when_the_weights_become_channels_last(opt_func):
 
 def test_run_may_be_resumed_in_the_other_order_of_memory(tmp_path):
     def new(*cbs):
-        return learner(CheckpointCB(tmp_path, every_steps=1), *cbs, opt_func=AdamW, lr=0.01)
+        return conv_learner(CheckpointCB(tmp_path, every_steps=1), *cbs, opt_func=AdamW, lr=0.01)
 
-    plain = learner(opt_func=AdamW, lr=0.01)
+    plain = conv_learner(opt_func=AdamW, lr=0.01)
     plain.fit()
     with pytest.raises(StoppedError):
         new(StopCB(2)).fit()
@@ -141,7 +126,7 @@ def test_run_may_be_resumed_in_the_other_order_of_memory(tmp_path):
 
 @pytest.mark.parametrize("opt_func", [AdamW, partial(SGD, momentum=0.9)])
 def test_resumed_run_in_channels_last_is_the_straight_run(opt_func):
-    assert "bit for bit" in learner(ChannelsLastCB(), opt_func=opt_func).verify_resume(2)
+    assert "bit for bit" in conv_learner(ChannelsLastCB(), opt_func=opt_func).verify_resume(2)
 
 
 # CompileCB --------------------------------------------------------------------------------------------
@@ -179,7 +164,7 @@ def tiny():
 
 
 def test_compiled_model_trains_to_the_same_weights(backend):
-    plain, learn = learner(model=tiny()), learner(CompileCB(backend=backend), model=tiny())
+    plain, learn = conv_learner(model=tiny()), conv_learner(CompileCB(backend=backend), model=tiny())
     model = learn.model
     plain.fit()
     learn.fit()
@@ -190,7 +175,7 @@ def test_compiled_model_trains_to_the_same_weights(backend):
 
 
 def test_names_are_those_of_the_plain_model(backend, tmp_path):
-    learn = learner(CompileCB(backend=backend), model=tiny())
+    learn = conv_learner(CompileCB(backend=backend), model=tiny())
     learn.fit()
     assert learn.model.state_dict().keys() == tiny().state_dict().keys()
     learn.save(tmp_path / "m.safetensors")
@@ -200,7 +185,7 @@ def test_names_are_those_of_the_plain_model(backend, tmp_path):
 
 
 def test_second_fit_does_not_compile_anew(backend):
-    learn = learner(CompileCB(backend=backend), model=tiny())
+    learn = conv_learner(CompileCB(backend=backend), model=tiny())
     learn.fit()
     n, call = backend.n, learn.model._compiled_call_impl
     learn.fit()
@@ -216,7 +201,7 @@ def test_model_that_the_user_compiled_is_left_alone(backend, how):
         model.compile(backend=backend)
     else:
         model = torch.compile(model, backend=backend)
-    learner(CompileCB(backend=other), model=model).fit()
+    conv_learner(CompileCB(backend=other), model=model).fit()
     assert backend.n > 0
     assert other.n == 0
 
@@ -224,9 +209,9 @@ def test_model_that_the_user_compiled_is_left_alone(backend, how):
 @pytest.mark.parametrize("compiled", [True, False])
 def test_run_of_a_compiled_model_is_resumed_with_or_without_it(backend, tmp_path, compiled):
     def new(*cbs):
-        return learner(CheckpointCB(tmp_path, every_steps=1), *cbs, model=tiny())
+        return conv_learner(CheckpointCB(tmp_path, every_steps=1), *cbs, model=tiny())
 
-    straight = learner(model=tiny())
+    straight = conv_learner(model=tiny())
     straight.fit()
     with pytest.raises(StoppedError):
         new(CompileCB(backend=backend), StopCB(2)).fit()
@@ -237,7 +222,7 @@ def test_run_of_a_compiled_model_is_resumed_with_or_without_it(backend, tmp_path
 
 
 def test_copy_of_a_compiled_model_has_its_own_weights(backend):
-    learn = learner(CompileCB(backend=backend), model=tiny())
+    learn = conv_learner(CompileCB(backend=backend), model=tiny())
     learn.fit()
     copied, before = deepcopy(learn.model), tensors(learn)
     with torch.no_grad():
@@ -250,14 +235,14 @@ def test_copy_of_a_compiled_model_has_its_own_weights(backend):
 
 
 def test_verify_resume_works_with_it(backend):
-    assert "bit for bit" in learner(CompileCB(backend=backend), model=tiny()).verify_resume(2)
+    assert "bit for bit" in conv_learner(CompileCB(backend=backend), model=tiny()).verify_resume(2)
 
 
 def test_arguments_are_torchs(backend):
     cb = CompileCB(backend="eager", dynamic=False)
     assert repr(cb) == "CompileCB(backend='eager', dynamic=False)"
     with pytest.raises(TypeError, match="unexpected keyword argument 'speed'"):
-        learner(CompileCB(speed=9), model=tiny()).fit()
+        conv_learner(CompileCB(speed=9), model=tiny()).fit()
 
 
 @pytest.mark.parametrize(
@@ -271,7 +256,7 @@ def test_predictions_of_cuda_graphs_are_copied_in_validation(at, monkeypatch, mo
     first = at("after_predict", lambda learn: kept.append(learn.preds), order=-21)
     kept = []
     after = at("after_predict", lambda x: same.append((x.training, x.preds is kept[-1])))
-    learn = learner(CompileCB(mode=mode), first, after, MetricsCB(), model=tiny())
+    learn = conv_learner(CompileCB(mode=mode), first, after, MetricsCB(), model=tiny())
     learn.fit()
     assert same == [(True, True)] * 4 + [(False, not copies)] * 2
     assert len(marks) == (6 if copies else 0)

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import StopCB, StoppedError
+from toolbox import StopCB, StoppedError
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR

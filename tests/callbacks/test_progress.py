@@ -6,6 +6,7 @@ import IPython.display
 import pytest
 from rich.console import Console
 from rich.live import Live
+from toolbox import NoLength
 
 from minilearn import CancelFitException, MetricsCB, ProgressCB, TensorLoader
 
@@ -36,14 +37,6 @@ class Clock:
 
     def advance(self, seconds):
         self.now_s += seconds
-
-
-class NoLength:
-    def __init__(self, loader):
-        self.loader = loader
-
-    def __iter__(self):
-        return iter(self.loader)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from toolbox import NoLength, chained, sequential
 from torch.optim import SGD, AdamW, lr_scheduler
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -36,14 +37,6 @@ from minilearn.schedules import cosine
 N_EPOCHS, PER_EPOCH = 4, 3
 TOTAL = {BatchSchedulerCB: 12, EpochSchedulerCB: 4}
 UNITS = list(TOTAL)
-
-
-def sequential(opt):
-    return SequentialLR(opt, [ConstantLR(opt, 0.5, 2), ExponentialLR(opt, 0.9)], milestones=[2])
-
-
-def chained(opt):
-    return ChainedScheduler([ConstantLR(opt, 0.5, 2), ExponentialLR(opt, 0.9)])
 
 
 def at_most(n_steps):
@@ -106,14 +99,6 @@ def hyperparameters(learn):
 
 def two_groups(model):
     return [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.02}]
-
-
-class NoLength:
-    def __init__(self, loader):
-        self.loader = loader
-
-    def __iter__(self):
-        return iter(self.loader)
 
 
 # Every scheduler of torch ---------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from io import StringIO
 import pytest
 import torch
 from rich.console import Console
+from toolbox import Scripted, same, scripted, tensors_of
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -144,28 +145,6 @@ def test_every_has_to_be_positive(every):
 # EarlyStoppingCB --------------------------------------------------------------------------------------
 
 
-class Scripted:
-    """A metric whose values are given, one for each phase, and then 0."""
-
-    def __init__(self, values):
-        self.values = iter(values)
-
-    def reset(self):
-        pass
-
-    def update(self, preds, target):
-        pass
-
-    def compute(self):
-        return next(self.values, 0.0)
-
-
-def scripted(evals, trains=None):
-    """Make a MetricsCB whose "score" has these values in validation, and others in training."""
-    trains = [100.0 + i for i in range(len(evals))] if trains is None else trains
-    return MetricsCB(score=Scripted([value for pair in zip(trains, evals, strict=True) for value in pair]))
-
-
 class Counting(nn.Module):
     """BatchNorm, and buffers that count: one not persistent, changed in place, one assigned anew."""
 
@@ -180,14 +159,6 @@ class Counting(nn.Module):
             self.n_seen += len(x)
             self.n_calls = self.n_calls + 1
         return self.norm(self.linear(x))
-
-
-def tensors_of(model):
-    return {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def none_same(a, b):

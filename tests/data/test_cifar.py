@@ -1,5 +1,4 @@
 import hashlib
-import io
 import pickle
 import shutil
 import socket
@@ -9,7 +8,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from toolbox import png
 from torchvision import datasets
 
 from minilearn import cifar10
@@ -17,18 +16,9 @@ from minilearn.data import HorizontalFlip, cifar, decoding
 from minilearn.data.cifar import CLASSES
 from minilearn.data.download import cache_folder, waiting_at_most
 
+pytestmark = pytest.mark.usefixtures("no_data")
+
 OFFICIAL = "cifar-10-batches-py"
-
-
-@pytest.fixture(autouse=True)
-def cache(no_data):
-    return no_data
-
-
-def png(value):
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), (value, 0, 255)).save(file, "PNG")
-    return file.getvalue()
 
 
 def write_folder(root, n=1, classes=CLASSES, first=0):
@@ -38,7 +28,7 @@ def write_folder(root, n=1, classes=CLASSES, first=0):
             for j in range(n):
                 path = root / "cifar10" / part / name / f"{j}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(png(start + n * i + j))
+                path.write_bytes(png(start + n * i + j, (32, 32)))
     return root
 
 
@@ -112,7 +102,7 @@ def test_batches_are_normalized_float_images(tmp_path):
     xb, yb = next(iter(dls.valid))
     assert (xb.shape, xb.dtype, yb.tolist()) == ((4, 3, 32, 32), torch.float32, [0, 1, 2, 3])
     # (pixel / 255 - mean) / std of red, green and blue
-    expected = [(100 / 255 - 0.4914) / 0.2470, -0.4822 / 0.2435, (1 - 0.4465) / 0.2616]
+    expected = [(100 / 255 - 0.4914) / 0.2470, -0.4822 / 0.2435, (155 / 255 - 0.4465) / 0.2616]
     assert xb[0, :, 5, 5].tolist() == pytest.approx(expected, abs=1e-5)
 
 

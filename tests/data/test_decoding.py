@@ -6,25 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toolbox import png
 
 from minilearn.data import decoding as module
 from minilearn.data.decoding import cached, read_images
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "minilearn"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 CLASSES = ("cat", "dog")
-
-
-def png(value, size=(4, 3), mode="RGB"):
-    file = io.BytesIO()
-    color = value if mode == "L" else (value, 0, 255 - value)
-    Image.new(mode, size, color).save(file, "PNG")
-    return file.getvalue()
 
 
 def files(n=2):

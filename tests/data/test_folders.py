@@ -1,26 +1,13 @@
-import io
-
 import pytest
 import torch
-from PIL import Image
+from toolbox import png
 
 from minilearn import image_folder
 from minilearn.data import Normalize, decoding
-from minilearn.data.decoding import cache_folder
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 PLAIN = {"normalize": Normalize((0.0,) * 3, (1 / 255,) * 3), "augment": ()}  # the bytes, as floats
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return cache_folder()
-
-
-def png(value, size=(6, 6)):
-    file = io.BytesIO()
-    Image.new("RGB", size, (value, value, value)).save(file, "PNG")
-    return file.getvalue()
 
 
 def write(folder, train=("a", "b"), val=("a", "b"), n=2, size=(6, 6)):

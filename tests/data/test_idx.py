@@ -7,12 +7,9 @@ from torchvision import datasets
 
 from minilearn import fashion_mnist, mnist
 
+pytestmark = pytest.mark.usefixtures("no_data")
+
 FILES = {f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")}
-
-
-@pytest.fixture(autouse=True)
-def cache(no_data):
-    return no_data
 
 
 def n_train(**kwargs):

@@ -7,10 +7,7 @@ from torchvision import datasets
 from minilearn import imagenette, imagewoof
 from minilearn.data import imagenet_subsets as module
 
-
-@pytest.fixture(autouse=True)
-def cache(no_data):
-    return no_data
+pytestmark = pytest.mark.usefixtures("no_data")
 
 
 BOTH = pytest.mark.parametrize(("name", "load"), [("imagenette", imagenette), ("imagewoof", imagewoof)])

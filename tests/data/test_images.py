@@ -5,7 +5,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from conftest import StopCB, StoppedError
+from toolbox import StopCB, StoppedError, same
 from torch import nn
 
 from minilearn import CheckpointCB, DataLoaders, Learner
@@ -35,10 +35,6 @@ def by_index(loader, epoch=0, start=0):
     """Return what each image became, by its index."""
     loader.set_epoch(epoch)
     return {int(y): x for xb, yb in loader.batches(start) for x, y in zip(xb, yb, strict=True)}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.mark.parametrize("bs", [1, 3, 10, 99])
@@ -171,7 +167,7 @@ def test_augment_has_instances_of_augment():
         ImageLoader(PIXELS, TARGETS, [RandomCrop])
 
 
-def learner(*cbs, augment=()):
+def augmented_learner(*cbs, augment=()):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
     dls = DataLoaders(loader(*augment), ImageLoader(PIXELS, TARGETS, [NORMALIZE]))
@@ -179,14 +175,14 @@ def learner(*cbs, augment=()):
 
 
 def test_augmented_run_is_resumed_bit_for_bit():
-    assert "bit for bit" in learner().verify_resume(2)
+    assert "bit for bit" in augmented_learner().verify_resume(2)
 
 
 def test_run_is_not_resumed_with_another_augmentation(tmp_path):
     with pytest.raises(StoppedError):
-        learner(CheckpointCB(tmp_path / "run", every_steps=1), StopCB(1)).fit()
+        augmented_learner(CheckpointCB(tmp_path / "run", every_steps=1), StopCB(1)).fit()
     with pytest.raises(ValueError, match="is of a run with other data: the loader has augment="):
-        learner(CheckpointCB(tmp_path / "run"), augment=(NORMALIZE,)).fit(resume=True)
+        augmented_learner(CheckpointCB(tmp_path / "run"), augment=(NORMALIZE,)).fit(resume=True)
 
 
 def test_memory_mapped_bytes_are_read_as_they_are(tmp_path):

@@ -7,6 +7,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from toolbox import rng_states
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -23,11 +24,6 @@ from minilearn.data import peek, to_device
 from minilearn.data.loaders import check_not_empty, n_batches, with_batch_size
 
 TRAIN, VALID, TEST = [("train", 0)], [("valid", 0)], [("test", 0)]
-
-
-def rng_states():
-    numpy = np.random.get_state()
-    return random.getstate(), numpy[1].tolist(), numpy[2:], torch.get_rng_state().tolist()
 
 
 # DataLoaders ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from toolbox import rng_states
 from torch import nn
 from torch.utils.data import (
     DataLoader,
@@ -24,11 +25,6 @@ from torch.utils.data import (
 from minilearn import DataLoaders, Learner, TensorLoader, set_seed
 from minilearn.data import DatasetLoader, ResumableLoader, peek
 from minilearn.data.loaders import batches_from, in_order, state_of, why_not_resumable, with_batch_size
-
-
-def rng_states():
-    numpy = np.random.get_state()
-    return random.getstate(), numpy[1].tolist(), numpy[2:], torch.get_rng_state().tolist()
 
 
 class Numbers(Dataset):
@@ -750,7 +746,7 @@ class Noisy(Dataset):
         return torch.full((3,), float(i)) + torch.randn(3) + random.random(), i % 2
 
 
-def learner(**kwargs):
+def noisy_samples_learner(**kwargs):
     torch.manual_seed(0)
     train = DatasetLoader(Noisy(), bs=4, shuffle=True, seed=3, **kwargs)
     return Learner(
@@ -759,7 +755,8 @@ def learner(**kwargs):
 
 
 def test_learner_trains_the_same_with_and_without_workers():
-    plain, with_workers = learner(), learner(num_workers=1, persistent_workers=True)
+    plain = noisy_samples_learner()
+    with_workers = noisy_samples_learner(num_workers=1, persistent_workers=True)
     before = plain.model.weight.clone()
     for learn in (plain, with_workers):
         learn.fit(2)
@@ -769,14 +766,15 @@ def test_learner_trains_the_same_with_and_without_workers():
 
 def test_learner_sets_the_epoch_of_its_life(at):
     seen = []
-    learn = learner()
+    learn = noisy_samples_learner()
     learn.fit(2, cbs=[at("before_train", lambda learn: seen.append(learn.dl.epoch))])
     learn.fit(1, cbs=[at("before_train", lambda learn: seen.append(learn.dl.epoch))])
     assert seen == [0, 1, 2]
 
 
 def test_learner_proves_that_it_can_go_on_in_the_middle_of_an_epoch():
-    assert learner().verify_resume(at=4).startswith("resumed after step 4: the same bit for bit")
+    said = noisy_samples_learner().verify_resume(at=4)
+    assert said.startswith("resumed after step 4: the same bit for bit")
 
 
 def test_predictions_are_in_the_order_of_the_data():

@@ -7,10 +7,11 @@ from functools import partial
 import pytest
 import torch
 from references import swats
+from toolbox import make_learner, tanh_net
 from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
 
-from minilearn import DataLoaders, EpochSchedulerCB, Learner, ScheduleCB, TensorLoader, set_seed
+from minilearn import EpochSchedulerCB, ScheduleCB
 from minilearn.optim import SWATS, AdaBound
 
 FOREACH = pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "single"])
@@ -236,14 +237,10 @@ def test_step_waits_once_while_there_is_adam_and_never_afterwards(foreach):
 # Schedules --------------------------------------------------------------------------------------------
 
 
-def learner(opt_func, *cbs, n_batches=2, **kwargs):
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(4 * n_batches, 3, generator=rng)
-    y = x.sum(1, keepdim=True)
-    set_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-    dls = DataLoaders(TensorLoader(x, y, bs=4))
-    return Learner(model, dls, opt_func=opt_func, cbs=[*cbs], default_cbs=False, **kwargs)
+def tanh_learner(opt_func, *cbs, n_batches=2, **kwargs):
+    return make_learner(
+        n_batches, 0, regression=True, model=tanh_net(1), opt_func=opt_func, cbs=cbs, **kwargs
+    )
 
 
 def sgd_lr_now(opt, p):
@@ -269,7 +266,7 @@ def scales(learn, n_epochs, at, **kwargs):
 
 def test_torch_s_scheduler_rules_both_phases(at):
     opt_func = partial(SWATS, threshold=1e3)  # switches at the second step
-    learn = learner(opt_func, EpochSchedulerCB(MultiStepLR, milestones=[2, 4], gamma=0.1), lr=0.01)
+    learn = tanh_learner(opt_func, EpochSchedulerCB(MultiStepLR, milestones=[2, 4], gamma=0.1), lr=0.01)
     assert [scale for scale, _ in scales(learn, 6, at)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
@@ -280,7 +277,7 @@ def test_phases_have_courses_of_their_own_as_in_document_004(at):
         EpochSchedulerCB(MultiStepLR, milestones=[4], gamma=0.1),
         ScheduleCB("sgd_scale", {3: 0.1, 6: 0.01}),
     ]
-    found = scales(learner(opt_func, *cbs, lr=0.01), 8, at)
+    found = scales(tanh_learner(opt_func, *cbs, lr=0.01), 8, at)
     assert [scale for scale, _ in found] == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
     assert [lr for _, lr in found] == pytest.approx([0.01] * 4 + [0.001] * 4)
 
@@ -301,11 +298,11 @@ def test_tensor_that_switches_late_is_decayed_from_there_on(at):
 @pytest.mark.parametrize("at_step", [1, 2, 5, 9])
 def test_fit_is_resumed_bitwise_across_a_switch(tmp_path, at_step):
     opt_func = partial(SWATS, switch="local", threshold=0.02)
-    assert "bit for bit" in learner(opt_func, lr=0.02, n_batches=3).verify_resume(at_step, n_epochs=5)
+    assert "bit for bit" in tanh_learner(opt_func, lr=0.02, n_batches=3).verify_resume(at_step, n_epochs=5)
 
 
 def test_some_tensor_of_that_fit_switches_before_and_some_after():
-    learn = learner(partial(SWATS, switch="local", threshold=0.02), lr=0.02, n_batches=3)
+    learn = tanh_learner(partial(SWATS, switch="local", threshold=0.02), lr=0.02, n_batches=3)
     learn.fit(5)
     steps = [int(s["switched_at"]) for s in learn.opt.state.values() if "switched_at" in s]
     assert min(steps) < 9 < 15
