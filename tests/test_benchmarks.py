@@ -327,13 +327,13 @@ def test_page_is_made_of_the_command_and_what_the_result_says(docs):
 def test_a_missing_result_is_named_with_the_command_that_makes_it(docs, monkeypatch):
     (docs / "measured.md").write_text("<!-- result: ninety -->\n<!-- end -->\n")
     monkeypatch.setattr(sys, "argv", ["measured.py", "--docs", str(docs)])
-    with pytest.raises(SystemExit, match=r"ninety\.json is missing.*python benchmarks/ninety\.py --runs 3"):
+    with pytest.raises(SystemExit, match=r"ninety\.json.*missing.*python benchmarks/ninety\.py --runs 3"):
         MEASURED.main()
 
 
 def test_a_result_under_the_name_of_another_is_an_error(docs):
     (docs / "measured" / "kill.json").rename(docs / "measured" / "ninety.json")
-    with pytest.raises(ValueError, match="expected a result of ninety, and found one of kill"):
+    with pytest.raises(ValueError, match=r"ninety.*kill"):
         MEASURED.result("ninety", docs)
 
 

@@ -41,37 +41,37 @@ def nothing(self, learn):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("after_bacth", "did you mean after_batch?"),
-        ("before_stp", "did you mean before_step?"),
-        ("bacward", "did you mean backward?"),
-        ("zero_grads", "did you mean zero_grad?"),
-        ("before_everything", "the events are listed in minilearn.events"),
-        ("after_all_of_it", "the events are listed in minilearn.events"),
-        ("cleanup_all", "the events are listed in minilearn.events"),
-        ("on_something_end", "the events are listed in minilearn.events"),
-        ("on_epoch_end", r"did you mean after_epoch\?"),
-        ("on_train_epoch_start", r"did you mean before_epoch\?"),
-        ("on_fit_begin", r"did you mean before_fit\?"),
-        ("begin_fit", r"did you mean before_fit\?"),
-        ("on_train_batch_end", r"did you mean after_batch\?"),
-        ("on_validation_start", r"did you mean before_validate\?"),
-        ("on_step_end", r"did you mean after_batch\?"),
+        ("after_bacth", "after_batch"),
+        ("before_stp", "before_step"),
+        ("bacward", "backward"),
+        ("zero_grads", "zero_grad"),
+        ("before_everything", "minilearn.events"),
+        ("after_all_of_it", "minilearn.events"),
+        ("cleanup_all", "minilearn.events"),
+        ("on_something_end", "minilearn.events"),
+        ("on_epoch_end", "after_epoch"),
+        ("on_train_epoch_start", "before_epoch"),
+        ("on_fit_begin", "before_fit"),
+        ("begin_fit", "before_fit"),
+        ("on_train_batch_end", "after_batch"),
+        ("on_validation_start", "before_validate"),
+        ("on_step_end", "after_batch"),
     ],
 )
 def test_a_misspelt_hook_is_an_error_when_the_class_is_made(name, hint):
-    with pytest.raises(TypeError, match=rf"My\.{name} is no event and would never run: {hint}"):
+    with pytest.raises(TypeError, match=rf"My\.{name}.*{hint}"):
         type("My", (Callback,), {name: nothing})
 
 
 def test_a_misspelt_hook_of_a_mixin_is_an_error():
     mixin = type("Mixin", (), {"after_bacth": nothing})
-    with pytest.raises(TypeError, match=r"My\.after_bacth is no event"):
+    with pytest.raises(TypeError, match=r"My\.after_bacth"):
         type("My", (mixin, Callback), {})
 
 
 @pytest.mark.parametrize("wrap", [staticmethod, classmethod])
 def test_a_misspelt_hook_is_found_however_it_is_wrapped(wrap):
-    with pytest.raises(TypeError, match="did you mean after_batch"):
+    with pytest.raises(TypeError, match="after_batch"):
         type("My", (Callback,), {"after_bacth": wrap(nothing)})
 
 
@@ -102,7 +102,7 @@ def keyword_only(self, *, learn):
     ],
 )
 def test_a_hook_takes_the_learner(function, signature):
-    with pytest.raises(TypeError, match=rf"My\.after_step{signature}: expected after_step\(self, learn\)"):
+    with pytest.raises(TypeError, match=rf"My\.after_step{signature}.*after_step\(self, learn\)"):
         type("My", (Callback,), {"after_step": function})
 
 
@@ -129,13 +129,13 @@ def iterated(self, learn):
 
 @pytest.mark.parametrize("function", [awaited, iterated])
 def test_a_hook_is_not_async_nor_a_generator(function):
-    with pytest.raises(TypeError, match=r"My\.after_step: a hook is called, never awaited or iterated"):
+    with pytest.raises(TypeError, match=r"My\.after_step"):
         type("My", (Callback,), {"after_step": function})
 
 
 @pytest.mark.parametrize("value", [3, None, property(lambda self: 0)])
 def test_an_event_s_name_is_kept_for_a_method(value):
-    with pytest.raises(TypeError, match=r"My\.step = .*: expected a method, for step is an event"):
+    with pytest.raises(TypeError, match=r"My\.step = .*method"):
         type("My", (Callback,), {"step": value})
 
 
@@ -156,25 +156,25 @@ def test_a_hook_set_on_an_instance_fires_with_the_learner_as_argument(make_learn
 def test_a_misspelt_hook_on_an_instance_is_an_error(make_learner):
     cb = Callback()
     cb.after_stp = print
-    with pytest.raises(TypeError, match="did you mean after_step"):
+    with pytest.raises(TypeError, match="after_step"):
         make_learner(cbs=cb)
 
 
 def test_a_value_on_an_instance_under_an_event_s_name_is_an_error_before_training(make_learner):
     cb = Callback()
     cb.step = 0
-    with pytest.raises(TypeError, match="step = 0: expected a method, for step is an event"):
+    with pytest.raises(TypeError, match=r"step = 0.*method"):
         make_learner().fit(cbs=cb)
 
 
 def test_a_hook_on_a_learner_is_an_error():
-    with pytest.raises(TypeError, match=r"Mine.after_batch would never run: hooks belong to a Callback"):
+    with pytest.raises(TypeError, match=r"Mine.after_batch.*Callback"):
         type("Mine", (Learner,), {"after_batch": nothing})
 
 
 def test_hooks_of_a_scope_of_the_user_s_own_are_known_after_with_cbs():
     hooks = {"before_game": nothing}
-    with pytest.raises(TypeError, match="define the class that uses with_cbs first"):
+    with pytest.raises(TypeError, match="with_cbs"):
         type("My", (Callback,), hooks)
     with_cbs("game")
     type("My", (Callback,), hooks)
@@ -221,22 +221,20 @@ def test_a_subclass_may_own_a_step(step):
 @pytest.mark.parametrize("step", STEPS)
 def test_two_callbacks_that_own_a_step_are_an_error_that_names_both(step, make_learner):
     one, two = (type(name, (Callback,), {step: nothing})() for name in ("One", "Two"))
-    with pytest.raises(
-        ValueError, match=rf"^{step} has 2 owners, One\.{step} and Two\.{step}: expected exactly"
-    ):
+    with pytest.raises(ValueError, match=rf"^{step}.*One\.{step}.*Two\.{step}"):
         make_learner(cbs=[one, two])
 
 
 def test_a_second_owner_given_to_fit_is_an_error_before_training(make_learner):
     learn = make_learner(cbs=MomentumCB())
-    with pytest.raises(ValueError, match=r"owners, MomentumCB\.zero_grad and Own\.zero_grad"):
+    with pytest.raises(ValueError, match=r"MomentumCB\.zero_grad.*Own\.zero_grad"):
         learn.fit(cbs=type("Own", (Callback,), {"zero_grad": nothing})())
     assert len(learn.cbs) == 1
 
 
 def test_a_subclass_and_a_callback_that_own_a_step_are_an_error_that_names_both():
     subclass = type("MyLearner", (Learner,), {"step": lambda self: None})
-    with pytest.raises(ValueError, match=r"step has 2 owners, MyLearner\.step and Own\.step"):
+    with pytest.raises(ValueError, match=r"step.*MyLearner\.step.*Own\.step"):
         subclass(nn.Linear(3, 2), {"train": [1]}, cbs=type("Own", (Callback,), {"step": nothing})())
 
 
@@ -357,7 +355,7 @@ def test_a_removed_callback_takes_part_no_more(make_learner, at):
 def test_remove_cb_refuses_what_was_not_added(make_learner):
     learn = make_learner(default_cbs=True, cbs=Watch())
     for cb in (Watch(), learn.cbs[0]):
-        with pytest.raises(ValueError, match=r"is not among the callbacks that were added: \[Watch\(\)\]"):
+        with pytest.raises(ValueError, match=r"\[Watch\(\)\]"):
             learn.remove_cb(cb)
 
 
@@ -381,14 +379,14 @@ def test_hooks_are_looked_up_per_fit_and_not_per_event(make_learner, monkeypatch
 @pytest.mark.parametrize(
     ("cb", "message"),
     [
-        (MetricsCB, r"cbs has the class MetricsCB: expected an instance; write MetricsCB\(\)"),
-        (OneCycleLR, r"for a torch scheduler write BatchSchedulerCB\(OneCycleLR\)"),
+        (MetricsCB, r"MetricsCB.*MetricsCB\(\)"),
+        (OneCycleLR, r"BatchSchedulerCB\(OneCycleLR\)"),
         (
             StepLR(torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1), 1),
-            r"for a torch scheduler write BatchSchedulerCB\(OneCycleLR\)",
+            r"BatchSchedulerCB\(OneCycleLR\)",
         ),
-        (nn.Linear(1, 1), r"cbs has Linear\(.*\): expected instances of Callback$"),
-        ("RecorderCB", r"cbs has 'RecorderCB': expected instances of Callback$"),
+        (nn.Linear(1, 1), r"cbs.*Linear\(.*\).*instances.*Callback"),
+        ("RecorderCB", r"cbs.*'RecorderCB'.*instances.*Callback"),
     ],
     ids=["class", "scheduler class", "scheduler", "module", "string"],
 )
@@ -400,16 +398,16 @@ def test_what_is_no_callback_is_an_error(cb, message, make_learner):
 
 def test_the_same_instance_twice_is_an_error(make_learner):
     cb = Watch()
-    with pytest.raises(ValueError, match=r"Watch\(\) is in cbs twice: expected each instance once"):
+    with pytest.raises(ValueError, match=r"Watch\(\).*twice"):
         make_learner(cbs=[cb, cb])
 
 
 def test_the_same_instance_in_learner_and_fit_is_an_error(make_learner):
     cb = Watch()
     learn = make_learner(cbs=cb)
-    with pytest.raises(ValueError, match=r"Watch\(\) is in cbs twice"):
+    with pytest.raises(ValueError, match=r"Watch\(\).*twice"):
         learn.fit(cbs=cb)
-    with pytest.raises(ValueError, match=r"Watch\(\) is in cbs twice"):
+    with pytest.raises(ValueError, match=r"Watch\(\).*twice"):
         learn.add_cb(cb)
     learn.fit(valid=False)
     assert cb.seen == [0, 0, 0]
@@ -558,7 +556,7 @@ def test_an_attribute_named_as_an_event_does_not_break_the_fit_that_set_it(make_
     learn = make_learner(cbs=(cb := CountCB()))
     learn.fit()
     assert cb.step == learn.n_steps
-    with pytest.raises(TypeError, match=r"step = .: expected a method, for step is an event"):
+    with pytest.raises(TypeError, match=r"step = .*method"):
         learn.fit()
 
 
@@ -634,7 +632,7 @@ def test_plan_that_is_no_list_with_each_epoch_is_an_error_that_names_the_callbac
             return plan(steps)
 
     learn = make_learner(n_batches=3, cbs=[cb := MyPlan()])
-    message = rf"^MyPlan\(\)\.plan_steps gave {shown}: expected a list of 2, one for each epoch$"
+    message = rf"^MyPlan\(\)\.plan_steps.*{shown}.*2"
     with pytest.raises(ValueError, match=message):
         learn.fit(2)
     with pytest.raises(ValueError, match=message):
@@ -644,14 +642,14 @@ def test_plan_that_is_no_list_with_each_epoch_is_an_error_that_names_the_callbac
 
 @pytest.mark.parametrize("entry", [1.5, -1, "3"])
 def test_plan_with_what_is_no_count_is_an_error_that_names_the_callback(make_learner, entry):
-    with pytest.raises(ValueError, match=r"PlanCB\(\)\.plan_steps gave \[.*\]: expected"):
+    with pytest.raises(ValueError, match=r"PlanCB\(\)\.plan_steps.*\[.*\]"):
         make_learner(cbs=PlanCB(lambda n: entry)).fit()
 
 
 def test_wrong_plan_is_noticed_at_the_callback_that_made_it(make_learner):
     first, then = FirstPlanCB(lambda n: n), PlanCB(lambda n: n)
     first.plan_steps = lambda learn, steps: []
-    with pytest.raises(ValueError, match=r"FirstPlanCB\(\)\.plan_steps gave \[\]"):
+    with pytest.raises(ValueError, match=r"FirstPlanCB\(\)\.plan_steps.*\[\]"):
         make_learner(cbs=[first, then]).fit()
     assert then.given == []
 

@@ -29,18 +29,18 @@ def fit_on(*batches, model=None, **kwargs):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"model": nn.Linear}, "model=<class '.*Linear'>: expected an instance of nn.Module"),
-        ({"model": torch.sin}, "model=<built-in .*>: expected an instance of nn.Module"),
+        ({"model": nn.Linear}, r"model=<class '.*Linear'>.*instance.*nn.Module"),
+        ({"model": torch.sin}, r"model=<built-in .*>.*instance.*nn.Module"),
         (
             {"loss_func": nn.CrossEntropyLoss},
-            r"loss_func is the class CrossEntropyLoss: expected an instance; write CrossEntropyLoss\(\)",
+            r"loss_func.*CrossEntropyLoss.*CrossEntropyLoss\(\)",
         ),
-        ({"loss_func": "mse"}, r"loss_func='mse': expected a function \(preds, target\) -> loss"),
+        ({"loss_func": "mse"}, r"loss_func='mse'.*\(preds, target\) -> loss"),
         (
             {"opt_func": torch.optim.SGD([nn.Parameter(X)], 0.1)},
-            r"opt_func is a SGD: expected something that takes \(params, lr\)",
+            r"opt_func.*SGD.*\(params, lr\)",
         ),
-        ({"opt_func": "adam"}, r"opt_func is a str: expected something that takes \(params, lr\)"),
+        ({"opt_func": "adam"}, r"opt_func.*str.*\(params, lr\)"),
     ],
     ids=["model class", "function", "loss class", "loss name", "optimizer", "optimizer name"],
 )
@@ -51,12 +51,12 @@ def test_a_wrong_kind_of_argument_is_an_error_when_the_learner_is_made(kwargs, m
 
 @pytest.mark.parametrize("dls", [{}, {"eval": [(X, Y)]}, {"train": None}])
 def test_dls_without_train_is_an_error(dls):
-    with pytest.raises(ValueError, match="dls has no train"):
+    with pytest.raises(ValueError, match=r"dls.*train"):
         Learner(nn.Linear(3, 2), dls)
 
 
 def test_dls_of_another_kind_is_an_error():
-    with pytest.raises(TypeError, match=r"dls=\[\]: expected DataLoaders\(train, valid\), or a dict"):
+    with pytest.raises(TypeError, match=r"dls=\[\].*DataLoaders\(train, valid\).*dict"):
         Learner(nn.Linear(3, 2), [])
 
 
@@ -65,33 +65,31 @@ def test_dls_of_another_kind_is_an_error():
 
 @pytest.mark.parametrize("n_epochs", [0, -1, 2.5, "3", None, 1.0])
 def test_fit_takes_a_whole_number_of_epochs(n_epochs, make_learner):
-    with pytest.raises(
-        ValueError, match=rf"fit\({n_epochs!r}\): expected a whole number of epochs, 1 or more"
-    ):
+    with pytest.raises(ValueError, match=rf"fit\({n_epochs!r}\).*whole number.*1"):
         make_learner().fit(n_epochs)
 
 
 def test_a_fit_that_does_nothing_is_an_error(make_learner):
-    with pytest.raises(ValueError, match=r"fit\(train=False\) without validation does nothing"):
+    with pytest.raises(ValueError, match=r"fit\(train=False\).*validation"):
         make_learner().fit(train=False, valid=False)
-    with pytest.raises(ValueError, match=r"fit\(train=False\) without validation does nothing"):
+    with pytest.raises(ValueError, match=r"fit\(train=False\).*validation"):
         make_learner(n_valid=0).fit(train=False)
 
 
 def test_a_fit_inside_a_fit_is_an_error(make_learner, at):
     learn = make_learner(cbs=at("after_batch", lambda learn: learn.fit()))
-    with pytest.raises(RuntimeError, match="fit inside a fit: this learner is running"):
+    with pytest.raises(RuntimeError, match="fit inside"):
         learn.fit()
 
 
 def test_validate_without_a_loader_is_an_error(make_learner):
-    with pytest.raises(ValueError, match=r"validate\(\): dls has no valid loader; give one, validate\(dl\)"):
+    with pytest.raises(ValueError, match=r"validate\(\).*validate\(dl\)"):
         make_learner(n_valid=0).validate()
 
 
 @pytest.mark.parametrize("model", [nn.ReLU(), nn.Linear(3, 2).requires_grad_(False)], ids=["none", "frozen"])
 def test_a_model_without_trainable_parameters_is_an_error(model):
-    with pytest.raises(ValueError, match=r"(ReLU|Linear) has no parameter that needs a gradient: expected"):
+    with pytest.raises(ValueError, match=r"(ReLU|Linear).*gradient"):
         fit_on((X, Y), model=model)
 
 
@@ -103,14 +101,14 @@ def test_a_frozen_model_can_be_validated(make_learner):
 
 
 def test_an_empty_train_loader_is_an_error():
-    with pytest.raises(ValueError, match="the train loader is empty, it has 0 batches"):
+    with pytest.raises(ValueError, match=r"train loader.*0 batches"):
         fit_on()
 
 
 def test_an_empty_valid_loader_is_an_error(make_learner):
     learn = make_learner(dls={"train": [(X, Y)], "eval": []})
     for evaluate in (learn.fit, learn.validate):
-        with pytest.raises(ValueError, match=r"the (valid|given) loader is empty, it has 0 batches"):
+        with pytest.raises(ValueError, match=r"(valid|given) loader.*0 batches"):
             evaluate()
     learn.fit(valid=False)
 
@@ -126,13 +124,13 @@ class Unsized:
 
 
 def test_a_loader_without_length_that_is_empty_is_an_error(make_learner):
-    with pytest.raises(ValueError, match="the loader gave no batch: expected at least one"):
+    with pytest.raises(ValueError, match=r"loader.*batch"):
         make_learner(dls={"train": Unsized(0)}).fit()
 
 
 def test_a_loader_that_runs_empty_is_an_error_that_says_the_epoch(make_learner):
     learn = make_learner(dls={"train": Unsized(1, 2, 0)})  # the first pass is the look before training
-    with pytest.raises(ValueError, match="the train loader gave no batch in epoch 1: expected at least one"):
+    with pytest.raises(ValueError, match=r"train loader.*epoch 1"):
         learn.fit(2)
 
 
@@ -149,12 +147,12 @@ def test_a_loader_that_runs_empty_is_an_error_that_says_the_epoch(make_learner):
     ],
 )
 def test_a_batch_that_is_not_inputs_and_target_is_an_error(batch, found):
-    with pytest.raises(ValueError, match=rf"the loader gives {found}: expected batches \(inputs, target\)"):
+    with pytest.raises(ValueError, match=rf"loader.*{found}.*batches \(inputs, target\)"):
         fit_on(batch)
 
 
 def test_no_batch_is_an_error():
-    with pytest.raises(ValueError, match="the loader gave no batch"):
+    with pytest.raises(ValueError, match=r"loader.*batch"):
         check_batch(None)
 
 
@@ -186,14 +184,12 @@ def test_float_targets_infer_mean_squared_error(dtype):
     ("target", "kind"), [(Y > 0, "torch.bool"), (Y + 0j, "torch.complex64"), ({"a": Y}, "dict")]
 )
 def test_other_targets_infer_no_loss(target, kind):
-    with pytest.raises(
-        ValueError, match=rf"no loss can be inferred from targets of {kind}: .*give loss_func"
-    ):
+    with pytest.raises(ValueError, match=rf"targets.*{kind}.*loss_func"):
         fit_on((X, target))
 
 
 def test_target_that_is_no_tensor_is_said_to_be_none():
-    with pytest.raises(ValueError, match=r"targets of ndarray: expected a tensor .*torch.as_tensor"):
+    with pytest.raises(ValueError, match=r"ndarray.*torch.as_tensor"):
         fit_on((X, Y.numpy()))
 
 
@@ -205,9 +201,9 @@ def test_a_loss_that_is_given_is_used():
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        (Y.int(), r"targets are torch.int32: expected class numbers as torch.int64; target.long\(\)"),
-        (Y[:, None], r"targets are \(4, 1\) and preds \(4, 2\): .* of shape \(4,\); target.squeeze\(1\)"),
-        (Y[:, None].expand(-1, 3), r"targets are \(4, 3\) and preds \(4, 2\): .* of shape \(4,\)\n"),
+        (Y.int(), r"torch.int32.*torch.int64.*target.long\(\)"),
+        (Y[:, None], r"\(4, 1\).*\(4, 2\).*\(4,\).*target.squeeze\(1\)"),
+        (Y[:, None].expand(-1, 3), r"\(4, 3\).*\(4, 2\).*\(4,\)"),
     ],
 )
 def test_class_numbers_of_another_kind_or_shape_are_an_error(target, said):
@@ -228,9 +224,7 @@ def test_class_numbers_may_be_bytes_and_have_more_dimensions():
 )
 @pytest.mark.parametrize(("target", "low", "high"), [([1, 2, 1, 2], 1, 2), ([-1, 0, 1, 1], -1, 1)])
 def test_targets_out_of_range_are_an_error(target, low, high, loss_func):
-    message = (
-        f"targets run from {low} to {high}, but the model gives 2 outputs, for classes 0 to 1: do the labels"
-    )
+    message = rf"targets.*{low}.*{high}.*2 outputs.*0.*1"
     with pytest.raises(ValueError, match=message):
         fit_on((X, torch.tensor(target)), loss_func=loss_func)
 
@@ -239,7 +233,7 @@ def test_targets_of_a_loader_in_memory_are_all_looked_at_before_the_first_step(m
     learn = make_learner(n_batches=3)
     learn.dls.train.targets[-1] = 2
     before = learn.model.weight.detach().clone()
-    with pytest.raises(ValueError, match="targets run from 0 to 2, but the model gives 2 outputs"):
+    with pytest.raises(ValueError, match=r"targets.*0.*2.*2 outputs"):
         learn.fit()
     assert learn.model.weight.equal(before)
 
@@ -255,7 +249,7 @@ def test_targets_of_a_loader_in_memory_are_all_looked_at_before_the_first_step(m
 def test_ignored_targets_are_not_out_of_range(loss_func, ignored):
     check_targets(loss_func, torch.zeros(4, 2), torch.tensor([0, 1, ignored, 1]), None)
     check_targets(loss_func, torch.zeros(4, 2), torch.full((4,), ignored), None)
-    with pytest.raises(ValueError, match="targets run from 0 to 3"):
+    with pytest.raises(ValueError, match=r"targets.*0.*3"):
         check_targets(loss_func, torch.zeros(4, 2), torch.tensor([0, 1, ignored, 3]), None)
 
 
@@ -263,7 +257,7 @@ def test_targets_of_pixels_are_checked_too():
     preds, target = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long)
     check_targets(F.cross_entropy, preds, target, None)
     target[0, 0, 0] = 3
-    with pytest.raises(ValueError, match="targets run from 0 to 3, but the model gives 3 outputs"):
+    with pytest.raises(ValueError, match=r"targets.*0.*3.*3 outputs"):
         check_targets(F.cross_entropy, preds, target, None)
 
 
@@ -272,7 +266,7 @@ def test_probabilities_as_targets_are_left_to_torch():
 
 
 def test_float_targets_of_another_shape_are_an_error():
-    with pytest.raises(ValueError, match=r"preds are \(4, 1\) and targets \(4,\): expected the same shape"):
+    with pytest.raises(ValueError, match=r"preds.*\(4, 1\).*targets \(4,\).*shape"):
         fit_on((X, Y.float()), model=nn.Linear(3, 1))
 
 

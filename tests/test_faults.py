@@ -363,7 +363,7 @@ def test_loss_that_is_no_number_leaves_nothing_behind(make, check_resumed, n):
     learn = make(TerminateOnNaNCB(), new_model=Model)
     learn.model.n = n
     error = fails(learn, FloatingPointError)
-    assert "the loss is nan at epoch" in str(error)
+    assert re.search("nan.*epoch", str(error))
     assert all(t.isfinite().all() for t in learn.model.state_dict().values())
     check_resumed(TerminateOnNaNCB(), new_model=Model)
 
@@ -489,7 +489,7 @@ def test_full_disk_leaves_the_files_that_were_there(make, check_resumed, monkeyp
         patch.setattr(torch, "save", torch_save_that_fills_the_disk(n))
         error = fails(learn, OSError)
     assert error.errno == errno.ENOSPC
-    assert str(error).startswith(f"[Errno {errno.ENOSPC}] No space left on device; what was at this place")
+    assert str(error).startswith(f"[Errno {errno.ENOSPC}] No space left on device")
     assert str(folder_of(learn)) in str(error)
     assert "minilearn: in CheckpointCB." in error.__notes__[0]
     assert len(list(folder_of(learn).iterdir())) == n if n < 3 else True
@@ -504,7 +504,7 @@ def test_file_that_may_not_grow_leaves_the_files_that_were_there(make, at, check
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     learn = make(at("after_step", limit))
     try:
-        with pytest.raises(OSError, match="File too large; what was at this place before is still") as e:
+        with pytest.raises(OSError, match="File too large") as e:
             learn.fit(2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

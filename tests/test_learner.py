@@ -444,7 +444,7 @@ def test_predict_inside_a_fit_changes_nothing_of_it(make_learner, at):
 
 
 def test_predict_of_an_empty_loader_is_an_error(make_learner):
-    with pytest.raises(ValueError, match="the given loader is empty, it has 0 batches"):
+    with pytest.raises(ValueError, match=r"given loader.*0 batches"):
         make_learner().predict([])
 
 
@@ -552,9 +552,7 @@ def test_a_replaced_layer_needs_a_new_optimizer(make_learner):
     learn = make_learner(model=model)
     learn.fit()
     model[2] = nn.Linear(4, 2)
-    with pytest.raises(
-        ValueError, match=r"2.weight, 2.bias \(2 in all\).*not in the kept optimizer.*reset_opt"
-    ):
+    with pytest.raises(ValueError, match=r"2.weight, 2.bias \(2.*reset_opt"):
         learn.fit()
     before = model[2].weight.detach().clone()
     learn.fit(reset_opt=True)
@@ -563,9 +561,7 @@ def test_a_replaced_layer_needs_a_new_optimizer(make_learner):
 
 @pytest.mark.parametrize("value", [1e-2, 1, 0])
 def test_an_lr_in_the_place_of_train_is_refused(make_learner, value):
-    with pytest.raises(
-        TypeError, match=rf"fit\(train={value}\): expected True or False; an lr is given by name"
-    ):
+    with pytest.raises(TypeError, match=rf"fit\(train={value}\).*True.*False.*lr"):
         make_learner().fit(1, value)
 
 
@@ -589,7 +585,7 @@ def test_broken_validation_batches_are_refused_before_training(make_learner, at)
     batch = (torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
     steps = []
     learn = make_learner(dls={"train": [batch], "eval": [{"x": 1}]}, cbs=at("before_step", steps.append))
-    with pytest.raises(ValueError, match="the loader gives a dict with 'x'"):
+    with pytest.raises(ValueError, match=r"dict.*'x'"):
         learn.fit()
     assert steps == []
 
@@ -602,7 +598,7 @@ def test_predictions_are_in_the_order_of_the_data(make_learner):
     torch.testing.assert_close(preds, model(x).detach())
     assert loader.shuffle
     shuffled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), 4, shuffle=True)
-    with pytest.raises(ValueError, match="this DataLoader shuffles"):
+    with pytest.raises(ValueError, match=r"DataLoader.*shuffle"):
         make_learner(model=model).predict(shuffled)
 
 
@@ -614,23 +610,21 @@ def test_targets_that_a_callback_changes_are_checked_as_changed(make_learner, at
         learn.batch = (learn.batch[0], learn.batch[1] % 2)
 
     make_learner(dls=dls, cbs=at("before_batch", relabel)).fit()
-    with pytest.raises(ValueError, match="targets run from 0 to 5, but the model gives 2 outputs"):
+    with pytest.raises(ValueError, match=r"targets.*0.*5.*2 outputs"):
         make_learner(dls=dls).fit()
 
 
 @pytest.mark.parametrize("loss_func", [nn.MSELoss(), nn.L1Loss(), F.smooth_l1_loss, F.huber_loss])
 def test_losses_that_would_broadcast_are_refused(make_learner, loss_func):
     dls = {"train": [(torch.randn(4, 3), torch.randn(4))]}
-    with pytest.raises(ValueError, match=r"preds are \(4, 1\) and targets \(4,\)"):
+    with pytest.raises(ValueError, match=r"preds.*\(4, 1\).*targets \(4,\)"):
         make_learner(model=nn.Linear(3, 1), dls=dls, loss_func=loss_func).fit()
 
 
 @pytest.mark.parametrize(("step", "field"), [("predict", "preds"), ("get_loss", "loss")])
 def test_a_step_that_returns_what_it_should_set_is_an_error(make_learner, step, field):
     cb = type("MyCB", (Callback,), {step: lambda self, learn: torch.zeros(())})()
-    with pytest.raises(
-        TypeError, match=f"MyCB.{step} returned a value, which nobody reads: set learn.{field}"
-    ):
+    with pytest.raises(TypeError, match=rf"MyCB.{step}.*learn.{field}"):
         make_learner(cbs=cb).fit()
 
 
@@ -647,9 +641,7 @@ def test_no_graph_is_kept_after_a_fit(make_learner):
 
 def test_a_dataset_in_the_place_of_a_loader_is_refused():
     dataset = torch.utils.data.TensorDataset(torch.zeros(4, 3), torch.zeros(4))
-    with pytest.raises(
-        TypeError, match=r"dls train is a Dataset, TensorDataset: expected batches; write DataLoader"
-    ):
+    with pytest.raises(TypeError, match=r"dls train.*TensorDataset.*DataLoader"):
         DataLoaders(dataset)
 
 

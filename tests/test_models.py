@@ -107,7 +107,7 @@ def test_mlp_of_two_sizes_is_linear():
 
 @pytest.mark.parametrize("sizes", [(), (784,)])
 def test_mlp_of_too_few_sizes_is_refused(sizes):
-    with pytest.raises(ValueError, match="expected at least two sizes, of the inputs and of the outputs"):
+    with pytest.raises(ValueError, match="two sizes"):
         MLP(*sizes)
 
 
@@ -130,5 +130,5 @@ def test_mlp_has_norm_and_dropout_on_hidden_layers_only():
 
 @pytest.mark.parametrize("dropout", [-0.1, 1, 1.5])
 def test_a_dropout_that_is_no_share_is_refused(dropout):
-    with pytest.raises(ValueError, match=rf"dropout={dropout}: expected 0 <= dropout < 1"):
+    with pytest.raises(ValueError, match=rf"dropout={dropout}.*0 <= dropout < 1"):
         MLP(4, 3, 2, dropout=dropout)

@@ -59,7 +59,7 @@ def test_plot_lines_has_the_size_asked_for():
 
 
 def test_plot_lines_of_nothing_is_an_error():
-    with pytest.raises(ValueError, match="plot: nothing was recorded yet"):
+    with pytest.raises(ValueError, match=r"plot.*recorded"):
         plot_lines({})
 
 
@@ -80,7 +80,7 @@ def test_plot_history_leaves_out_a_phase_without_rows():
 
 
 def test_plot_history_of_no_rows_is_an_error():
-    with pytest.raises(ValueError, match="plot_history: the history has no row yet"):
+    with pytest.raises(ValueError, match=r"plot_history.*history.*row"):
         plot_history([])
 
 
@@ -114,12 +114,12 @@ def test_plot_images_has_titles():
 
 
 def test_plot_images_with_a_title_missing_is_an_error():
-    with pytest.raises(ValueError, match="1 titles for 2 images: expected one each, or none"):
+    with pytest.raises(ValueError, match=r"1 titles.*2 images"):
         plot_images(torch.rand(2, 1, 4, 4), ["bag"])
 
 
 def test_plot_images_of_no_images_is_an_error():
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="image"):
         plot_images(torch.rand(0, 1, 4, 4))
 
 
@@ -385,8 +385,7 @@ def test_axis_begins_at_0_or_below_it():
 def test_what_has_no_course_of_its_own_is_refused(sched, wrapped):
     with pytest.raises(
         TypeError,
-        match=r"^plot_scheduler\(.*\): expected a scheduler of torch that knows its course, or a schedule of "
-        r"minilearn.schedules$",
+        match=r"^plot_scheduler\(.*\).*scheduler.*torch.*minilearn.schedules",
     ) as caught:
         plot_scheduler(wrapped(sched), n_steps=3)
     assert repr(sched) in str(caught.value)
@@ -394,14 +393,12 @@ def test_what_has_no_course_of_its_own_is_refused(sched, wrapped):
 
 @pytest.mark.parametrize("sched", [OneCycleLR, partial(OneCycleLR, max_lr=0.1)])
 def test_what_has_still_to_be_made_is_refused(sched):
-    with pytest.raises(TypeError, match=r"plot_scheduler\(.*expected a scheduler of torch"):
+    with pytest.raises(TypeError, match=r"plot_scheduler\(.*scheduler.*torch"):
         plot_scheduler(sched, n_steps=3)
 
 
 def test_a_schedule_that_was_not_called_is_refused():
-    with pytest.raises(
-        TypeError, match=r"constant makes a schedule: expected what it returns; write constant"
-    ):
+    with pytest.raises(TypeError, match=r"constant.*constant"):
         plot_scheduler(constant, n_steps=3)
 
 
@@ -414,9 +411,9 @@ def test_a_function_of_n_steps_is_drawn_as_what_it_makes(sched):
 @pytest.mark.parametrize(
     ("sched", "n_steps", "message"),
     [
-        ({}, 3, r"plot_scheduler\(\{\}, 3\): expected a schedule, and a step or more"),
-        (cosine(3), 0, r"plot_scheduler\(.*, 0\): expected a schedule, and a step or more"),
-        (cosine(3), -1, r"plot_scheduler\(.*, -1\): expected a schedule, and a step or more"),
+        ({}, 3, r"plot_scheduler\(\{\}, 3\).*schedule.*step"),
+        (cosine(3), 0, r"plot_scheduler\(.*, 0\).*schedule.*step"),
+        (cosine(3), -1, r"plot_scheduler\(.*, -1\).*schedule.*step"),
     ],
 )
 def test_nothing_to_draw_is_refused(sched, n_steps, message):

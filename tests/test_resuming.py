@@ -286,7 +286,7 @@ def test_progress_says_that_a_fit_is_finished(folder, capsys):
     new(every_rest(folder)).fit(N_EPOCHS)
     learn = new(ProgressCB(console=Console(file=StringIO())), every_rest(folder))
     learn.fit(N_EPOCHS, resume=True)
-    assert capsys.readouterr().out.endswith("pt: this fit is finished, nothing is left to train\n")
+    assert "finished" in capsys.readouterr().out
 
 
 # Cancelling -------------------------------------------------------------------------------------------
@@ -404,7 +404,7 @@ def test_lr_that_a_callback_set_goes_on(folder, at, n):
 def test_lr_of_the_checkpoint_rules(folder):
     stop(new(every_rest(folder), StopCB(2), lr=0.1))
     learn = new(every_rest(folder), lr=0.5)
-    said = "group 0 of the optimizer has lr=0.7 here, and 0.1 in the run that goes on, which is used"
+    said = r"group 0.*lr=0.7.*0.1"
     with pytest.warns(UserWarning, match=said):
         learn.fit(N_EPOCHS, resume=True, lr=0.7)
     assert learn.opt.param_groups[0]["lr"] == 0.1
@@ -496,9 +496,7 @@ def test_earlier_one_is_gone_on_from_in_another_folder(folder, tmp_path):
 def test_earlier_one_in_its_own_folder_is_refused(folder):
     new(every_rest(folder)).fit(N_EPOCHS)
     learn = new(every_rest(folder))
-    with pytest.raises(
-        ValueError, match=r"has a later checkpoint, epoch-0002-train-000000\.pt, than the one "
-    ):
+    with pytest.raises(ValueError, match=r"epoch-0002-train-000000\.pt"):
         learn.fit(N_EPOCHS, resume=folder / "epoch-0001-train-000001.pt")
     assert (learn.n_epochs_trained, learn.run_id, learn.history) == (0, None, [])
 
@@ -523,35 +521,31 @@ def test_fit_begins_where_the_folder_of_its_checkpoints_is_empty(folder, by):
 @pytest.mark.parametrize("cbs", [lambda folder: [], lambda folder: [every_rest(folder)]])
 def test_folder_with_a_typo_is_refused(folder, cbs):
     learn = new(*cbs(folder))
-    with pytest.raises(
-        FileNotFoundError, match=r"fit\(resume='.*/rnu'\): there is no checkpoint there, and no CheckpointCB "
-    ):
+    with pytest.raises(FileNotFoundError, match=r"fit\(resume='.*/rnu'\).*CheckpointCB"):
         learn.fit(N_EPOCHS, resume=str(folder.parent / "rnu"))
     assert not folder.exists()
 
 
 def test_file_that_is_not_there_is_refused(folder):
-    with pytest.raises(FileNotFoundError, match=r"epoch-0009\.pt: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"epoch-0009\.pt"):
         new(every_rest(folder)).fit(resume=folder / "epoch-0009.pt")
 
 
 @pytest.mark.parametrize("resume", [False, 3, b"run", ["run"]])
 def test_other_values_are_refused(folder, resume):
-    with pytest.raises(
-        TypeError, match=r"fit\(resume=.*\): expected a folder of checkpoints, a checkpoint, or"
-    ):
+    with pytest.raises(TypeError, match=r"fit\(resume=.*\).*folder.*checkpoint"):
         new(every_rest(folder)).fit(resume=resume)
 
 
 @pytest.mark.parametrize("n", [0, 2])
 def test_true_needs_one_folder(tmp_path, n):
     learn = new(*[every_rest(tmp_path / str(i)) for i in range(n)])
-    with pytest.raises(ValueError, match=rf"means the folder of the CheckpointCB: expected one, {n} here"):
+    with pytest.raises(ValueError, match=rf"CheckpointCB.*{n}"):
         learn.fit(resume=True)
 
 
 def test_only_training_can_be_resumed(folder):
-    with pytest.raises(ValueError, match=r"fit\(train=False, resume='x'\): only training can be resumed"):
+    with pytest.raises(ValueError, match=r"fit\(train=False, resume='x'\)"):
         new(every_rest(folder)).fit(train=False, resume="x")
 
 
@@ -578,54 +572,54 @@ REFUSALS = {
     "epochs": (
         {},
         {"n_epochs": 3},
-        "is of a fit with 2 epochs, this one has 3; for more",
+        r"2 epochs.*3",
     ),
     "phases": (
         {},
         FIT | {"valid": False},
-        r"is of a fit with \['train', 'eval'\] phases, this one has \['train'\]; is the validation",
+        r"\['train', 'eval'\].*\['train'\].*validation",
     ),
     "steps": (
         {"bs": 6},
         FIT,
-        r"is of a fit with 2 times 3 steps in its epochs, this one has 2 times 2; is it another",
+        r"2.*3 steps.*2.*2",
     ),
-    "optimizer": ({"opt_func": optim.Adam}, FIT, "is of a run with SGD, the optimizer here is Adam"),
+    "optimizer": ({"opt_func": optim.Adam}, FIT, r"SGD.*optimizer.*Adam"),
     "groups": (
         {"param_groups": two_groups},
         FIT,
-        "is of an optimizer with 1 parameter groups, this one has 2",
+        r"1 parameter groups.*2",
     ),
     "order": (
         {"param_groups": other_groups},
         FIT,
-        "has other parameters in group 0 of the optimizer: their order, for one",
+        r"group 0.*order",
     ),
-    "key": ({"param_groups": with_name}, FIT, "name is only here, in group 0 of the optimizer"),
+    "key": ({"param_groups": with_name}, FIT, r"name.*group 0"),
     "added": (
         {"cbs": [MomentumCB]},
         FIT,
-        "has no state of MomentumCB: it is of a run with CheckpointCB, StopCB",
+        r"state.*MomentumCB.*CheckpointCB, StopCB",
     ),
     "bs": (
         {"valid_bs": 2},
         FIT,
-        "is of a run with other data: the loader has bs=2, the run that is to go on 4",
+        r"data.*bs=2.*4",
     ),
     "n_samples": (
         {"n_train": 11},
         FIT,
-        "is of a run with other data: the loader has n_samples=11, the run .* 12",
+        r"data.*n_samples=11.*12",
     ),
     "shuffle": (
         {"shuffle": False},
         FIT,
-        "is of a run with other data: the loader has shuffle=False, the run .* True",
+        r"data.*shuffle=False.*True",
     ),
     "model": (
         {"model": lambda: nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.Linear(5, 2))},
         FIT,
-        r"is of another model: 0\.weight is \(4, 3\) in the file and \(5, 3\) in the model; .*; 4 more",
+        r"another model.*0\.weight.*\(4, 3\).*\(5, 3\).*4 more",
     ),
 }
 
@@ -646,7 +640,7 @@ def test_learner_that_is_not_alike_is_refused_and_nothing_is_changed(folder, why
     learn = live(**kwargs)
     before = whole_state(learn)
     weights = learn.model[0].weight.data_ptr()
-    with pytest.raises(ValueError, match=rf"/run/epoch-0000-train-000002\.pt:? {said}"):
+    with pytest.raises(ValueError, match=rf"/run/epoch-0000-train-000002\.pt.*{said}"):
         learn.fit(**fit, cbs=[every_rest(folder)], resume=folder)
     assert first_difference(before, whole_state(learn)) == ""
     assert learn.model[0].weight.data_ptr() == weights
@@ -656,33 +650,31 @@ def test_learner_that_is_not_alike_is_refused_and_nothing_is_changed(folder, why
 @pytest.mark.parametrize(
     ("there", "here", "said"),
     [
-        ([CountCB], [], "has the state of CountCB, not among the callbacks here: CheckpointCB"),
+        ([CountCB], [], r"state.*CountCB.*CheckpointCB"),
         (
             [CountCB, CountCB],
             [CountCB],
-            "has the state of CountCB 2, not among the callbacks here: CountCB, Checkpoi",
+            r"state.*CountCB 2.*CountCB, CheckpointCB",
         ),
-        ([], [CountCB], "has no state of CountCB: it is of a run with CheckpointCB"),
+        ([], [CountCB], r"state.*CountCB.*CheckpointCB"),
         (
             [CountCB],
             [CountCB, CountCB],
-            "has no state of CountCB 2: it is of a run with CountCB, CheckpointCB",
+            r"state.*CountCB 2.*CountCB, CheckpointCB",
         ),
-        ([], [MetricsCB], "has no state of MetricsCB: it is of a run with CheckpointCB"),
+        ([], [MetricsCB], r"state.*MetricsCB.*CheckpointCB"),
     ],
 )
 def test_other_callbacks_are_refused(folder, there, here, said):
     stop(new(*[cb() for cb in there], every_rest(folder), StopCB(2)))
     learn = new(*[cb() for cb in here], every_rest(folder))
-    with pytest.raises(ValueError, match=rf"\.pt {said}"):
+    with pytest.raises(ValueError, match=rf"\.pt.*{said}"):
         learn.fit(N_EPOCHS, resume=True)
 
 
 def test_run_without_callbacks_is_said_so(folder):
     stop(new(every_rest(folder), StopCB(2)))
-    with pytest.raises(
-        ValueError, match=r"the state of CheckpointCB, not among the callbacks here: none; give"
-    ):
+    with pytest.raises(ValueError, match=r"state.*CheckpointCB"):
         new().fit(N_EPOCHS, resume=folder)
 
 
@@ -693,7 +685,7 @@ def test_callbacks_without_state_may_come_and_go(folder):
 
 def test_group_key_that_is_only_in_the_file_is_refused(folder):
     stop(new(every_rest(folder), StopCB(2), param_groups=with_name))
-    with pytest.raises(ValueError, match="name is only in the file, in group 0 of the optimizer"):
+    with pytest.raises(ValueError, match=r"name.*file.*group 0"):
         new(every_rest(folder), param_groups=lambda model: [{"params": list(model.parameters())}]).fit(
             N_EPOCHS, resume=True
         )
@@ -717,7 +709,7 @@ def test_parameter_that_is_only_here_is_named(folder):
         return [{"params": [*part(model)[0]["params"], model[0].bias]}]
 
     stop(new(every_rest(folder), StopCB(2), param_groups=part))
-    with pytest.raises(ValueError, match=r"other parameters in group 0 of the optimizer: 0\.bias, for one"):
+    with pytest.raises(ValueError, match=r"group 0.*0\.bias"):
         new(every_rest(folder), param_groups=part_and_more).fit(N_EPOCHS, resume=True)
 
 
@@ -734,7 +726,7 @@ def test_loader_of_another_kind_is_refused_and_nothing_is_changed(folder, there)
     learn = new(every_rest(folder), dls=dls("loader" if there == "list" else "list"))
     learn.opt_func(learn.model.parameters(), 0.1)
     before = learn.model[0].weight.clone()
-    with pytest.raises(ValueError, match="is of a run with other data"):
+    with pytest.raises(ValueError, match="data"):
         learn.fit(N_EPOCHS, resume=True)
     assert torch.equal(learn.model[0].weight, before)
 
@@ -742,14 +734,14 @@ def test_loader_of_another_kind_is_refused_and_nothing_is_changed(folder, there)
 @pytest.mark.parametrize(
     ("contents", "said"),
     [
-        ({"weight": torch.zeros(1)}, "is no checkpoint of minilearn; weights alone are for learn.load"),
-        ([1], "is no checkpoint of minilearn"),
-        ({"minilearn": 2}, "has the format 2, this minilearn reads 1"),
+        ({"weight": torch.zeros(1)}, r"checkpoint.*learn.load"),
+        ([1], r"checkpoint.*minilearn"),
+        ({"minilearn": 2}, r"format 2.*1"),
     ],
 )
 def test_other_files_are_refused(tmp_path, contents, said):
     write_torch(tmp_path / "x.pt", contents)
-    with pytest.raises(ValueError, match=rf"x\.pt {said}"):
+    with pytest.raises(ValueError, match=rf"x\.pt.*{said}"):
         new().fit(resume=tmp_path / "x.pt")
 
 
@@ -757,7 +749,7 @@ def test_checkpoint_that_is_damaged_is_refused(folder):
     stop(new(every_rest(folder), StopCB(2)))
     path = folder / "epoch-0000-train-000002.pt"
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"epoch-0000-train-000002\.pt is cut short"):
+    with pytest.raises(ValueError, match=r"epoch-0000-train-000002\.pt.*cut short"):
         new(every_rest(folder)).fit(N_EPOCHS, resume=True)
 
 
@@ -882,7 +874,7 @@ def test_two_runs_in_one_folder_are_refused(folder):
     new(every_rest(folder)).fit(1)
     with pytest.raises(
         ValueError,
-        match=r"epoch-0001-train-000000\.pt there is of another run, which would be lost: go on wit",
+        match=r"epoch-0001-train-000000\.pt.*another run",
     ):
         new(every_rest(folder)).fit(1)
 
@@ -952,16 +944,14 @@ def test_object_on_the_learner_that_is_not_there_is_named(folder):
     learn = new(every_rest(folder), StopCB(2))
     learn.other = nn.Linear(1, 1)
     stop(learn)
-    with pytest.raises(ValueError, match=r"learn\.other: the checkpoint has a Linear, and here is None"):
+    with pytest.raises(ValueError, match=r"learn\.other.*Linear.*None"):
         new(every_rest(folder)).fit(N_EPOCHS, resume=True)
 
 
 def test_attribute_that_cannot_be_saved_is_refused_before_training(folder):
     learn = new(every_rest(folder))
     learn.mine = range(3)
-    with pytest.raises(
-        TypeError, match=r"learn\.mine is a range, which .* hold; keep it on a callback, whose"
-    ):
+    with pytest.raises(TypeError, match=r"learn\.mine.*range.*callback"):
         learn.fit()
     assert learn.n_epochs_trained == 0
 

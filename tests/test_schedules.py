@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from toolbox import mentions
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -362,11 +363,11 @@ def test_compositions_of_compositions():
 
 # Refused --------------------------------------------------------------------------------------------
 
-LENGTH = "expected a whole number >= 1"
-ABOVE_0 = "expected a number > 0"
-RISING = "expected whole numbers >= 1, each above the one before"
+LENGTH = "whole number ... >= 1"
+ABOVE_0 = "> 0"
+RISING = ">= 1 ... above"
 NAN = math.nan
-# parameter -> (values that are refused, the end of the message); wherever a parameter has this name
+# parameter -> (values that are refused, what the message mentions); wherever a parameter has this name
 BAD = {
     "n_steps": ([0, -1, 1.5, 2.0, True, "3", None], LENGTH),
     "step_size": ([0, -1, 1.5, 2.0, True, "3"], LENGTH),
@@ -374,7 +375,7 @@ BAD = {
     "gamma": ([0, -0.5, NAN], ABOVE_0),
     "decay": ([0, -0.5, NAN], ABOVE_0),
     "power": ([0, -0.5, NAN], ABOVE_0),
-    "pct_start": ([0, 1, -0.1, 1.1, NAN], "expected 0 < pct_start < 1, a share of the steps"),
+    "pct_start": ([0, 1, -0.1, 1.1, NAN], "0 < pct_start < 1"),
     "milestones": ([[0], [-1], [2, 1], [1, 1], [1, 3, 2], [1.5], [1.0]], RISING),
 }
 FIRST_CASE = {case.make.__name__: case for case in reversed(CASES)}
@@ -396,9 +397,8 @@ def with_argument(name, parameter, value):
 
 @pytest.mark.parametrize(("name", "parameter", "value"), REFUSED)
 def test_argument_out_of_range_is_refused_when_it_is_made(name, parameter, value):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  the whole message is compared
+    with pytest.raises(ValueError, match=mentions(f"{parameter}={value!r} ... {BAD[parameter][1]}")):
         with_argument(name, parameter, value)
-    assert str(caught.value) == f"{parameter}={value!r}: {BAD[parameter][1]}"
 
 
 def test_each_parameter_with_a_range_is_tried():
@@ -410,27 +410,24 @@ def test_each_parameter_with_a_range_is_tried():
     ("n_schedules", "milestones"), [(2, []), (2, [1, 2]), (1, [3]), (3, [1]), (0, []), (0, [1])]
 )
 def test_another_number_of_milestones_than_seams_is_refused(n_schedules, milestones):
-    message = (
-        f"{n_schedules} schedules and {len(milestones)} milestones: expected a milestone for each "
-        "schedule but the first"
-    )
+    message = rf"{n_schedules} schedules.*{len(milestones)} milestones"
     with pytest.raises(ValueError, match=message):
         sequence([constant()] * n_schedules, milestones)
 
 
 @pytest.mark.parametrize("make", [multi_step, lambda found: sequence([constant()] * 2, found)])
 def test_milestone_that_is_a_bool_is_refused(make):
-    with pytest.raises(ValueError, match=r"milestones=\[True\]: expected whole numbers >= 1"):
+    with pytest.raises(ValueError, match=r"milestones=\[True\].*whole numbers >= 1"):
         make([True])
 
 
 @pytest.mark.parametrize("milestones", [["a", 1], [None, 1], [[1], [2]]], ids=str)
 def test_milestones_that_are_no_numbers_are_refused_with_the_same_words(milestones):
-    with pytest.raises(ValueError, match=RISING):
+    with pytest.raises(ValueError, match=mentions(RISING)):
         multi_step(milestones)
 
 
 @pytest.mark.parametrize("n_steps", [-1, 1.5, True])
 def test_shifted_refuses_what_is_no_number_of_steps(n_steps):
-    with pytest.raises(ValueError, match=f"n_steps={n_steps!r}: expected a whole number"):
+    with pytest.raises(ValueError, match=rf"n_steps={n_steps!r}.*whole number"):
         shifted(warm_up(4), n_steps)

@@ -58,7 +58,7 @@ def test_other_seed_trains_other_weights(make_loader):
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
 def test_seed_out_of_range_is_refused(seed):
-    with pytest.raises(ValueError, match=rf"seed={seed}: expected"):
+    with pytest.raises(ValueError, match=rf"seed={seed}"):
         set_seed(seed)
 
 

@@ -178,7 +178,7 @@ def test_layer_that_was_removed_needs_a_new_optimizer(make_learner):
     learn = make_learner(model=model)
     learn.fit()
     del model[1]
-    with pytest.raises(ValueError, match=r"has 2 tensors in group 0 .* no longer in .*\(2, 2\).*reset_opt"):
+    with pytest.raises(ValueError, match=r"2 tensors.*group 0.*\(2, 2\).*reset_opt"):
         learn.fit()
     learn.fit(reset_opt=True)
 
@@ -202,6 +202,6 @@ def test_scheduler_for_another_number_of_groups_is_refused(make_learner, schedul
     groups = {"param_groups": lambda model: [{"params": [p]} for p in model.parameters()]}
     learn = make_learner(opt_func=partial(SGD, momentum=0.9), **groups)
     learn.fit()
-    with pytest.raises(ValueError, match=r"has 3 values, and the optimizer has 2 parameter groups: expec"):
+    with pytest.raises(ValueError, match=r"3 values.*2 parameter groups"):
         learn.fit(cbs=BatchSchedulerCB(scheduler_f, **kwargs))
     assert learn.n_steps == 0

@@ -17,9 +17,7 @@ from torch import nn
 
 from minilearn.state import LEFT, Loader, Saver, differences, first_difference, has_state
 
-ADVICE = (
-    r"define state_dict\(self\), to leave it out or give data instead, and load_state_dict\(self, state\)"
-)
+ADVICE = r"state_dict\(self\).*load_state_dict\(self, state\)"
 
 
 def written_and_read(saved):
@@ -324,12 +322,12 @@ def test_empty_array_is_the_same():
     "value", [np.array(["a"]), np.array([None]), np.array(["2026"], "M8[Y]"), np.random.RandomState(0)]
 )
 def test_array_of_no_numbers_is_refused(value):
-    with pytest.raises(TypeError, match=rf"^cb.x is a (ndarray|RandomState), which .* hold; {ADVICE}"):
+    with pytest.raises(TypeError, match=rf"^cb.x.*(ndarray|RandomState).*{ADVICE}"):
         save(value)
 
 
 def test_array_with_more_than_numbers_is_refused():
-    with pytest.raises(TypeError, match=r"cb.x is a MaskedArray, which a checkpoint cannot hold"):
+    with pytest.raises(TypeError, match=r"cb.x.*MaskedArray"):
         save(np.ma.array([1, 2], mask=[False, True]))
 
 
@@ -512,13 +510,13 @@ def test_object_of_another_module_is_loaded_into_the_one_that_is_there():
 
 def test_object_of_another_module_is_not_built():
     saved = save(Plain(a=1), module="math")
-    with pytest.raises(ValueError, match=rf"^cb.x: the checkpoint has a Plain, and here is None; {ADVICE}$"):
+    with pytest.raises(ValueError, match=rf"^cb.x.*Plain.*None.*{ADVICE}"):
         load(saved, module="math")
 
 
 def test_name_in_the_module_that_is_no_class_is_not_called():
     saved = ("object", "pi", {})
-    with pytest.raises(ValueError, match=r"cb.x: the checkpoint has a pi, and here is 5"):
+    with pytest.raises(ValueError, match=r"cb.x.*pi.*5"):
         load(saved, 5, module="math")
 
 
@@ -531,12 +529,12 @@ def test_object_with_state_is_loaded_by_itself():
 
 def test_object_with_state_that_is_not_there_is_not_built():
     saved = save({"best": [Stateful(3)]})
-    with pytest.raises(ValueError, match=r"^cb.x.best\[0\]: the checkpoint has a Stateful, and here is None"):
+    with pytest.raises(ValueError, match=r"^cb.x.best\[0\].*Stateful.*None"):
         load(saved, {"best": []})
 
 
 def test_object_with_state_is_not_loaded_into_another_kind():
-    with pytest.raises(ValueError, match=r"the checkpoint has a Stateful, and here is <.*Plain object"):
+    with pytest.raises(ValueError, match=r"Stateful.*<.*Plain object"):
         load(save(Stateful(3)), Plain())
 
 
@@ -603,7 +601,7 @@ def slotted():
     ],
 )
 def test_object_with_more_than_attributes_is_refused(value):
-    with pytest.raises(TypeError, match=r"^cb.x is a .*, which a checkpoint cannot hold; "):
+    with pytest.raises(TypeError, match=rf"^cb.x .*{ADVICE}"):
         save(value)
 
 
@@ -613,42 +611,42 @@ def test_object_with_more_than_attributes_is_refused(value):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (range(3), "cb.x is a range"),
-        ({"a": [1, iter([])]}, r"cb.x.a\[1\] is a list_iterator"),
-        ({"not a name": object()}, r"cb.x\['not a name'\] is a object"),
-        ({3: slice(1)}, r"cb.x\[3\] is a slice"),
-        ((1, {2: bytearray()}), r"cb.x\[1\]\[2\] is a bytearray"),
-        (Plain(inner=Plain(values=(x for x in ()))), "cb.x.inner.values is a generator"),
-        (Iterating(), "cb.x is a Iterating"),
-        (Stateful(range(2)), "cb.x.number is a range"),
-        (deque([range(2)]), r"cb.x\[0\] is a range"),
-        (Point(1, range(2)), "cb.x.y is a range"),
-        ({"a": {"b": type("Text", (str,), {})("x")}}, "cb.x.a.b is a Text"),
-        ([type("List", (list,), {})()], r"cb.x\[0\] is a List"),
+        (range(3), r"cb.x.*range"),
+        ({"a": [1, iter([])]}, r"cb.x.a\[1\].*list_iterator"),
+        ({"not a name": object()}, r"cb.x\['not a name'\].*object"),
+        ({3: slice(1)}, r"cb.x\[3\].*slice"),
+        ((1, {2: bytearray()}), r"cb.x\[1\]\[2\].*bytearray"),
+        (Plain(inner=Plain(values=(x for x in ()))), r"cb.x.inner.values.*generator"),
+        (Iterating(), r"cb.x.*Iterating"),
+        (Stateful(range(2)), r"cb.x.number.*range"),
+        (deque([range(2)]), r"cb.x\[0\].*range"),
+        (Point(1, range(2)), r"cb.x.y.*range"),
+        ({"a": {"b": type("Text", (str,), {})("x")}}, r"cb.x.a.b.*Text"),
+        ([type("List", (list,), {})()], r"cb.x\[0\].*List"),
     ],
 )
 def test_path_of_what_cannot_be_saved_is_named(value, said):
-    with pytest.raises(TypeError, match=rf"^{said}, which a checkpoint cannot hold; {ADVICE}$"):
+    with pytest.raises(TypeError, match=rf"^{said}.*{ADVICE}"):
         save(value)
 
 
 @pytest.mark.parametrize("key", [Point(1, 2), frozenset([1]), (1, (2,)), np.int64(3), Path("a"), Plain])
 def test_key_that_is_no_text_or_number_is_refused(key):
-    with pytest.raises(TypeError, match=r"^cb.x.a has the key .*: a checkpoint holds keys that are text or"):
+    with pytest.raises(TypeError, match=r"^cb.x.a.*key.*text"):
         save({"a": {key: 1}})
 
 
 def test_cycle_is_named():
     cycle = {"a": [1]}
     cycle["a"].append(cycle)
-    with pytest.raises(TypeError, match=rf"^cb.x.a\[1\] leads back to itself, which .* hold; {ADVICE}$"):
+    with pytest.raises(TypeError, match=rf"^cb.x.a\[1\].*itself.*{ADVICE}"):
         save(cycle)
 
 
 def test_object_that_leads_back_to_itself_is_named():
     node = Plain()
     node.next = Plain(previous=node)
-    with pytest.raises(TypeError, match=r"cb.x.next.previous leads back to itself"):
+    with pytest.raises(TypeError, match=r"cb.x.next.previous"):
         save(node)
 
 
@@ -658,7 +656,7 @@ def test_the_same_object_twice_is_no_cycle():
 
 
 def test_advice_may_be_another():
-    with pytest.raises(TypeError, match=r"^x is a range, which a checkpoint cannot hold; make it a list$"):
+    with pytest.raises(TypeError, match=r"^x.*range.*list"):
         Saver([], "", "make it a list").save(range(3), "x")
 
 

@@ -1,4 +1,5 @@
 import random
+import re
 import threading
 from io import StringIO
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from toolbox import DecliningCB
+from toolbox import DecliningCB, mentions
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -104,13 +105,13 @@ def test_learner_that_can_be_resumed_passes(full):
 
 def test_workers_make_no_difference(full):
     said = full(RecorderCB(), num_workers=2).verify_resume(at=3, n_epochs=1)
-    assert said.startswith("resumed after step 3: the same bit for bit (")
+    assert re.search(r"step 3.*bit for bit \(", said)
 
 
 @pytest.mark.parametrize("at", range(1, 10))
 def test_stop_may_be_anywhere_but_at_the_end(full, at):
     said = full(DecliningCB()).verify_resume(at=at, n_epochs=2)
-    assert said.startswith(f"resumed after step {at}: the same")
+    assert re.search(f"step {at}.*bit for bit", said)
 
 
 @pytest.mark.parametrize(("at", "n_epochs"), [(None, 1), (1, 1), (4, 1), (5, 2), (9, 2), (10, 3)])
@@ -163,9 +164,9 @@ def test_arguments_of_fit_go_on_to_it(full, valid):
 
 def test_callbacks_of_the_fit_are_copied_for_each_run(full):
     cbs = [DecliningCB(), RecorderCB()]
-    assert "the same bit for bit" in full().verify_resume(cbs=cbs)
+    assert "bit for bit" in full().verify_resume(cbs=cbs)
     assert (cbs[0].n, cbs[1].recs) == (0, {})
-    with pytest.raises(RuntimeError, match="first in the loss of step 2"):
+    with pytest.raises(RuntimeError, match=r"loss.*step 2"):
         full().verify_resume(cbs=[HiddenCB()])
 
 
@@ -245,7 +246,7 @@ def test_default_callbacks_take_part_but_for_the_progress(make_learner):
 def test_progress_with_a_console_is_left_out(make_learner):
     text = StringIO()
     learn = make_learner(cbs=[ProgressCB(console=Console(file=text, force_terminal=True)), MetricsCB()])
-    assert "the same bit for bit" in learn.verify_resume()
+    assert "bit for bit" in learn.verify_resume()
     assert text.getvalue() == ""
 
 
@@ -256,7 +257,7 @@ def test_checkpoints_of_the_learner_are_left_alone(make_learner, tmp_path, train
         learn.fit()
     before = [(path.name, path.read_bytes()) for path in sorted(tmp_path.glob("a/*"))]
     run_id, n_fits, saved_to = learn.run_id, learn.n_fits, learn.saved_to
-    assert "the same bit for bit" in learn.verify_resume()
+    assert "bit for bit" in learn.verify_resume()
     assert [(path.name, path.read_bytes()) for path in sorted(tmp_path.glob("a/*"))] == before
     assert (learn.run_id, learn.n_fits, learn.saved_to) == (run_id, n_fits, saved_to)
     learn.fit()
@@ -266,7 +267,7 @@ def test_checkpoints_of_the_learner_are_left_alone(make_learner, tmp_path, train
 @pytest.mark.parametrize("kind", [ProgressCB, CheckpointCB])
 def test_progress_and_checkpoints_of_the_fit_are_left_out_too(make_learner, tmp_path, capsys, kind):
     cb = CheckpointCB(tmp_path / "a") if kind is CheckpointCB else ProgressCB()
-    assert "the same bit for bit" in make_learner(cbs=[MetricsCB()]).verify_resume(cbs=[cb])
+    assert "bit for bit" in make_learner(cbs=[MetricsCB()]).verify_resume(cbs=[cb])
     assert not (tmp_path / "a").exists()
     assert capsys.readouterr() == ("", "")
 
@@ -291,10 +292,7 @@ class Remembering(Dataset):
 
 def test_dataset_with_memory_is_found(full):
     learn = full(train=DatasetLoader(Remembering(), bs=4))
-    message = (
-        r"^the resumed run differs from the straight one: first in the batch of step 6 \(its samples depend "
-        r"on something else than seed, epoch and index\)$"
-    )
+    message = r"batch.*step 6.*seed, epoch.*index"
     with pytest.raises(RuntimeError, match=message):
         learn.verify_resume(at=6)
 
@@ -306,20 +304,14 @@ def test_dataset_that_the_straight_runs_share_is_found(full):
             return torch.full((3,), float(Remembering.total)), i % 2
 
     Remembering.total = 0
-    message = (
-        r"^two straight runs of this learner differ, so no resumed one can be the same: first in the batch "
-        r"of step 0 \(its samples .*\); does the dataset remember, is a generator not seed"
-    )
+    message = r"^two straight runs.*batch.*step 0.*dataset.*generator"
     with pytest.raises(RuntimeError, match=message):
         full(train=DatasetLoader(Sharing(), bs=4)).verify_resume()
 
 
 @pytest.mark.parametrize("at", [1, 3])
 def test_callback_that_hides_state_is_found(full, at):
-    message = (
-        rf"^the resumed run differs from the straight one: first in the loss of step {at} \(the same batch: "
-        r"on random numbers, or on state that is not in the checkpoint\)$"
-    )
+    message = rf"loss.*step {at}.*random numbers.*checkpoint"
     with pytest.raises(RuntimeError, match=message):
         full(HiddenCB()).verify_resume(at=at)
 
@@ -334,15 +326,13 @@ def test_callback_that_changes_the_step_from_hidden_state_is_found(full):
             torch._foreach_div_([p.grad for p in learn.model.parameters()], self.n**2)
             learn.model[3].bias.grad.neg_() if self.n % 2 else None
 
-    message = (
-        r"first in the weights of step 2 \(the same loss: the optimizer, or a callback that changes the step"
-    )
+    message = r"weights.*step 2.*optimizer.*callback"
     with pytest.raises(RuntimeError, match=message):
         full(ShrinkCB()).verify_resume(at=2)
 
 
 def test_state_that_only_the_end_shows_is_found(full):
-    message = r"^the resumed run differs from the straight one at the end: cbs\.FieldCB\.seen\.n: 5 and 3$"
+    message = r"cbs\.FieldCB\.seen\.n: 5.*3"
     with pytest.raises(RuntimeError, match=message):
         full(FieldCB()).verify_resume(at=2)
 
@@ -358,12 +348,12 @@ def test_random_numbers_at_the_end_are_compared(full):
         def after_step(self, learn):
             self.n += 1
 
-    with pytest.raises(RuntimeError, match=r"differs from the straight one at the end: rng\.torch: "):
+    with pytest.raises(RuntimeError, match=r"rng\.torch"):
         full(DrawCB()).verify_resume()
 
 
 def test_callbacks_of_the_fit_are_compared_at_the_end(full):
-    with pytest.raises(RuntimeError, match=r"at the end: cbs\.FieldCB\.seen\.n: 5 and 3$"):
+    with pytest.raises(RuntimeError, match=r"cbs\.FieldCB\.seen\.n: 5.*3"):
         full().verify_resume(cbs=FieldCB())
 
 
@@ -380,7 +370,7 @@ class WithMemory(nn.Module):
 
 
 def test_model_with_state_outside_of_buffers_is_found(full):
-    with pytest.raises(RuntimeError, match=r"straight one: first in the loss of step 2 \(the same batch: "):
+    with pytest.raises(RuntimeError, match=r"loss.*step 2"):
         full(model=WithMemory()).verify_resume()
 
 
@@ -388,7 +378,7 @@ def test_model_with_the_same_state_in_a_buffer_passes(full):
     model = WithMemory()
     del model.n_calls
     model.register_buffer("n_calls", torch.zeros((), dtype=torch.int64), persistent=False)
-    assert "(3 tensors of the model," in full(model=model).verify_resume()
+    assert "(3 tensors" in full(model=model).verify_resume()
 
 
 def test_runs_that_are_never_alike_are_found(full):
@@ -397,7 +387,7 @@ def test_runs_that_are_never_alike_are_found(full):
             if learn.n_steps == 1:
                 learn.loss = learn.loss * (1 + random.SystemRandom().random())
 
-    message = r"^two straight runs of this learner differ, .*: first in the loss of step 1 \(the same batch"
+    message = r"^two straight runs.*loss.*step 1"
     with pytest.raises(RuntimeError, match=message):
         full(EntropyCB()).verify_resume()
 
@@ -412,7 +402,7 @@ def test_runs_of_another_length_are_found(full):
                 raise CancelTrainException
 
     runs = []
-    with pytest.raises(RuntimeError, match=r"^two straight .*: first in step 2, which only one has; does"):
+    with pytest.raises(RuntimeError, match=r"^two straight runs.*step 2"):
         full(CutCB()).verify_resume()
 
 
@@ -431,10 +421,8 @@ def test_what_differs_between_straight_runs_is_said_and_not_compared(full):
 
 def test_where_all_is_compared_nothing_more_is_said(make_learner):
     said = make_learner().verify_resume()
-    assert said == (
-        "resumed after step 1: the same bit for bit (2 tensors of the model, the optimizer, 0 callbacks, 0 "
-        "rows, random numbers)"
-    )
+    parts = ("step 1", "bit for bit", "2 tensors", "optimizer", "0 callbacks", "0 rows", "random numbers)")
+    assert re.fullmatch(mentions(" ... ".join(("", *parts))), said)
 
 
 # Refused ----------------------------------------------------------------------------------------------
@@ -442,13 +430,13 @@ def test_where_all_is_compared_nothing_more_is_said(make_learner):
 
 @pytest.mark.parametrize("at", [0, -1, 1.0, True, "2"])
 def test_at_is_a_number_of_steps(make_learner, at):
-    with pytest.raises(ValueError, match=rf"^verify_resume\(at={at!r}\): expected a number of steps >= 1$"):
+    with pytest.raises(ValueError, match=rf"^verify_resume\(at={at!r}\).*>= 1"):
         make_learner().verify_resume(at=at)
 
 
 @pytest.mark.parametrize("at", [3, 7])
 def test_at_beyond_the_fit_is_refused(make_learner, at):
-    message = rf"^verify_resume\(at={at}\): the fit has 3 steps, n_epochs=1$"
+    message = rf"^verify_resume\(at={at}\).*3 steps.*n_epochs=1"
     with pytest.raises(ValueError, match=message):
         make_learner(n_batches=3).verify_resume(at=at, n_epochs=1)
 
@@ -459,14 +447,14 @@ def test_epochs_of_a_loader_without_length_are_to_be_given(make_learner):
             return iter([(torch.ones(3), torch.tensor(0))] * 8)
 
     learn = make_learner(dls={"train": DataLoader(Stream(), 4)})
-    with pytest.raises(ValueError, match="the train loader has no length, so n_epochs is to be given"):
+    with pytest.raises(ValueError, match=r"train loader.*n_epochs"):
         learn.verify_resume()
 
 
 def test_loader_that_cannot_be_resumed_is_refused(make_learner):
     data = TensorDataset(torch.ones(12, 3), torch.zeros(12, dtype=torch.int64))
     learn = make_learner(dls={"train": DataLoader(data, 4)})
-    with pytest.raises(ValueError, match=r"cannot keep the place in dls.train: a torch DataLoader draws"):
+    with pytest.raises(ValueError, match=r"dls.train.*DataLoader"):
         learn.verify_resume()
 
 
@@ -475,7 +463,7 @@ def test_callback_that_cannot_be_saved_is_refused(make_learner):
         def before_fit(self, learn):
             self.numbers = iter([1])
 
-    with pytest.raises(TypeError, match=r"^StreamCB\.numbers is a list_iterator, which a checkpoint cannot"):
+    with pytest.raises(TypeError, match=r"^StreamCB\.numbers.*list_iterator"):
         make_learner(cbs=[StreamCB()]).verify_resume()
 
 
@@ -487,9 +475,7 @@ def test_callback_that_cannot_be_copied_is_named(make_learner):
         def state_dict(self):
             return {}
 
-    message = (
-        r"^verify_resume works on copies, and LockCB\(\) cannot be copied \(cannot pickle '_thread.lock'"
-    )
+    message = r"^verify_resume.*LockCB\(\).*\(cannot pickle '_thread.lock'"
     with pytest.raises(TypeError, match=message):
         make_learner(cbs=[DecliningCB(), LockCB()]).verify_resume()
 
@@ -497,7 +483,7 @@ def test_callback_that_cannot_be_copied_is_named(make_learner):
 def test_learner_that_cannot_be_copied_is_refused(make_learner):
     learn = make_learner(cbs=[DecliningCB()])
     learn.model.lock = threading.Lock()
-    with pytest.raises(TypeError, match=r"^verify_resume works on copies, and this learner cannot be copied"):
+    with pytest.raises(TypeError, match=r"^verify_resume.*learner.*copied"):
         learn.verify_resume()
 
 

@@ -5,6 +5,7 @@ Fixtures are in conftest.py.
 
 import io
 import random
+import re
 from functools import partial
 
 import numpy as np
@@ -267,6 +268,14 @@ def scripted(evals, trains=None):
     """Make a MetricsCB whose "score" has these values in validation, and others in training."""
     trains = [100.0 + i for i in range(len(evals))] if trains is None else trains
     return MetricsCB(score=Scripted([value for pair in zip(trains, evals, strict=True) for value in pair]))
+
+
+# Messages ---------------------------------------------------------------------------------------------
+
+
+def mentions(text):
+    """Return the regular expression of a message that has the parts of `text`, which " ... " divides."""
+    return "(?s)" + ".*".join(re.escape(part) for part in text.split(" ... "))
 
 
 # Comparisons ------------------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ def test_value_that_the_schedule_began_with_comes_back_after_the_fit(tmp_path, a
 
     with pytest.raises(StoppedError):
         run(StopCB(3))
-    with pytest.warns(UserWarning, match="which is used"):  # the fit that halved it is left out
+    with pytest.warns(UserWarning, match=r"group 0.*lr=\d"):  # the fit that halved it is left out
         assert run(resume=True) == 0.05
 
 
@@ -352,7 +352,7 @@ def test_bad_loss_that_was_not_looked_at_before_the_stop_is_found(tmp_path, at, 
 
     with pytest.raises(StoppedError):
         make(StopCB(3)).fit()
-    with pytest.raises(FloatingPointError, match=f"epoch 0, train batch {step}, step {step}:"):
+    with pytest.raises(FloatingPointError, match=f"epoch 0, train batch {step}, step {step}"):
         make().fit(resume=tmp_path)
 
 

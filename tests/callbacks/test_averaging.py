@@ -741,12 +741,10 @@ def test_fit_cancelled_before_the_first_average_says_so_and_leaves_the_iterate(a
 
     watch = WatchCB()
     learn = norm_learner(watch, SWACB(2), at("after_epoch", cancel))
-    with pytest.warns(UserWarning, match="SWACB.*: the fit ended before anything was averaged"):
+    with pytest.warns(UserWarning, match=r"SWACB.*averaged"):
         learn.fit(3)
     assert same(tensors_of(learn.model), watch.tensors[0])
-    with pytest.raises(
-        RuntimeError, match=r"^averaged\(\): SWACB\(start=2, swa_lr=None\) has averaged nothing"
-    ):
+    with pytest.raises(RuntimeError, match=r"^averaged\(\): SWACB\(start=2, swa_lr=None\)"):
         learn.averaged()
 
 
@@ -853,12 +851,12 @@ def test_averaged_gives_the_iterate_back_after_an_error_inside_it(at):
 
 def test_averaged_needs_a_callback_that_averages():
     learn = norm_learner()
-    with pytest.raises(RuntimeError, match=r"^averaged\(\): there is no average; expected SWACB or EMACB"):
+    with pytest.raises(RuntimeError, match=r"^averaged\(\).*SWACB.*EMACB"):
         learn.averaged()
 
 
 def test_averaged_before_the_first_fit_has_nothing():
-    with pytest.raises(RuntimeError, match=r"EMACB\(decay=0.9\) has averaged nothing yet"):
+    with pytest.raises(RuntimeError, match=r"EMACB\(decay=0.9\)"):
         norm_learner(EMACB(0.9)).averaged()
 
 
@@ -1268,7 +1266,7 @@ def test_callback_of_one_fit_is_gone_after_it(make):
     learn = norm_learner()
     learn.fit(3, cbs=[cb])
     assert same(params_of(learn.model), cb.state_dict()["averages"])
-    with pytest.raises(RuntimeError, match="there is no average"):
+    with pytest.raises(RuntimeError, match=r"averaged\(\).*SWACB.*EMACB"):
         learn.averaged()
     learn.fit(1)
     assert kinds(learn)[-2:] == [(3, "train"), (3, "eval")]
@@ -1324,33 +1322,33 @@ def test_counter_sees_a_wait_of_a_step(at):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SWACB(-1), r"^SWACB\(start=-1\): expected an epoch \(a whole number from 0\), or a share"),
-        (lambda: SWACB(1.0), r"^SWACB\(start=1.0\): expected an epoch"),
-        (lambda: SWACB(0.0), r"^SWACB\(start=0.0\): expected an epoch"),
-        (lambda: SWACB(1.5), r"^SWACB\(start=1.5\): expected an epoch"),
-        (lambda: SWACB(math.nan), r"^SWACB\(start=nan\): expected an epoch"),
-        (lambda: SWACB(True), r"^SWACB\(start=True\): expected an epoch"),
-        (lambda: SWACB("1"), r"^SWACB\(start='1'\): expected an epoch"),
-        (lambda: SWACB(1, -0.1), r"^SWACB\(swa_lr=-0.1\): expected an lr >= 0, or one for each"),
-        (lambda: SWACB(1, math.inf), r"^SWACB\(swa_lr=inf\): expected an lr"),
-        (lambda: SWACB(1, math.nan), r"^SWACB\(swa_lr=nan\): expected an lr"),
-        (lambda: SWACB(1, "0.1"), r"^SWACB\(swa_lr='0.1'\): expected an lr"),
-        (lambda: SWACB(1, True), r"^SWACB\(swa_lr=True\): expected an lr"),
-        (lambda: SWACB(1, [0.1, -1]), r"^SWACB\(swa_lr=\[0.1, -1\]\): expected an lr"),
-        (lambda: SWACB(1, 0.1, -1), r"^SWACB\(anneal_epochs=-1\): expected a whole number >= 0$"),
-        (lambda: SWACB(1, 0.1, 1.0), r"^SWACB\(anneal_epochs=1.0\): expected a whole number >= 0$"),
-        (lambda: SWACB(1, None, 2), r"^SWACB\(anneal_epochs=2\): .*; there is no swa_lr to go to$"),
-        (lambda: SWACB(1, 0.1, 1, "cosine"), r"^SWACB\(anneal='cosine'\): expected 'cos' or 'linear'$"),
-        (lambda: SWACB(1, every_steps=0), r"^SWACB\(every_steps=0\): expected a whole number >= 1, or None$"),
-        (lambda: SWACB(1, every_steps=2.0), r"^SWACB\(every_steps=2.0\): expected a whole number >= 1"),
-        (lambda: SWACB(1, n_norm_batches=0), "^n_norm_batches=0: expected a whole number of batches >= 1$"),
-        (lambda: EMACB(n_norm_batches=1.5), "^n_norm_batches=1.5: expected a whole number of batches >= 1$"),
-        (lambda: EMACB(0.0), r"^EMACB\(decay=0.0\): expected 0 < decay < 1, such as 0.999$"),
-        (lambda: EMACB(1.0), r"^EMACB\(decay=1.0\): expected 0 < decay < 1"),
-        (lambda: EMACB(1), r"^EMACB\(decay=1\): expected 0 < decay < 1"),
-        (lambda: EMACB(math.nan), r"^EMACB\(decay=nan\): expected 0 < decay < 1"),
-        (lambda: EMACB("0.9"), r"^EMACB\(decay='0.9'\): expected 0 < decay < 1"),
-        (lambda: EMACB(every_steps=0), r"^EMACB\(every_steps=0\): expected a whole number >= 1$"),
+        (lambda: SWACB(-1), r"^SWACB\(start=-1\).*epoch.*0.*share"),
+        (lambda: SWACB(1.0), r"^SWACB\(start=1.0\).*epoch"),
+        (lambda: SWACB(0.0), r"^SWACB\(start=0.0\).*epoch"),
+        (lambda: SWACB(1.5), r"^SWACB\(start=1.5\).*epoch"),
+        (lambda: SWACB(math.nan), r"^SWACB\(start=nan\).*epoch"),
+        (lambda: SWACB(True), r"^SWACB\(start=True\).*epoch"),
+        (lambda: SWACB("1"), r"^SWACB\(start='1'\).*epoch"),
+        (lambda: SWACB(1, -0.1), r"^SWACB\(swa_lr=-0.1\).*lr >= 0"),
+        (lambda: SWACB(1, math.inf), r"^SWACB\(swa_lr=inf\).*lr"),
+        (lambda: SWACB(1, math.nan), r"^SWACB\(swa_lr=nan\).*lr"),
+        (lambda: SWACB(1, "0.1"), r"^SWACB\(swa_lr='0.1'\).*lr"),
+        (lambda: SWACB(1, True), r"^SWACB\(swa_lr=True\).*lr"),
+        (lambda: SWACB(1, [0.1, -1]), r"^SWACB\(swa_lr=\[0.1, -1\]\).*lr"),
+        (lambda: SWACB(1, 0.1, -1), r"^SWACB\(anneal_epochs=-1\).*whole number.*>= 0"),
+        (lambda: SWACB(1, 0.1, 1.0), r"^SWACB\(anneal_epochs=1.0\).*whole number.*>= 0"),
+        (lambda: SWACB(1, None, 2), r"^SWACB\(anneal_epochs=2\).*swa_lr"),
+        (lambda: SWACB(1, 0.1, 1, "cosine"), r"^SWACB\(anneal='cosine'\).*'cos'.*'linear'"),
+        (lambda: SWACB(1, every_steps=0), r"^SWACB\(every_steps=0\).*whole number.*>= 1.*None"),
+        (lambda: SWACB(1, every_steps=2.0), r"^SWACB\(every_steps=2.0\).*whole number.*>= 1"),
+        (lambda: SWACB(1, n_norm_batches=0), r"^n_norm_batches=0.*whole number.*>= 1"),
+        (lambda: EMACB(n_norm_batches=1.5), r"^n_norm_batches=1.5.*whole number.*>= 1"),
+        (lambda: EMACB(0.0), r"^EMACB\(decay=0.0\).*0 < decay < 1.*0.999"),
+        (lambda: EMACB(1.0), r"^EMACB\(decay=1.0\).*0 < decay < 1"),
+        (lambda: EMACB(1), r"^EMACB\(decay=1\).*0 < decay < 1"),
+        (lambda: EMACB(math.nan), r"^EMACB\(decay=nan\).*0 < decay < 1"),
+        (lambda: EMACB("0.9"), r"^EMACB\(decay='0.9'\).*0 < decay < 1"),
+        (lambda: EMACB(every_steps=0), r"^EMACB\(every_steps=0\).*whole number.*>= 1"),
     ],
 )
 def test_argument_that_cannot_be_meant_is_refused(make, message):
@@ -1360,32 +1358,32 @@ def test_argument_that_cannot_be_meant_is_refused(make, message):
 
 @pytest.mark.parametrize("lr", [[0.1, None], {"lr": 0.1}])
 def test_lr_that_is_no_number_is_refused_in_words(lr):
-    with pytest.raises(ValueError, match=r"^SWACB\(swa_lr=.*\): expected an lr >= 0"):
+    with pytest.raises(ValueError, match=r"^SWACB\(swa_lr=.*\).*lr >= 0"):
         SWACB(1, lr)
 
 
 def test_base_class_averages_nothing():
-    with pytest.raises(TypeError, match=r"^BaseAveragingCB never averages: use SWACB or EMACB$"):
+    with pytest.raises(TypeError, match=r"^BaseAveragingCB.*SWACB.*EMACB"):
         BaseAveragingCB()
 
 
 @pytest.mark.parametrize(
     ("cbs", "message"),
     [
-        ([SWACB(4)], r"^SWACB\(start=4, swa_lr=None\): epoch 4 is never reached, the fit has 4 \(0 to 3\)"),
-        ([SWACB(9, swa_lr=0.1)], "epoch 9 is never reached"),
-        ([SWACB(2, swa_lr=[0.1] * 3)], "expected one lr, or 1, one per parameter group"),
-        ([SWACB(2, swa_lr=[])], "expected one lr, or 1, one per parameter group"),
-        ([SWACB(2, 0.1, 3)], "anneal_epochs=3 from epoch 2 on, of which the fit has 2: expected at most as"),
-        ([SWACB(2, every_steps=9)], "every_steps=9, and the fit has 8 steps from epoch 2 on: nothing would"),
-        ([SWACB(), EMACB()], r"SWACB\(start=0.75, .*\) and EMACB\(decay=0.999\): validation can see one"),
-        ([EMACB(), EMACB(0.9)], r"EMACB\(decay=0.999\) and EMACB\(decay=0.9\): validation can see one"),
-        ([BatchSchedulerCB(OneCycleLR), SWACB(0, 0.1)], "has no epoch to rule: SWACB sets the lr from the"),
-        ([ScheduleCB("lr", cosine), SWACB(0, 0.1)], "SWACB sets the lr from epoch 0 on; expected one to do"),
-        ([ScheduleCB("lr", {2: 0.1}), SWACB(2, 0.1)], "SWACB sets the lr from epoch 2 on; expected one to"),
+        ([SWACB(4)], r"^SWACB\(start=4, swa_lr=None\).*epoch 4.*4 \(0.*3\)"),
+        ([SWACB(9, swa_lr=0.1)], r"SWACB\(start=9, swa_lr=0.1\).*epoch 9"),
+        ([SWACB(2, swa_lr=[0.1] * 3)], r"swa_lr=.*1.*group"),
+        ([SWACB(2, swa_lr=[])], r"swa_lr=.*1.*group"),
+        ([SWACB(2, 0.1, 3)], r"anneal_epochs=3.*epoch 2.*fit.*2"),
+        ([SWACB(2, every_steps=9)], r"every_steps=9.*fit.*8 steps.*epoch 2"),
+        ([SWACB(), EMACB()], r"SWACB\(start=0.75, .*\).*EMACB\(decay=0.999\)"),
+        ([EMACB(), EMACB(0.9)], r"EMACB\(decay=0.999\).*EMACB\(decay=0.9\)"),
+        ([BatchSchedulerCB(OneCycleLR), SWACB(0, 0.1)], r"BatchSchedulerCB\(OneCycleLR\).*SWACB.*lr"),
+        ([ScheduleCB("lr", cosine), SWACB(0, 0.1)], r"SWACB.*lr.*epoch 0"),
+        ([ScheduleCB("lr", {2: 0.1}), SWACB(2, 0.1)], r"SWACB.*lr.*epoch 2"),
         pytest.param(
             [EMACB(every_steps=17)],
-            "every_steps=17, and the fit has 16 steps",
+            r"every_steps=17.*fit.*16 steps",
         ),
     ],
 )
@@ -1401,7 +1399,7 @@ def test_plan_that_cannot_be_meant_is_refused_before_training(cbs, message, at):
 
 
 def test_average_given_to_the_fit_beside_one_of_the_learner_is_refused():
-    with pytest.raises(ValueError, match="validation can see one average; expected one of them"):
+    with pytest.raises(ValueError, match=r"EMACB\(decay=0.999\).*SWACB\(start=0.75"):
         norm_learner(EMACB()).fit(2, cbs=[SWACB()])
 
 
@@ -1411,7 +1409,7 @@ def test_annealing_needs_a_loader_with_a_length(make_learner):
             yield torch.ones(2, 3), torch.tensor([0, 1])
 
     learn = make_learner(dls={"train": NoLength()}, cbs=[SWACB(1, 0.1, 1)])
-    with pytest.raises(ValueError, match="annealing counts steps, and the train loader has no length"):
+    with pytest.raises(ValueError, match=r"train loader.*length"):
         learn.fit(2)
 
 
@@ -1427,7 +1425,7 @@ def test_optimizer_without_an_lr_has_none_to_set(make_learner):
             for p in self.params:
                 p.grad = None
 
-    with pytest.raises(TypeError, match="Fixed has no lr to set"):
+    with pytest.raises(TypeError, match=r"Fixed.*lr"):
         make_learner(cbs=[SWACB(0, 0.1)], opt_func=Fixed).fit(1)
     make_learner(cbs=[SWACB(0)], opt_func=Fixed).fit(1)
 

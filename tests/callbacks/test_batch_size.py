@@ -250,9 +250,7 @@ def by_steps_per_epoch(opt, steps_per_epoch):
 def test_steps_per_epoch_is_not_known_where_epochs_differ(make, scheduler_f, kwargs):
     cb = BatchSchedulerCB(scheduler_f, **kwargs)
     learn, watch = make(None, BatchSizeCB(SIZES), cb)
-    message = (
-        rf"(?=.*steps_per_epoch)BatchSchedulerCB\({scheduler_f.__name__}\).* epochs differ in their steps"
-    )
+    message = rf"(?=.*steps_per_epoch)BatchSchedulerCB\({scheduler_f.__name__}\).*epochs"
     with pytest.raises(ValueError, match=message):
         learn.fit(4)
     with pytest.raises(ValueError, match=message):
@@ -265,9 +263,7 @@ def test_steps_per_epoch_is_not_known_where_epochs_differ(make, scheduler_f, kwa
 )
 def test_one_cycle_is_told_to_leave_out_what_does_not_hold_for_each_epoch(make, kwargs):
     learn, _ = make(None, BatchSizeCB(SIZES), BatchSchedulerCB(OneCycleLR, **kwargs))
-    with pytest.raises(
-        ValueError, match=r"epochs differ in their steps.*has 12 .*leave epochs and steps_per_epoch out"
-    ):
+    with pytest.raises(ValueError, match=r"epochs.*12.*epochs.*steps_per_epoch"):
         learn.fit(4)
 
 
@@ -488,7 +484,7 @@ def test_epoch_that_the_fit_does_not_have_is_refused(make, epoch):
     learn, watch = make()
     with pytest.raises(
         ValueError,
-        match=rf"^BatchSizeCB\(\{{0: 2, {epoch}: 5\}}\): epoch {epoch} is never reached, the fit has 2 \(0",
+        match=rf"^BatchSizeCB\(\{{0: 2, {epoch}: 5\}}\).*epoch {epoch}.*2 \(0.*1\)",
     ):
         learn.fit(2, cbs=[BatchSizeCB({0: 2, epoch: 5})])
     assert watch.epochs == []
@@ -496,17 +492,13 @@ def test_epoch_that_the_fit_does_not_have_is_refused(make, epoch):
 
 @pytest.mark.parametrize("bs", [0, -1, True, 1.5, 2.0, "2", None])
 def test_size_that_is_no_count_is_refused(bs):
-    with pytest.raises(
-        ValueError, match=rf"BatchSizeCB\(\{{1: {bs!r}\}}\): expected an epoch from 0 up and a size >= 1"
-    ):
+    with pytest.raises(ValueError, match=rf"BatchSizeCB\(\{{1: {bs!r}\}}\).*>= 1"):
         BatchSizeCB({0: 8, 1: bs})
 
 
 @pytest.mark.parametrize("epoch", [-1, True, 0.5, "1", None])
 def test_epoch_that_is_no_count_is_refused(epoch):
-    with pytest.raises(
-        ValueError, match=rf"BatchSizeCB\(\{{{epoch!r}: 8\}}\): expected an epoch from 0 up and a size >= 1"
-    ):
+    with pytest.raises(ValueError, match=rf"BatchSizeCB\(\{{{epoch!r}: 8\}}\).*epoch.*0"):
         BatchSizeCB({epoch: 8})
 
 
@@ -516,9 +508,7 @@ def test_epoch_that_is_no_count_is_refused(epoch):
     ids=["empty", "list", "number", "none"],
 )
 def test_what_is_no_table_is_refused(sizes, shown):
-    with pytest.raises(
-        TypeError, match=rf"^BatchSizeCB\({shown}\): expected a table \{{epoch: batch size\}}$"
-    ):
+    with pytest.raises(TypeError, match=rf"^BatchSizeCB\({shown}\).*\{{epoch: batch size\}}"):
         BatchSizeCB(sizes)
 
 
@@ -526,7 +516,7 @@ def test_size_that_leaves_no_batch_is_refused(make):
     learn, watch = make(tensors(drop_last=True), BatchSchedulerCB(OneCycleLR))
     with pytest.raises(
         ValueError,
-        match=r"^the train \(of batch size 11\) loader is empty, it has 0 batches: drop_last=True drops the",
+        match=r"train.*batch size 11\).*0 batches.*drop_last=True",
     ):
         learn.fit(2, cbs=[BatchSizeCB({1: 11})])
     assert watch.epochs == []
@@ -563,8 +553,7 @@ def test_loader_whose_size_cannot_be_changed_is_refused(make, make_loader, shown
     learn, watch = make(make_loader())
     with pytest.raises(
         TypeError,
-        match=f"^the batch size of {shown} cannot be changed: expected a TensorLoader, a DatasetLoader, or "
-        "a DataLoader with batch_size, no subclass and no batch_sampler of one's own$",
+        match=rf"{shown}.*TensorLoader.*DatasetLoader.*DataLoader.*batch_size",
     ):
         learn.fit(2, cbs=[BatchSizeCB({1: 5})])
     assert watch.epochs == []
@@ -579,13 +568,11 @@ class Doubled(DataLoader):
 
 def test_dataloader_class_of_ones_own_is_not_exchanged_for_a_plain_one(make):
     learn, watch = make(Doubled(DATA, 4))
-    with pytest.raises(
-        TypeError, match="cannot be changed: expected a TensorLoader, a DatasetLoader, or a DataL"
-    ):
+    with pytest.raises(TypeError, match=r"TensorLoader.*DatasetLoader.*DataLoader"):
         learn.fit(2, cbs=[BatchSizeCB({1: 5})])
     assert watch.epochs == []
 
 
 def test_two_of_them_are_refused(make_learner):
-    with pytest.raises(ValueError, match="2 BatchSizeCB: the last would win; give one the whole table"):
+    with pytest.raises(ValueError, match=r"2 BatchSizeCB.*table"):
         make_learner(cbs=[BatchSizeCB({0: 2}), BatchSizeCB({0: 3})]).fit()

@@ -183,7 +183,7 @@ def test_interrupted_fit_is_saved_where_it_stopped(make_learner, at, tmp_path):
             signal.raise_signal(signal.SIGINT)
 
     learn = make_learner(cbs=[CheckpointCB(tmp_path, every_steps=99), at("after_step", interrupt)])
-    with pytest.raises(KeyboardInterrupt, match="goes on"):
+    with pytest.raises(KeyboardInterrupt, match=r"epoch 0.*train batch 1.*step 2.*resume='"):
         learn.fit(2)
     assert names_in(tmp_path) == [train(0, 2)]
     assert read(learn.saved_to)["position"] == {"epoch": 0, "phase": "train", "batch": 2}
@@ -455,7 +455,7 @@ def test_validation_cancelled_in_an_epoch_is_named(make_learner, at, tmp_path):
 
     cb = CheckpointCB(tmp_path, monitor="loss")
     learn = make_learner(cbs=[MetricsCB(), cb, at("before_validate", cancel)])
-    with pytest.raises(ValueError, match="monitor='loss': epoch 0 has no row of eval; was it cancelled"):
+    with pytest.raises(ValueError, match=r"monitor='loss'.*epoch 0.*eval"):
         learn.fit()
 
 
@@ -469,7 +469,7 @@ def test_folder_of_another_run_is_refused(make_learner, tmp_path):
     weight = learn.model.weight.detach().clone()
     with pytest.raises(
         ValueError,
-        match=rf"CheckpointCB\('.*'\): {train(1)} there is of another run, which would be lost: go",
+        match=rf"CheckpointCB\('.*'\).*{train(1)}.*another run",
     ):
         learn.fit()
     assert names_in(tmp_path) == before
@@ -481,9 +481,7 @@ def test_folder_with_later_files_is_refused(make_learner, tmp_path):
         return make_learner(cbs=[CheckpointCB(tmp_path, every_steps=2, keep=9)])
 
     make().fit(2)
-    with pytest.raises(
-        ValueError, match=rf"has a later checkpoint, {train(2)}, than the one to go on from, {train(0, 2)}:"
-    ):
+    with pytest.raises(ValueError, match=rf"{train(2)}.*{train(0, 2)}"):
         make().fit(2, resume=tmp_path / train(0, 2))
 
 
@@ -511,9 +509,7 @@ def test_other_files_in_the_folder_stay_and_side_files_go(make_learner, tmp_path
 
 def test_file_in_place_of_the_folder_is_refused(make_learner, tmp_path):
     (tmp_path / "a").write_text("x")
-    with pytest.raises(
-        NotADirectoryError, match=r"^CheckpointCB\('.*a'\): there is a file named \S*a; expected a"
-    ):
+    with pytest.raises(NotADirectoryError, match=r"^CheckpointCB\('.*a'\).*file.*folder"):
         make_learner(cbs=[CheckpointCB(tmp_path / "a")]).fit()
 
 
@@ -521,7 +517,7 @@ def test_folder_that_cannot_be_written_to_is_refused(make_learner, tmp_path, mon
     batches = []
     monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
     learn = make_learner(cbs=[CheckpointCB(tmp_path)])
-    with pytest.raises(PermissionError, match=r"CheckpointCB\('.*'\): the folder \S+ cannot be written to"):
+    with pytest.raises(PermissionError, match=r"CheckpointCB\('.*'\).*folder \S+"):
         learn.fit()
     assert batches == []
 
@@ -545,7 +541,7 @@ def test_full_disk_leaves_the_files_that_are_there(make_learner, at, tmp_path, m
 def test_two_in_one_folder_are_refused(make_learner, tmp_path, spelling):
     (tmp_path / "b").mkdir()
     cbs = [CheckpointCB(f"{tmp_path}/a"), CheckpointCB(f"{tmp_path}/{spelling}")]
-    with pytest.raises(ValueError, match=r"two callbacks write to '.*a': expected a folder for each"):
+    with pytest.raises(ValueError, match=r"'.*a'.*folder"):
         make_learner(cbs=cbs).fit()
 
 
@@ -563,7 +559,7 @@ def test_two_with_a_folder_each_go_together(make_learner, tmp_path):
 
 def test_folder_is_to_be_named_where_there_are_two(make_learner, tmp_path):
     learn = make_learner(cbs=[CheckpointCB(tmp_path / "a"), CheckpointCB(tmp_path / "b")])
-    with pytest.raises(ValueError, match="means the folder of the CheckpointCB: expected one, 2 here"):
+    with pytest.raises(ValueError, match=r"CheckpointCB.*2"):
         learn.fit(2, resume=True)
 
 
@@ -601,16 +597,13 @@ def test_copy_of_the_newest_file_may_be_gone_on_from(make_learner, at, tmp_path)
     ("kwargs", "message"),
     [
         *(
-            ({name: value}, f"^{name}={value!r}: expected a whole number >= 1$")
+            ({name: value}, rf"^{name}={value!r}.*whole number.*>= 1")
             for name in ("every_steps", "every_epochs", "keep")
             for value in (0, -1, 1.5, True, "2")
         ),
-        *(
-            ({"every_minutes": value}, f"^every_minutes={value!r}: expected a number > 0$")
-            for value in (0, -1, 0.0, math.nan)
-        ),
-        ({"mode": "min"}, "^mode='min' without monitor: expected the name of what is to be best$"),
-        ({"monitor": "loss", "mode": "low"}, "^mode='low': expected 'min' or 'max'"),
+        *(({"every_minutes": value}, rf"^every_minutes={value!r}.*> 0") for value in (0, -1, 0.0, math.nan)),
+        ({"mode": "min"}, r"^mode='min'.*monitor"),
+        ({"monitor": "loss", "mode": "low"}, r"^mode='low'.*'min'.*'max'"),
     ],
     ids=str,
 )
@@ -638,9 +631,7 @@ def refused(make_learner, tmp_path):
 
 def test_callback_that_runs_later_is_refused(refused):
     late = type("LateCB", (Callback,), {"order": 2001, "after_step": lambda self, learn: None})()
-    refused(
-        ValueError, r"^LateCB\(\) has order 2001, so it would run after its state was .* 2000 or less", late
-    )
+    refused(ValueError, r"^LateCB\(\).*order 2001.*2000", late)
 
 
 def test_callback_of_the_same_order_is_not(make_learner, tmp_path):
@@ -662,13 +653,13 @@ SAMPLES = TensorDataset(torch.ones(8, 3), torch.zeros(8, dtype=torch.int64))
 LOADERS = {
     "DataLoader": (
         lambda: DataLoader(SAMPLES, 4),
-        "a torch DataLoader draws its order .*: write DatasetLoader",
+        r"DataLoader.*DatasetLoader",
     ),
     "IterableDataset": (
         lambda: DataLoader(Stream(), 4),
-        "an IterableDataset does not say where it stands: exp",
+        "IterableDataset",
     ),
-    "iterable": (Unending, "a Unending does not say where it stands: expected a TensorLoader, a DatasetLoa"),
+    "iterable": (Unending, r"Unending.*TensorLoader.*DatasetLoader"),
 }
 
 
@@ -677,7 +668,7 @@ def test_loader_that_cannot_be_resumed_is_refused(refused, kind):
     make, message = LOADERS[kind]
     refused(
         ValueError,
-        rf"CheckpointCB\('.*'\) cannot keep the place in dls.train: {message}",
+        rf"CheckpointCB\('.*'\).*dls.train.*{message}",
         dls={"train": make()},
     )
 
@@ -686,7 +677,7 @@ def test_loader_that_cannot_be_resumed_is_refused(refused, kind):
 def test_loader_put_in_place_that_cannot_be_resumed_is_refused(refused, at, kind):
     make, message = LOADERS[kind]
     put = at("before_train", lambda learn: setattr(learn, "dl", make()))
-    refused(ValueError, rf"CheckpointCB\('.*'\) cannot keep the place in the training loader: {message}", put)
+    refused(ValueError, rf"CheckpointCB\('.*'\).*training loader.*{message}", put)
 
 
 @pytest.mark.parametrize("kind", ["TensorLoader", "list"])
@@ -718,22 +709,22 @@ def looped():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: iter([1]), r"^NamelessCB\.value is a list_iterator, which a checkpoint cannot hold; define"),
-        (threading.Lock, r"^NamelessCB\.value is a lock, which a checkpoint cannot hold; define state_dict"),
-        (lambda: (n for n in ()), r"^NamelessCB\.value is a generator, which"),
-        (lambda: {"a": [0, {"b c": threading.Lock()}]}, r"^NamelessCB\.value\.a\[1\]\['b c'\] is a lock"),
-        (Slots, r"^NamelessCB\.value is a Slots, which"),
-        (lambda: SimpleNamespace(inner=threading.Lock()), r"^NamelessCB\.value\.inner is a lock, which"),
-        (lambda: np.array([object()]), r"^NamelessCB\.value is a ndarray, which"),
+        (lambda: iter([1]), r"^NamelessCB\.value.*list_iterator.*state_dict"),
+        (threading.Lock, r"^NamelessCB\.value.*lock.*state_dict"),
+        (lambda: (n for n in ()), r"^NamelessCB\.value.*generator"),
+        (lambda: {"a": [0, {"b c": threading.Lock()}]}, r"^NamelessCB\.value\.a\[1\]\['b c'\].*lock"),
+        (Slots, r"^NamelessCB\.value.*Slots"),
+        (lambda: SimpleNamespace(inner=threading.Lock()), r"^NamelessCB\.value\.inner.*lock"),
+        (lambda: np.array([object()]), r"^NamelessCB\.value.*ndarray"),
         (
             looped,
-            r"^NamelessCB\.value\.inner\[0\] leads back to itself, which a checkpoint cannot hold; define",
+            r"^NamelessCB\.value\.inner\[0\].*itself.*state_dict",
         ),
         (
             lambda: {Slots: 1},
-            r"^NamelessCB\.value has the key <class .*Slots'>: a checkpoint holds keys that",
+            r"^NamelessCB\.value.*key <class .*Slots'>",
         ),
-        (lambda: {(0, torch.Size([1])): 1}, r"^NamelessCB\.value has the key \(0, torch.Size"),
+        (lambda: {(0, torch.Size([1])): 1}, r"^NamelessCB\.value.*key \(0, torch.Size"),
     ],
 )
 def test_attribute_that_cannot_be_saved_is_named_before_training(refused, make, message):
@@ -741,21 +732,17 @@ def test_attribute_that_cannot_be_saved_is_named_before_training(refused, make, 
 
 
 def test_attribute_of_the_second_of_a_class_is_named(refused):
-    refused(TypeError, r"^NamelessCB 2\.value is a lock", NamelessCB(1), NamelessCB(threading.Lock()))
+    refused(TypeError, r"^NamelessCB 2\.value.*lock", NamelessCB(1), NamelessCB(threading.Lock()))
 
 
 def test_metric_that_cannot_be_saved_is_named(refused):
     metric = Scripted(iter([1.0]))
-    refused(
-        TypeError, r"^MetricsCB\.metrics\.score\.values is a list_iterator, which", MetricsCB(score=metric)
-    )
+    refused(TypeError, r"^MetricsCB\.metrics\.score\.values.*list_iterator", MetricsCB(score=metric))
 
 
 def test_field_of_the_learner_that_cannot_be_saved_is_named(refused, at):
     put = at("before_fit", lambda learn: setattr(learn, "lock", threading.Lock()))
-    message = (
-        r"^learn\.lock is a lock, which a checkpoint cannot hold; keep it on a callback, whose state_dict"
-    )
+    message = r"^learn\.lock.*lock.*callback.*state_dict"
     refused(TypeError, message, put)
 
 
@@ -764,19 +751,19 @@ def test_state_of_the_model_that_cannot_be_saved_is_named(refused):
         def get_extra_state(self):
             return {"lock": threading.Lock()}
 
-    refused(TypeError, r"^model\._extra_state\.lock is a lock, which a checkpoint", model=Locked(3, 2))
+    refused(TypeError, r"^model\._extra_state\.lock.*lock", model=Locked(3, 2))
 
 
 def test_optimizer_without_state_dict_is_refused(refused, bare_sgd):
-    message = "^BareSGD has no state_dict, so a checkpoint could not hold its state: expected a torch.optim"
+    message = r"^BareSGD.*state_dict.*torch.optim"
     refused(TypeError, message, opt_func=bare_sgd)
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"monitor": "los", "mode": "min"}, r"^monitor='los' is not measured \(did you mean 'loss'\?\)"),
-        ({"monitor": "score"}, r"^monitor='score': is more better\? give mode='max' or mode='min'"),
+        ({"monitor": "los", "mode": "min"}, r"^monitor='los'.*'loss'"),
+        ({"monitor": "score"}, r"^monitor='score'.*mode='max'.*mode='min'"),
     ],
 )
 def test_what_cannot_be_monitored_is_refused(refused, tmp_path, kwargs, message):
@@ -817,9 +804,7 @@ def test_helper_that_will_be_there_to_be_loaded_into_is_saved(make_learner, tmp_
 
 def test_helper_made_in_the_phase_is_named(make_learner, tmp_path):
     learn = make_learner(cbs=[AverageCB("after_step", 2), CheckpointCB(tmp_path, every_steps=1)])
-    message = (
-        r"^AverageCB\.average was made after the phase began, so that it would not be there .*: make it in"
-    )
+    message = r"^AverageCB\.average.*phase"
     with pytest.raises(TypeError, match=message):
         learn.fit()
     assert names_in(tmp_path) == [train(0, 1)]
@@ -827,7 +812,7 @@ def test_helper_made_in_the_phase_is_named(make_learner, tmp_path):
 
 def test_helper_made_in_the_fit_is_named_at_its_end(make_learner, tmp_path):
     cbs = [AverageCB("after_step", 2), CheckpointCB(tmp_path)]
-    with pytest.raises(TypeError, match=r"^AverageCB\.average was made after the fit began, so that"):
+    with pytest.raises(TypeError, match=r"^AverageCB\.average.*fit"):
         make_learner(cbs=cbs).fit()
 
 
@@ -872,7 +857,7 @@ def test_validation_that_cannot_be_taken_up_begins_again(with_plain_valid, at, t
     straight.fit(2)
     torch.manual_seed(0)
     learn = with_plain_valid(CheckpointCB(tmp_path), sums[1], at("after_batch", interrupt))
-    with pytest.raises(KeyboardInterrupt, match="goes on"):
+    with pytest.raises(KeyboardInterrupt, match=r"SIGINT.*resume='"):
         learn.fit(2)
     assert read(learn.saved_to)["position"] == {"epoch": 0, "phase": "eval", "batch": 0}
     torch.manual_seed(5)
@@ -914,7 +899,7 @@ def test_folder_whose_best_is_of_another_run_is_refused(make_learner, tmp_path):
     for path in checkpoints_in(tmp_path):
         path.unlink()
     before = (tmp_path / "best.pt").read_bytes()
-    with pytest.raises(ValueError, match=r"best\.pt there is of another run"):
+    with pytest.raises(ValueError, match=r"best\.pt.*another run"):
         make_learner(cbs=[MetricsCB(), CheckpointCB(tmp_path, monitor="loss")]).fit()
     assert (tmp_path / "best.pt").read_bytes() == before
 
@@ -927,7 +912,7 @@ def test_run_that_another_one_joins_in_its_folder_is_ended(make_learner, at, tmp
             other.saved_to.rename(tmp_path / "epoch-0007-train-000000.pt")
 
     learn = make_learner(cbs=[CheckpointCB(tmp_path, every_steps=1), at("after_step", join)])
-    with pytest.raises(ValueError, match=r"epoch-0007-train-000000\.pt there is of another run"):
+    with pytest.raises(ValueError, match=r"epoch-0007-train-000000\.pt.*another run"):
         learn.fit()
     assert read(tmp_path / "epoch-0000-train-000001.pt")["run"] == learn.run_id
 
@@ -936,11 +921,11 @@ def test_newest_that_is_broken_names_the_one_before(make_learner, tmp_path):
     make_learner(cbs=[CheckpointCB(tmp_path, every_steps=1)]).fit()
     older, newest = checkpoints_in(tmp_path)
     newest.write_bytes(newest.read_bytes()[:100])
-    with pytest.raises(ValueError, match=f"is cut short.*; the one before it: resume='{older}'"):
+    with pytest.raises(ValueError, match=rf"cut short.*resume='{older}'"):
         make_learner(cbs=[CheckpointCB(tmp_path, every_steps=1)]).fit(resume=True)
 
 
 def test_best_that_is_a_file_of_the_user_s_own_is_refused(make_learner, tmp_path):
     torch.save({"weight": torch.ones(2)}, tmp_path / "best.pt")
-    with pytest.raises(ValueError, match=r"best\.pt there is of another run"):
+    with pytest.raises(ValueError, match=r"best\.pt.*another run"):
         make_learner(cbs=[CheckpointCB(tmp_path)]).fit()

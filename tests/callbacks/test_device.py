@@ -45,7 +45,7 @@ def test_named_device_is_used():
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_named_device_that_is_not_there_is_refused(monkeypatch, kind):
     monkeypatch.setattr(getattr(torch, kind) if kind == "cuda" else torch.backends.mps, "is_available", bool)
-    with pytest.raises(ValueError, match=rf"DeviceCB\('{kind}'\): this machine has no {kind} that torch can"):
+    with pytest.raises(ValueError, match=rf"DeviceCB\('{kind}'\).*{kind}"):
         DeviceCB(kind)
 
 
@@ -53,7 +53,7 @@ def test_cuda_index_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert DeviceCB("cuda:1").device.index == 1
-    with pytest.raises(ValueError, match=r"DeviceCB\('cuda:2'\): expected an index below 2"):
+    with pytest.raises(ValueError, match=r"DeviceCB\('cuda:2'\).*index below 2"):
         DeviceCB("cuda:2")
 
 

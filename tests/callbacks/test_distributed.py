@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import distributed_worker as worker
 import pytest
 import torch
-from toolbox import untimed_rows
+from toolbox import mentions, untimed_rows
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -157,7 +157,7 @@ def test_an_error_in_one_process_ends_all_with_its_message(two):
     _, codes, said = two
     assert codes == [1, 1]
     assert "ValueError: a broken sample" in said[1][1]
-    assert "minilearn: first to fail was process 1: ValueError: a broken sample" in said[0][1]
+    assert re.search("minilearn.*process 1.*ValueError: a broken sample", said[0][1])
 
 
 def test_the_death_of_one_process_ends_all(three):
@@ -168,8 +168,8 @@ def test_the_death_of_one_process_ends_all(three):
 def test_processes_that_go_apart_are_ended(folder):
     codes, said = launch(2, "apart", folder)
     assert codes == [1, 1]
-    assert "the processes went apart (one left a loop); process 1 is in epoch 0" in said[1][1]
-    assert "minilearn: first to fail was process 1: RuntimeError: DistributedCB()" in said[0][1]
+    assert re.search("apart.*loop.*process 1.*epoch 0", said[1][1])
+    assert re.search(r"minilearn.*process 1.*RuntimeError: DistributedCB\(\)", said[0][1])
     assert "cleanup_fit failed too" not in said[1][1]
 
 
@@ -208,17 +208,17 @@ AFTER_EPOCH = IN_TRAINING | {"scopes": ["fit"], "training": False}
 @pytest.mark.parametrize(
     ("place", "other", "how"),
     [
-        (IN_TRAINING, {"n_steps": 5}, "(step 5 to 7)"),
-        (IN_TRAINING, {"epoch": 0, "batch_idx": 2}, "(epoch 0 to 1, batch 2 to 3)"),
-        (IN_TRAINING, {"scopes": ["fit", "epoch", "validate"], "training": False}, "(one left a loop)"),
-        (IN_TRAINING, AFTER_EPOCH, "(one left a loop)"),
-        (AFTER_EPOCH, {"scopes": []}, "(one left a loop)"),
+        (IN_TRAINING, {"n_steps": 5}, "step 5 ... 7"),
+        (IN_TRAINING, {"epoch": 0, "batch_idx": 2}, "epoch 0 ... 1, batch 2 ... 3"),
+        (IN_TRAINING, {"scopes": ["fit", "epoch", "validate"], "training": False}, "loop"),
+        (IN_TRAINING, AFTER_EPOCH, "loop"),
+        (AFTER_EPOCH, {"scopes": []}, "loop"),
     ],
 )
 def test_where_processes_went_apart_is_said(place, other, how, at_rest):
     at_rest(**place)
     at_rest(**place)
-    with pytest.raises(RuntimeError, match=re.escape(f"went apart {how}; process 0 is in some place")):
+    with pytest.raises(RuntimeError, match=mentions(f"{how} ... process 0")):
         at_rest(**(place | other))
 
 
@@ -281,7 +281,7 @@ def test_parts_are_the_whole_and_differ_by_at_most_a_sample(n, n_samples, bs):
 def test_a_dataloader_that_shuffles_cannot_be_divided(shuffle):
     loader = DataLoader(TensorDataset(torch.arange(5)), batch_size=2, shuffle=shuffle)
     if shuffle:
-        with pytest.raises(TypeError, match="gives other batches in each process: write DatasetLoader"):
+        with pytest.raises(TypeError, match="DatasetLoader"):
             part_of(loader, 0, 2)
     else:
         assert [batch[0].tolist() for batch in part_of(loader, 1, 2)] == [[1], [3], [4]]
@@ -292,27 +292,25 @@ def test_a_generator_cannot_be_divided():
         def __iter__(self):
             return iter([])
 
-    with pytest.raises(TypeError, match="a Stream may give other batches in each process"):
+    with pytest.raises(TypeError, match=r"Stream.*process"):
         part_of(Stream(), 0, 2)
 
 
 def test_arguments_are_checked():
-    with pytest.raises(TypeError, match=r"shard=3\): expected True, or classes of modules"):
+    with pytest.raises(TypeError, match=r"shard=3\).*True.*classes.*modules"):
         DistributedCB(shard=3)
-    with pytest.raises(ValueError, match="expected a number > 0"):
+    with pytest.raises(ValueError, match=r"timeout_s=0.*> 0"):
         DistributedCB(timeout_s=0)
-    with pytest.raises(
-        TypeError, match=r"\(backend='glo'\): expected shard, .* DistributedDataParallel takes: dev"
-    ):
+    with pytest.raises(TypeError, match=r"\(backend='glo'\).*shard.*DistributedDataParallel.*dev"):
         DistributedCB(backend="glo")
-    with pytest.raises(TypeError, match=r"\(static_graph=True\): expected .* fully_shard takes: mesh"):
+    with pytest.raises(TypeError, match=r"\(static_graph=True\).*fully_shard.*mesh"):
         DistributedCB(shard=True, static_graph=True)
     DistributedCB(static_graph=True)
 
 
 def test_a_class_that_the_model_lacks_is_refused_with_one_process_too():
     learn = worker.shared_learner(shard=nn.LSTM)
-    with pytest.raises(ValueError, match=r"LSTM.*: the model has no such module"):
+    with pytest.raises(ValueError, match=r"LSTM"):
         learn.fit(1)
 
 
@@ -320,7 +318,7 @@ def test_several_processes_without_it_are_warned_of(monkeypatch):
     learn = worker.shared_learner()
     learn.remove_cb(learn.cbs[-1])
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.warns(UserWarning, match="WORLD_SIZE is 2, so 2 processes were started, but there is no Dis"):
+    with pytest.warns(UserWarning, match=r"WORLD_SIZE.*2.*DistributedCB"):
         learn.fit(1)
 
 
@@ -333,7 +331,7 @@ def test_waiting_for_others_in_vain_says_so(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(RuntimeError, match="wait timeout") as caught:
         worker.shared_learner().fit(1)
-    assert "process 0 of 2 waited up to 600 s for the others" in "".join(caught.value.__notes__)
+    assert re.search("process 0 of 2.*600 s", "".join(caught.value.__notes__))
 
 
 def test_a_metric_that_cannot_be_joined_is_refused_before_training():
@@ -347,5 +345,5 @@ def test_a_metric_that_cannot_be_joined_is_refused_before_training():
         nn.Linear(2, 2), DataLoaders([(torch.zeros(2, 2), torch.zeros(2).long())]), cbs=[cb, metrics]
     )
     cb.n_processes = 2
-    with pytest.raises(TypeError, match="metric own is a Own, which cannot be joined over processes"):
+    with pytest.raises(TypeError, match=r"metric own.*Own"):
         cb.before_fit(learn)

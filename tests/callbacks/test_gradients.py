@@ -307,7 +307,7 @@ def test_run_resumed_in_the_middle_of_a_group_is_the_straight_run(tmp_path, n, b
 
 def test_verify_resume_finds_no_difference_in_a_gathered_run():
     learn = tanh_learner(22, cbs=[GradientAccumulationCB(3), GradientClippingCB()], shuffle=True)
-    assert "the same bit for bit" in learn.verify_resume(n_epochs=2)
+    assert "bit for bit" in learn.verify_resume(n_epochs=2)
 
 
 # Refused ----------------------------------------------------------------------------------------------
@@ -315,9 +315,7 @@ def test_verify_resume_finds_no_difference_in_a_gathered_run():
 
 @pytest.mark.parametrize("n", [0, -1, 2.0, "2", True, None])
 def test_number_of_batches_is_whole(n):
-    with pytest.raises(
-        ValueError, match=rf"^GradientAccumulationCB\({n!r}\): expected a whole number of batches"
-    ):
+    with pytest.raises(ValueError, match=rf"^GradientAccumulationCB\({n!r}\).*whole number"):
         GradientAccumulationCB(n)
 
 
@@ -325,7 +323,7 @@ def test_number_of_batches_is_whole(n):
 def test_more_batches_than_an_epoch_has_are_refused_before_training(at, others):
     batches = []
     learn = tanh_learner(20, cbs=[GradientAccumulationCB(6), at("before_batch", batches.append), *others])
-    with pytest.raises(ValueError, match=r"GradientAccumulationCB\(6\): an epoch has 5 batches"):
+    with pytest.raises(ValueError, match=r"GradientAccumulationCB\(6\).*epoch.*5 batches"):
         learn.fit()
     assert batches == []
     GradientAccumulationCB(5)._checked(5)
@@ -334,9 +332,7 @@ def test_more_batches_than_an_epoch_has_are_refused_before_training(at, others):
 def test_batch_size_that_leaves_too_few_batches_is_refused_before_training(at):
     batches = []
     cbs = [GradientAccumulationCB(3), BatchSizeCB({1: 12}), at("before_batch", batches.append)]
-    with pytest.raises(
-        ValueError, match="an epoch has 2 batches: expected at most as many; is the batch size"
-    ):
+    with pytest.raises(ValueError, match=r"epoch.*2 batches.*batch size"):
         tanh_learner(24, cbs=cbs).fit(2)
     assert batches == []
 
@@ -349,7 +345,7 @@ def test_loader_without_length_is_refused_before_training(at):
     batches = []
     learn = tanh_learner(cbs=[GradientAccumulationCB(2), at("before_batch", batches.append)])
     learn.dls.train = Endless()
-    with pytest.raises(TypeError, match=r"GradientAccumulationCB\(2\): the train loader has no length"):
+    with pytest.raises(TypeError, match=r"GradientAccumulationCB\(2\).*train loader.*length"):
         learn.fit()
     assert batches == []
 
@@ -357,9 +353,7 @@ def test_loader_without_length_is_refused_before_training(at):
 def test_two_of_them_are_refused_before_training(at):
     batches = []
     cbs = [GradientAccumulationCB(2), GradientAccumulationCB(3), at("before_batch", batches.append)]
-    with pytest.raises(
-        ValueError, match=r"GradientAccumulationCB\(2\) and GradientAccumulationCB\(3\): expected one"
-    ):
+    with pytest.raises(ValueError, match=r"GradientAccumulationCB\(2\).*GradientAccumulationCB\(3\)"):
         tanh_learner(cbs=cbs).fit()
     assert batches == []
 
@@ -491,7 +485,7 @@ def test_bare_optimizer_is_clipped_too(bare_sgd):
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, "1", None, True])
 @pytest.mark.parametrize("name", ["max_norm", "norm_type"])
 def test_norms_are_positive_numbers(name, value):
-    with pytest.raises(ValueError, match=rf"GradientClippingCB\({name}={value!r}\): expected a number > 0"):
+    with pytest.raises(ValueError, match=rf"GradientClippingCB\({name}={value!r}\).*> 0"):
         GradientClippingCB(**{name: value})
 
 

@@ -162,7 +162,7 @@ def test_a_step_is_captured_anew_after_freeze():
 
 def test_a_momentum_that_changes_is_refused_with_what_to_do():
     learn = uneven_learner([BatchSchedulerCB(OneCycleLR), TapeCB()])
-    with pytest.raises(ValueError, match=r"momentum is 0\.\d+, and was .* cycle_momentum=False"):
+    with pytest.raises(ValueError, match=r"momentum.*0\.\d+.*cycle_momentum=False"):
         learn.fit(1)
 
 
@@ -171,16 +171,16 @@ def test_a_hook_inside_the_step_has_to_say_that_it_can_be_captured():
         def after_loss(self, learn):
             pass
 
-    with pytest.raises(ValueError, match=r"NoteCB\(\)\.after_loss would be captured.*in_graph = True"):
+    with pytest.raises(ValueError, match=r"NoteCB\(\)\.after_loss.*in_graph = True"):
         uneven_learner([NoteCB(), TapeCB()]).fit(1)
 
 
 @pytest.mark.parametrize(
     ("cbs", "opt_func", "message"),
     [
-        ([CUDAGraphCB()], SGD, r"CUDAGraphCB\(warmup=3\): the model is on cpu"),
-        ([TapeCB()], optim.Adam, r"minilearn\.optim\.adam\.Adam: expected an optimizer of torch\.optim"),
-        ([TapeCB(), GradientAccumulationCB(2)], SGD, "expected one process, and a step at each batch"),
+        ([CUDAGraphCB()], SGD, r"CUDAGraphCB\(warmup=3\).*cpu"),
+        ([TapeCB()], optim.Adam, r"minilearn\.optim\.adam\.Adam.*optimizer.*torch\.optim"),
+        ([TapeCB(), GradientAccumulationCB(2)], SGD, r"process.*step.*batch"),
     ],
 )
 def test_what_cannot_be_captured_is_refused_before_training(cbs, opt_func, message):
@@ -189,7 +189,7 @@ def test_what_cannot_be_captured_is_refused_before_training(cbs, opt_func, messa
 
 
 def test_warmup_is_checked():
-    with pytest.raises(ValueError, match="expected a whole number of batches >= 1"):
+    with pytest.raises(ValueError, match=r"whole number.*>= 1"):
         CUDAGraphCB(0)
 
 

@@ -94,9 +94,7 @@ def test_model_without_modules_inside_is_chosen_itself(make_learner):
 def test_no_module_chosen_is_an_error_that_names_the_kinds_there_are(make_learner, at, which, shown, make):
     batches = []
     learn = make_learner(model=small_net(), cbs=[make(which), at("before_batch", batches.append)])
-    with pytest.raises(
-        ValueError, match=f"^which={shown} chooses no module: the model has Linear, ReLU, Sequential"
-    ):
+    with pytest.raises(ValueError, match=rf"^which={shown}.*Linear, ReLU, Sequential"):
         learn.fit()
     assert batches == []
 
@@ -301,7 +299,7 @@ def test_lr_find_calls_hooks_and_leaves_stats(make_learner, at):
 def test_function_that_cannot_be_called_is_refused(value):
     with pytest.raises(
         TypeError,
-        match=rf"^HooksCB\({value!r}\): expected a function \(learn, name, module, inputs, output\)$",
+        match=rf"^HooksCB\({value!r}\).*\(learn, name, module, inputs, output\)",
     ):
         HooksCB(value)
 
@@ -309,14 +307,12 @@ def test_function_that_cannot_be_called_is_refused(value):
 @pytest.mark.parametrize("which", ["Linear", 3, [nn.Linear]], ids=["text", "number", "list"])
 def test_which_is_a_class_a_tuple_or_a_function(which):
     for make in (lambda: HooksCB(nothing, which), lambda: StoreModuleStatsCB(which)):
-        with pytest.raises(
-            TypeError, match=r"^which=.*: expected a class of modules, a tuple of them, or a function$"
-        ):
+        with pytest.raises(TypeError, match=r"^which=.*class.*modules.*tuple.*function"):
             make()
 
 
 def test_module_in_the_place_of_its_class_is_refused():
-    with pytest.raises(TypeError, match=r"^which=ReLU.*: expected a class of modules, a tuple of them, or"):
+    with pytest.raises(TypeError, match=r"^which=ReLU.*class.*modules.*tuple"):
         HooksCB(nothing, nn.ReLU())
 
 
@@ -528,20 +524,20 @@ def test_counter_sees_a_wait_at_each_module_of_a_step(make_learner):
 
 @pytest.mark.parametrize("bounds", [(1.0, 1.0), (2, -2), (math.nan, 1.0), (0.0, math.nan)])
 def test_bounds_are_low_and_high(bounds):
-    with pytest.raises(ValueError, match=r"^bounds=\(.*, .*\): expected \(low, high\), low < high"):
+    with pytest.raises(ValueError, match=r"^bounds=\(.*, .*\).*\(low, high\).*low < high"):
         StoreModuleStatsCB(bounds=bounds)
 
 
 @pytest.mark.parametrize("bounds", [(-math.inf, 1.0), (0.0, math.inf)])
 def test_bounds_are_finite(bounds):
-    with pytest.raises(ValueError, match=r"^bounds=\(.*, .*\): expected \(low, high\)"):
+    with pytest.raises(ValueError, match=r"^bounds=\(.*, .*\).*\(low, high\)"):
         StoreModuleStatsCB(bounds=bounds)
 
 
 @pytest.mark.parametrize("name", ["every", "n_bins"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, "5", None])
 def test_every_and_n_bins_are_counts(name, value):
-    with pytest.raises(ValueError, match=f"^{name}={value!r}: expected a whole number >= 1$"):
+    with pytest.raises(ValueError, match=rf"^{name}={value!r}.*whole number.*>= 1"):
         StoreModuleStatsCB(**{name: value})
 
 
@@ -633,9 +629,7 @@ def test_plot_before_training_is_an_error(make_learner, plot):
     cb = StoreModuleStatsCB()
     learn = make_learner(cbs=[cb])
     for _ in range(2):
-        with pytest.raises(
-            ValueError, match=r"^plot: nothing was recorded yet; train with this callback first$"
-        ):
+        with pytest.raises(ValueError, match=r"^plot.*train"):
             getattr(cb, plot)()
         learn.fit(train=False)
 

@@ -1,10 +1,9 @@
-import re
 from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
-from toolbox import NoLength
+from toolbox import NoLength, mentions
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, MultiStepLR, OneCycleLR, StepLR
 
@@ -244,7 +243,7 @@ def test_loader_without_a_length_needs_a_schedule_that_knows_its_own(make_learne
     learn = make_learner()
     learn.dls.train = NoLength(learn.dls.train)
     batches = []
-    message = r"^cosine needs n_steps, and the train loader has no length: give n_steps\n"
+    message = r"^cosine.*n_steps.*train loader.*length.*n_steps"
     with pytest.raises(ValueError, match=message):
         learn.fit(cbs=[ScheduleCB("lr", cosine), at("before_batch", batches.append)])
     assert batches == []
@@ -254,7 +253,7 @@ def test_loader_without_a_length_needs_a_schedule_that_knows_its_own(make_learne
 
 
 def test_factory_that_makes_no_function_is_refused(make_learner):
-    with pytest.raises(TypeError, match=r"^share: with n_steps=3 it gave 0.333.*; expected a function"):
+    with pytest.raises(TypeError, match=r"^share.*n_steps=3.*0.333.*function"):
         make_learner(cbs=[ScheduleCB("lr", share)]).fit()
 
 
@@ -582,9 +581,8 @@ def test_scheduler_of_the_lr_is_refused_beside_it(make_learner, at, other, rever
     cbs = [cb, other]
     batches = []
     learn = make_learner(cbs=[*(cbs[::-1] if reverse else cbs), at("before_batch", batches.append)])
-    with pytest.raises(ValueError, match="would both write lr") as caught:
+    with pytest.raises(ValueError, match=mentions(f"{cb!r} ... {other!r} ... lr")):
         learn.fit(3)
-    assert str(caught.value) == f"{cb!r} and {other!r} would both write lr: expected one"
     assert batches == []
 
 
@@ -603,8 +601,8 @@ def test_scheduler_that_cycles_the_momentum_is_refused_beside_it(
     before = hyperparameters(learn)
     cb = ScheduleCB(name, {0: 0.1 if name != "betas" else (0.1, 0.2)})
     other = BatchSchedulerCB(scheduler_f, **kwargs)
-    message = f"{cb!r} and {other!r} would both write {name}: expected one; give it cycle_momentum=False"
-    with pytest.raises(ValueError, match=re.escape(message)):
+    message = f"{cb!r} ... {other!r} ... {name} ... cycle_momentum=False"
+    with pytest.raises(ValueError, match=mentions(message)):
         learn.fit(cbs=[cb, other])
     assert hyperparameters(learn) == before
     without = BatchSchedulerCB(scheduler_f, **kwargs, cycle_momentum=False)
@@ -678,10 +676,8 @@ def test_two_of_a_kind_are_refused_where_they_would_write_the_same(
     if clash is None:
         learn.fit(cbs=MetricsCB())
         return
-    with pytest.raises(ValueError, match="would both write") as caught:
+    with pytest.raises(ValueError, match=mentions(f"{cbs[0]!r} ... {cbs[1]!r} ... {clash} ... group")):
         learn.fit()
-    message = f"{cbs[0]!r} and {cbs[1]!r} would both write {clash}: expected one for each group"
-    assert str(caught.value) == message
     assert batches == []
 
 
@@ -717,47 +713,46 @@ IN_SGD = ", ".join(key for key in SGD([torch.zeros(1)], lr=0.1).param_groups[0] 
 @pytest.mark.parametrize(
     ("opt_func", "kwargs", "message"),
     [
-        (SGD, {"name": "mom"}, f"'mom' is not in group 0: expected one of {IN_SGD}"),
-        (SGD, {"name": "lr.0"}, "'lr.0' is not in group 0: expected one of lr, "),
-        (SGD, {"name": ""}, "'' is not in group 0: expected one of lr, "),
+        (SGD, {"name": "mom"}, f"'mom' ... group 0 ... {IN_SGD}"),
+        (SGD, {"name": "lr.0"}, "'lr.0' ... group 0 ... lr, "),
+        (SGD, {"name": ""}, "'' ... group 0 ... lr, "),
         (
             AdamW,
             {"name": "momentum"},
-            "'momentum' is not in group 0 (momentum is betas.0 there): expected one of lr, betas, eps, ",
+            "'momentum' ... group 0 ... betas.0 ... lr, betas, eps, ",
         ),
-        (AdamW, {"name": "mom"}, "'mom' is not in group 0: expected one of lr, betas, eps, "),
-        (AdamW, {"name": "betas.2"}, "'betas.2' is not in group 0: expected one of lr, betas, "),
-        (AdamW, {"name": "betas.x"}, "'betas.x' is not in group 0: expected one of lr, betas, "),
-        (optim.Adam, {"name": "weight_decay"}, "'weight_decay' is not in group 0: expected one of lr, wd, "),
-        (optim.SGD, {"name": "momentum"}, "'momentum' is not in group 0: expected one of lr, wd"),
-        (SGD, {"group": 2}, "group=2: expected indices from 0 to 1"),
-        (SGD, {"group": -1}, "group=-1: expected indices from 0 to 1"),
-        (SGD, {"group": [0, 2]}, "group=[0, 2]: expected indices from 0 to 1"),
-        (SGD, {"group": [-1, 0]}, "group=[-1, 0]: expected indices from 0 to 1"),
-        (SGD, {"group": []}, "group=[]: expected indices from 0 to 1"),
+        (AdamW, {"name": "mom"}, "'mom' ... group 0 ... lr, betas, eps"),
+        (AdamW, {"name": "betas.2"}, "'betas.2' ... group 0 ... lr, betas"),
+        (AdamW, {"name": "betas.x"}, "'betas.x' ... group 0 ... lr, betas"),
+        (optim.Adam, {"name": "weight_decay"}, "'weight_decay' ... group 0 ... lr, wd"),
+        (optim.SGD, {"name": "momentum"}, "'momentum' ... group 0 ... lr, wd"),
+        (SGD, {"group": 2}, "group=2 ... indices ... 0 ... 1"),
+        (SGD, {"group": -1}, "group=-1 ... indices ... 0 ... 1"),
+        (SGD, {"group": [0, 2]}, "group=[0, 2] ... indices ... 0 ... 1"),
+        (SGD, {"group": [-1, 0]}, "group=[-1, 0] ... indices ... 0 ... 1"),
+        (SGD, {"group": []}, "group=[] ... indices ... 0 ... 1"),
         (
             SGD,
             {"schedule": {0: 0.1, 7: 0.2, 2: 0.1}},
-            "ScheduleCB('lr', {0: 0.1, 7: 0.2, 2: 0.1}): epoch 2 is never reached, the fit has 2 (0 to 1)",
+            "ScheduleCB('lr', {0: 0.1, 7: 0.2, 2: 0.1}) ... epoch 2 ... 2 (0 ... 1)",
         ),
-        (SGD, {"schedule": lambda step: -1.0}, "at step 0: lr=-0.1: expected a finite number >= 0"),
-        (SGD, {"schedule": exponential(0.5), "base": float("nan")}, "at step 0: lr=nan: expected a finite"),
+        (SGD, {"schedule": lambda step: -1.0}, "step 0: lr=-0.1 ... >= 0"),
+        (SGD, {"schedule": exponential(0.5), "base": float("nan")}, "step 0: lr=nan ... >= 0"),
         (
             MOMENTUM_SGD,
             {"name": "momentum", "base": 1},
-            "at step 0: momentum=1.0: expected 0 <= momentum < 1",
+            "step 0: momentum=1.0 ... 0 <= momentum < 1",
         ),
-        (AdamW, {"name": "betas.0", "base": 2}, "at step 0: betas.0=2.0: expected 0 <= betas.0 < 1"),
+        (AdamW, {"name": "betas.0", "base": 2}, "step 0: betas.0=2.0 ... 0 <= betas.0 < 1"),
         (
             AdamW,
             {"name": "betas"},
-            "'betas' is (0.9, 0.999) in group 0: name one, such as 'betas.0'",
+            "'betas' ... (0.9, 0.999) ... group 0 ... 'betas.0'",
         ),
         (
             SGD,
             {"name": "momentum", "group": 1},
-            "momentum is 0 in group 1, and no multiplier changes that: give a table of values, or base=1, to "
-            "have the function's values as they are",
+            "momentum ... 0 ... group 1 ... table ... base=1",
         ),
     ],
 )
@@ -774,7 +769,7 @@ def test_what_cannot_be_scheduled_is_refused_before_the_first_step(
         at("before_batch", batches.append),
         at("cleanup_fit", lambda learn: changed.append(hyperparameters(learn) != before), -1),
     ]
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=mentions(message)):
         learn.fit(2, cbs=cbs)
     assert batches == []
     assert changed == [True]  # by the first callback, until it is put back
@@ -787,7 +782,7 @@ def test_each_group_is_looked_at(make_learner):
         return [{"params": [model.weight]}, {"params": [model.bias], "momentum": 0}]
 
     learn = make_learner(opt_func=MOMENTUM_SGD, param_groups=groups)
-    with pytest.raises(ValueError, match="momentum is 0 in group 1, and no multiplier changes that"):
+    with pytest.raises(ValueError, match=r"momentum.*0.*group 1"):
         learn.fit(cbs=[ScheduleCB("momentum", halve)])
     learn.fit(cbs=[ScheduleCB("momentum", halve, group=0)])
 
@@ -797,7 +792,7 @@ def test_second_group_out_of_range_leaves_the_first_as_it_was(make_learner):
     learn.fit()
     learn.opt.param_groups[1]["momentum"] = 0.95
     before = hyperparameters(learn)
-    with pytest.raises(ValueError, match=r"at step 0: momentum=1.045: expected 0 <= momentum < 1"):
+    with pytest.raises(ValueError, match=r"step 0: momentum=1.045.*0 <= momentum < 1"):
         learn.fit(cbs=[ScheduleCB("momentum", constant(1.1))])
     assert hyperparameters(learn) == before
 
@@ -805,9 +800,7 @@ def test_second_group_out_of_range_leaves_the_first_as_it_was(make_learner):
 def test_multiplier_that_leads_out_of_range_names_the_step(make_learner):
     learn = make_learner(n_batches=6, opt_func=SGD)
     recorder = RecorderCB(lr="pg.lr")
-    with pytest.raises(
-        ValueError, match=r"^ScheduleCB\('lr', fall\) at step 4: lr=-0.033.*: expected a finite number >= 0\n"
-    ):
+    with pytest.raises(ValueError, match=r"^ScheduleCB\('lr', fall\).*step 4.*lr=-0.033.*>= 0"):
         learn.fit(cbs=[ScheduleCB("lr", fall), recorder])
     assert recorder.recs["lr"] == pytest.approx([0.1, 0.2 / 3, 0.1 / 3, 0])
     assert learn.opt.param_groups[0]["lr"] == 0.1
@@ -819,43 +812,54 @@ def test_multiplier_that_leads_out_of_range_names_the_step(make_learner):
         (
             ("lr", 0.5),
             TypeError,
-            "ScheduleCB('lr', 0.5): expected a function step -> multiplier, such as those of "
-            "minilearn.schedules, or a table {epoch: value}",
+            "ScheduleCB('lr', 0.5) ... step -> multiplier ... minilearn.schedules ... {epoch: value}",
         ),
-        (("lr", [0.1, 0.2]), TypeError, "ScheduleCB('lr', [0.1, 0.2]): expected a function step -> "),
-        (("lr", None), TypeError, "ScheduleCB('lr', None): expected a function step -> multiplier"),
-        ((halve, "lr"), TypeError, "expected the name of a hyperparameter, such as 'lr'"),
-        ((0, halve), TypeError, "ScheduleCB(0): expected the name of a hyperparameter, such as 'lr'"),
-        (("lr", {}), ValueError, "ScheduleCB('lr', {}): expected a table {epoch: value} with an entry"),
-        (("lr", {-1: 0.1}), ValueError, "ScheduleCB('lr'): epoch -1: expected a whole number, 0 or more"),
-        (("lr", {0: 0.1, 1.5: 1}), ValueError, "ScheduleCB('lr'): epoch 1.5: expected a whole number, 0 or"),
-        (("lr", {True: 0.1}), ValueError, "ScheduleCB('lr'): epoch True: expected a whole number, 0 or more"),
-        (("lr", {"1": 0.1}), ValueError, "ScheduleCB('lr'): epoch '1': expected a whole number, 0 or more"),
+        (("lr", [0.1, 0.2]), TypeError, "ScheduleCB('lr', [0.1, 0.2]) ... step -> multiplier"),
+        (("lr", None), TypeError, "ScheduleCB('lr', None) ... step -> multiplier"),
+        ((halve, "lr"), TypeError, "hyperparameter ... 'lr'"),
+        ((0, halve), TypeError, "ScheduleCB(0) ... hyperparameter ... 'lr'"),
+        (("lr", {}), ValueError, "ScheduleCB('lr', {}) ... {epoch: value}"),
+        (("lr", {-1: 0.1}), ValueError, "ScheduleCB('lr') ... epoch -1 ... whole number"),
+        (("lr", {0: 0.1, 1.5: 1}), ValueError, "ScheduleCB('lr') ... epoch 1.5 ... whole number"),
+        (("lr", {True: 0.1}), ValueError, "ScheduleCB('lr') ... epoch True ... whole number"),
+        (("lr", {"1": 0.1}), ValueError, "ScheduleCB('lr') ... epoch '1' ... whole number"),
         (
             ("lr", {0: 0.1, 3: -0.1}),
             ValueError,
-            "ScheduleCB('lr'), epoch 3: lr=-0.1: expected a finite number >= 0",
+            "ScheduleCB('lr') ... epoch 3 ... lr=-0.1 ... >= 0",
         ),
-        (("momentum", {2: 1}), ValueError, "ScheduleCB('momentum'), epoch 2: momentum=1: expected 0 <= mome"),
-        (("betas.1", {2: 1.0}), ValueError, "ScheduleCB('betas.1'), epoch 2: betas.1=1.0: expected 0 <= bet"),
+        (
+            ("momentum", {2: 1}),
+            ValueError,
+            "ScheduleCB('momentum') ... epoch 2 ... momentum=1 ... 0 <= momentum < 1",
+        ),
+        (
+            ("betas.1", {2: 1.0}),
+            ValueError,
+            "ScheduleCB('betas.1') ... epoch 2 ... betas.1=1.0 ... 0 <= betas.1 < 1",
+        ),
         (
             ("betas", {0: (0.9, 1)}),
             ValueError,
-            "ScheduleCB('betas'), epoch 0: betas=(0.9, 1): expected two n",
+            "ScheduleCB('betas') ... epoch 0 ... betas=(0.9, 1) ... two numbers",
         ),
-        (("betas", {0: 0.9}), ValueError, "ScheduleCB('betas'), epoch 0: betas=0.9: expected two numbers"),
-        (("betas", {3: (0.9,)}), ValueError, "ScheduleCB('betas'), epoch 3: betas=(0.9,): expected two num"),
-        (("wd", {0: "1"}), ValueError, "ScheduleCB('wd'), epoch 0: wd='1': expected a finite number >= 0"),
+        (("betas", {0: 0.9}), ValueError, "ScheduleCB('betas') ... epoch 0 ... betas=0.9 ... two numbers"),
+        (
+            ("betas", {3: (0.9,)}),
+            ValueError,
+            "ScheduleCB('betas') ... epoch 3 ... betas=(0.9,) ... two numbers",
+        ),
+        (("wd", {0: "1"}), ValueError, "ScheduleCB('wd') ... epoch 0 ... wd='1' ... >= 0"),
         (
             ("lr", {0: 0.1}, None, 1),
             ValueError,
-            "ScheduleCB('lr', {0: 0.1}): base=1 goes with a function; a table has the values",
+            "ScheduleCB('lr', {0: 0.1}) ... base=1 ... function ... table",
         ),
-        (("lr", {0: 0.1}, None, 0), ValueError, "ScheduleCB('lr', {0: 0.1}): base=0 goes with a function"),
+        (("lr", {0: 0.1}, None, 0), ValueError, "ScheduleCB('lr', {0: 0.1}) ... base=0 ... function"),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_refused_when_it_is_made(args, error, message):
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises(error, match=mentions(message)):
         ScheduleCB(*args)
 
 
@@ -864,31 +868,31 @@ def test_arguments_that_cannot_be_meant_are_refused_when_it_is_made(args, error,
 
 @pytest.mark.parametrize("factory", [lambda step: None, lambda step: [1.0]])
 def test_function_that_gives_no_number_is_refused(make_learner, factory):
-    with pytest.raises(TypeError, match=r"ScheduleCB\('lr', .*\) at step 0.*expected a number"):
+    with pytest.raises(TypeError, match=r"ScheduleCB\('lr', .*\).*step 0.*number"):
         make_learner(cbs=[ScheduleCB("lr", factory)]).fit()
 
 
 @pytest.mark.parametrize("name", ["lr.", "betas.-1", "betas."])
 def test_name_that_is_another_spelling_is_refused(make_learner, name):
     learn = make_learner()
-    with pytest.raises(ValueError, match=f"'{name}' is not in group 0: expected one of lr, betas"):
+    with pytest.raises(ValueError, match=rf"'{name}'.*group 0.*lr, betas"):
         learn.fit(cbs=[ScheduleCB(name, {0: -1.0 if name == "lr." else 0.5})])
 
 
 def test_parameters_are_no_hyperparameter(make_learner):
-    with pytest.raises(ValueError, match="'params' is not in group 0: expected one of lr, betas"):
+    with pytest.raises(ValueError, match=r"'params'.*group 0.*lr, betas"):
         make_learner(cbs=[ScheduleCB("params", {0: 1.0})]).fit()
 
 
 @pytest.mark.parametrize("group", ["0", 1.0, [[0]], True], ids=repr)
 def test_group_that_is_no_index_is_refused_in_the_same_words(make_learner, group):
     learn = make_learner(opt_func=SGD, param_groups=two_groups)
-    with pytest.raises(ValueError, match=re.escape(f"group={group!r}: expected indices from 0 to 1")):
+    with pytest.raises(ValueError, match=mentions(f"group={group!r} ... indices ... 0 ... 1")):
         learn.fit(cbs=[ScheduleCB("lr", halve, group=group)])
 
 
 def test_hyperparameter_that_is_no_number_is_refused(make_learner):
-    with pytest.raises(ValueError, match=r"foreach is None in group 0.*table"):
+    with pytest.raises(ValueError, match=r"foreach.*None.*group 0.*table"):
         make_learner(cbs=[ScheduleCB("foreach", halve)]).fit()
 
 
@@ -928,10 +932,10 @@ def test_repr_has_no_inner_name(schedule):
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (constant, r"^constant makes a schedule: expected what it returns; write constant\(...\)"),
-        (multi_step, r"^multi_step makes a schedule: expected what it returns; write multi_step\(...\)"),
-        (partial(cosine, 3), r"at step 0.*expected a number; does it make a schedule, and has still to be"),
-        (OneCycleLR, r"^ScheduleCB\('lr', OneCycleLR\): it is torch's; write BatchSchedulerCB\(OneCycleLR\)"),
+        (constant, r"^constant.*constant\(...\)"),
+        (multi_step, r"^multi_step.*multi_step\(...\)"),
+        (partial(cosine, 3), r"step 0.*number"),
+        (OneCycleLR, r"^ScheduleCB\('lr', OneCycleLR\).*BatchSchedulerCB\(OneCycleLR\)"),
     ],
     ids=["constant", "multi_step", "partial", "torch"],
 )
@@ -942,7 +946,7 @@ def test_schedule_in_another_form_is_refused_with_the_right_one(make_learner, sc
 
 @pytest.mark.parametrize("base", ["x", True, [1.0]])
 def test_base_is_a_number(base):
-    with pytest.raises(TypeError, match=re.escape(f"ScheduleCB('lr', base={base!r}): expected a number")):
+    with pytest.raises(TypeError, match=mentions(f"ScheduleCB('lr', base={base!r}) ... number")):
         ScheduleCB("lr", halve, base=base)
 
 
@@ -953,7 +957,7 @@ def test_a_schedule_of_the_fit_s_length_warns_when_steps_were_not_taken(make_lea
             raise CancelStepException
 
     learn = make_learner(n_batches=6, cbs=[at("before_step", every_other), cb])
-    with pytest.warns(UserWarning, match=r"the fit took 3 of 6 planned steps.*says so in plan_steps"):
+    with pytest.warns(UserWarning, match=r"3.*6.*plan_steps"):
         learn.fit()
 
 

@@ -249,7 +249,7 @@ def test_images_of_the_first_batches_are_logged_when_asked_for(tmp_path, n_chann
 
 
 def test_images_of_other_inputs_are_refused(make_learner, tmp_path):
-    with pytest.raises(ValueError, match=r"images=2: the inputs are no \(N, 1 or 3, H, W\) tensor"):
+    with pytest.raises(ValueError, match=r"images=2.*\(N, 1 or 3, H, W\)"):
         make_learner(cbs=TensorBoardCB(tmp_path, images=2)).fit()
 
 
@@ -270,9 +270,9 @@ def test_table_of_hyperparameters_has_the_facts_and_what_is_given(make_learner, 
 @pytest.mark.parametrize(
     ("kwargs", "error", "said"),
     [
-        ({"every": 0}, ValueError, r"every=0\): expected a whole number of steps >= 1"),
-        ({"images": -1}, ValueError, r"images=-1\): expected a whole number >= 0"),
-        ({"hparams": {"a": [1]}}, TypeError, r"hparams={'a': \[1\]}\): expected a number or text"),
+        ({"every": 0}, ValueError, r"every=0\).*whole number.*>= 1"),
+        ({"images": -1}, ValueError, r"images=-1\).*whole number.*>= 0"),
+        ({"hparams": {"a": [1]}}, TypeError, r"hparams={'a': \[1\]}\).*number.*text"),
     ],
 )
 def test_arguments_are_checked(kwargs, error, said):
@@ -283,7 +283,7 @@ def test_arguments_are_checked(kwargs, error, said):
 def test_missing_tensorboard_is_said_before_training(make_learner, tmp_path, monkeypatch):
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     learn = make_learner(cbs=TensorBoardCB(tmp_path))
-    with pytest.raises(ImportError, match=r'needs tensorboard: pip install "minilearn\[tensorboard\]"'):
+    with pytest.raises(ImportError, match=r'tensorboard.*pip install "minilearn\[tensorboard\]"'):
         learn.fit()
     assert learn.n_steps == 0
 
@@ -292,9 +292,7 @@ def test_missing_tensorboard_is_said_before_training(make_learner, tmp_path, mon
 def test_folder_that_cannot_be_made_is_named_before_training(make_learner, tmp_path, cls):
     (tmp_path / "log").write_text("x")
     learn = make_learner(cbs=logger_at(cls, tmp_path))
-    with pytest.raises(
-        NotADirectoryError, match=rf"{cls.__name__}\(.*there is a file named \S+log; expected a"
-    ):
+    with pytest.raises(NotADirectoryError, match=rf"{cls.__name__}\(.*file.*folder"):
         learn.fit()
     assert learn.n_steps == 0
     assert (tmp_path / "log").read_text() == "x"
@@ -303,14 +301,14 @@ def test_folder_that_cannot_be_made_is_named_before_training(make_learner, tmp_p
 @EVERY
 def test_folder_inside_of_a_file_is_named_before_training(make_learner, tmp_path, cls):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OSError, match=rf"{cls.__name__}\(.*: the folder \S+log cannot be made \(Not a dir"):
+    with pytest.raises(OSError, match=rf"{cls.__name__}\(.*folder \S+log.*\(Not a dir"):
         make_learner(cbs=logger_at(cls, tmp_path / "file")).fit()
 
 
 @EVERY
 def test_folder_that_cannot_be_written_is_named_before_training(make_learner, tmp_path, cls, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path / "log", os.W_OK))
-    with pytest.raises(PermissionError, match=rf"{cls.__name__}\(.*: the folder \S+log cannot be written to"):
+    with pytest.raises(PermissionError, match=rf"{cls.__name__}\(.*folder \S+log"):
         make_learner(cbs=logger_at(cls, tmp_path)).fit()
 
 
@@ -372,9 +370,7 @@ def test_lines_that_are_there_stay(make_learner, tmp_path):
 def test_file_with_other_columns_is_refused_before_training(make_learner, tmp_path):
     (tmp_path / "log.csv").write_text("a,b\n1,2\n")
     learn = make_learner(cbs=[CSVLoggerCB(tmp_path / "log.csv"), MetricsCB()])
-    with pytest.raises(
-        ValueError, match=r"the file there has the columns a, b; expected Multiclass.*, time_s"
-    ):
+    with pytest.raises(ValueError, match=r"columns.*a, b.*Multiclass.*time_s"):
         learn.fit()
     assert (tmp_path / "log.csv").read_text() == "a,b\n1,2\n"
 

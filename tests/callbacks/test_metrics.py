@@ -131,16 +131,14 @@ def test_no_metric_is_inferred_when_one_is_named(make_learner):
 
 
 def test_two_metrics_of_one_name_are_refused():
-    with pytest.raises(ValueError, match=r"two metrics are called Seen: name them, MetricsCB\(top1=..., "):
+    with pytest.raises(ValueError, match=r"Seen.*MetricsCB\(top1="):
         MetricsCB(Seen(), Seen())
     assert set(MetricsCB(Seen(), other=Seen()).names) == {"Seen", "other", "loss"}
 
 
 @pytest.mark.parametrize("given", [lambda: MetricsCB(Seen), lambda: MetricsCB(Seen=Seen)])
 def test_metric_class_instead_of_an_instance_is_refused(given):
-    with pytest.raises(
-        TypeError, match=r"metric Seen is the class Seen: expected an instance; write Seen\(\)"
-    ):
+    with pytest.raises(TypeError, match=r"Seen.*Seen\(\)"):
         given()
 
 
@@ -148,15 +146,13 @@ def test_metric_without_update_is_refused():
     class NoUpdate:
         reset = compute = Seen.compute
 
-    with pytest.raises(
-        TypeError, match=r"metric odd=.* has no update: expected an object with reset\(\), upd"
-    ):
+    with pytest.raises(TypeError, match=r"odd=.*update.*reset\(\), upd"):
         MetricsCB(odd=NoUpdate())
 
 
 def test_loss_that_is_no_tensor_is_refused(make_learner, at):
     learn = make_learner(cbs=[MetricsCB(), at("after_loss", lambda learn: setattr(learn, "loss", 0.5))])
-    with pytest.raises(TypeError, match=r"learn.loss is 0.5: the owner of get_loss has to set a tensor"):
+    with pytest.raises(TypeError, match=r"learn.loss.*0.5.*get_loss.*tensor"):
         learn.fit(train=False)
 
 
@@ -268,11 +264,11 @@ def test_rows_list_the_unnamed_metrics_first(make_learner):
 
 
 def test_two_of_them_are_refused(make_learner):
-    with pytest.raises(ValueError, match="2 MetricsCB: each would write all rows"):
+    with pytest.raises(ValueError, match="2 MetricsCB"):
         make_learner(cbs=MetricsCB()).fit(cbs=MetricsCB())
 
 
 def test_size_of_a_batch_is_that_of_its_first_tensor_wherever_it_stands():
     assert batch_size({"id": ["a", "b", "c"], "x": (None, torch.zeros(3, 2))}) == 3
-    with pytest.raises(TypeError, match="a batch without a tensor, dict"):
+    with pytest.raises(TypeError, match=r"batch.*tensor, dict"):
         batch_size({"id": ["a"]})

@@ -158,9 +158,7 @@ def test_get_loss_of_someone_else_is_refused_before_training(make_learner, at, o
     learn = make_learner(cbs=[*cbs, at("get_loss", get_loss)])
     if owner == "subclass":
         learn = Own(learn.model, learn.dls, cbs=cbs, default_cbs=False)
-    with pytest.raises(
-        ValueError, match=r"MixupCB\(0.5\) mixes the values of loss_func, .* get_loss has an own"
-    ):
+    with pytest.raises(ValueError, match=r"MixupCB\(0.5\).*loss_func.*get_loss"):
         learn.fit()
     assert batches == []
     learn.fit(train=False)  # where nothing is mixed
@@ -181,16 +179,14 @@ def test_inputs_other_than_one_tensor_of_floats_are_refused_before_training(make
         learn.dls.train = TensorLoader(inputs, torch.zeros(4).long())
     else:
         learn.dls.train = [(inputs, torch.zeros(4).long())]
-    with pytest.raises(
-        TypeError, match=rf"MixupCB\(0.2\): the inputs are {found}; expected one tensor of floats"
-    ):
+    with pytest.raises(TypeError, match=rf"MixupCB\(0.2\).*inputs.*{found}.*tensor.*floats"):
         learn.fit()
     assert batches == []
 
 
 @pytest.mark.parametrize("alpha", [0, -0.1, math.nan, "0.2", None, True])
 def test_alpha_is_a_positive_number(alpha):
-    with pytest.raises(ValueError, match=rf"^MixupCB\(alpha={alpha!r}\): expected a number > 0$"):
+    with pytest.raises(ValueError, match=rf"^MixupCB\(alpha={alpha!r}\).*> 0"):
         MixupCB(alpha)
 
 
@@ -297,9 +293,7 @@ def test_mean_is_of_float32_in_mixed_precision(at):
 def test_inputs_that_are_no_images_are_refused_before_the_first_batch(make_learner, at):
     batches = []
     learn = make_learner(cbs=[TestTimeFlipCB(), at("before_batch", batches.append)])
-    with pytest.raises(
-        TypeError, match=r"the inputs are torch.float32 of shape \(2, 3\); expected images \(N, C"
-    ):
+    with pytest.raises(TypeError, match=r"inputs.*torch.float32.*shape \(2, 3\).*images \(N, C"):
         learn.fit()
     assert batches == []
 

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from toolbox import mentions
 
 from minilearn import CancelValidateException, MetricsCB, Monitor
 
@@ -43,16 +44,15 @@ def test_measured_names_pass_the_check(check, name):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("eval/los", " (did you mean 'eval/loss'?)"),
-        ("valid/loss", " (did you mean 'eval/loss'?)"),
+        ("eval/los", "did you mean 'eval/loss'"),
+        ("valid/loss", "did you mean 'eval/loss'"),
         ("xyz", ""),
     ],
 )
 def test_unknown_name_is_refused_with_a_suggestion_and_the_names(check, name, hint):
-    with pytest.raises(ValueError, match="is not measured") as error:
-        check(name)
     names = "top1, loss, train/top1, train/loss, eval/top1, eval/loss"
-    assert str(error.value) == f"monitor='{name}' is not measured{hint}: expected one of {names}"
+    with pytest.raises(ValueError, match=mentions(f"monitor='{name}' ... {hint} ... {names}")):
+        check(name)
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,12 @@ def test_unknown_name_is_refused_with_a_suggestion_and_the_names(check, name, hi
 def test_eval_names_need_validation(check, kwargs):
     check("train/loss", **kwargs)
     check("loss", **kwargs)
-    with pytest.raises(
-        ValueError, match=r"monitor='eval/loss' is not measured .*: expected one of top1, loss"
-    ):
+    with pytest.raises(ValueError, match=r"monitor='eval/loss'.*top1, loss"):
         check("eval/loss", **kwargs)
 
 
 def test_without_metrics_nothing_is_measured(check):
-    with pytest.raises(
-        ValueError, match="monitor='loss' is not measured: there is no MetricsCB to measure any"
-    ):
+    with pytest.raises(ValueError, match=r"monitor='loss'.*MetricsCB"):
         check("loss", cbs=[])
 
 
@@ -93,7 +89,7 @@ def test_bare_name_is_trainings_in_a_fit_without_validation(make_learner, n_epoc
 def test_list_of_numbers_cannot_be_monitored(make_learner):
     learn = make_learner(cbs=[MetricsCB(each=Constant([0.5, 1.0]))])
     learn.fit()
-    with pytest.raises(TypeError, match=r"monitor='each' is \[0.5, 1.0\]: expected a number"):
+    with pytest.raises(TypeError, match=r"monitor='each'.*\[0.5, 1.0\].*number"):
         Monitor("each").value(learn)
 
 
@@ -107,7 +103,7 @@ def test_row_of_a_cancelled_phase_is_asked_for_in_vain(make_learner, at):
         at("before_validate", cancel),
         at("after_epoch", lambda learn: values.append(Monitor("eval/loss").value(learn))),
     ]
-    with pytest.raises(ValueError, match="epoch 0 has no row of eval; was it cancelled"):
+    with pytest.raises(ValueError, match=r"epoch 0.*eval"):
         make_learner(cbs=cbs).fit()
 
 
@@ -132,21 +128,19 @@ def test_mode_that_is_given_holds(name, mode):
 
 @pytest.mark.parametrize("mode", ["maximum", "MIN", "", 1, True])
 def test_mode_is_min_or_max(mode):
-    with pytest.raises(ValueError, match=f"^mode={mode!r}: expected 'min' or 'max', which of two values is"):
+    with pytest.raises(ValueError, match=rf"^mode={mode!r}.*'min'.*'max'"):
         Monitor("loss", mode)
 
 
 def test_value_of_unknown_mode_is_refused_when_it_is_checked(make_learner, at):
     learn = make_learner(cbs=[MetricsCB(top1=Constant(1.0))])
-    with pytest.raises(
-        ValueError, match=r"monitor='eval/top1': is more better\? give mode='max' or mode='min'"
-    ):
+    with pytest.raises(ValueError, match=r"monitor='eval/top1'.*mode='max'.*mode='min'"):
         learn.fit(cbs=[at("before_fit", Monitor("eval/top1").check, 60)])
 
 
 def test_unknown_name_is_refused_before_an_unknown_mode(make_learner, at):
     learn = make_learner(cbs=[MetricsCB(top1=Constant(1.0))])
-    with pytest.raises(ValueError, match="monitor='top2' is not measured"):
+    with pytest.raises(ValueError, match="monitor='top2'"):
         learn.fit(cbs=[at("before_fit", Monitor("top2").check, 60)])
 
 
@@ -190,5 +184,5 @@ def test_every_number_is_better_than_the_worst():
 
 
 def test_a_name_that_is_no_text_is_refused():
-    with pytest.raises(TypeError, match="monitor=3: expected a name, such as 'loss' or 'eval/loss'"):
+    with pytest.raises(TypeError, match=r"monitor=3.*'loss'.*'eval/loss'"):
         Monitor(3)

@@ -204,20 +204,20 @@ def test_model_without_parameters_is_validated(make_learner):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, "bfloat16", None])
 def test_dtype_is_one_of_two(dtype):
-    with pytest.raises(ValueError, match=r"expected torch.bfloat16 or torch.float16$"):
+    with pytest.raises(ValueError, match=r"torch.bfloat16.*torch.float16"):
         MixedPrecisionCB(dtype)
 
 
 @pytest.mark.parametrize("scale", [0, -1.0, math.nan])
 def test_scale_is_positive(scale):
-    with pytest.raises(ValueError, match=rf"MixedPrecisionCB\(init_scale={scale!r}\): expected a number > 0"):
+    with pytest.raises(ValueError, match=rf"MixedPrecisionCB\(init_scale={scale!r}\).*> 0"):
         MixedPrecisionCB(torch.float16, scale)
 
 
 def test_float16_on_the_cpu_is_refused_before_training(make_learner, at):
     batches = []
     learn = make_learner(cbs=[MixedPrecisionCB(torch.float16), at("before_batch", batches.append)])
-    with pytest.raises(ValueError, match=r"torch.float16\): the model is on cpu, .* expected torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"torch.float16\).*model.*cpu.*torch.bfloat16"):
         learn.fit()
     assert batches == []
 
@@ -429,12 +429,12 @@ def test_first_scale_can_be_given(calls, make_learner):
 
 
 def test_optimizer_of_ones_own_is_refused_with_float16(calls, make_learner, bare_sgd):
-    with pytest.raises(ValueError, match=r"on a BareSGD: expected a torch.optim.Optimizer"):
+    with pytest.raises(ValueError, match=r"BareSGD.*torch.optim.Optimizer"):
         make_learner(cbs=half(), opt_func=bare_sgd).fit()
 
 
 def test_float16_owns_backward_and_step(make_learner, at):
-    with pytest.raises(ValueError, match=r"step has 2 owners"):
+    with pytest.raises(ValueError, match=r"step.*2 owners"):
         make_learner(cbs=[MixedPrecisionCB(torch.float16), at("step", lambda learn: learn.opt.step())])
     make_learner(cbs=[MixedPrecisionCB(), at("step", lambda learn: learn.opt.step())]).fit()
 

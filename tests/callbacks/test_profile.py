@@ -3,6 +3,7 @@ import time
 
 import pytest
 import torch
+from toolbox import mentions
 from torch.optim import SGD
 
 from minilearn import Callback, MetricsCB, ProfileCB
@@ -74,7 +75,7 @@ def test_rows_are_summed_by_callback_and_by_event(make_learner):
     }
     assert calls("event")["after_batch"] == 4
     assert calls("event").keys() >= {"predict", "backward", "after_loss", "data"}
-    with pytest.raises(ValueError, match=r"by='cb': expected one of 'hook', 'callback', 'event'"):
+    with pytest.raises(ValueError, match=r"by='cb'.*'hook', 'callback', 'event'"):
         cb.table("cb")
 
 
@@ -153,22 +154,20 @@ def test_trace_of_a_shorter_epoch_ends_with_the_fit(make_learner, tmp_path):
 
 @pytest.mark.parametrize("at", [(2, 2), (-1, 3), (0.5, 3), (1,)])
 def test_range_of_the_trace_is_checked(at):
-    with pytest.raises(ValueError, match=r"expected two numbers of batches, 0 <= from < to"):
+    with pytest.raises(ValueError, match=mentions(f"at={at} ... 0 <= from < to")):
         ProfileCB(at=at)
 
 
 def test_folder_of_the_trace_that_cannot_be_made_is_named(make_learner, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OSError, match=r"ProfileCB\(\): there is a file named"):
+    with pytest.raises(OSError, match=r"ProfileCB\(\).*file"):
         make_learner(cbs=ProfileCB(trace=tmp_path / "file" / "trace.json")).fit()
 
 
 def test_a_range_that_no_batch_reaches_is_refused_before_training(make_learner, tmp_path):
     cb = ProfileCB(trace=tmp_path / "trace.json", at=(3, 5))
     learn = make_learner(cbs=cb)
-    with pytest.raises(
-        ValueError, match=r"at=\(3, 5\)\): there is nothing to trace, .* has 3 batches \(0 to 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"at=\(3, 5\).*3 batches \(0.*2\)"):
         learn.fit()
     assert not learn.history
     learn.validate()

@@ -351,7 +351,7 @@ def test_plot_is_drawn_anew_after_each_epoch(make_learner, notebook, fit):
 @pytest.mark.parametrize("console", [file, terminal])
 def test_plot_outside_a_notebook_is_refused(make_learner, console):
     learn = make_learner(cbs=[MetricsCB(), ProgressCB(plot=True, console=console())])
-    with pytest.raises(ValueError, match=r"ProgressCB\(plot=True\) draws in a notebook, and this is none"):
+    with pytest.raises(ValueError, match=r"ProgressCB\(plot=True\).*notebook"):
         learn.fit()
     assert learn.n_steps == 0
 

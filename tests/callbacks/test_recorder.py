@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from matplotlib.figure import Figure
-from toolbox import fail_at
+from toolbox import fail_at, mentions
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
@@ -94,14 +94,12 @@ def test_g_reads_attributes_keys_and_indices():
 
 @pytest.mark.parametrize("path", ["", "pg.", ".lr", "pg..lr"])
 def test_path_with_an_empty_part_is_refused(path):
-    with pytest.raises(ValueError, match="expected names divided by single dots, such as"):
+    with pytest.raises(ValueError, match=mentions(f"'{path}' ... dots")):
         g(path)
 
 
 def test_value_that_is_neither_path_nor_function_is_refused():
-    with pytest.raises(
-        TypeError, match=r"RecorderCB\(lr=0.1\): expected a path such as 'pg.lr', or a function"
-    ):
+    with pytest.raises(TypeError, match=r"RecorderCB\(lr=0.1\).*path.*'pg.lr'.*function"):
         RecorderCB(lr=0.1)
 
 
@@ -109,9 +107,7 @@ def test_value_that_is_neither_path_nor_function_is_refused():
 def test_missing_path_is_refused_before_training_with_the_keys(make_learner, at, path):
     batches = []
     learn = make_learner(cbs=[RecorderCB(x=path), at("before_batch", batches.append)])
-    with pytest.raises(
-        ValueError, match=rf"RecorderCB\(x='{path}'\) is not there: the .* has .*lr, betas, eps, "
-    ):
+    with pytest.raises(ValueError, match=rf"RecorderCB\(x='{path}'\).*lr, betas, eps"):
         learn.fit()
     assert batches == []
 
@@ -212,7 +208,7 @@ def test_plot_returns_a_figure_with_a_panel_for_each_record(make_learner):
 
 
 def test_plot_before_any_fit_is_refused():
-    with pytest.raises(ValueError, match="plot: nothing was recorded yet"):
+    with pytest.raises(ValueError, match=r"plot.*recorded"):
         RecorderCB().plot()
 
 
@@ -237,8 +233,6 @@ def test_values_of_different_shapes_and_kinds_are_kept_in_order(make_learner):
 
 def test_path_that_begins_nowhere_is_refused_before_training(make_learner):
     learn = make_learner(cbs=[RecorderCB(lr="lr")])
-    with pytest.raises(
-        ValueError, match=r"RecorderCB\(lr='lr'\): expected a path from pg or learn; did you mean 'pg.lr'"
-    ):
+    with pytest.raises(ValueError, match=r"RecorderCB\(lr='lr'\).*'pg.lr'"):
         learn.fit()
     assert learn.n_steps == 0

@@ -229,7 +229,7 @@ def test_function_gets_what_it_names(make_learner):
 def test_partial_is_filled_in_as_its_class_is(make_learner, at):
     cb = BatchSchedulerCB(partial(OneCycleLR, div_factor=10))
     assert recorded(make_learner(), cb)[0] == pytest.approx(0.01)
-    with pytest.raises(ValueError, match="total_steps=4 contradicts 12"):
+    with pytest.raises(ValueError, match=r"total_steps=4.*12"):
         make_learner(cbs=[BatchSchedulerCB(partial(OneCycleLR, total_steps=4))]).fit(4)
 
 
@@ -370,31 +370,31 @@ def test_fit_without_training_makes_no_schedule(make_learner):
             0,
             OneCycleLR,
             {"total_steps": 4},
-            "total_steps=4 contradicts 12: .*counts steps, and the fit has 12 of them ",
+            r"total_steps=4.*12",
         ),
-        (0, OneCycleLR, {"epochs": 3}, "epochs=3 contradicts 4: "),
-        (0, OneCycleLR, {"steps_per_epoch": 5, "epochs": 4}, "steps_per_epoch=5 contradicts 3: "),
-        (0, CosineAnnealingLR, {"T_max": 4}, "T_max=4 is in epochs: .* has 12 .*leave T_max out for 12"),
-        (0, CosineAnnealingLR, {"T_max": 20}, "T_max=20 would never come to its end: .* has 12"),
-        (0, LinearLR, {"total_iters": 4}, "total_iters=4 is in epochs: .* has 12"),
-        (0, StepLR, {"step_size": 12}, "step_size=12, of which 12 is never reached: .* has 12"),
-        (0, MultiStepLR, {"milestones": [2, 30]}, r"milestones=\[2, 30\], of which 30 is never reached"),
+        (0, OneCycleLR, {"epochs": 3}, r"epochs=3.*4"),
+        (0, OneCycleLR, {"steps_per_epoch": 5, "epochs": 4}, r"steps_per_epoch=5.*3"),
+        (0, CosineAnnealingLR, {"T_max": 4}, r"T_max=4.*epochs.*12.*T_max.*12"),
+        (0, CosineAnnealingLR, {"T_max": 20}, r"T_max=20.*12"),
+        (0, LinearLR, {"total_iters": 4}, r"total_iters=4.*epochs.*12"),
+        (0, StepLR, {"step_size": 12}, r"step_size=12.*12.*12"),
+        (0, MultiStepLR, {"milestones": [2, 30]}, r"milestones=\[2, 30\].*30"),
         (
             1,
             OneCycleLR,
             {"total_steps": 12},
-            "total_steps=12 contradicts 4: .*counts epochs, and the fit has 4 of them ",
+            r"total_steps=12.*4",
         ),
-        (1, CosineAnnealingLR, {"T_max": 12}, "T_max=12 would never come to its end: .* has 4"),
-        (1, PolynomialLR, {"total_iters": 12}, "total_iters=12 would never come to its end: .* has 4"),
-        (1, MultiStepLR, {"milestones": [1, 4]}, r"milestones=\[1, 4\], of which 4 is never reached"),
+        (1, CosineAnnealingLR, {"T_max": 12}, r"T_max=12.*4"),
+        (1, PolynomialLR, {"total_iters": 12}, r"total_iters=12.*4"),
+        (1, MultiStepLR, {"milestones": [1, 4]}, r"milestones=\[1, 4\].*4"),
         (
             0,
             StepLR,
             {},
-            r"BatchSchedulerCB\(StepLR\) needs step_size, which cannot be inferred: give step_size=",
+            r"BatchSchedulerCB\(StepLR\).*step_size=",
         ),
-        (0, lr_scheduler.CyclicLR, {}, "needs base_lr, which cannot be inferred"),
+        (0, lr_scheduler.CyclicLR, {}, "base_lr"),
     ],
 )
 def test_what_contradicts_the_fit_is_refused(make_learner, at, unit, scheduler_f, kwargs, message):
@@ -411,29 +411,27 @@ def test_what_contradicts_the_fit_is_refused(make_learner, at, unit, scheduler_f
 @pytest.mark.parametrize("unit", UNITS, ids=["batch", "epoch"])
 def test_scheduler_instance_is_refused(unit):
     sched = StepLR(SGD([torch.zeros(1, requires_grad=True)], lr=0.1), step_size=1)
-    with pytest.raises(
-        TypeError, match=r"was given a StepLR instance: expected the class, .*CB\(StepLR, ...\)"
-    ):
+    with pytest.raises(TypeError, match=r"StepLR.*CB\(StepLR, ...\)"):
         unit(sched)
 
 
 def test_what_cannot_be_called_is_refused():
-    with pytest.raises(TypeError, match=r"BatchSchedulerCB\('OneCycleLR'\): expected a class of torch.optim"):
+    with pytest.raises(TypeError, match=r"BatchSchedulerCB\('OneCycleLR'\).*class.*torch.optim"):
         BatchSchedulerCB("OneCycleLR")
 
 
 def test_function_that_gives_no_scheduler_is_refused(make_learner):
-    with pytest.raises(TypeError, match=r"the function gave 0.5; expected a scheduler of torch.optim"):
+    with pytest.raises(TypeError, match=r"function.*0.5.*scheduler.*torch.optim"):
         make_learner(cbs=[BatchSchedulerCB(lambda opt: 0.5)]).fit()
 
 
 def test_plateau_on_batches_is_refused():
-    with pytest.raises(TypeError, match=r"measured once an epoch; use EpochSchedulerCB"):
+    with pytest.raises(TypeError, match=r"EpochSchedulerCB"):
         BatchSchedulerCB(ReduceLROnPlateau)
 
 
 def test_monitor_of_another_scheduler_is_refused():
-    with pytest.raises(ValueError, match=r"\(monitor='loss'\): only ReduceLROnPlateau watches a value"):
+    with pytest.raises(ValueError, match=r"\(monitor='loss'\).*ReduceLROnPlateau"):
         EpochSchedulerCB(StepLR, monitor="loss", step_size=1)
 
 
@@ -441,9 +439,7 @@ def test_monitored_name_is_checked_before_training(make_learner, at):
     batches = []
     cb = EpochSchedulerCB(ReduceLROnPlateau, monitor="eval/lss")
     learn = make_learner(cbs=[MetricsCB(), cb, at("before_batch", batches.append)])
-    with pytest.raises(
-        ValueError, match=r"monitor='eval/lss' is not measured \(did you mean 'eval/loss'\?\)"
-    ):
+    with pytest.raises(ValueError, match=r"monitor='eval/lss'.*'eval/loss'"):
         learn.fit()
     assert batches == []
 
@@ -452,7 +448,7 @@ def test_monitor_of_validation_is_refused_in_a_fit_without_it(make_learner, at):
     batches = []
     cb = EpochSchedulerCB(ReduceLROnPlateau, monitor="eval/loss")
     learn = make_learner(cbs=[MetricsCB(), cb, at("before_batch", batches.append)])
-    with pytest.raises(ValueError, match="monitor='eval/loss' is not measured"):
+    with pytest.raises(ValueError, match="monitor='eval/loss'"):
         learn.fit(2, valid=False)
     assert batches == []
 
@@ -460,20 +456,18 @@ def test_monitor_of_validation_is_refused_in_a_fit_without_it(make_learner, at):
 def test_bare_optimizer_class_is_refused(make_learner, bare_sgd):
     cb = BatchSchedulerCB(OneCycleLR)
     learn = make_learner(opt_func=bare_sgd)
-    with pytest.raises(TypeError, match=r"on a BareSGD: torch's schedulers need a torch.optim.Optimizer"):
+    with pytest.raises(TypeError, match=r"BareSGD.*torch.optim.Optimizer"):
         learn.fit(cbs=[cb])
-    with pytest.raises(TypeError, match=r"on a BareSGD: torch's schedulers need a torch.optim.Optimizer"):
+    with pytest.raises(TypeError, match=r"BareSGD.*torch.optim.Optimizer"):
         cb.preview(learn)
 
 
 def test_loader_without_length_needs_the_length_by_hand(make_learner):
     learn = make_learner()
     learn.dls.train = NoLength(learn.dls.train)
-    with pytest.raises(
-        ValueError, match="needs total_steps, and the train loader has no length: give total_st"
-    ):
+    with pytest.raises(ValueError, match=r"total_steps.*train loader.*length.*total_steps"):
         learn.fit(4, cbs=[BatchSchedulerCB(OneCycleLR)])
-    with pytest.raises(ValueError, match="preview: the train loader has no length"):
+    with pytest.raises(ValueError, match=r"preview.*train loader.*length"):
         BatchSchedulerCB(OneCycleLR).preview(learn)
     lrs = recorded(learn, BatchSchedulerCB(OneCycleLR, total_steps=12))
     assert lrs == BatchSchedulerCB(OneCycleLR).preview(make_learner(), 4)
@@ -557,11 +551,11 @@ def test_lengths_that_are_given_are_checked_against_the_plan(make_learner):
     learn = make_learner(n_batches=6, cbs=[AccumulateCB()])
     recorded(learn, BatchSchedulerCB(OneCycleLR, total_steps=12))
     recorded(learn, BatchSchedulerCB(OneCycleLR, epochs=4, steps_per_epoch=3))
-    with pytest.raises(ValueError, match=r"total_steps=24 contradicts 12: .*has 12 of them \(4 epochs\)"):
+    with pytest.raises(ValueError, match=r"total_steps=24.*12.*4 epochs"):
         recorded(learn, BatchSchedulerCB(OneCycleLR, total_steps=24))
-    with pytest.raises(ValueError, match="steps_per_epoch=6 contradicts 3: "):
+    with pytest.raises(ValueError, match=r"steps_per_epoch=6.*3"):
         recorded(learn, BatchSchedulerCB(OneCycleLR, epochs=4, steps_per_epoch=6))
-    with pytest.raises(ValueError, match=r"T_max=24 would never come to its end: .* has 12"):
+    with pytest.raises(ValueError, match=r"T_max=24.*12"):
         recorded(learn, BatchSchedulerCB(CosineAnnealingLR, T_max=24))
 
 
@@ -600,7 +594,7 @@ def test_epochs_that_differ_have_no_one_number_of_steps(make_learner):
     learn = make_learner(n_batches=4, cbs=[UnlikeCB()])
     with pytest.raises(
         ValueError,
-        match=r"BatchSchedulerCB\(function\) needs steps_per_epoch, and epochs differ in their steps: give",
+        match=r"BatchSchedulerCB\(function\).*steps_per_epoch.*epochs",
     ):
         recorded(learn, BatchSchedulerCB(function), 3)
     assert recorded(learn, BatchSchedulerCB(function), 1) == [0.1] * 4
@@ -656,7 +650,7 @@ def test_preview_of_a_kept_optimizer_starts_from_its_lr(make_learner):
 
 
 def test_preview_of_plateau_needs_a_value_for_each_epoch(make_learner):
-    with pytest.raises(ValueError, match="ReduceLROnPlateau needs values, one for each of 3 epochs"):
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau.*3"):
         EpochSchedulerCB(ReduceLROnPlateau).preview(make_learner(), 3, values=[1.0, 1.0])
 
 
@@ -667,12 +661,12 @@ def test_repr_names_the_scheduler():
 
 @pytest.mark.parametrize("cls", [ChainedScheduler, SequentialLR])
 def test_scheduler_made_of_others_is_to_be_given_by_function(cls):
-    with pytest.raises(TypeError, match=f"{cls.__name__}.*expected a function optimizer -> scheduler"):
+    with pytest.raises(TypeError, match=rf"{cls.__name__}.*optimizer -> scheduler"):
         BatchSchedulerCB(cls)
 
 
 def test_base_class_by_itself_is_refused():
-    with pytest.raises(TypeError, match="BaseSchedulerCB never steps: use BatchSchedulerCB or Epoch"):
+    with pytest.raises(TypeError, match=r"BaseSchedulerCB.*BatchSchedulerCB.*EpochSchedulerCB"):
         BaseSchedulerCB(OneCycleLR)
 
 
@@ -682,23 +676,24 @@ def test_partial_gives_the_arguments_it_holds(make_learner):
 
 
 def test_arguments_without_a_name_are_refused():
-    with pytest.raises(
-        TypeError, match=r"BatchSchedulerCB\(..., 0.1\): expected the scheduler's arguments by name"
-    ):
+    with pytest.raises(TypeError, match=r"BatchSchedulerCB\(..., 0.1\).*name"):
         BatchSchedulerCB(OneCycleLR, 0.1)
 
 
 def test_plateau_of_a_metric_has_to_say_whether_more_is_better(make_learner):
     cb = EpochSchedulerCB(ReduceLROnPlateau, monitor="MulticlassAccuracy")
     metrics = MetricsCB(MulticlassAccuracy=MulticlassAccuracy())
-    with pytest.raises(ValueError, match=r"is more better. give mode='max' or mode='min'"):
+    with pytest.raises(ValueError, match=r"mode='max'.*mode='min'"):
         make_learner(cbs=[metrics, cb]).fit(2)
 
 
 @pytest.mark.parametrize("second", [BatchSchedulerCB, EpochSchedulerCB])
 def test_two_schedulers_are_refused(make_learner, second):
     learn = make_learner(cbs=[BatchSchedulerCB(OneCycleLR), second(StepLR, step_size=1)])
-    with pytest.raises(ValueError, match=r"would both write lr: expected one; give a function optimizer ->"):
+    with pytest.raises(
+        ValueError,
+        match=r"OneCycleLR\).*SchedulerCB\(StepLR\).*lr.*optimizer -> ChainedScheduler.*SequentialLR",
+    ):
         learn.fit(2)
     assert learn.opt.param_groups[0]["lr"] == 0.1
 
@@ -707,7 +702,7 @@ def test_two_schedulers_are_refused(make_learner, second):
 @pytest.mark.parametrize("opt_func", [torch.optim.SGD, optim.MomentumSGD, optim.Adam])
 def test_momentum_that_cannot_be_cycled_is_refused(make_learner, opt_func, kwargs):
     learn = make_learner(opt_func=opt_func, cbs=[BatchSchedulerCB(OneCycleLR, **kwargs)])
-    message = rf"{next(iter(kwargs))}=.*, and {opt_func.__name__} has no momentum or betas\[0\] above 0"
+    message = rf"{next(iter(kwargs))}=.*{opt_func.__name__}.*momentum.*betas\[0\]"
     with pytest.raises(ValueError, match=message):
         learn.fit()
 
@@ -719,15 +714,13 @@ def test_momentum_s_arguments_pass_when_it_is_not_to_be_cycled(make_learner):
 
 @pytest.mark.parametrize("schedule", [cosine, cosine(3)])
 def test_a_schedule_of_ours_is_sent_to_schedule_cb(schedule, make_learner):
-    with pytest.raises(TypeError, match=r"a function of minilearn.schedules.*write ScheduleCB\('lr', ...\)"):
+    with pytest.raises(TypeError, match=r"minilearn.schedules.*ScheduleCB\('lr', ...\)"):
         BatchSchedulerCB(schedule)
-    with pytest.raises(TypeError, match=r"cbs has .*; for a schedule write ScheduleCB\('lr', ...\)"):
+    with pytest.raises(TypeError, match=r"ScheduleCB\('lr', ...\)"):
         make_learner(cbs=[schedule])
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "message"), [({"group": 1}, "expected 0 to 0"), ({"n_epochs": 0}, "1 or more")]
-)
+@pytest.mark.parametrize(("kwargs", "message"), [({"group": 1}, "0 to 0"), ({"n_epochs": 0}, "1 or more")])
 def test_preview_of_what_is_not_there_is_refused(make_learner, kwargs, message):
     with pytest.raises(ValueError, match=rf"^preview\({next(iter(kwargs))}=.*{message}"):
         BatchSchedulerCB(OneCycleLR).preview(make_learner(), **kwargs)

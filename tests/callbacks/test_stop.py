@@ -83,15 +83,13 @@ def test_single_batch_goes_with_validation_alone(make_learner):
 def test_step_of_the_first_bad_loss_is_named(make_learner, at, value, every, step):
     learn = make_learner(n_batches=5, cbs=[at("after_loss", spoil(step, value), -1), TerminateOnNaNCB(every)])
     epoch, batch = divmod(step, 5)
-    with pytest.raises(
-        FloatingPointError, match=rf"at epoch {epoch}, train batch {batch}, step {step}: is the lr"
-    ):
+    with pytest.raises(FloatingPointError, match=rf"epoch {epoch}, train batch {batch}, step {step}.*lr"):
         learn.fit(3)
 
 
 def test_message_says_which_value(make_learner, at):
     learn = make_learner(cbs=[at("after_loss", spoil(1, -math.inf), -1), TerminateOnNaNCB()])
-    with pytest.raises(FloatingPointError, match="the loss is -inf at epoch 0, train batch 1, step 1"):
+    with pytest.raises(FloatingPointError, match=r"loss.*-inf.*epoch 0, train batch 1, step 1"):
         learn.fit()
 
 
@@ -138,7 +136,7 @@ def test_finite_losses_and_those_of_validation_pass(make_learner, at):
 
 @pytest.mark.parametrize("every", [0, -1])
 def test_every_has_to_be_positive(every):
-    with pytest.raises(ValueError, match=f"every={every}: expected a whole number >= 1"):
+    with pytest.raises(ValueError, match=rf"every={every}.*whole number.*>= 1"):
         TerminateOnNaNCB(every)
 
 
@@ -539,15 +537,15 @@ def test_repr_names_what_is_watched():
     [
         (
             lambda: EarlyStoppingCB("eval/scor", mode="max"),
-            r"'eval/scor' is not measured \(did you mean 'eval/sco",
+            r"'eval/scor'.*'eval/score'",
         ),
         (
             lambda: EarlyStoppingCB("xyz", mode="max"),
-            "'xyz' is not measured: expected one of score, loss, train/",
+            r"'xyz'.*score, loss, train/",
         ),
         (
             lambda: EarlyStoppingCB("score"),
-            r"monitor='score': is more better\? give mode='max' or mode='min'",
+            r"monitor='score'.*mode='max'.*mode='min'",
         ),
     ],
     ids=["misspelt", "unknown", "without a mode"],
@@ -565,29 +563,27 @@ def test_what_cannot_be_watched_is_refused_before_training(make_learner, at, cb,
 
 def test_value_of_validation_is_refused_in_a_fit_without_it(make_learner):
     learn = make_learner(cbs=[MetricsCB(), EarlyStoppingCB("eval/loss")])
-    with pytest.raises(ValueError, match="monitor='eval/loss' is not measured"):
+    with pytest.raises(ValueError, match="monitor='eval/loss'"):
         learn.fit(valid=False)
 
 
 def test_without_metrics_there_is_nothing_to_watch(make_learner):
-    with pytest.raises(
-        ValueError, match="monitor='loss' is not measured: there is no MetricsCB to measure any"
-    ):
+    with pytest.raises(ValueError, match=r"monitor='loss'.*MetricsCB"):
         make_learner(cbs=[EarlyStoppingCB()]).fit()
 
 
 @pytest.mark.parametrize("patience", [0, -1, 1.0, "3", None])
 def test_patience_is_a_number_of_epochs(patience):
-    with pytest.raises(ValueError, match=f"^patience={patience!r}: expected a whole number of epochs >= 1$"):
+    with pytest.raises(ValueError, match=rf"^patience={patience!r}.*whole number.*>= 1"):
         EarlyStoppingCB(patience=patience)
 
 
 @pytest.mark.parametrize("min_delta", [-0.1, -1, math.nan])
 def test_min_delta_is_not_negative(min_delta):
-    with pytest.raises(ValueError, match=f"^min_delta={min_delta!r}: expected a number >= 0$"):
+    with pytest.raises(ValueError, match=rf"^min_delta={min_delta!r}.*>= 0"):
         EarlyStoppingCB(min_delta=min_delta)
 
 
 def test_mode_is_min_or_max():
-    with pytest.raises(ValueError, match=r"^mode='up': expected 'min' or 'max'"):
+    with pytest.raises(ValueError, match=r"^mode='up'.*'min'.*'max'"):
         EarlyStoppingCB(mode="up")

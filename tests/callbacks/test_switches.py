@@ -37,7 +37,7 @@ def test_table_is_the_document_s(make_learner):
     lines = cb.table().splitlines()
     assert lines[0] == "Layer       Steps  Estimated lr for SGD"
     assert [line.split()[:2] for line in lines[1:-1]] == [[name, "2"] for name in cb.names]
-    assert lines[-1] == "4 of 4 tensors have switched"
+    assert "4 of 4 tensors" in lines[-1]
 
 
 def test_timeline_has_a_bar_for_each_tensor(make_learner):
@@ -55,7 +55,7 @@ def test_before_any_switch_there_is_an_empty_table_and_a_figure(make_learner):
     cb = SwitchPointsCB()
     make_learner(model=model(), cbs=cb, opt_func=SWATS).fit()
     assert cb.points == []
-    assert cb.table().splitlines()[-1] == "0 of 4 tensors have switched"
+    assert "0 of 4 tensors" in cb.table().splitlines()[-1]
     assert cb.plot() is not None
 
 
@@ -74,6 +74,6 @@ def test_resumed_run_has_the_points_from_before(make_learner, tmp_path):
 
 def test_another_optimizer_is_refused_before_training(make_learner):
     learn = make_learner(cbs=SwitchPointsCB())
-    with pytest.raises(TypeError, match=r"SwitchPointsCB\(\) with AdamW: expected optim.SWATS"):
+    with pytest.raises(TypeError, match=r"SwitchPointsCB\(\).*AdamW.*optim.SWATS"):
         learn.fit()
     assert learn.n_steps == 0

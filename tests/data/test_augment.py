@@ -1,7 +1,6 @@
-import re
-
 import pytest
 import torch
+from toolbox import mentions
 from torchvision.transforms import v2
 
 from minilearn.data import (
@@ -116,10 +115,10 @@ def test_part_that_would_be_wider_than_the_image_is_cut_to_it():
 @pytest.mark.parametrize(
     ("kwargs", "said"),
     [
-        ({"size": 0}, r"size=0\): expected a whole number of pixels >= 1"),
-        ({"scale": (0, 1)}, r"scale=\(0, 1\)\): expected 0 < from <= to <= 1"),
-        ({"scale": (0.5, 0.1)}, r"scale=\(0.5, 0.1\)\): expected 0 < from <= to <= 1"),
-        ({"ratio": (0, 1)}, r"ratio=\(0, 1\)\): expected 0 < from <= to"),
+        ({"size": 0}, r"size=0\).*whole number.*>= 1"),
+        ({"scale": (0, 1)}, r"scale=\(0, 1\)\).*0 < from <= to <= 1"),
+        ({"scale": (0.5, 0.1)}, r"scale=\(0.5, 0.1\)\).*0 < from <= to <= 1"),
+        ({"ratio": (0, 1)}, r"ratio=\(0, 1\)\).*0 < from <= to"),
     ],
 )
 def test_arguments_of_a_resized_crop_are_checked(kwargs, said):
@@ -217,30 +216,30 @@ def test_reprs_have_the_arguments():
 
 
 def test_augment_without_a_call_says_so():
-    with pytest.raises(NotImplementedError, match=r"^Blur has to define __call__\(images, random\)"):
+    with pytest.raises(NotImplementedError, match=r"^Blur.*__call__\(images, random\)"):
         type("Blur", (Augment,), {})()(IMAGES, None)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RandomCrop(0), "RandomCrop(padding=0): expected a whole number of pixels >= 1"),
-        (lambda: RandomCrop(1.5), "RandomCrop(padding=1.5): expected a whole number"),
-        (lambda: Cutout(0), "Cutout(size=0): expected a whole number of pixels >= 1"),
-        (lambda: Cutout("8"), "Cutout(size='8'): expected a whole number"),
-        (lambda: HorizontalFlip(1.1), "HorizontalFlip(p=1.1): expected 0 <= p <= 1"),
-        (lambda: HorizontalFlip(-0.1), "HorizontalFlip(p=-0.1): expected 0 <= p <= 1"),
-        (lambda: Normalize((0.5,), (0.2, 0.2)), "expected a mean and a std > 0 for each channel"),
-        (lambda: Normalize((0.5,), (0.0,)), "expected a mean and a std > 0 for each channel"),
-        (lambda: RandomCrop(2, "wrap"), "RandomCrop(padding_mode='wrap'): expected 'constant', 'reflect'"),
+        (lambda: RandomCrop(0), "RandomCrop(padding=0) ... whole number ... >= 1"),
+        (lambda: RandomCrop(1.5), "RandomCrop(padding=1.5) ... whole number"),
+        (lambda: Cutout(0), "Cutout(size=0) ... whole number ... >= 1"),
+        (lambda: Cutout("8"), "Cutout(size='8') ... whole number"),
+        (lambda: HorizontalFlip(1.1), "HorizontalFlip(p=1.1) ... 0 <= p <= 1"),
+        (lambda: HorizontalFlip(-0.1), "HorizontalFlip(p=-0.1) ... 0 <= p <= 1"),
+        (lambda: Normalize((0.5,), (0.2, 0.2)), "mean ... std > 0 ... channel"),
+        (lambda: Normalize((0.5,), (0.0,)), "mean ... std > 0 ... channel"),
+        (lambda: RandomCrop(2, "wrap"), "RandomCrop(padding_mode='wrap') ... 'constant', 'reflect'"),
         (
             lambda: HorizontalFlip(0.3, alternates=True),
-            "HorizontalFlip(p=0.3, alternates=True): expected p=0.5",
+            "HorizontalFlip(p=0.3, alternates=True) ... p=0.5",
         ),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(make, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=mentions(message)):
         make()
 
 

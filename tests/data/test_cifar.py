@@ -8,7 +8,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from toolbox import png
+from toolbox import mentions, png
 from torchvision import datasets
 
 from minilearn import cifar10
@@ -148,16 +148,14 @@ def test_images_are_read_anew_when_the_archive_changes(tmp_path):
 
 def test_other_classes_are_refused(tmp_path):
     root = write_folder(tmp_path / "data", classes=(*CLASSES[:9], "zebra"))
-    with pytest.raises(
-        ValueError, match=r"cifar10: train has the classes airplane, .*zebra; expected CIFAR-10's"
-    ):
+    with pytest.raises(ValueError, match=r"cifar10: train.*airplane, .*zebra.*CIFAR-10"):
         cifar10(root=root)
 
 
 def test_missing_class_is_refused(tmp_path, cache):
     root = write_folder(tmp_path / "data")
     shutil.rmtree(root / "cifar10" / "test" / "cat")
-    with pytest.raises(ValueError, match="cifar10: test has the classes airplane, automobile, bird, deer"):
+    with pytest.raises(ValueError, match=r"cifar10: test.*airplane, automobile, bird, deer"):
         cifar10(root=root)
     assert not any("test" in path.name for path in cache.iterdir())
 
@@ -165,7 +163,7 @@ def test_missing_class_is_refused(tmp_path, cache):
 def test_empty_part_is_refused(tmp_path):
     root = write_folder(tmp_path / "data")
     shutil.rmtree(root / "cifar10" / "test")
-    with pytest.raises(ValueError, match="has no image in test/<class>/"):
+    with pytest.raises(ValueError, match="test/<class>/"):
         cifar10(root=root)
 
 
@@ -174,9 +172,7 @@ def test_broken_official_file_is_refused_with_advice(tmp_path, write_official, h
     root = write_official(tmp_path / "data")
     path = root / OFFICIAL / "data_batch_3"
     path.write_bytes(b"x") if how == "changed" else path.unlink()
-    with pytest.raises(
-        ValueError, match=rf"{OFFICIAL}: a file is broken \(.*delete the folder, and it is downl"
-    ):
+    with pytest.raises(ValueError, match=rf"{OFFICIAL}.*broken \(.*delete"):
         cifar10(root=root)
     assert not cache.exists() or list(cache.iterdir()) == []
 
@@ -209,21 +205,17 @@ def test_official_files_come_before_a_folder_and_that_before_an_archive(tmp_path
 
 
 def test_root_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"root='.*nowhere': there is no such folder"):
+    with pytest.raises(FileNotFoundError, match=r"root='.*nowhere'"):
         cifar10(root=tmp_path / "nowhere")
 
 
 def test_not_found_lists_what_was_tried(tmp_path, cache, monkeypatch):
     monkeypatch.setenv("MINILEARN_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError) as error:
+    places = f"{OFFICIAL}, cifar10, cifar10.tgz"
+    tried = (f"{folder} ... {places}" for folder in (tmp_path, cache))
+    message = " ... ".join(("CIFAR-10", *tried, "download=False", "MINILEARN_DATA", "root=", places))
+    with pytest.raises(FileNotFoundError, match=mentions(message)):
         cifar10(download=False)
-    assert str(error.value).splitlines() == [
-        "CIFAR-10 was not found. Tried:",
-        f"  - {tmp_path} (none of {OFFICIAL}, cifar10, cifar10.tgz)",
-        f"  - {cache} (none of {OFFICIAL}, cifar10, cifar10.tgz)",
-        "  - no download, for download=False",
-        f"Set MINILEARN_DATA, or give root=, to a folder with one of {OFFICIAL}, cifar10, cifar10.tgz.",
-    ]
 
 
 # Download ---------------------------------------------------------------------------------------------
@@ -258,7 +250,7 @@ def test_download_that_fails_leaves_nothing_and_is_said(cache, monkeypatch, erro
         raise error
 
     monkeypatch.setattr(datasets.CIFAR10, "download", download)
-    said = rf"downloading to {cache} \(.*{str(error).strip('<>') or 'TimeoutError'}"
+    said = rf"{cache} \(.*{str(error).strip('<>') or 'TimeoutError'}"
     with pytest.raises(FileNotFoundError, match=said):
         cifar10()
     assert list(cache.iterdir()) == []
@@ -267,7 +259,7 @@ def test_download_that_fails_leaves_nothing_and_is_said(cache, monkeypatch, erro
 def test_folder_that_cannot_be_written_to_is_said_at_a_download(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(FileNotFoundError, match=r"downloading to .*file/minilearn \(.*Not a directory"):
+    with pytest.raises(FileNotFoundError, match=r"file/minilearn \(.*Not a directory"):
         cifar10()
 
 

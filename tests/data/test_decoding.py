@@ -77,7 +77,7 @@ def test_gray_images_get_three_channels_and_hidden_files_are_left_out(tmp_path, 
 @pytest.mark.parametrize("kind", ["folder", "tgz"])
 def test_file_that_is_no_image_is_refused_with_its_name(tmp_path, kind):
     source = write(kind, tmp_path, files() | {"train/cat/notes.txt": b"x"})
-    with pytest.raises(ValueError, match=r"set\S*: train/cat/notes.txt is no image: expected .jpg, .jpeg, "):
+    with pytest.raises(ValueError, match=r"set\S*: train/cat/notes.txt.*.jpg, .jpeg"):
         read_images(source, "train")
 
 
@@ -95,7 +95,7 @@ def test_empty_class_is_refused_with_its_name(tmp_path, kind):
             info = tarfile.TarInfo("set/train/cat/1.png")
             info.size = len(png(1))
             tar.addfile(info, io.BytesIO(png(1)))
-    with pytest.raises(ValueError, match=r"set\S*: train/cow has no image: expected some of each class"):
+    with pytest.raises(ValueError, match=r"set\S*: train/cow"):
         read_images(source, "train")
 
 
@@ -133,7 +133,7 @@ def test_bar_is_shown_in_a_terminal_and_nothing_elsewhere(tmp_path, kind, capsys
 @pytest.mark.parametrize("kind", ["folder", "tgz"])
 def test_part_without_images_is_refused(tmp_path, kind):
     source = write(kind, tmp_path, {name: data for name, data in files().items() if "test" in name})
-    with pytest.raises(ValueError, match=r"set\S* has no image in train/<class>/: expected .jpg, .jpeg, "):
+    with pytest.raises(ValueError, match=r"set\S*.*train/<class>/.*.jpg, .jpeg"):
         read_images(source, "train")
 
 
@@ -141,15 +141,13 @@ def test_part_without_images_is_refused(tmp_path, kind):
 @pytest.mark.parametrize("broken", [b"", b"no image", png(5)[:50]], ids=["empty", "text", "cut"])
 def test_broken_image_is_refused_with_its_name(tmp_path, kind, broken):
     source = write(kind, tmp_path, files() | {"train/dog/0.png": broken})
-    with pytest.raises(ValueError, match=r"set\S*: train/dog/0.png is broken \("):
+    with pytest.raises(ValueError, match=r"set\S*: train/dog/0.png.*broken \("):
         read_images(source, "train")
 
 
 def test_image_of_another_size_is_refused_with_both_sizes(tmp_path):
     source = write("tgz", tmp_path, files() | {"train/dog/1.png": png(5, size=(5, 3))})
-    with pytest.raises(
-        ValueError, match=r"set.tgz: train/dog/1.png is 5x3, others are 4x3: expected one size; give size="
-    ):
+    with pytest.raises(ValueError, match=r"set.tgz: train/dog/1.png.*5x3.*4x3.*size="):
         read_images(source, "train")
 
 
@@ -157,7 +155,7 @@ def test_image_of_another_size_is_refused_with_both_sizes(tmp_path):
 def test_archive_that_is_cut_short_is_refused_with_its_name(tmp_path, share):
     source = write("tgz", tmp_path, files())
     source.write_bytes(source.read_bytes()[: int(share * source.stat().st_size)])
-    with pytest.raises(ValueError, match=r"set.tgz is cut short, or no archive \("):
+    with pytest.raises(ValueError, match=r"set.tgz.*cut short"):
         read_images(source, "train")
 
 
@@ -294,5 +292,5 @@ def test_cache_file_that_is_cut_short_is_named(tmp_path, cache, share):
     load(source)
     (path,) = cache.iterdir()
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=rf"{path} is damaged \(.*\); delete it, and it is made anew"):
+    with pytest.raises(ValueError, match=rf"{path}.*damaged \(.*\); delete"):
         load(source)

@@ -60,9 +60,9 @@ def test_second_time_nothing_is_decoded(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kwargs", "said"),
     [
-        ({"train": ("a",), "val": ("a",)}, r"set: train has one class, a: expected two or more, each in a "),
-        ({"val": ("a", "cow")}, r"set: val has the class cow, which train has not: expected some of a, b"),
-        ({"val": ()}, r"set has no image in val/<class>/: expected .jpg"),
+        ({"train": ("a",), "val": ("a",)}, r"set: train.*class.*two"),
+        ({"val": ("a", "cow")}, r"set: val.*cow.*a, b"),
+        ({"val": ()}, r"set.*val/<class>/.*.jpg"),
     ],
 )
 def test_classes_that_cannot_be_meant_are_refused(tmp_path, kwargs, said):
@@ -74,17 +74,17 @@ def test_parts_of_two_sizes_are_refused(tmp_path):
     write(tmp_path / "set")
     for path in (tmp_path / "set" / "val").glob("*/*"):
         path.write_bytes(png(1, (7, 6)))
-    with pytest.raises(ValueError, match=r"set: train is 6x6, val 7x6; give size=, for both"):
+    with pytest.raises(ValueError, match=r"set.*train.*6x6.*val.*7x6.*size="):
         image_folder(tmp_path / "set")
     assert image_folder(tmp_path / "set", size=6).classes == ("a", "b")
 
 
 @pytest.mark.parametrize("size", [0, 2.5])
 def test_size_is_checked(tmp_path, size):
-    with pytest.raises(ValueError, match=rf"size={size}: expected a whole number of pixels >= 1"):
+    with pytest.raises(ValueError, match=rf"size={size}.*whole number.*>= 1"):
         image_folder(write(tmp_path / "set"), size)
 
 
 def test_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: there is no such folder or archive"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere"):
         image_folder(tmp_path / "nowhere")

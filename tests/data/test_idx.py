@@ -3,6 +3,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from toolbox import mentions
 from torchvision import datasets
 
 from minilearn import fashion_mnist, mnist
@@ -74,38 +75,34 @@ def test_cache_is_used_when_the_named_folder_lacks_the_set(tmp_path, cache, writ
 def test_root_without_the_set_does_not_fall_back(tmp_path, cache, write_idx):
     write_idx(cache)
     (tmp_path / "root").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"root.FashionMNIST.raw \(no train-images-idx3-ubyte\)"):
+    with pytest.raises(FileNotFoundError, match=r"root.FashionMNIST.raw \(.*train-images-idx3-ubyte\)"):
         fashion_mnist(root=tmp_path / "root", download=False)
 
 
 def test_missing_root_folder_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"root='.*nowhere': there is no such folder"):
+    with pytest.raises(FileNotFoundError, match=r"root='.*nowhere'"):
         fashion_mnist(root=tmp_path / "nowhere")
 
 
 def test_nothing_found_lists_what_was_tried(tmp_path, cache, monkeypatch):
     monkeypatch.setenv("MINILEARN_DATA", str(tmp_path / "named"))
-    with pytest.raises(FileNotFoundError) as info:
+    raws = (tmp_path / "named" / "MNIST" / "raw", cache / "MNIST" / "raw")
+    tried = (f"{raw} ... train-images-idx3-ubyte" for raw in raws)
+    message = " ... ".join(("MNIST", *tried, "download=False", "MINILEARN_DATA", "root=", "MNIST/raw"))
+    with pytest.raises(FileNotFoundError, match=mentions(message)):
         mnist(download=False)
-    assert str(info.value).splitlines() == [
-        "MNIST was not found. Tried:",
-        f"  - {tmp_path / 'named' / 'MNIST' / 'raw'} (no train-images-idx3-ubyte)",
-        f"  - {cache / 'MNIST' / 'raw'} (no train-images-idx3-ubyte)",
-        "  - no download, for download=False",
-        "Set MINILEARN_DATA, or give root=, to a folder with MNIST/raw.",
-    ]
 
 
 def test_first_missing_file_is_named(tmp_path, write_idx):
     (write_idx(tmp_path) / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(FileNotFoundError, match=r"\(no t10k-labels-idx1-ubyte\)"):
+    with pytest.raises(FileNotFoundError, match=r"t10k-labels-idx1-ubyte\)"):
         fashion_mnist(root=tmp_path, download=False)
 
 
 def test_packed_files_which_torchvision_does_not_read_count_as_missing(tmp_path, write_idx):
     for file in (write_idx(tmp_path) / "FashionMNIST" / "raw").iterdir():
         file.rename(f"{file}.gz")
-    with pytest.raises(FileNotFoundError, match=r"\(no train-images-idx3-ubyte\)"):
+    with pytest.raises(FileNotFoundError, match=r"train-images-idx3-ubyte\)"):
         fashion_mnist(root=tmp_path, download=False)
 
 
@@ -119,14 +116,14 @@ def test_packed_files_which_torchvision_does_not_read_count_as_missing(tmp_path,
 def test_truncated_file_is_an_error_with_the_folder(file, part, n_bytes, tmp_path, write_idx):
     raw = write_idx(tmp_path, n_valid=40) / "FashionMNIST" / "raw"
     (raw / file).write_bytes((raw / file).read_bytes()[:n_bytes])
-    with pytest.raises(ValueError, match=rf"raw: a file of the {part} set is broken .*; delete the folder"):
+    with pytest.raises(ValueError, match=rf"raw.*{part}.*broken.*delete.*folder"):
         fashion_mnist(root=tmp_path)
 
 
 def test_label_without_a_class_is_an_error(tmp_path, write_idx):
     file = write_idx(tmp_path) / "FashionMNIST" / "raw" / "train-labels-idx1-ubyte"
     file.write_bytes(file.read_bytes()[:-1] + bytes([10]))
-    with pytest.raises(ValueError, match=r"broken \(targets run from 0 to 10, expected 0 to 9\)"):
+    with pytest.raises(ValueError, match=r"broken \(targets.*0.*10.*0.*9\)"):
         fashion_mnist(root=tmp_path)
 
 
@@ -156,9 +153,8 @@ def test_failed_download_says_why_and_leaves_nothing(error, reason, cache, monke
         raise error
 
     monkeypatch.setattr(datasets.MNIST, "download", download)
-    with pytest.raises(FileNotFoundError) as info:
+    with pytest.raises(FileNotFoundError, match=mentions(f"{cache} ({reason})")):
         fashion_mnist()
-    assert f"  - downloading to {cache} ({reason})" in str(info.value).splitlines()
     assert list(cache.iterdir()) == []
 
 

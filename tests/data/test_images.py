@@ -158,12 +158,12 @@ def test_state_is_what_order_and_augmentation_depend_on():
 
 @pytest.mark.parametrize("other", [(NORMALIZE, RandomCrop(3)), (RandomCrop(2), NORMALIZE), (NORMALIZE,)])
 def test_other_augmentation_is_refused_when_a_run_goes_on(other):
-    with pytest.raises(ValueError, match=r"the loader has augment='\(.*RandomCrop\(padding=2\)"):
+    with pytest.raises(ValueError, match=r"augment='\(.*RandomCrop\(padding=2\)"):
         loader(NORMALIZE, RandomCrop(2)).load_state_dict(loader(*other).state_dict())
 
 
 def test_augment_has_instances_of_augment():
-    with pytest.raises(TypeError, match=r"augment has <class .*RandomCrop'>: expected instances of Augment"):
+    with pytest.raises(TypeError, match=r"augment.*<class .*RandomCrop'>.*Augment"):
         ImageLoader(PIXELS, TARGETS, [RandomCrop])
 
 
@@ -181,7 +181,7 @@ def test_augmented_run_is_resumed_bit_for_bit():
 def test_run_is_not_resumed_with_another_augmentation(tmp_path):
     with pytest.raises(StoppedError):
         augmented_learner(CheckpointCB(tmp_path / "run", every_steps=1), StopCB(1)).fit()
-    with pytest.raises(ValueError, match="is of a run with other data: the loader has augment="):
+    with pytest.raises(ValueError, match="augment="):
         augmented_learner(CheckpointCB(tmp_path / "run"), augment=(NORMALIZE,)).fit(resume=True)
 
 

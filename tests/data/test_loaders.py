@@ -46,19 +46,19 @@ def test_classes_are_kept_in_order():
 
 
 def test_unknown_name_lists_the_names():
-    with pytest.raises(KeyError, match=r"dls\['vaild'\]: expected 'train', 'eval' \(or 'valid'\) or 'test'"):
+    with pytest.raises(KeyError, match=r"dls\['vaild'\].*'train'.*'eval'.*'valid'.*'test'"):
         DataLoaders(TRAIN)["vaild"]
 
 
 @pytest.mark.parametrize("name", ["eval", "valid", "test"])
 def test_name_of_a_loader_that_was_not_given_says_so(name):
-    with pytest.raises(KeyError, match=rf"dls\['{name}'\]: these DataLoaders were made without it"):
+    with pytest.raises(KeyError, match=rf"dls\['{name}'\]"):
         DataLoaders(TRAIN)[name]
 
 
 @pytest.mark.parametrize("make", [lambda: DataLoaders(None), lambda: DataLoaders.of({"eval": VALID})])
 def test_no_train_is_refused(make):
-    with pytest.raises(ValueError, match="dls has no train"):
+    with pytest.raises(ValueError, match=r"dls.*train"):
         make()
 
 
@@ -79,7 +79,7 @@ def test_object_with_train_and_valid_becomes_dataloaders():
 
 
 def test_wrong_keys_of_a_mapping_are_named():
-    with pytest.raises(ValueError, match=r"dls has \['trian'\]: expected the keys 'train'"):
+    with pytest.raises(ValueError, match=r"dls.*\['trian'\].*keys 'train'"):
         DataLoaders.of({"trian": TRAIN, "eval": VALID})
 
 
@@ -89,7 +89,7 @@ def test_mapping_with_both_eval_and_valid_is_refused():
 
 
 def test_what_holds_no_loaders_is_refused():
-    with pytest.raises(TypeError, match=r"dls=3: expected DataLoaders\(train, valid\), or a dict"):
+    with pytest.raises(TypeError, match=r"dls=3.*DataLoaders\(train, valid\).*dict"):
         DataLoaders.of(3)
 
 
@@ -103,7 +103,7 @@ def test_what_holds_no_loaders_is_refused():
     ],
 )
 def test_what_is_no_iterable_of_batches_is_refused(loader, shown):
-    with pytest.raises(TypeError, match=f"dls valid={shown}: expected an iterable of batches"):
+    with pytest.raises(TypeError, match=rf"dls valid={shown}.*iterable.*batches"):
         DataLoaders(TRAIN, loader)
 
 
@@ -112,17 +112,17 @@ def test_what_is_no_iterable_of_batches_is_refused(loader, shown):
     [(iter(TRAIN), "list_iterator"), ((b for b in TRAIN), "generator"), (zip(TRAIN), "zip")],
 )
 def test_iterable_that_goes_only_once_is_refused(loader, kind):
-    with pytest.raises(TypeError, match=f"dls train is a {kind}, which can be gone through only once"):
+    with pytest.raises(TypeError, match=rf"dls train.*{kind}"):
         DataLoaders(loader)
 
 
 def test_empty_loader_is_named():
-    with pytest.raises(ValueError, match=r"the valid loader is empty, it has 0 batches$"):
+    with pytest.raises(ValueError, match=r"valid loader.*0 batches"):
         check_not_empty("valid", [])
 
 
 def test_loader_emptied_by_drop_last_says_why():
-    with pytest.raises(ValueError, match=r"the train loader is empty.*drop_last=True drops the only batch"):
+    with pytest.raises(ValueError, match=r"train loader.*drop_last=True"):
         check_not_empty("train", TensorLoader(torch.zeros(3), bs=4, drop_last=True))
 
 
@@ -235,18 +235,18 @@ def test_targets_are_the_last_tensor():
 
 @pytest.mark.parametrize("bs", [0, -1, 2.0, "4", None])
 def test_bs_that_is_no_count_is_refused(bs):
-    with pytest.raises(ValueError, match=rf"bs={bs!r}: expected a whole number >= 1"):
+    with pytest.raises(ValueError, match=rf"bs={bs!r}.*whole number.*>= 1"):
         TensorLoader(torch.zeros(3), bs=bs)
 
 
 def test_tensors_of_unequal_length_are_refused():
-    with pytest.raises(ValueError, match=r"tensors of \[3, 2\] samples; expected as many in each"):
+    with pytest.raises(ValueError, match=r"\[3, 2\]"):
         TensorLoader(torch.zeros(3, 2), torch.zeros(2))
 
 
 @pytest.mark.parametrize("tensors", [(), ([1, 2],), (torch.tensor(1.0),)])
 def test_what_has_no_dimension_of_samples_is_refused(tensors):
-    with pytest.raises(TypeError, match="expected one or more tensors with a dimension of samples"):
+    with pytest.raises(TypeError, match=r"tensors.*samples"):
         TensorLoader(*tensors)
 
 
@@ -552,8 +552,7 @@ def test_subclass_of_tensor_loader_stays_one_when_it_is_resized():
 def test_loader_without_a_batch_size_cannot_be_resized(made, shown):
     with pytest.raises(
         TypeError,
-        match=f"^the batch size of ({shown}) cannot be changed: expected a TensorLoader, a DatasetLoader, or "
-        "a DataLoader with batch_size, no subclass and no batch_sampler of one's own$",
+        match=rf"({shown}).*TensorLoader.*DatasetLoader.*DataLoader.*batch_size",
     ):
         with_batch_size(made, 2)
 
@@ -565,7 +564,7 @@ def test_class_of_ones_own_with_a_batch_sampler_cannot_be_resized():
         def __iter__(self):
             return iter(TRAIN)
 
-    with pytest.raises(TypeError, match="cannot be changed: expected a TensorLoader, a DatasetLoader, or"):
+    with pytest.raises(TypeError, match=r"TensorLoader.*DatasetLoader"):
         with_batch_size(Own(), 2)
 
 

@@ -243,7 +243,7 @@ def test_loader_that_does_not_say_what_a_batch_is_is_told():
     class Empty(ResumableLoader):
         pass
 
-    with pytest.raises(NotImplementedError, match=r"^Empty has to define batches\(start\)$"):
+    with pytest.raises(NotImplementedError, match=r"^Empty.*batches\(start\)"):
         iter(Empty(5))
 
 
@@ -536,8 +536,7 @@ class Stream(IterableDataset):
 def test_data_without_an_index_is_refused(data):
     with pytest.raises(
         TypeError,
-        match=rf"^DatasetLoader\({type(data).__name__}\): expected one with __getitem__, whose samples "
-        "can be read from any index on; a stream needs a loader with state_dict and load_state_dict$",
+        match=rf"^DatasetLoader\({type(data).__name__}\).*__getitem__.*state_dict.*load_state_dict",
     ):
         DatasetLoader(data)
 
@@ -552,23 +551,19 @@ def test_data_without_an_index_is_refused(data):
     ],
 )
 def test_argument_that_would_make_another_order_is_refused(name, value, instead):
-    with pytest.raises(
-        TypeError, match=rf"^DatasetLoader\({name}=\.\.\.\): give {instead}=, the order is made here$"
-    ):
+    with pytest.raises(TypeError, match=rf"^DatasetLoader\({name}=\.\.\.\).*{instead}="):
         DatasetLoader(Numbers(), **{name: value})
 
 
 @pytest.mark.parametrize("kwargs", [{"sampler": [1], "shuffle": True}, {"sampler": iter([1])}])
 def test_sampler_beside_shuffle_or_without_a_length_is_refused(kwargs):
-    with pytest.raises(
-        ValueError, match=r"^sampler=.*: expected one with a length, and shuffle=False beside it$"
-    ):
+    with pytest.raises(ValueError, match=r"^sampler=.*length.*shuffle=False"):
         DatasetLoader(Numbers(), **kwargs)
 
 
 @pytest.mark.parametrize("bs", [0, -3, 2.0, None, "4"])
 def test_bs_that_is_no_count_is_refused(bs):
-    with pytest.raises(ValueError, match=rf"^bs={bs!r}: expected a whole number >= 1$"):
+    with pytest.raises(ValueError, match=rf"^bs={bs!r}.*whole number.*>= 1"):
         DatasetLoader(Numbers(), bs=bs)
 
 
@@ -601,13 +596,13 @@ def test_loading_a_state_takes_its_seed(make):
 )
 def test_state_of_another_loader_is_refused(make, name, kwargs, now, then):
     made = make(seed=2, **kwargs)
-    with pytest.raises(ValueError, match=rf"^the loader has {name}={now}, the run that is to go on {then}$"):
+    with pytest.raises(ValueError, match=rf"{name}={now}.*{then}"):
         made.load_state_dict(make(seed=1).state_dict())
     assert made.seed == 2
 
 
 def test_state_without_a_name_is_refused():
-    with pytest.raises(ValueError, match="the loader has n_samples=10, the run that is to go on None"):
+    with pytest.raises(ValueError, match=r"n_samples=10.*None"):
         dataset().load_state_dict({"seed": 1})
 
 
@@ -687,8 +682,7 @@ def test_loader_in_order_is_given_as_it_is():
 def test_loader_with_a_sampler_has_no_order_of_the_data():
     with pytest.raises(
         ValueError,
-        match=r"^predict: this DatasetLoader has a sampler, so no one could tell whose predictions these "
-        "are$",
+        match=r"^predict.*DatasetLoader.*sampler",
     ):
         in_order(dataset(sampler=[1, 2]))
 
@@ -774,7 +768,8 @@ def test_learner_sets_the_epoch_of_its_life(at):
 
 def test_learner_proves_that_it_can_go_on_in_the_middle_of_an_epoch():
     said = noisy_samples_learner().verify_resume(at=4)
-    assert said.startswith("resumed after step 4: the same bit for bit")
+    assert "step 4" in said
+    assert "bit for bit" in said
 
 
 def test_predictions_are_in_the_order_of_the_data():
@@ -786,7 +781,7 @@ def test_predictions_are_in_the_order_of_the_data():
 
 def test_predictions_of_a_sampler_are_refused():
     learn = Learner(nn.Identity(), {"train": [0]}, default_cbs=False)
-    with pytest.raises(ValueError, match="predict: this DatasetLoader has a sampler"):
+    with pytest.raises(ValueError, match=r"predict.*DatasetLoader.*sampler"):
         learn.predict(dataset(sampler=[3, 1]))
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from references import REFERENCES
+from toolbox import mentions
 from torch import nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -32,24 +33,24 @@ class Hyperparameter(NamedTuple):
 
 
 SHARE = {"usual": 0.9, "other": 0.6, "ends": (0, 0.0, 0.999999), "beyond": (-1e-9, -1, 1, 1.0, 1.5)}
-FROM_0 = {"ends": (0, 0.0, 3, 1e6), "beyond": (-1e-9, -1), "expected": "a finite number >= 0"}
-ABOVE_0 = {"ends": (1e-30, 1), "beyond": (0, 0.0, -1e-9), "expected": "a finite number > 0"}
+FROM_0 = {"ends": (0, 0.0, 3, 1e6), "beyond": (-1e-9, -1), "expected": ">= 0"}
+ABOVE_0 = {"ends": (1e-30, 1), "beyond": (0, 0.0, -1e-9), "expected": "> 0"}
 HYPERPARAMETERS = {
     "lr": Hyperparameter(usual=0.1, other=0.03, **FROM_0),
     "wd": Hyperparameter(usual=0.0, other=0.2, **FROM_0),
     "weight_decay": Hyperparameter(usual=0.0, other=0.2, **FROM_0),
     "eps": Hyperparameter(1e-5, 1e-3, **ABOVE_0),
     "threshold": Hyperparameter(1e-9, 1e3, **ABOVE_0),  # the other: all switch at their second step
-    "sgd_scale": Hyperparameter(None, 0.5, (None, 1e-30, 1), (0, 0.0, -1e-9), "a finite number > 0"),
+    "sgd_scale": Hyperparameter(None, 0.5, (None, 1e-30, 1), (0, 0.0, -1e-9), "> 0"),
     "final_lr": Hyperparameter(0.1, 0.01, **ABOVE_0),
     "gamma": Hyperparameter(1e-3, 0.5, **ABOVE_0),
     "betas": Hyperparameter(
         *((0.9, 0.999), (0.6, 0.5), ((0, 0.0), (0.999999, 0.999999))),
         *(((-1e-9, 0.5), (0.5, 1), (1.5, 0.5), (0.5,)), "two numbers, 0 <= beta < 1"),
     ),
-    "switch": Hyperparameter("global", "local", ("global", "local"), ("both",), "'global' or 'local'"),
+    "switch": Hyperparameter("global", "local", ("global", "local"), ("both",), "'global' ... 'local'"),
     **{
-        name: Hyperparameter(False, True, (True, False), (), "True or False")
+        name: Hyperparameter(False, True, (True, False), (), "True ... False")
         for name in ("amsgrad", "amsbound", "nesterov")
     },
     **{
@@ -570,8 +571,7 @@ def test_sparse_gradients_are_refused_before_anything_is_changed(name, foreach):
     before = copies(params)
     with pytest.raises(
         TypeError,
-        match=rf"^{name}: a gradient of shape \(5, 3\) is torch\.sparse_coo; "
-        r"expected dense gradients: was an Embedding made with sparse=True\?$",
+        match=rf"^{name}.*\(5, 3\).*torch\.sparse_coo.*dense.*sparse=True",
     ):
         opt.step()
     assert equal(params, before)
@@ -581,10 +581,7 @@ def test_sparse_gradients_are_refused_before_anything_is_changed(name, foreach):
 @EACH
 def test_complex_parameters_are_refused(name):
     real, pair = new_params(), nn.Parameter(torch.zeros(3, dtype=torch.complex64))
-    message = (
-        rf"^{name}: a parameter of shape \(3,\) is torch\.complex64; expected real ones: "
-        r"keep real and imaginary part as two, and make torch\.complex of them in forward$"
-    )
+    message = rf"^{name}.*\(3,\).*torch\.complex64.*real.*torch\.complex"
     with pytest.raises(TypeError, match=message):
         make(name, [*real, pair])
     opt = make(name, real)
@@ -670,7 +667,7 @@ def test_a_value_out_of_range_is_refused(name, key):
     for value in (*hyperparameter.beyond, *NO_NUMBERS):
         if (type(value), repr(value)) in allowed:
             continue
-        message = rf"^{key}={re.escape(repr(value))}: expected {re.escape(hyperparameter.expected)}$"
+        message = mentions(f"{key}={value!r} ... {hyperparameter.expected}")
         with pytest.raises(ValueError, match=message):
             make(name, new_params(), **{key: value})
         assert_refused(ValueError, message, name, new_params(), {key: value})
@@ -688,20 +685,14 @@ def test_the_ends_of_its_range_are_allowed(name, key):
 def test_another_optimizer_s_hyperparameter_is_refused(name, key):
     own = hyperparameters(name)
     if key not in own:
-        message = (
-            rf"^a group has {key}=0\.5, which {name} would not read: (did you mean \w+\? )?"
-            rf"its hyperparameters are {', '.join(own)}$"
-        )
+        message = rf"{key}=0\.5.*{name}.*{', '.join(own)}$"
         assert_refused(TypeError, message, name, new_params(), {key: 0.5})
 
 
 @EACH_HYPERPARAMETER
 def test_a_misspelt_hyperparameter_is_refused_with_the_right_one(name, key):
     wrong = key + key[-1]
-    message = (
-        rf"^a group has {wrong}=0\.5, which {name} would not read: did you mean {key}\? "
-        rf"its hyperparameters are {', '.join(hyperparameters(name))}$"
-    )
+    message = rf"{wrong}=0\.5.*{name}.*{key}\?.*{', '.join(hyperparameters(name))}$"
     assert_refused(TypeError, message, name, new_params(), {wrong: 0.5})
 
 

@@ -103,7 +103,7 @@ def test_without_update_the_error_names_the_class_and_what_to_write(foreach):
         pass
 
     opt = Empty(two_params(), {"lr": 0.1}, foreach)
-    with pytest.raises(NotImplementedError, match=r"^Empty has to define update\(p, grad, state, pg\)$"):
+    with pytest.raises(NotImplementedError, match=r"^Empty.*update\(p, grad, state, pg\)"):
         opt.step()
 
 
@@ -121,8 +121,7 @@ def test_a_subclass_s_own_hyperparameter_may_be_in_a_group_and_its_misspelling_n
     assert opt.param_groups[0]["scale"] == "any"
     with pytest.raises(
         TypeError,
-        match=r"^a group has scales=2, which SignSGD would not read: did you mean scale\? "
-        r"its hyperparameters are lr, wd, scale$",
+        match=r"scales=2.*SignSGD.*scale\?.*lr, wd, scale$",
     ):
         opt.add_param_group({"params": [b], "scales": 2})
 
@@ -130,7 +129,7 @@ def test_a_subclass_s_own_hyperparameter_may_be_in_a_group_and_its_misspelling_n
 def test_a_hyperparameter_unlike_its_own_is_refused_without_a_guess():
     with pytest.raises(
         TypeError,
-        match=r"^a group has dampening=0\.5, which SGD would not read: its hyperparameters are lr, wd$",
+        match=r"dampening=0\.5.*SGD.*lr, wd$",
     ):
         SGD([{"params": two_params(), "dampening": 0.5}], lr=0.1)
 
@@ -138,7 +137,7 @@ def test_a_hyperparameter_unlike_its_own_is_refused_without_a_guess():
 @pytest.mark.parametrize("through", [deepcopy, lambda opt: opt.load_state_dict(opt.state_dict()) or opt])
 def test_a_copied_or_loaded_optimizer_names_the_same_hyperparameters(through):
     opt = through(SGD(two_params(), lr=0.1))
-    with pytest.raises(TypeError, match=r"its hyperparameters are lr, wd$"):
+    with pytest.raises(TypeError, match=r"lr, wd$"):
         opt.add_param_group({"params": two_params(), "momentum": 0.9})
 
 
@@ -149,17 +148,17 @@ def test_a_group_that_is_no_dict_is_torch_s_error():
 
 @pytest.mark.parametrize("key", ["maximize", "amsgrad", "centered"])
 def test_a_switch_of_torch_s_that_would_do_nothing_is_refused(key):
-    with pytest.raises(TypeError, match=rf"^a group has {key}=True, which SGD would not read: "):
+    with pytest.raises(TypeError, match=rf"{key}=True.*SGD"):
         SGD([{"params": two_params(), key: True}], lr=0.1)
 
 
 def test_a_misspelt_foreach_is_refused():
-    with pytest.raises(TypeError, match=r"^a group has forech=False, .*: did you mean foreach\? "):
+    with pytest.raises(TypeError, match=r"forech=False.*foreach\?"):
         SGD([{"params": two_params(), "forech": False}], lr=0.1)
 
 
 def test_a_default_out_of_range_is_refused_though_every_group_has_its_own():
-    with pytest.raises(ValueError, match=r"^lr=-1: expected a finite number >= 0$"):
+    with pytest.raises(ValueError, match=r"^lr=-1.*>= 0"):
         SGD([{"params": two_params(), "lr": 0.1}], lr=-1)
 
 

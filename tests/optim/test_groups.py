@@ -55,7 +55,7 @@ def test_lr_of_the_first_fit_is_every_group_s(make_learner):
 
 @pytest.mark.parametrize("lr", [[0.1], [0.1, 0.2, 0.3], []])
 def test_another_number_of_lrs_than_groups_is_an_error(lr, make_learner):
-    message = r"lr=\[.*\]: expected one number, or 2, one per parameter group"
+    message = r"lr=\[.*\].*2.*group"
     learn = make_learner(param_groups=weight_and_bias)
     with pytest.raises(ValueError, match=message):
         learn.fit(lr=lr)
@@ -68,15 +68,13 @@ def test_another_number_of_lrs_than_groups_is_an_error(lr, make_learner):
 def test_an_lr_is_a_finite_number_from_0_up(lr, make_learner):
     learn = make_learner()
     for _ in range(2):  # when the optimizer is built, and when it is kept
-        with pytest.raises(ValueError, match=rf"lr={lr!r}: expected a finite number >= 0"):
+        with pytest.raises(ValueError, match=rf"lr={lr!r}.*>= 0"):
             learn.fit(lr=lr)
         learn.fit()
 
 
 def test_a_left_out_parameter_is_an_error_that_names_it():
-    with pytest.raises(
-        ValueError, match=r"param_groups leaves out bias \(1 in all\): expected every trainable"
-    ):
+    with pytest.raises(ValueError, match=r"param_groups.*bias \(1"):
         build_opt(SGD, nn.Linear(3, 2), 0.1, lambda model: [[model.weight]])
 
 
@@ -108,7 +106,7 @@ def test_parameters_of_a_group_may_be_a_generator_or_one_tensor(opt_func):
     ids=["parameters", "named", "misspelt"],
 )
 def test_what_is_no_list_of_groups_is_refused(groups, found):
-    message = f"param_groups gave a group of {found}: expected a list of groups, each a dict with 'params' or"
+    message = rf"param_groups.*{found}.*'params'"
     with pytest.raises(TypeError, match=message):
         build_opt(SGD, nn.Linear(3, 2), 0.1, groups)
 
@@ -285,7 +283,7 @@ def test_a_bare_class_is_its_own_group(bare_sgd):
 
 
 def test_an_lr_that_is_a_text_is_refused(make_learner):
-    with pytest.raises(ValueError, match=r"lr='0.1': expected a finite number >= 0"):
+    with pytest.raises(ValueError, match=r"lr='0.1'.*>= 0"):
         make_learner(lr="0.1").fit()
 
 
@@ -318,7 +316,7 @@ def test_the_first_fit_s_lr_reaches_a_bare_class_under_any_name(make_learner):
 
 
 def test_lbfgs_is_refused_before_training(make_learner):
-    with pytest.raises(TypeError, match=r"LBFGS\.step needs closure: write a callback that owns the step"):
+    with pytest.raises(TypeError, match=r"LBFGS\.step.*closure.*callback"):
         make_learner(opt_func=torch.optim.LBFGS).fit()
 
 
@@ -340,9 +338,7 @@ def test_an_optimizer_without_step_or_zero_grad_is_refused(missing, make_learner
             self.lr = lr
 
     setattr(Half, "zero_grad" if missing == "step" else "step", lambda self: None)
-    with pytest.raises(
-        TypeError, match=r"opt_func gave a Half: expected an optimizer, with step\(\) and zero_grad"
-    ):
+    with pytest.raises(TypeError, match=r"opt_func.*Half.*step\(\).*zero_grad"):
         make_learner(opt_func=Half).fit()
 
 
