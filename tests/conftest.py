@@ -18,6 +18,37 @@ from minilearn.data.decoding import cache_folder
 torch.set_num_threads(1)  # on tensors this small, threads wait for each other 100 times as long as they work
 
 
+def pytest_addoption(parser, pluginmanager):
+    """Accept the options of pytest-xdist that pyproject.toml gives where -p no:xdist leaves it out."""
+    if not pluginmanager.hasplugin("xdist"):
+        parser.addoption("--numprocesses", "--dist", help="without pytest-xdist: nothing")
+
+
+# Files of long tests that share nothing.
+DIVIDED = (
+    "test_nbs",
+    "test_benchmarks",
+    "test_cifar_example",
+    "test_optimizer_state_example",
+    "test_swats_example",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each process whole files, whose fixtures it makes once, and at last the long tests one by one."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FileScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.split("::")[0]
+            return nodeid if Path(path).stem in DIVIDED else path
+
+    return FileScheduling(config, log)
+
+
 def _write_idx(root, name="FashionMNIST", n_train=20, n_valid=10):
     """Images of one value each, 0 and 255 in turn; targets 0, 1, ... 9, 0, ..."""
     raw = Path(root) / name / "raw"

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from toolbox import StopCB, StoppedError, SyncCounter
 from torch import nn
 from torch.optim import SGD
@@ -26,6 +27,12 @@ from minilearn.callbacks import loggers
 from minilearn.optim import Adam
 
 EVERY = pytest.mark.parametrize("cls", [TensorBoardCB, CSVLoggerCB])
+
+
+@pytest.fixture(autouse=True)
+def files_in_order(monkeypatch):
+    """Number TensorBoard's files from 1000: its reader takes the 10th of a second before the 9th."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(1000))
 
 
 def logger_at(cls, tmp_path):
