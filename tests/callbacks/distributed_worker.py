@@ -227,5 +227,19 @@ def _write(result, folder, what, rank):
         torch.save(result, Path(folder) / f"{what}-{os.environ['WORLD_SIZE']}.pt")
 
 
+def leave(code):
+    """End this process without an end of the interpreter, in which torch 2.14 sometimes aborts after gloo."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        leave(end.code)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        leave(1)
+    leave(0)
