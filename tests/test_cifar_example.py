@@ -42,6 +42,7 @@ def result_of(tmp_path, preset):
     return json.loads((tmp_path / "out" / f"cifar10_schedules_{preset}.json").read_text())
 
 
+@pytest.mark.slow
 def test_document_001_is_run_experiment_for_experiment(script, main, shorten, tmp_path, capsys):
     shorten("small")
     main("--runs", "2")
@@ -93,6 +94,7 @@ def test_full_preset_runs(script, main, shorten, tmp_path):
         assert result_of(tmp_path, "full")["rows"][name]["n_epochs"] == 3
 
 
+@pytest.mark.slow
 def test_averages_of_the_wider_network_follow_a_whole_cycle(script, main, shorten, tmp_path):
     shorten("cpu")
     main("--preset", "cpu", "--only", script.WIDER)

@@ -109,12 +109,10 @@ def test_another_run_than_the_documents_has_no_published_table_beside_it(tiny):
     assert "other settings" in tiny.result["claim"]
 
 
-@pytest.mark.parametrize("args", [["--epochs", "7"], ["--lr", "0.1"], ["--bs", "30"]])
-def test_published_table_needs_epochs_lr_and_batch_size_of_the_document(
-    example, main, small_data, capsys, args
-):
-    main("--data", small_data, "--epochs", "6", *args)
-    assert "published:" not in capsys.readouterr().out
+def test_published_table_needs_epochs_lr_and_batch_size_of_the_document(main, small_data, capsys):
+    for args in (["--epochs", "7"], ["--lr", "0.1"], ["--bs", "30"]):
+        main("--data", small_data, "--epochs", "6", *args)
+        assert "published:" not in capsys.readouterr().out, args
     main("--data", small_data)
     assert "published:" in capsys.readouterr().out
 
@@ -123,6 +121,7 @@ def test_run_warns_of_nothing(tiny):
     assert "Warning" not in tiny.errors
 
 
+@pytest.mark.slow
 def test_runs_count_the_seeds_up(example, main, tmp_path, monkeypatch):
     monkeypatch.setattr(
         example("report"), "load", lambda *args, **kwargs: (shapes(bs=64, n_train=300, n_valid=300), "small")
@@ -217,6 +216,7 @@ def small_data(tmp_path, write_idx):
     return str(tmp_path / "data")
 
 
+@pytest.mark.slow
 def test_document_003_is_run_table_for_table(example, call_main, tmp_path, small_data, capsys):
     call_main("fashion_mnist_optimizers", "--data", small_data, "--runs", "2")
     result = json.loads((tmp_path / "out" / "fashion_mnist_optimizers.json").read_text())
@@ -286,6 +286,7 @@ def test_smoothing_follows_the_document_s_average(example):
 # Document 002 -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_document_002_is_run_experiment_for_experiment(example, call_main, tmp_path, small_data, capsys):
     call_main("mnist_optimizers", "--data", small_data)
     result = json.loads((tmp_path / "out" / "mnist_optimizers.json").read_text())

@@ -634,6 +634,7 @@ def scripts(tmp_path_factory):
 WHERE = "SIGINT ... epoch 1 of 3 ... train batch 2 ... step 9 ... resume='"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STARTS)
 def test_script_that_is_stopped_ends_as_others_expect_of_it(scripts, case):
     ends, folder = scripts
@@ -654,6 +655,7 @@ def test_script_that_is_stopped_ends_as_others_expect_of_it(scripts, case):
     assert names == ["epoch-0001-train-000000.pt", "epoch-0001-train-000003.pt"]
 
 
+@pytest.mark.slow
 def test_script_started_again_ends_with_the_weights_of_an_unbroken_run(scripts, tmp_path):
     _, folder = scripts
     script = {"__name__": "script"}
@@ -689,6 +691,7 @@ def run_cell(client, code, manager=None):
     return reply["content"], printed
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Jupyter's own
 def test_interrupted_cell_leaves_a_learner_that_goes_on(tmp_path, monkeypatch):
     from jupyter_client.manager import start_new_kernel

@@ -14,18 +14,23 @@ def test_there_is_a_notebook_for_each_document():
     assert [path.stem[:4] for path in NBS] == ["000_", "001_", "002_", "003_", "004_"]
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, write_idx, write_cifar, write_imagenet):
+    """Return a folder with tiny data for all notebooks."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("MNIST", "FashionMNIST"):
+        write_idx(folder, name, n_train=200, n_valid=100)
+    write_cifar(folder, n_train=100, n_valid=50)
+    write_imagenet(folder, "imagenette", n_train=10, n_valid=5)
+    return folder
+
+
 @EACH
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Jupyter's own
-def test_notebook_runs_from_top_to_bottom(
-    path, tmp_path, monkeypatch, write_idx, write_cifar, write_imagenet
-):
-    for name in ("MNIST", "FashionMNIST"):
-        write_idx(tmp_path, name, n_train=600, n_valid=100)
-    write_cifar(tmp_path, n_train=400, n_valid=50)
-    write_imagenet(tmp_path, "imagenette", n_train=40, n_valid=5)
+def test_notebook_runs_from_top_to_bottom(path, data, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("MINILEARN_DATA", str(tmp_path))
+    monkeypatch.setenv("MINILEARN_DATA", str(data))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     notebook = nbformat.read(path, as_version=4)

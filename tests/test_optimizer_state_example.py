@@ -29,6 +29,7 @@ def short(script, monkeypatch):
         monkeypatch.setitem(script.PRESETS, name, replace(preset, n_epochs=(1, 1, 1), bs=16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["imagenette", "imagewoof"])
 def test_document_000_is_run_method_for_method(script, main, short, tmp_path, name, capsys, write_imagenet):
     data = write_imagenet(tmp_path / "data", name)
@@ -131,6 +132,7 @@ def test_missing_imagewoof_ends_with_what_to_fetch(main, tmp_path):
         main("--dataset", "imagewoof", "--preset", "cpu")
 
 
+@pytest.mark.slow
 def test_first_look_without_data_runs_on_the_built_in_set(main, short, tmp_path, capsys):
     main("--dataset", "imagewoof", "--only", "kept optimizer")
     assert "Running on the built-in set of drawn shapes instead" in capsys.readouterr().out

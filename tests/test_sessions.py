@@ -1,11 +1,12 @@
 """What an optimizer keeps from one fit to the next: README's table, cell for cell."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 from callbacks.test_scheduler import CASES, N_EPOCHS, PER_EPOCH, TOTAL, UNITS, torchs_own_loop
+from toolbox import at, make_learner
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
@@ -65,34 +66,30 @@ def same(a, b):
     )
 
 
-@pytest.fixture
-def second_fit(make_learner, at):
+@cache
+def second_fit(opt, fit):
     """Return the optimizer as built, before the second fit, and at that fit's first step."""
+    learn = make_learner(opt_func=OPTS[opt], lr=LEARNERS_LR)
+    found = {}
+    learn.fit(cbs=at("before_batch", lambda learn: found.setdefault("built", values(group_of(learn)))))
+    group = group_of(learn)
+    cycles = bool(group.get("momentum", group.get("betas")))
+    step_by_hand(learn.opt, OneCycleLR(learn.opt, 3.0, total_steps=10, cycle_momentum=cycles))
+    group["lr"] = KEPT_LR
+    wd = next(name for name in ("weight_decay", "wd", "foreach") if name in group)
+    group[wd] = CHANGED[wd]
+    found["before"] = values(group)
+    found["state before"], found["opt"] = opt_state_of(learn.opt), learn.opt
 
-    def run(opt, fit):
-        learn = make_learner(opt_func=OPTS[opt], lr=LEARNERS_LR)
-        found = {}
-        learn.fit(cbs=at("before_batch", lambda learn: found.setdefault("built", values(group_of(learn)))))
-        group = group_of(learn)
-        cycles = bool(group.get("momentum", group.get("betas")))
-        step_by_hand(learn.opt, OneCycleLR(learn.opt, 3.0, total_steps=10, cycle_momentum=cycles))
-        group["lr"] = KEPT_LR
-        wd = next(name for name in ("weight_decay", "wd", "foreach") if name in group)
-        group[wd] = CHANGED[wd]
-        found["before"] = values(group)
-        found["state before"], found["opt"] = opt_state_of(learn.opt), learn.opt
+    def look(learn):
+        found.setdefault("now", values(group_of(learn)))
+        found.setdefault("state now", opt_state_of(learn.opt))
+        found.setdefault("new", learn.opt is not found["opt"])
 
-        def look(learn):
-            found.setdefault("now", values(group_of(learn)))
-            found.setdefault("state now", opt_state_of(learn.opt))
-            found.setdefault("new", learn.opt is not found["opt"])
-
-        kwargs = dict(FITS[fit])
-        cbs = [BatchSchedulerCB(kwargs.pop("cbs"))] if "cbs" in kwargs else []
-        learn.fit(cbs=[*cbs, at("before_step", look)], **kwargs)
-        return found, wd
-
-    return run
+    kwargs = dict(FITS[fit])
+    cbs = [BatchSchedulerCB(kwargs.pop("cbs"))] if "cbs" in kwargs else []
+    learn.fit(cbs=[*cbs, at("before_step", look)], **kwargs)
+    return found, wd
 
 
 def step_by_hand(opt, sched):
@@ -108,7 +105,7 @@ def group_of(learn):
 
 @pytest.mark.parametrize("opt", OPTS)
 @pytest.mark.parametrize(("what", "fit", "cell"), cells())
-def test_cell_of_the_table_holds(second_fit, opt, what, fit, cell):
+def test_cell_of_the_table_holds(opt, what, fit, cell):
     found, wd = second_fit(opt, fit)
     built, before, now = found["built"], found["before"], found["now"]
     left = sorted(now.keys() & set(SCHEDULE_KEYS))

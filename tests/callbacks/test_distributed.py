@@ -91,6 +91,7 @@ def assert_alike(rows, others):
 # One process and several --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["plain", "of_a_list", "gathered", "sharded"])
 def test_history_and_weights_are_those_of_one_process(case, several, alone):
     assert_alike(several[case]["rows"], alone[case]["rows"])
@@ -98,33 +99,39 @@ def test_history_and_weights_are_those_of_one_process(case, several, alone):
         torch.testing.assert_close(several[case]["weights"][name], weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_swa_and_mixed_precision_go_with_it(several, alone):
     for a, b in zip(several["averaged"]["rows"], alone["averaged"]["rows"], strict=True):
         assert a["train"] == b["train"]
         assert a["loss"] == pytest.approx(b["loss"], abs=2e-2)  # of 3 digits in bfloat16, over 18 steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["plain", "gathered", "averaged", "normed", "sharded"])
 def test_all_processes_have_the_same_history(case, several):
     assert all(rows == several[case]["rows"] for rows in several[case]["all_rows"])
 
 
+@pytest.mark.slow
 def test_each_sample_is_seen_once_an_epoch_by_one_process(several):
     valid, train = ([ids for seen in several["plain"]["seen"] for ids in seen[part]] for part in (0, 1))
     assert sorted(train) == sorted(2 * [*range(worker.N_TRAIN)])
     assert sorted(valid) == sorted(2 * [*range(worker.N_TRAIN, worker.N_TRAIN + worker.N_VALID)])
 
 
+@pytest.mark.slow
 def test_predict_gives_all_samples_in_order_in_each_process(several, alone):
     torch.testing.assert_close(several["plain"]["preds"], alone["plain"]["preds"], rtol=1e-4, atol=1e-5)
     assert several["plain"]["row"] == pytest.approx(alone["plain"]["row"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_random_numbers_differ_from_process_to_process(several):
     seeds = several["plain"]["seeds"]
     assert len(set(seeds)) == len(seeds)
 
 
+@pytest.mark.slow
 def test_gradients_are_joined_once_a_step_not_at_each_batch(several):
     alike = several["gathered"]["alike"]
     assert len(alike["step"]) == 6
@@ -133,6 +140,7 @@ def test_gradients_are_joined_once_a_step_not_at_each_batch(several):
     assert not any(alike["gathering"])
 
 
+@pytest.mark.slow
 def test_batchnorm_has_the_same_statistics_in_all_processes(several):
     first, *others = several["normed"]["statistics"]
     for other in others:
@@ -140,10 +148,12 @@ def test_batchnorm_has_the_same_statistics_in_all_processes(several):
             assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_lr_find_finds_what_one_process_finds(several, alone):
     assert several["found"]["losses"] == pytest.approx(alone["found"]["losses"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_sharded_each_process_has_its_part(several):
     n_here = several["sharded"]["n_here"]
     assert sum(n_here) == 6 * 16 + 16 + 16 * 3 + 3
@@ -153,6 +163,7 @@ def test_sharded_each_process_has_its_part(several):
 # When it goes wrong -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_all_with_its_message(two):
     _, codes, said = two
     assert codes == [1, 1]
@@ -160,11 +171,13 @@ def test_an_error_in_one_process_ends_all_with_its_message(two):
     assert re.search("minilearn.*process 1.*ValueError: a broken sample", said[0][1])
 
 
+@pytest.mark.slow
 def test_the_death_of_one_process_ends_all(three):
     _, codes, _ = three
     assert codes == [1, 1, 9]
 
 
+@pytest.mark.slow
 def test_processes_that_go_apart_are_ended(folder):
     codes, said = launch(2, "apart", folder)
     assert codes == [1, 1]
@@ -232,6 +245,7 @@ def test_in_a_loop_no_one_waits(monkeypatch):
         assert len(heard) == n_heard
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "sharded"])
 def test_two_processes_go_on_from_a_checkpoint_of_three(kind, resumed, alone):
     found = resumed[0][kind]
@@ -240,12 +254,14 @@ def test_two_processes_go_on_from_a_checkpoint_of_three(kind, resumed, alone):
         torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(resumed, folder):
     _, codes, _ = resumed
     assert codes == [128 + signal.SIGTERM] * 2
     assert len(list((folder / "signalled").glob("epoch-0001-train-*.pt"))) == 1
 
 
+@pytest.mark.slow
 def test_only_the_first_process_shows_progress(two):
     _, _, said = two
     assert "epoch 0 (1/2)" in said[0][0]
