@@ -1,7 +1,7 @@
 """minilearn: a small, callback-driven training framework for PyTorch."""
 
 from . import optim, schedules
-from .callback import Callback, CallbackHost
+from .callback import Callback, CallbackHost, Order
 from .callbacks import (
     EMACB,
     SWACB,
@@ -119,6 +119,7 @@ __all__ = [
     "MixupCB",
     "MomentumCB",
     "Monitor",
+    "Order",
     "ProfileCB",
     "ProgressCB",
     "RecorderCB",

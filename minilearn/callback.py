@@ -5,18 +5,58 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastcore.basics import listify
 
-from .events import STEPS, CancelException, events
+from .events import _LOOP, STEPS, CancelException, events
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 # Names that look like hooks: ours misspelt, or another library's (on_epoch_end, begin_fit, training_step).
 _PREFIXES = ("before_", "after_", "cleanup_", "on_", "begin_")
 _SUFFIXES = ("_begin", "_start", "_end", "_step")
 Hook = Callable[[Any], Any]  # takes the learner
 _SETTERS = {"predict": "preds", "get_loss": "loss"}  # the steps that make something, and where it goes
+
+
+class Order(IntEnum):
+    """When callbacks run at each event: from low to high, equal ones in the order of the list.
+
+    Yours, at `Order.DEFAULT`, see batches on the device and finished rows, and the recorder sees the values
+    that a step used, however the list was written.
+    """
+
+    PROFILE = -1000  # ProfileCB: before all that it times
+    DEVICE = -100  # DeviceCB: all others see model and batch on the device
+    BATCH_SIZE = -95  # BatchSizeCB: puts another loader in place
+    SINGLE_BATCH = -90  # SingleBatchCB: takes one batch of the loader that there is by then
+    ACCUMULATION = -70  # GradientAccumulationCB: others read is_gathering
+    METRICS = -50  # MetricsCB: rows are finished for all that read them
+    VIEWS = -40  # TestTimeFlipCB: the mean of views is what others see as the predictions
+    MIXING = -30  # MixupCB
+    COMPILE = -20  # CompileCB: before your hooks copy or keep predictions
+    DEFAULT = 0  # yours
+    CHANNELS_LAST = 30  # ChannelsLastCB: the memory format of what the model gets
+    PRECISION = 40  # MixedPrecisionCB: unscales gradients for what is after it
+    CLIPPING = 45  # GradientClippingCB: of gathered and unscaled gradients
+    RECORDER = 50  # RecorderCB: before schedules change what the step used
+    STEP_LOG = 55  # TensorBoardCB: the same
+    SCHEDULER = 60  # BatchSchedulerCB, EpochSchedulerCB, LRFinderCB
+    HYPERPARAMETERS = 65  # ScheduleCB
+    AVERAGING = 70  # SWACB, EMACB: after all that changes the weights
+    PROGRESS = 80  # ProgressCB
+    ROW_LOG = 85  # CSVLoggerCB: rows of the iterate are written by then
+    STOPPING = 90  # EarlyStoppingCB: after all that looks at the weights
+    SWITCHES = 95  # SwitchPointsCB
+    PREDICTIONS = 1000  # what takes the predictions and leaves the batch
+    PROCESSES = 1500  # DistributedCB
+    GRAPH = 1600  # CUDAGraphCB
+    CHECKPOINT = 2000  # CheckpointCB: the state of all others is what it will be
 
 
 class Callback:
@@ -26,23 +66,28 @@ class Callback:
     (`learn.batch`, `learn.preds`, `learn.loss`, `learn.opt`, ...). A method named for a step (predict,
     get_loss, backward, step, zero_grad) makes this callback the owner of that step.
 
-    Class attributes, both inherited:
-        order: callbacks run from low to high at each event, equal ones in the order of the list.
-            Shipped ones use -100 (device), -50 (metrics), 0 (yours), 50 (recorder), 60 (schedulers),
-            70 (averages), 80 (progress), 1500 (processes), 2000 (checkpoints): yours see batches on the
-            device and finished rows, and the recorder sees the values that a step used, however the list
-            was written.
+    What a class declares, instead of asking in its hooks (subclasses inherit it):
+        order: its place among the callbacks at each event, see `Order`.
+        only_one: why a learner may have only one callback of this class; "" where several may be.
+        in_evaluation: False for what takes no part in a pass that does not train: `fit(train=False)`,
+            `validate`, also in the middle of a fit, and `predict`. A fit's own validation is a part of
+            training.
+        in_nested: False for what sits out after_batch and the hooks of validate in a validation that a
+            callback calls in the middle of a fit.
         in_lr_find: whether it takes part in `learn.lr_find`; False for what only watches.
         in_graph: True for what CUDAGraphCB may capture: hooks from after_predict to before_step that launch
             kernels on the device and do nothing else.
         in_each_process: False for what is written or shown once, also where DistributedCB has several
-            processes train: its hooks then run in the first alone.
+            processes train: its hooks then run in the first only.
 
     Raises: TypeError when a class is made whose method looks like a misspelt hook, or takes other
         arguments than the learner.
     """
 
-    order: ClassVar[int] = 0
+    order: ClassVar[int] = Order.DEFAULT
+    only_one: ClassVar[str] = ""
+    in_evaluation: ClassVar[bool] = True
+    in_nested: ClassVar[bool] = True
     in_lr_find: ClassVar[bool] = True
     in_graph: ClassVar[bool] = False
     in_each_process: ClassVar[bool] = True
@@ -54,7 +99,7 @@ class Callback:
             if not name.startswith("_") and not hasattr(Callback, name):
                 _check_hook(cls, name, inspect.getattr_static(cls, name), known)
 
-    def plan_steps(self, learn: Any, steps: list[int | None]) -> list[int | None]:
+    def plan_steps(self, learn: Learner, steps: list[int | None]) -> list[int | None]:
         """Return the number of optimizer steps in each epoch of the coming fit, None where not known.
 
         For a callback that changes it: one that resizes batches, or skips steps to gather gradients.
@@ -63,7 +108,7 @@ class Callback:
         """
         return steps
 
-    def plan_schedules(self, learn: Any, n_epochs: int) -> int:
+    def plan_schedules(self, learn: Learner, n_epochs: int) -> int:
         """Return how many epochs of the coming fit, from its first on, schedules of the lr rule.
 
         For a callback that sets the lr itself from some epoch on: it returns that epoch. `n_epochs` is
@@ -71,11 +116,15 @@ class Callback:
         """
         return n_epochs
 
-    def prepare(self, learn: Any) -> None:
-        """Change the model before the optimizer is made from it, as sharding has to.
+    def prepare(self, learn: Learner) -> None:
+        """Make ready what every pass needs: the device, surgery on the model, handles that `release` removes.
 
-        Called before all else in a fit, and in a validate or predict of its own.
+        Called before all else in a fit, and in a validate or predict outside of one; in a fit that is before
+        the optimizer is made from the model. Hooks of fit and epoch do not run in validate and predict.
         """
+
+    def release(self, learn: Learner) -> None:
+        """Undo what `prepare` made. Always called when the pass ends, in reverse order, however it ended."""
 
     def wrap_hook(self, name: str, hook: Hook) -> Hook:
         """Return what is called in place of a hook or step, such as "RecorderCB.after_step": the hook itself.
@@ -171,10 +220,65 @@ def _check_callback(cb: Any) -> None:
     raise TypeError(f"cbs has {cb!r}: expected instances of Callback{hint}")
 
 
+def _check_only_one(cbs: Iterable[Callback]) -> None:
+    """Raise ValueError where two callbacks are of a class of which there can be one."""
+    found: dict[Any, Callback] = {}
+    for cb in cbs:
+        if not cb.only_one:
+            continue
+        kind: Any = next(cls for cls in type(cb).__mro__ if "only_one" in vars(cls))
+        if kind in found:
+            raise ValueError(f"{found[kind]!r} and {cb!r}: expected one of them, because {kind.only_one}")
+        found[kind] = cb
+
+
+# The events of passes that are no fit; a fit has all. `minilearn.events` has the loop.
+_BATCH = ("before_batch", "predict", "cleanup_batch")
+_EVENTS = {
+    "validate": (
+        *(*_BATCH, "after_predict", "get_loss", "after_loss", "after_batch"),
+        *("before_validate", "after_validate", "cleanup_validate"),
+    ),
+    "predict": (*_BATCH, "after_predict"),
+    "measure": _BATCH,
+}
+_NESTED = ("after_batch", "before_validate", "after_validate", "cleanup_validate")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What kind of pass over the data is running; it says which hooks run.
+
+    Args:
+        purpose: "fit", "lr_find", "validate", "predict", or "measure" (of BatchNorm statistics under an
+            average); None outside of a pass.
+        trains: whether it is a fit that trains; its own validation is a part of it.
+        is_nested: whether a callback called it in the middle of another one.
+    """
+
+    purpose: str | None = None
+    trains: bool = True
+    is_nested: bool = False
+
+    def takes(self, cb: Callback) -> bool:
+        """Whether a callback takes part."""
+        return self.trains or cb.in_evaluation
+
+    def has(self, cb: Callback, event: str) -> bool:
+        """Whether a callback's hook of an event runs."""
+        if not self.takes(cb) or not self.fires(event):
+            return False
+        return cb.in_nested or not self.is_nested or event not in _NESTED
+
+    def fires(self, event: str) -> bool:
+        """Whether there is such an event or step; those of a scope of the user's own are in every pass."""
+        return self.purpose not in _EVENTS or event in _EVENTS[self.purpose] or event not in _LOOP
+
+
 class CallbackHost:
     """Something with callbacks: keeps them in order and runs their hooks. The Learner is one.
 
-    Hooks are looked up when callbacks are added or removed and when a fit starts, not at each event.
+    Hooks are looked up when callbacks are added or removed and when a pass starts, not at each event.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -189,12 +293,27 @@ class CallbackHost:
         self._given: list[Callback] = []
         self._hooks: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {}
         self._cbs: tuple[Callback, ...] = ()
+        self._pass = Pass()
         self._set_cbs(listify(cbs))
 
     @property
     def cbs(self) -> tuple[Callback, ...]:
         """The callbacks, default ones too, in the order in which they run."""
         return self._cbs
+
+    @property
+    def purpose(self) -> str | None:
+        """What the running pass is for, see `Pass`; None outside of one."""
+        return self._pass.purpose
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether the running pass was called by a callback in the middle of another one."""
+        return self._pass.is_nested
+
+    def takes_part(self, cb: Callback) -> bool:
+        """Whether a callback takes part in the running pass."""
+        return self._pass.takes(cb)
 
     # The set of callbacks -------------------------------------------------------------------------
 
@@ -209,14 +328,23 @@ class CallbackHost:
         self._set_cbs([c for c in self._given if c is not cb])
 
     @contextmanager
-    def extra_cbs(self, cbs: Any) -> Iterator[None]:
-        """Have more callbacks, perhaps none, inside a `with`, however it ends; look all hooks up anew."""
-        extra = listify(cbs)
-        self._set_cbs([*self._given, *extra])
+    def extra_cbs(self, cbs: Any, kind: Pass | None = None) -> Iterator[None]:
+        """Have more callbacks, perhaps none, inside a `with`, however it ends; all hooks are looked up again.
+
+        Args:
+            kind: the pass that is about to run. None: as before.
+        """
+        extra, outer = listify(cbs), self._pass
+        self._pass = outer if kind is None else kind
+        try:
+            self._set_cbs([*self._given, *extra])
+        except BaseException:
+            self._pass = outer
+            raise
         try:
             yield
         finally:
-            ids = {id(cb) for cb in extra}
+            ids, self._pass = {id(cb) for cb in extra}, outer
             self._keep([cb for cb in self._given if id(cb) not in ids])
 
     def _set_cbs(self, given: list[Callback]) -> None:
@@ -233,6 +361,7 @@ class CallbackHost:
         # One of the same kind takes a default's place.
         defaults = [d for d in self._defaults if not any(isinstance(cb, type(d)) for cb in given)]
         cbs = tuple(sorted([*defaults, *given], key=lambda cb: cb.order))
+        _check_only_one(cbs)
         self._hooks = self._find_hooks(cbs)
         self._given, self._cbs = given, cbs
 
@@ -244,12 +373,13 @@ class CallbackHost:
             found = [
                 (f"{type(cb).__name__}.{event}", getattr(cb, event))
                 for cb in cbs
-                if callable(getattr(cb, event, None))
+                if self._pass.has(cb, event) and callable(getattr(cb, event, None))
             ]
-            if event in STEPS:
+            if event in STEPS and self._pass.fires(event):
                 found = self._owner(event, found)
             for cb in cbs:
-                found = [(name, cb.wrap_hook(name, hook)) for name, hook in found]
+                if self._pass.takes(cb):
+                    found = [(name, cb.wrap_hook(name, hook)) for name, hook in found]
             if found:
                 hooks[event] = tuple(found)
         return hooks
@@ -311,9 +441,10 @@ class CallbackHost:
 
     def planned_steps(self, n_epochs: int, n_batches: int | None) -> list[int | None]:
         """Return the optimizer steps of each of n_epochs epochs, with what the callbacks make of them."""
+        host: Any = self
         steps = [n_batches] * n_epochs
         for cb in self.cbs:
-            steps = cb.plan_steps(self, steps)
+            steps = cb.plan_steps(host, steps)
             if not isinstance(steps, list) or len(steps) != n_epochs:
                 raise ValueError(
                     f"{cb!r}.plan_steps gave {steps!r}: expected a list of {n_epochs}, one for each epoch"
@@ -324,8 +455,9 @@ class CallbackHost:
 
     def scheduled_epochs(self, n_epochs: int) -> int:
         """Return how many of n_epochs epochs the schedules of the lr rule, by what the callbacks plan."""
+        host: Any = self
         for cb in self.cbs:
-            n_epochs = cb.plan_schedules(self, n_epochs)
+            n_epochs = cb.plan_schedules(host, n_epochs)
         return n_epochs
 
     def _depth(self, cancel: CancelException) -> int:
@@ -343,8 +475,19 @@ class CallbackHost:
         """Add to an error, once, in which callback or step and where in the loop it was raised."""
         if isinstance(error, CancelException):
             return
-        if not any(note.startswith("minilearn: in ") for note in getattr(error, "__notes__", ())):
-            error.add_note(f"minilearn: in {name}, {self.where()}")
+        if any(note.startswith("minilearn: in ") for note in getattr(error, "__notes__", ())):
+            return
+        error.add_note(f"minilearn: in {name}, {self.where()}")
+        owner = error.obj if isinstance(error, AttributeError) else None
+        if (
+            isinstance(owner, Callback)
+            and hasattr(owner, "before_fit")
+            and not self._pass.fires("before_fit")
+        ):
+            error.add_note(
+                f"minilearn: before_fit does not run in a pass of {self.purpose!r}; what every pass needs is "
+                "made in __init__ or prepare(self, learn)"
+            )
 
     def explain(self) -> None:
         """Print the events in the order of the loop, each with the hooks that run at it, in order."""

@@ -7,7 +7,7 @@ import re
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ import torch
 from .callback import Callback
 from .data.loaders import state_of
 from .files import read_torch
-from .freezing import mode_of
 from .optim.groups import keep_order_of_memory
 from .processes import like
 from .seeding import rng_state
 from .state import Loader, Saver, compact
 from .weights import SUFFIX, plain_name, tensors_by_name
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 Saved = dict[str, Any]
 
@@ -48,7 +50,7 @@ class Position:
         return self.phase in ("train", "eval")
 
 
-def position_of(learn: Any) -> Position:
+def position_of(learn: Learner) -> Position:
     """Return where a learner that is at rest stands."""
     if not learn.scopes:
         return Position(learn.n_epochs, "over")
@@ -92,12 +94,12 @@ def read(path: Path) -> Saved:
 # Taking it ----------------------------------------------------------------------------------------
 
 
-def capture(learn: Any, position: Position) -> Saved:
+def capture(learn: Learner, position: Position) -> Saved:
     """Return the state of a learner that is at rest, in saved forms that share its tensors."""
     return capture_rest(learn, position) | capture_weights(learn)
 
 
-def capture_weights(learn: Any) -> Saved:
+def capture_weights(learn: Learner) -> Saved:
     """Return what validation does not change: the model, gradients that are kept, the optimizer."""
     check_opt(learn.opt)
     tensors = tensors_by_name(learn.model)
@@ -116,7 +118,7 @@ def capture_weights(learn: Any) -> Saved:
     }
 
 
-def capture_rest(learn: Any, position: Position, needs: set[str] | None = None) -> Saved:
+def capture_rest(learn: Learner, position: Position, needs: set[str] | None = None) -> Saved:
     """Return all other state: the position, callbacks, history, loaders, random numbers.
 
     Args:
@@ -129,7 +131,7 @@ def capture_rest(learn: Any, position: Position, needs: set[str] | None = None) 
         if needs is not None:
             needs |= saver.needs
     saver, model = Saver(shared, type(learn).__module__, _OWN_ADVICE), learn.model
-    norms = set(learn.frozen_norms)
+    norms = set(learn.modes.frozen_norms)
     return {
         "minilearn": FORMAT,
         "run": learn.run_id,
@@ -144,7 +146,7 @@ def capture_rest(learn: Any, position: Position, needs: set[str] | None = None) 
         "own": saver.save(learn.own_fields(), "learn"),
         "history": Saver([], "").save(learn.history, "history"),
         "frozen": [plain_name(model, name) for name, p in model.named_parameters() if not p.requires_grad],
-        "in_eval": [plain_name(model, name) for name, m in model.named_modules() if not mode_of(learn, m)],
+        "in_eval": [plain_name(model, name) for name, m in model.named_modules() if not learn.modes.of(m)],
         "frozen_norms": [plain_name(model, k) for k, m in model.named_modules() if m in norms],
         "cbs": cbs,
         "loaders": {name: saver.save(state_of(loader), name) for name, loader in loaders_of(learn).items()},
@@ -167,7 +169,7 @@ def keyed(cbs: tuple[Callback, ...]) -> dict[str, Callback]:
     return found
 
 
-def settings_of(learn: Any) -> Saved:
+def settings_of(learn: Learner) -> Saved:
     """Return numbers and text that users' callbacks took as arguments, and the optimizer's numbers."""
     found: Saved = {}
     for key, cb in keyed(learn.cbs).items():
@@ -181,7 +183,7 @@ def settings_of(learn: Any) -> Saved:
     return found
 
 
-def loaders_of(learn: Any) -> dict[str, Any]:
+def loaders_of(learn: Learner) -> dict[str, Any]:
     """Return a fit's loaders by name; "now" is that of the phase, where a callback may have put another."""
     is_inside = learn.scopes and learn.scopes[-1] in ("train", "validate")
     return {"train": learn.dls.train, "valid": learn.dls.valid} | ({"now": learn.dl} if is_inside else {})
@@ -196,7 +198,7 @@ def check_opt(opt: Any) -> None:
         )
 
 
-def _shared(learn: Any) -> list[Any]:
+def _shared(learn: Learner) -> list[Any]:
     parts = [learn, learn.dls, learn.dls.train, learn.dls.valid, learn.dls.test, learn.dl, learn.history]
     parts += [learn.opt, learn.opt.param_groups, learn.opt.state, *learn.opt.param_groups, *learn.cbs]
     parts += [*learn.model.modules(), *learn.model.parameters(), *learn.model.buffers()]
@@ -206,7 +208,7 @@ def _shared(learn: Any) -> list[Any]:
 # Putting it back ----------------------------------------------------------------------------------
 
 
-def put(learn: Any, saved: Saved) -> None:
+def put(learn: Learner, saved: Saved) -> None:
     """Put the state into a learner that was checked to be alike, but for random numbers.
 
     What users' code does comes first: if it raises, weights, optimizer and history are as they were.
@@ -228,13 +230,13 @@ def put(learn: Any, saved: Saved) -> None:
             if isinstance(t, torch.nn.Parameter):
                 t.requires_grad_(name not in frozen)
     named = [(plain_name(learn.model, name), module) for name, module in learn.model.named_modules()]
-    learn.found_modes.update({module: name not in in_eval for name, module in named})
-    learn.frozen_norms = [module for name, module in named if name in saved["frozen_norms"]]
+    frozen_norms = [module for name, module in named if name in saved["frozen_norms"]]
+    learn.modes.put({module: name not in in_eval for name, module in named}, frozen_norms)
     learn.history[:] = loader.load(saved["history"], None, "history")
     vars(learn).update(loader.load(saved["fields"], None, "learn"))
 
 
-def _put_cbs(learn: Any, saved: Saved, device: torch.device) -> None:
+def _put_cbs(learn: Learner, saved: Saved, device: torch.device) -> None:
     """Put the callbacks' states; if one raises, those before it get back what they had."""
     cbs = {key: cb for key, cb in keyed(learn.cbs).items() if key in saved}
     shared = _shared(learn)

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from .data.loaders import check_not_empty
 from .data.resumable import TensorLoader
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 
 def check_model(model: Any, loss_func: Any, opt_func: Any) -> None:
@@ -33,7 +36,7 @@ def check_model(model: Any, loss_func: Any, opt_func: Any) -> None:
         )
 
 
-def check_fit(learn: Any, n_epochs: Any, train: bool, valid: bool, resume: Any = None) -> None:
+def check_fit(learn: Learner, n_epochs: Any, train: bool, valid: bool, resume: Any = None) -> None:
     """Raise for a fit that cannot run or would do nothing."""
     if learn.is_fitting:
         raise RuntimeError("fit inside a fit: this learner is running; a callback may call validate")
@@ -63,7 +66,7 @@ def check_fit(learn: Any, n_epochs: Any, train: bool, valid: bool, resume: Any =
         check_not_empty("valid", learn.dls.valid)
 
 
-def check_alone(learn: Any) -> None:
+def check_alone(learn: Learner) -> None:
     """Warn where several processes were started, and each is about to train alone."""
     n = os.environ.get("WORLD_SIZE", "1")
     if learn.n_processes == 1 and n != "1" and not torch.distributed.is_initialized():
@@ -72,6 +75,52 @@ def check_alone(learn: Any) -> None:
             "trains on all of the data, alone",
             stacklevel=5,
         )
+
+
+def check_makers(before: tuple[Any, Any] | None, now: tuple[Any, Any]) -> None:
+    """Raise ValueError where a kept optimizer was made by something else than the learner has now."""
+    for name, old, new in zip(("opt_func", "param_groups"), before or now, now, strict=True):
+        if old is not new:
+            raise ValueError(
+                f"{name} is {new!r} now, and the optimizer, which is kept, was made with {old!r}: make a new "
+                "one, fit(reset_opt=True)"
+            )
+
+
+# Names that other libraries give to what a fit is told to do, and what to write instead.
+_FOREIGN = {
+    "stop_training": "raise CancelFitException",
+    "should_stop": "raise CancelFitException",
+}
+
+
+def check_fields(learn: Learner) -> None:
+    """Warn, once, of new fields that look like ours misspelt, or like another library's."""
+    ours = {name for name in dir(learn) if not name.startswith("_")} - learn.own_fields().keys()
+    for name in learn.own_fields():
+        if name.startswith("_") or name in learn._checked_fields:
+            continue
+        learn._checked_fields.add(name)
+        if name in _FOREIGN:
+            advice = f"nothing reads it; {_FOREIGN[name]}"
+        elif meant := next((other for other in sorted(ours) if _is_one_edit(name, other)), None):
+            advice = f"did you mean learn.{meant}?"
+        else:
+            continue
+        warnings.warn(
+            f"learn.{name} was set, which is no field of the learner: {advice} (A field of your own belongs "
+            "on the callback.)",
+            stacklevel=2,
+        )
+
+
+def _is_one_edit(a: str, b: str) -> bool:
+    """Whether a letter more, less or other, or a swap of neighbours, makes one name the other."""
+    if abs(len(a) - len(b)) > 1 or a == b:
+        return False
+    while a[:1] == b[:1] and a:
+        a, b = a[1:], b[1:]
+    return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[1::-1] == b[:2] and a[2:] == b[2:])
 
 
 def is_whole(value: Any, low: int) -> bool:

@@ -30,6 +30,15 @@ is an event, for which any number of callbacks may define a hook of that name::
                                             after_fit, cleanup_fit
                                             at_rest
 
+That is a fit, `learn.purpose` "fit" or "lr_find", its own validation included. Other passes fire less of it,
+outside of a fit or in the middle of one::
+
+    "validate"  validate > batch, without at_rest: `learn.validate()`
+    "predict"   before_batch, PREDICT, after_predict, cleanup_batch: `learn.predict(dl)`
+    "measure"   before_batch, PREDICT, cleanup_batch: of BatchNorm statistics under an average of weights
+
+Around each pass that is in no other, callbacks are told to `prepare` and to `release`.
+
 A scope (fit, epoch, train, validate, batch, step) fires `before_`, runs its body and fires `after_`.
 Raising its Cancel exception leaves the scope at once, without `after_`; `cleanup_` always runs.
 At rest, after each batch, epoch and fit that did not fail, all hooks have run and the state is whole: there

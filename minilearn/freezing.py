@@ -1,55 +1,104 @@
-"""Freezing modules of a model, and training them again."""
+"""The modes of a model's modules in a fit; freezing modules, and training them again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .weights import plain_name, unwrapped
 
-
-def freeze(learn: Any, which: Sequence[str | type[nn.Module]]) -> None:
-    """See `Learner.freeze`."""
-    modules = _chosen(learn.model, which) if which else _all_but_last(learn.model)
-    own = [] if which else unwrapped(learn.model).parameters(recurse=False)
-    for p in [*own, *(p for module in modules for p in module.parameters())]:
-        p.requires_grad_(False)
-        p.grad = None  # a step that is still to come would use it
-    for part in [part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)]:
-        # In a model that is in evaluation mode, that of a part says nothing about the part.
-        if mode_of(learn, part) or (not mode_of(learn, learn.model) and not _is_frozen(learn, part)):
-            learn.frozen_norms.append(part)
-            _set_mode(learn, part, False)
+if TYPE_CHECKING:
+    from .learner import Learner
 
 
-def unfreeze(learn: Any, which: Sequence[str | type[nn.Module]]) -> None:
-    """See `Learner.unfreeze`."""
-    for module in _chosen(learn.model, which) if which else [learn.model]:
-        module.requires_grad_(True)
-        for part in module.modules():
-            if _is_frozen(learn, part):
-                learn.frozen_norms = [norm for norm in learn.frozen_norms if norm is not part]
-                _set_mode(learn, part, mode_of(learn, learn.model))
+class Modes:
+    """The modes of a model's modules, and which of its BatchNorms are frozen.
 
+    found (module -> whether it was in training mode when the fit began; empty outside of a fit), frozen_norms
+    (BatchNorms that `freeze` keeps in evaluation mode).
 
-def _is_frozen(learn: Any, module: nn.Module) -> bool:
-    return any(module is norm for norm in learn.frozen_norms)
+    Args:
+        learn: whose model it is.
+    """
 
+    def __init__(self, learn: Learner) -> None:
+        self.learn = learn
+        self.found: dict[nn.Module, bool] = {}
+        self.frozen_norms: list[nn.Module] = []
 
-def mode_of(learn: Any, module: nn.Module) -> bool:
-    """Return the mode in which a fit found a module, and leaves it; without a fit, the one that it has."""
-    return learn.found_modes.get(module, module.training)
+    # In a fit -------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Note each module's mode, at the beginning of a fit."""
+        self.found = {module: module.training for module in self.learn.model.modules()}
 
-def _set_mode(learn: Any, module: nn.Module, training: bool) -> None:
-    if module in learn.found_modes:  # a fit is running: what it leaves when it ends, and has in training
-        learn.found_modes[module] = training
-        training = training and learn.training
-    module.training = training
+    def end(self) -> None:
+        """Leave each module in the mode in which the fit found it."""
+        for module, training in self.found.items():
+            module.training = training
+        self.found = {}
+
+    def apply(self) -> None:
+        """Set the model's mode for the phase, but for modules that were found in evaluation mode."""
+        model, training = self.learn.model, self.learn.training
+        model.train(training)
+        if not training:
+            return
+        if self.found[model]:
+            for module, mode in self.found.items():
+                module.training = mode  # what the user put there stays
+        for norm in self.frozen_norms:
+            norm.training = False
+
+    def put(self, found: dict[nn.Module, bool], frozen_norms: list[nn.Module]) -> None:
+        """Take the modes of a checkpoint."""
+        self.found.update(found)
+        self.frozen_norms = frozen_norms
+
+    def of(self, module: nn.Module) -> bool:
+        """Return the mode in which a fit found a module and leaves it; without a fit, the one that it has."""
+        return self.found.get(module, module.training)
+
+    def is_frozen(self, module: nn.Module) -> bool:
+        """Whether it is a BatchNorm that `freeze` keeps in evaluation mode."""
+        return any(module is norm for norm in self.frozen_norms)
+
+    # Freezing -------------------------------------------------------------------------------------
+
+    def freeze(self, which: Sequence[str | type[nn.Module]]) -> None:
+        """See `Learner.freeze`."""
+        model = self.learn.model
+        modules = _chosen(model, which) if which else _all_but_last(model)
+        own = [] if which else unwrapped(model).parameters(recurse=False)
+        for p in [*own, *(p for module in modules for p in module.parameters())]:
+            p.requires_grad_(False)
+            p.grad = None  # a step that is still to come would use it
+        norms = [part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)]
+        for norm in norms:
+            # In a model that is in evaluation mode, that of a part says nothing about the part.
+            if self.of(norm) or (not self.of(model) and not self.is_frozen(norm)):
+                self.frozen_norms.append(norm)
+                self._set(norm, False)
+
+    def unfreeze(self, which: Sequence[str | type[nn.Module]]) -> None:
+        """See `Learner.unfreeze`."""
+        model = self.learn.model
+        for module in _chosen(model, which) if which else [model]:
+            module.requires_grad_(True)
+            for part in module.modules():
+                if self.is_frozen(part):
+                    self.frozen_norms = [norm for norm in self.frozen_norms if norm is not part]
+                    self._set(part, self.of(model))
+
+    def _set(self, module: nn.Module, training: bool) -> None:
+        if module in self.found:  # a fit is running: what it leaves when it ends, and has in training
+            self.found[module] = training
+            training = training and self.learn.training
+        module.training = training
 
 
 def _chosen(model: nn.Module, which: Sequence[str | type[nn.Module]]) -> list[nn.Module]:

@@ -8,9 +8,59 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 _TOLD = b"\nminilearn: stopping after this step; the same signal again stops at once\n"
+
+
+class StopRequest:
+    """Whether the fit is asked to stop, by a signal: SIGINT, SIGTERM or SIGHUP.
+
+    signal (the one that all processes stop for), heard (one that came to this process, of several),
+    is_fetching (whether the loader is reading a batch, when there is no step to finish).
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a fit without a request."""
+        self.signal: int | None = None
+        self.heard: int | None = None
+        self.is_fetching = False
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether all processes are to stop."""
+        return self.signal is not None
+
+    def hear(self, number: int, n_processes: int) -> None:
+        """Take a signal; of several processes, all have to agree on it first."""
+        if n_processes > 1:
+            self.heard = number  # DistributedCB has all of them stop after the same step
+        else:
+            self.signal = number
+
+    def agree(self, number: int | None) -> None:
+        """Take what all processes have agreed on."""
+        self.signal = number
+
+    def close(self) -> None:
+        """End the fit: what was heard by this process now counts."""
+        self.signal = self.signal or self.heard
+
+    def begin_fetch(self, may_stop: bool) -> None:
+        """Say that a batch is about to be read; leave at once if a stop was asked for since the last one."""
+        self.is_fetching = may_stop
+        if may_stop and self.is_asked:
+            raise StopFetchError
+
+    def end_fetch(self) -> None:
+        """Say that no batch is being read."""
+        self.is_fetching = False
 
 
 class StopFetchError(BaseException):
@@ -18,13 +68,15 @@ class StopFetchError(BaseException):
 
 
 @contextmanager
-def interrupts(learn: Any) -> Iterator[None]:
-    """Have Ctrl-C (SIGINT) and SIGTERM set `stop_signal`, which `rest` acts on, inside a `with`.
+def interrupts(learn: Learner) -> Iterator[None]:
+    """Have Ctrl-C (SIGINT) and SIGTERM ask the fit to stop, which `rest` acts on, inside a `with`.
 
     A second signal stops at once. Handlers that are not Python's own stay as they are, and so does all
     outside of the main thread, where there can be no handler.
     """
-    learn.stop_signal, learn.heard_signal, learn.saved_to, owner = None, None, None, os.getpid()
+    stop, owner = learn.stop, os.getpid()
+    stop.clear()
+    learn.run.begin()
     usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     if hasattr(signal, "SIGHUP"):  # of a terminal that was closed
         usual[signal.SIGHUP] = signal.SIG_DFL
@@ -35,16 +87,13 @@ def interrupts(learn: Any) -> Iterator[None]:
             signal.signal(number, usual[number])
             os.kill(os.getpid(), number)
             return
-        if learn.stop_signal is not None or learn.heard_signal is not None:
+        if stop.signal is not None or stop.heard is not None:
             raise _ending(number, "stopped at once, in the middle of a step")
-        if learn.n_processes > 1:
-            learn.heard_signal = number  # DistributedCB has all of them stop after the same step
-        else:
-            learn.stop_signal = number
+        stop.hear(number, learn.n_processes)
         if number == signal.SIGTERM and hasattr(signal, "SIGCHLD"):
             # It went to the loader's workers too, and torch would raise for them inside of our step.
             before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if learn.is_fetching and learn.n_processes == 1:
+        if stop.is_fetching and learn.n_processes == 1:
             raise StopFetchError
         with suppress(OSError):
             os.write(2, _TOLD)  # print may be what is interrupted
@@ -60,26 +109,27 @@ def interrupts(learn: Any) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    learn.stop_signal = learn.stop_signal or learn.heard_signal
-    if learn.stop_signal is not None:  # it came after the last rest
+    stop.close()
+    if stop.is_asked:  # it came after the last rest
         raise stopped(learn)
 
 
-def rest(learn: Any) -> None:
+def rest(learn: Learner) -> None:
     """Fire at_rest, where all hooks have run and the state is whole; leave the fit if a signal asks."""
     if learn.is_aside:  # a validation that a callback calls in the middle of something
         return
-    is_stopping = learn.stop_signal is not None  # one that comes during at_rest has to wait for the next
+    is_stopping = learn.stop.is_asked  # one that comes during at_rest has to wait for the next
     learn.callback("at_rest")
     if is_stopping:
         raise stopped(learn)
 
 
-def stopped(learn: Any) -> BaseException:
+def stopped(learn: Learner) -> BaseException:
     """Return what a signal ends a fit with that is at rest, and print or say where it stands."""
     path = learn.saved_to
     how = f"fit(..., resume={str(path.parent)!r}) goes on" if path else "the learner is as it was then"
-    return _ending(learn.stop_signal, f"stopped in {learn.where()}; {how}")
+    assert learn.stop.signal is not None
+    return _ending(learn.stop.signal, f"stopped in {learn.where()}; {how}")
 
 
 def _ending(number: int, said: str) -> BaseException:

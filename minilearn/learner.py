@@ -12,20 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import freezing, weights
-from .callback import CallbackHost, default_step
+from . import weights
+from .callback import CallbackHost, Pass, default_step
 from .callbacks.averaging import averaged
 from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
 from .checks import check_fit, check_model, check_targets, infer_loss
-from .data.loaders import DataLoaders, in_order
+from .data.loaders import DataLoaders, generators_of, in_order
 from .events import with_cbs
-from .fitting import fit_of, phase_of, plan, prepare_opt, side_run
-from .interrupts import interrupts, rest
+from .fitting import Plan, pass_of, phase_of, plan, prepare_opt, side_run
+from .freezing import Modes
+from .interrupts import StopRequest, interrupts, rest
 from .optim.summary import summary
+from .processes import Processes
 from .resuming import batches_of, begin_resume, end_resume, epochs_of, is_trained
+from .run import Run
+from .seeding import kept_rng
 
 
 class Learner(CallbackHost):
@@ -53,7 +57,9 @@ class Learner(CallbackHost):
         the step, by GradientAccumulationCB); of CheckpointCB run_id, saved_to (the newest checkpoint of this
         fit) and n_fits (finished fits of its run); of DistributedCB rank and n_processes (0 and 1 without
         it), share (samples of the batch here, and in all processes; None without it) and loss_weight (by
-        which backward multiplies the loss; None is 1).
+        which backward multiplies the loss; None is 1). What several of them belong to are objects: plan (of
+        the fit), modes (of the modules), processes, run (on disk), stop (a signal). `purpose` and `is_nested`
+        say which kind of pass runs.
 
     Source: documents 000 to 003 use it; miniai's Learner is its ancestor.
     Differs: the optimizer lives on from fit to fit, where document 003 makes a new one for each.
@@ -72,36 +78,29 @@ class Learner(CallbackHost):
     ) -> None:
         check_model(model, loss_func, opt_func)
         given = set(vars(self))  # by a subclass, before it came here
-        self.model, self.loss_func, self.lr = model, loss_func, lr
-        self.dls = DataLoaders.of(dls)
+        self.model, self.loss_func, self._lr, self._is_new_lr = model, loss_func, lr, False
+        self._dls = DataLoaders.of(dls)
         self.opt_func, self.param_groups = opt_func, param_groups
         self.opt: Any = None
+        self._opt_made_by: tuple[Any, Any] | None = None  # opt_func and param_groups of the optimizer
+        self._inferred_loss: Any = None
         self.history: list[dict[str, Any]] = []
-        self.n_epochs_trained = self.epoch = self.n_epochs = self.n_steps = self.batch_idx = 0
-        self.epoch_steps: list[int | None] = []
-        self.total_steps: int | None = None
-        self.schedule_epochs = 0
+        self.n_epochs_trained = self.epoch = self.n_steps = self.batch_idx = 0
+        self.plan, self.modes, self.run = Plan(), Modes(self), Run()
+        self.processes, self.stop = Processes(), StopRequest()
         self.is_gathering = False
-        self.rank, self.n_processes = 0, 1
         self.share: tuple[int, int] | None = None
         self.loss_weight: Tensor | None = None
-        self.time_s: float | None = None  # by the first process's clock
-        self.phases: tuple[str, ...] = ()
         self.training = False
-        self.n_fits = 0
-        self.run_id: str | None = None
-        self.saved_to: Path | None = None
         self.resuming: Any = None  # the checkpoint that is about to be put back
-        self.stop_signal: int | None = None  # SIGINT or SIGTERM, once it came
-        self.heard_signal: int | None = None  # one that came to this process, of several
-        self.is_fetching = self.is_aside = False  # reading a batch; validating in the middle of something
-        self.found_modes: dict[nn.Module, bool] = {}  # each module's mode when the fit began
-        self.frozen_norms: list[nn.Module] = []  # those that `freeze` put in evaluation mode
+        self.is_aside = False  # validating in the middle of something
+        self._fit_purpose = "fit"
         self.dl: Any = None
         self.batch: Any = None
         self.preds: Any = None
         self.loss: Any = None
         super().__init__(cbs, [DeviceCB(), MetricsCB(), ProgressCB()] if default_cbs else [])
+        self._checked_fields: set[str] = set()  # of users, of which a warning was given if need be
         self._base_fields = frozenset({*vars(self), "_base_fields"} - given)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -176,7 +175,7 @@ class Learner(CallbackHost):
         """
         if dl is not None:
             collect = PredictionsCB()
-            self._evaluate(in_order(dl), [collect])
+            self._evaluate(in_order(dl), [collect], "predict")
             return collect.preds()
         xb = self.xb
         if isinstance(xb, dict):
@@ -247,7 +246,7 @@ class Learner(CallbackHost):
         """
         check_fit(self, n_epochs, train, valid, resume)
         valid = valid and self.dls.valid is not None
-        with fit_of(self, cbs), interrupts(self):
+        with pass_of(self, cbs, self._fit_purpose, train), interrupts(self):
             plan(self, n_epochs, train, valid)
             if train:
                 prepare_opt(self, lr, reset_opt)
@@ -255,13 +254,15 @@ class Learner(CallbackHost):
                 self._fit(train, valid)
                 if not end_resume(self):
                     rest(self)
-        self.n_fits += train and self.run_id is not None
+        if train:
+            self.run.finish()
 
     def validate(self, dl: Any = None, cbs: Any = None) -> dict[str, Any]:
         """Return the row of metrics over a loader (default dls.valid), e.g. {"loss": 0.27, ...}.
 
-        Nothing is trained and `history` stays as it is; the callbacks see a fit of one epoch, with
-        `learn.phases` of "eval" alone. May be called by a callback during a fit, and is a phase of it then.
+        Nothing is trained and `history` stays as it is. Hooks of validate and of its batches run, no others.
+        May be called by a callback in the middle of a fit, whose random numbers it leaves as they were; see
+        `Callback.in_nested`.
 
         Args:
             cbs: callbacks for this validation only.
@@ -310,11 +311,11 @@ class Learner(CallbackHost):
         The optimizer keeps its groups and state, so `unfreeze` needs nothing else. In a fit it may be
         called by a callback.
         """
-        freezing.freeze(self, which)
+        self.modes.freeze(which)
 
     def unfreeze(self, *which: str | type[nn.Module]) -> None:
         """Train chosen modules again, with none all; BatchNorms put in evaluation mode otherwise stay so."""
-        freezing.unfreeze(self, which)
+        self.modes.unfreeze(which)
 
     def verify_resume(self, at: int | None = None, n_epochs: int | None = None, **kwargs: Any) -> str:
         """Prove that this learner can be stopped and gone on with; see `minilearn.verify.verify_resume`."""
@@ -335,17 +336,48 @@ class Learner(CallbackHost):
         else:
             print(summary(self.opt))
 
-    def _evaluate(self, dl: Any, cbs: Any = None) -> list[dict[str, Any]]:
-        """Run a validation phase, inside the running fit or in a fit of its own; return its rows."""
+    def _evaluate(self, dl: Any, cbs: Any = None, purpose: str = "validate") -> list[dict[str, Any]]:
+        """Run a pass that trains nothing, perhaps in the middle of another one; return its rows."""
         with side_run(self, dl) as rows:
-            if self.is_fitting:
-                with self.extra_cbs(cbs), phase_of(self, dl, training=False):
+            if self.purpose is not None:
+                kind = Pass(purpose, trains=False, is_nested=True)
+                unseen = kept_rng(*generators_of(dl))  # by the training around it
+                with unseen, self.extra_cbs(cbs, kind), phase_of(self, dl, training=False):
                     self._validate()
             else:
-                with fit_of(self, cbs):
+                with pass_of(self, cbs, purpose, trains=False):
                     plan(self, n_epochs=1, train=False, valid=True)
-                    self._fit(train=False, valid=True)
+                    with phase_of(self, dl, training=False):
+                        self._validate()
         return rows
+
+    # What users set between fits ------------------------------------------------------------------
+
+    @property
+    def lr(self) -> float | Sequence[float]:
+        """The learning rate that the optimizer is made with; set between fits, it acts once, as fit(lr=x).
+
+        The lr of the steps is in `learn.opt.param_groups`.
+        """
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float | Sequence[float]) -> None:
+        if self.scopes:
+            raise RuntimeError(
+                f"learn.lr = {lr!r} in a fit would change nothing: expected ScheduleCB('lr', ...), a "
+                "scheduler, or pg['lr'] = ... for each pg in learn.opt.param_groups"
+            )
+        self._lr, self._is_new_lr = lr, True
+
+    @property
+    def dls(self) -> DataLoaders:
+        """The loaders; set, it takes what the constructor takes."""
+        return self._dls
+
+    @dls.setter
+    def dls(self, dls: Any) -> None:
+        self._dls = DataLoaders.of(dls)
 
     # What callbacks read --------------------------------------------------------------------------
 
@@ -365,9 +397,64 @@ class Learner(CallbackHost):
         return self.batch[1]
 
     @property
+    def n_epochs(self) -> int:
+        """Return how many epochs the fit has."""
+        return self.plan.n_epochs
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Return the phases of this fit: "train", "eval" or both."""
+        return self.plan.phases
+
+    @property
+    def epoch_steps(self) -> list[int | None]:
+        """Return the optimizer steps of each epoch of the fit, as planned; None where not known."""
+        return self.plan.epoch_steps
+
+    @property
+    def total_steps(self) -> int | None:
+        """Return the optimizer steps of the fit, as planned; None where the loader has no length."""
+        return self.plan.total_steps
+
+    @property
+    def schedule_epochs(self) -> int:
+        """Return how many epochs of the fit, from its first on, schedules of the lr rule."""
+        return self.plan.schedule_epochs
+
+    @property
+    def rank(self) -> int:
+        """Return this process's number among those that train together, from 0."""
+        return self.processes.rank
+
+    @property
+    def n_processes(self) -> int:
+        """Return how many processes train together."""
+        return self.processes.n
+
+    @property
+    def run_id(self) -> str | None:
+        """Return the name of the run that CheckpointCB writes; None without it."""
+        return self.run.id
+
+    @property
+    def n_fits(self) -> int:
+        """Return how many fits of the run are finished."""
+        return self.run.n_fits
+
+    @property
+    def saved_to(self) -> Path | None:
+        """Return the newest checkpoint of this fit."""
+        return self.run.saved_to
+
+    @property
+    def stop_signal(self) -> int | None:
+        """Return the signal that asked this fit to stop, if one came."""
+        return self.stop.signal
+
+    @property
     def is_fitting(self) -> bool:
         """Whether a fit, or a validate or predict of its own, is running."""
-        return "fit" in self.scopes
+        return self.purpose is not None
 
     def own_fields(self) -> dict[str, Any]:
         """Return the attributes that a subclass, a callback or a user gave this learner."""

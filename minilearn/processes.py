@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -53,7 +54,7 @@ def _part() -> None:
 
 def fail(rank: int, error: BaseException | None) -> None:
     """Leave a message for the others and part from them, or add that of the one that failed first."""
-    if _FAILED in _groups:
+    if _FAILED in _groups or not dist.is_initialized():
         return
     _groups[_FAILED] = True
     with suppress(Exception):  # the one that had the store may be gone
@@ -81,58 +82,71 @@ def ask(values: Sequence[float]) -> Callable[[], list[float]]:
     return answer
 
 
-def from_first(learn: Any, value: Any) -> Any:
-    """Return the first process's value, in all of them; any value that can be pickled."""
-    if learn.n_processes == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, group=_control())
-    return box[0]
+@dataclass
+class Processes:
+    """The processes that train together, of which this is one. With one process no method changes anything.
 
+    rank (of this process, from 0), n (how many there are), clock_s (the first one's clock, as all have it
+    since the last step; None before). DistributedCB says which there are.
+    """
 
-def from_each(learn: Any, value: Any) -> list[Any]:
-    """Return the values of all processes, in the order of their ranks."""
-    if learn.n_processes == 1:
-        return [value]
-    found: list[Any] = [None] * learn.n_processes
-    dist.all_gather_object(found, value, group=_control())
-    return found
+    rank: int = 0
+    n: int = 1
+    clock_s: float | None = None
 
+    def are(self, rank: int, n: int) -> None:
+        """Say which process this is, of how many."""
+        self.rank, self.n, self.clock_s = rank, n, None
 
-def copy_from_first(learn: Any, tensors: Iterable[Tensor]) -> None:
-    """Write the first process's values into the tensors of all of them."""
-    if learn.n_processes > 1:
-        for tensor in tensors:
-            if not is_part(tensor):  # of which each process has a part of its own
-                dist.broadcast(tensor.detach(), src=0)
+    def tick(self, clock_s: float) -> None:
+        """Take the first process's clock."""
+        self.clock_s = clock_s
 
+    def broadcast(self, value: Any) -> Any:
+        """Return the first process's value, in all of them; any value that can be pickled."""
+        if self.n == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=_control())
+        return box[0]
 
-def joint_metrics(learn: Any, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return metrics of the samples of all processes; with one process these themselves."""
-    if learn.n_processes == 1 or not metrics:
-        return metrics
-    from torcheval.metrics.toolkit import get_synced_metric_collection
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in the order of their ranks."""
+        if self.n == 1:
+            return [value]
+        found: list[Any] = [None] * self.n
+        dist.all_gather_object(found, value, group=_control())
+        return found
 
-    return dict(get_synced_metric_collection(metrics))
+    def broadcast_into(self, tensors: Iterable[Tensor]) -> None:
+        """Write the first process's values into the tensors of all of them."""
+        if self.n > 1:
+            for tensor in tensors:
+                if not is_part(tensor):  # of which each process has a part of its own
+                    dist.broadcast(tensor.detach(), src=0)
 
+    def joint(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Return metrics of the samples of all processes; with one process these themselves."""
+        if self.n == 1 or not metrics:
+            return metrics
+        from torcheval.metrics.toolkit import get_synced_metric_collection
 
-def joint_sums(learn: Any, values: Sequence[float]) -> list[float]:
-    """Return the sums of numbers over all processes."""
-    if learn.n_processes == 1:
-        return list(values)
-    sums = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(sums, group=_control())
-    return sums.tolist()
+        return dict(get_synced_metric_collection(metrics))
 
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Return the sums of numbers over all processes."""
+        if self.n == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(sums, group=_control())
+        return sums.tolist()
 
-def average(learn: Any, tensors: Iterable[Tensor]) -> None:
-    """Write into each tensor its mean over all processes."""
-    if learn.n_processes > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-            tensor.div_(learn.n_processes) if tensor.is_floating_point() else tensor.floor_divide_(
-                learn.n_processes
-            )
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Write into each tensor its mean over all processes."""
+        if self.n > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+                tensor.div_(self.n) if tensor.is_floating_point() else tensor.floor_divide_(self.n)
 
 
 # Tensors in parts ---------------------------------------------------------------------------------

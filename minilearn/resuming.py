@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,14 +23,17 @@ from .checkpoint import (
     put,
     read,
 )
+from .checks import check_fields
 from .data.loaders import batches_from
 from .events import CancelFitException
-from .fitting import set_mode
 from .interrupts import StopFetchError, stopped
 from .optim.groups import SCHEDULE_KEYS
 from .seeding import set_rng_state
 from .state import Loader, has_state
 from .weights import SUFFIX, check_alike, tensors_by_name
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 _END = object()
 
@@ -45,10 +48,11 @@ class Resume:
     before: dict[str, Any]
     loaders: list[tuple[Any, Any]]
 
-    def undo(self, learn: Any) -> None:
+    def undo(self, learn: Learner) -> None:
         """Leave the learner as it was before it."""
-        learn.history[:] = self.before.pop("history")
-        vars(learn).update(self.before)
+        learn.history[:] = self.before["history"]
+        learn.n_epochs_trained = self.before["n_epochs_trained"]
+        learn.run.is_at(*self.before["run"])
         for loader, state in self.loaders:
             loader.load_state_dict(state)
 
@@ -56,7 +60,7 @@ class Resume:
 # Before the fit -----------------------------------------------------------------------------------
 
 
-def begin_resume(learn: Any, resume: str | Path | bool) -> bool:
+def begin_resume(learn: Learner, resume: str | Path | bool) -> bool:
     """Find and check the checkpoint to go on from; return whether there is a fit to run.
 
     Until `restore`, only the history, the count of epochs and the loaders' seeds are the checkpoint's.
@@ -86,13 +90,13 @@ def begin_resume(learn: Any, resume: str | Path | bool) -> bool:
         return False
     _check(learn, saved, path)
     position = Position(**saved["position"])
-    before = {name: getattr(learn, name) for name in ("run_id", "n_fits", "n_epochs_trained")}
+    before = {"n_epochs_trained": learn.n_epochs_trained, "run": (learn.run_id, learn.n_fits)}
     before["history"] = list(learn.history)
     loaders = _pure_loaders(learn, saved)
     learn.resuming = Resume(path, saved, position, before, [(part, part.state_dict()) for part, _ in loaders])
     for loader, state in loaders:
         loader.load_state_dict(state)
-    learn.run_id, learn.n_fits = saved["run"], index
+    learn.run.is_at(saved["run"], index)
     learn.n_epochs_trained = saved["fields"]["n_epochs_trained"] - (position.phase == "train")
     learn.history[:] = _loaded(saved["history"])
     over = ": this fit is finished, nothing is left to train" if position.phase == "over" else ""
@@ -100,7 +104,7 @@ def begin_resume(learn: Any, resume: str | Path | bool) -> bool:
     return True
 
 
-def _found(learn: Any, resume: str | Path | bool) -> Path | None:
+def _found(learn: Learner, resume: str | Path | bool) -> Path | None:
     folders = [cb.folder for cb in learn.cbs if isinstance(cb, CheckpointCB)]
     if resume is True:
         if len(folders) != 1:
@@ -124,7 +128,7 @@ def _found(learn: Any, resume: str | Path | bool) -> Path | None:
     )
 
 
-def _check(learn: Any, saved: Saved, path: Path) -> None:
+def _check(learn: Learner, saved: Saved, path: Path) -> None:
     """Raise ValueError, with what differs, unless the learner is as the one of the checkpoint."""
     now = capture_rest(learn, Position(0))
     here: Any
@@ -185,16 +189,16 @@ def _check_groups(here: Any, there: Any, path: Path) -> None:
             raise ValueError(f"{path}: {odd[0]} is {place}, in group {i} of the optimizer")
 
 
-def _pure_loaders(learn: Any, saved: Saved) -> list[tuple[Any, Any]]:
+def _pure_loaders(learn: Learner, saved: Saved) -> list[tuple[Any, Any]]:
     """Return the loaders whose order is a pure function of their state, each with its state."""
     states = saved["loaders"]
     parts = [(x, states[name]) for name, x in loaders_of(learn).items() if hasattr(x, "batches")]
     return [(loader, _loaded(state)) for loader, state in parts if state]
 
 
-def _skip(learn: Any, saved: Saved) -> None:
+def _skip(learn: Learner, saved: Saved) -> None:
     """Give a learner whose fit was finished before the newest weights and rows that there are."""
-    learn.run_id = saved["run"]
+    learn.run.named(saved["run"])
     learn.history[:] = _loaded(saved["history"])
     for name, t in tensors_by_name(learn.model).items():
         t.detach().copy_(_loaded(saved["model"][name]))
@@ -210,7 +214,7 @@ def _brief(value: Any) -> str:
     return str(value)
 
 
-def _say(learn: Any, text: str) -> None:
+def _say(learn: Learner, text: str) -> None:
     if learn.rank == 0 and any(isinstance(cb, ProgressCB) for cb in learn.cbs):
         print(text)
 
@@ -218,24 +222,28 @@ def _say(learn: Any, text: str) -> None:
 # In the loop --------------------------------------------------------------------------------------
 
 
-def epochs_of(learn: Any) -> range:
-    """Return the epochs that are left to a fit."""
-    if learn.resuming is None:
-        return range(learn.n_epochs)
-    position = learn.resuming.position
-    if position.phase == "over":
-        raise CancelFitException  # what is left is to close what before_fit opened
-    if not position.is_inside:
-        _restore(learn)
-    return range(position.epoch, learn.n_epochs)
+def epochs_of(learn: Learner) -> Iterator[int]:
+    """Give the epochs that are left to a fit."""
+    first = 0
+    if learn.resuming is not None:
+        position = learn.resuming.position
+        if position.phase == "over":
+            raise CancelFitException  # what is left is to close what before_fit opened
+        if not position.is_inside:
+            _restore(learn)
+        first = position.epoch
+    for epoch in range(first, learn.n_epochs):
+        yield epoch
+        if epoch == first:
+            check_fields(learn)
 
 
-def is_trained(learn: Any) -> bool:
+def is_trained(learn: Learner) -> bool:
     """Whether the epoch's training was over when the run that goes on stopped."""
     return learn.resuming is not None and learn.resuming.position.phase == "eval"
 
 
-def batches_of(learn: Any) -> Iterator[tuple[int, Any]]:
+def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
     """Give the batches that are left to a phase, each with its number."""
     first = 0
     if learn.resuming is not None:
@@ -250,19 +258,19 @@ def batches_of(learn: Any) -> Iterator[tuple[int, Any]]:
     while True:
         try:
             try:
-                learn.is_fetching = may_stop
-                if may_stop and learn.stop_signal is not None:  # it came since the last batch
-                    raise StopFetchError
+                learn.stop.begin_fetch(may_stop)
                 batch = next(batches, _END)
             finally:
-                learn.is_fetching = False
+                learn.stop.end_fetch()
         except StopFetchError:  # also one that comes when the batch was just read
-            learn.is_fetching = False
+            learn.stop.end_fetch()
             _save(learn)
             raise stopped(learn) from None
         if batch is _END:
             break
         yield i, batch
+        if i == first and learn.epoch == 0:
+            check_fields(learn)
         i += 1
     if i == 0:
         raise ValueError(
@@ -270,14 +278,14 @@ def batches_of(learn: Any) -> Iterator[tuple[int, Any]]:
         )
 
 
-def _save(learn: Any) -> None:
+def _save(learn: Learner) -> None:
     """Save between two batches, where at_rest has fired already, for all but what saves."""
-    for cb in learn.cbs:
+    for cb in learn.cbs if "train" in learn.phases else ():
         if isinstance(cb, CheckpointCB):
             cb.at_rest(learn)
 
 
-def end_resume(learn: Any) -> bool:
+def end_resume(learn: Learner) -> bool:
     """Put back the state of a fit that was over when its checkpoint was written; return whether it was."""
     if learn.resuming is None or learn.resuming.position.phase != "over":
         return False
@@ -285,13 +293,13 @@ def end_resume(learn: Any) -> bool:
     return True
 
 
-def _restore(learn: Any) -> None:
+def _restore(learn: Learner) -> None:
     saved, position = learn.resuming.saved, learn.resuming.position
     put(learn, saved)
     for name, loader in loaders_of(learn).items():  # the last is that of the phase
         if name in saved["loaders"] and saved["loaders"][name]:
             loader.load_state_dict(_loaded(saved["loaders"][name]))
     if position.is_inside:
-        set_mode(learn)
+        learn.modes.apply()
     set_rng_state(_loaded(saved["rng"]))
     learn.resuming = None

@@ -7,7 +7,7 @@ import re
 import tempfile
 from contextlib import suppress
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,11 +25,14 @@ from .seeding import kept_rng, set_seed
 from .state import differences
 from .weights import tensors_by_name
 
+if TYPE_CHECKING:
+    from .learner import Learner
+
 _LEFT_OUT = (ProgressCB, CheckpointCB, CSVLoggerCB, TensorBoardCB)  # they write where the run does
 Trace = list[dict[str, str]]
 
 
-def verify_resume(learn: Any, at: int | None = None, n_epochs: int | None = None, **kwargs: Any) -> str:
+def verify_resume(learn: Learner, at: int | None = None, n_epochs: int | None = None, **kwargs: Any) -> str:
     """Train copies of a learner, one of them stopped after `at` steps and gone on with, and compare.
 
     Four runs: two straight through, one until the stop, one from its checkpoint with all random generators
@@ -123,7 +126,7 @@ class _StopCB(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def at_rest(self, learn: Any) -> None:
+    def at_rest(self, learn: Learner) -> None:
         if learn.n_steps == self.at:
             raise _StoppedError
 
@@ -140,11 +143,11 @@ class _TraceCB(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def before_batch(self, learn: Any) -> None:
+    def before_batch(self, learn: Learner) -> None:
         if learn.training:
             self.n_steps = learn.n_steps
 
-    def after_batch(self, learn: Any) -> None:
+    def after_batch(self, learn: Learner) -> None:
         # Not at a batch whose gradients are gathered for a later step.
         if learn.training and not learn.is_aside and learn.n_steps > self.n_steps:
             parts = {"batch": learn.batch, "loss": learn.loss, "weights": tensors_by_name(learn.model)}
@@ -158,7 +161,7 @@ def _digest(value: Any) -> str:
     return digest.hexdigest()
 
 
-def _copy(learn: Any) -> Any:
+def _copy(learn: Learner) -> Any:
     """Copy a learner; the data, and callbacks that are left out of it, are shared."""
     left_out = [cb for cb in learn.cbs if isinstance(cb, _LEFT_OUT)]
     memo = {id(part): part for part in [*left_out, *_data_of(learn)]}
@@ -168,11 +171,11 @@ def _copy(learn: Any) -> Any:
         raise TypeError(f"verify_resume works on copies, and {_odd_part(learn, memo)} ({error})") from error
     copied._defaults = [cb for cb in copied._defaults if not isinstance(cb, ProgressCB)]
     copied._set_cbs([cb for cb in copied._given if not isinstance(cb, _LEFT_OUT)])
-    copied.run_id, copied.n_fits = None, 0
+    copied.run.is_at(None, 0)
     return copied
 
 
-def _data_of(learn: Any) -> list[Any]:
+def _data_of(learn: Learner) -> list[Any]:
     """Return the tensors and arrays of the data sets, which no run changes."""
     found: list[Any] = []
     for loader in (learn.dls.train, learn.dls.valid, learn.dls.test):
@@ -183,7 +186,7 @@ def _data_of(learn: Any) -> list[Any]:
     return found
 
 
-def _odd_part(learn: Any, memo: dict[int, Any]) -> str:
+def _odd_part(learn: Learner, memo: dict[int, Any]) -> str:
     for cb in learn.cbs:
         try:
             deepcopy(cb, {**memo, id(learn): learn})

@@ -728,3 +728,129 @@ def test_host_of_the_user_s_own_plans_too():
     first, then = FirstPlanCB(lambda n: n + 1), PlanCB(lambda n: 2 * n)
     assert CallbackHost([then, first]).planned_steps(2, 3) == [8, 8]
     assert CallbackHost().planned_steps(2, None) == [None, None]
+
+
+# What a class declares ----------------------------------------------------------------------------
+
+
+def test_only_one_of_a_class_and_its_subclasses_is_allowed_with_its_reason():
+    class FirstCB(Callback):
+        only_one = "both would write lr"
+
+    class SecondCB(FirstCB):
+        pass
+
+    class OtherCB(Callback):
+        only_one = "both would show bars"
+
+    host = CallbackHost([FirstCB(), OtherCB()])
+    with pytest.raises(ValueError, match=r"FirstCB\(\) and SecondCB\(\): .*both would write lr"):
+        host.add_cb(SecondCB())
+    assert [type(cb) for cb in host.cbs] == [FirstCB, OtherCB]
+
+
+def test_only_one_holds_for_the_callbacks_of_a_fit_too(make_learner):
+    class OneCB(Callback):
+        only_one = "there is one of it"
+
+    learn = make_learner(cbs=OneCB())
+    with pytest.raises(ValueError, match="there is one of it"):
+        learn.fit(cbs=OneCB())
+    learn.fit()
+
+
+def test_one_that_replaces_a_default_is_still_one():
+    class OneCB(Callback):
+        only_one = "there is one of it"
+
+    mine = OneCB()
+    assert CallbackHost([mine], defaults=[OneCB()]).cbs == (mine,)
+
+
+PASSES = {
+    "fit": (lambda learn: learn.fit(), True),
+    "fit without validation": (lambda learn: learn.fit(valid=False), True),
+    "fit without training": (lambda learn: learn.fit(train=False), False),
+    "validate": (lambda learn: learn.validate(), False),
+    "predict": (lambda learn: learn.predict(learn.dls.valid), False),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_what_sits_out_evaluation_has_no_hook_in_a_pass_that_does_not_train(make_learner, name):
+    seen = []
+
+    class TrainingCB(Callback):
+        in_evaluation = False
+
+        def before_fit(self, learn):
+            seen.append("before_fit")
+
+        def after_predict(self, learn):
+            seen.append("after_predict")
+
+        def cleanup_fit(self, learn):
+            seen.append("cleanup_fit")
+
+    run, trains = PASSES[name]
+    learn = make_learner(cbs=TrainingCB(), n_batches=2, n_valid=1)
+    run(learn)
+    n_batches = {"fit": 3, "fit without validation": 2}.get(name, 0)
+    assert seen == (["before_fit", *["after_predict"] * n_batches, "cleanup_fit"] if trains else [])
+    seen.clear()
+    learn.fit(valid=False)  # and then it takes part again
+    assert seen[0] == "before_fit"
+
+
+def test_what_sits_out_evaluation_sits_out_a_validation_inside_a_fit(make_learner, at):
+    seen = []
+
+    class TrainingCB(Callback):
+        in_evaluation = False
+
+        def after_batch(self, learn):
+            seen.append(learn.phase)
+
+    inside = at("after_train", lambda learn: learn.validate())
+    make_learner(cbs=[TrainingCB(), inside], n_batches=2, n_valid=1).fit(2)
+    assert seen == ["train", "train", "eval"] * 2
+
+
+def test_what_sits_out_nested_passes_has_its_other_hooks_there(make_learner, at):
+    seen = []
+
+    class WatchCB(Callback):
+        in_nested = False
+
+        def before_validate(self, learn):
+            seen.append("before_validate")
+
+        def before_batch(self, learn):
+            if not learn.training:
+                seen.append("before_batch")
+
+        def after_batch(self, learn):
+            if not learn.training:
+                seen.append("after_batch")
+
+    inside = at("after_train", lambda learn: learn.validate())
+    make_learner(cbs=[WatchCB(), inside], n_batches=2, n_valid=1).fit()
+    assert seen == ["before_batch", "before_validate", "before_batch", "after_batch"]
+
+
+def test_wrapper_that_sits_out_evaluation_wraps_nothing_there(make_learner):
+    wrapped = []
+
+    class WrapCB(Callback):
+        in_evaluation = False
+
+        def wrap_hook(self, name, hook):
+            wrapped.append(name)
+            return hook
+
+    learn = make_learner(cbs=WrapCB())
+    wrapped.clear()
+    learn.validate()
+    in_validation = len(wrapped)
+    learn.fit()
+    assert len(wrapped) > in_validation

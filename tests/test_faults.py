@@ -189,11 +189,11 @@ def check_clean(learn, before):
     assert torch.is_grad_enabled()
     assert (learn.scopes, learn.is_fitting) == ([], False)
     assert (learn.stop_signal, learn.resuming) == (None, None)
-    assert (learn.is_fetching, learn.is_aside) == (False, False)
-    assert (learn.training, learn.dl, learn.found_modes) == (False, None, {})
+    assert (learn.stop.is_fetching, learn.is_aside) == (False, False)
+    assert (learn.training, learn.dl, learn.modes.found) == (False, None, {})
     for cb in learn.cbs:
         if isinstance(cb, ProgressCB):
-            assert (cb._view, cb._inner) == (None, 0)
+            assert cb._view is None
             assert cb.console._live_stack == []
         if isinstance(cb, MetricsCB):
             assert cb._outer == []

@@ -174,7 +174,7 @@ def stopped(learn, number, n_epochs=2, **kwargs):
     """Fit, which is to be stopped by a signal; return what is said."""
     with pytest.raises(ENDS[number]) as e:
         learn.fit(n_epochs, **kwargs)
-    assert (learn.scopes, learn.is_fetching, learn.is_aside, learn.resuming) == ([], False, False, None)
+    assert (learn.scopes, learn.stop.is_fetching, learn.is_aside, learn.resuming) == ([], False, False, None)
     assert "During handling" not in "".join(traceback.format_exception(e.value))
     if number == signal.SIGTERM:
         assert e.value.code == 143
@@ -331,7 +331,7 @@ def test_fetch_may_be_left_at_any_line(make):
             break
         finally:
             sys.settrace(None)
-        assert not learn.is_fetching
+        assert not learn.stop.is_fetching
         assert learn.saved_to is not None
         again = make(folder=f"run {n}")
         again.fit(1, resume=True)
@@ -434,7 +434,7 @@ def test_second_signal_while_a_checkpoint_is_written_leaves_whole_files(make, mo
 
 def test_second_signal_in_a_loader_stops_at_once(make):
     def twice():
-        learn.stop_signal = signal.SIGINT  # as if one came in the step before
+        learn.stop.agree(signal.SIGINT)  # as if one came in the step before
         send(signal.SIGINT)
 
     learn = make(train=Samples(N_PEEKED + 6, twice))

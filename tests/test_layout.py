@@ -1,6 +1,8 @@
 import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,20 @@ def name_of(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
 
 
+def is_for_types(node):
+    """Whether it is `if TYPE_CHECKING:`, whose imports a type checker alone makes."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def imports_of(path, source=None):
-    """Return what a file imports of minilearn, at any depth, as names inside the package."""
+    """Return what a file imports of minilearn, at any depth but for types, as names inside the package."""
     package = ["minilearn", *path.relative_to(PACKAGE).parts[:-1]]
     found = set()
-    for node in ast.walk(ast.parse(source or path.read_text())):
+    tree = ast.parse(source or path.read_text())
+    for_types = {id(node) for block in ast.walk(tree) if is_for_types(block) for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -47,6 +58,8 @@ from .. import learner
 import minilearn.plot
 from minilearn.optim.groups import set_lr
 import torch
+if TYPE_CHECKING:
+    from ..callback import Callback
 def late():
     from ..learner import Learner
 """
@@ -99,3 +112,58 @@ print(*sorted(new & {"torchvision", "matplotlib", "rich", "torcheval", "IPython"
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == []
+
+
+# Owners -------------------------------------------------------------------------------------------
+
+OBJECTS = {"modes", "plan", "processes", "run", "stop"}  # of the learner
+
+
+def stored_in(path):
+    """Return what a file assigns of a learner's objects: "learn.plan", "learn.stop.signal"."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    names = [ast.unparse(node) for node in nodes if isinstance(node.ctx, ast.Store)]
+    return {
+        name for name in names if len(parts := name.split(".")) > 1 and parts[-2:][0] in {"learn", *OBJECTS}
+    }
+
+
+def test_objects_of_the_learner_are_changed_by_their_own_methods():
+    stored = {name_of(path): stored_in(path) for path in FILES}
+    inner = {
+        file: {name for name in names if name.split(".")[-2] in OBJECTS} for file, names in stored.items()
+    }
+    assert {file: names for file, names in inner.items() if names} == {}
+    outer = {file for file, names in stored.items() if names & {f"learn.{name}" for name in OBJECTS}}
+    assert outer == {"fitting"}  # which plans a fit
+
+
+def test_cuda_is_named_only_where_another_accelerator_will_not_do():
+    named = {name_of(path) for path in FILES if "torch.cuda." in path.read_text()}
+    # Graphs and streams; which GPU is a process's, for NCCL; random states; the name of a GPU.
+    assert named == {"callbacks.graph", "callbacks.distributed", "seeding", "provenance"}
+
+
+def test_hooks_know_the_type_of_the_learner():
+    untyped = [name_of(path) for path in FILES if re.search(r"[(,]\s*learn: Any", path.read_text())]
+    assert untyped == []
+
+
+def test_files_import_each_other_in_one_direction():
+    names = {name_of(path) for path in FILES} - {""}
+
+    def file_of(name):
+        return name if name in names else name.rpartition(".")[0]
+
+    graph = {name_of(path): {file_of(name) for name in imports_of(path)} & names for path in FILES}
+    assert list(TopologicalSorter({name: of - {name} for name, of in graph.items()}).static_order())
+
+
+def test_folders_import_each_other_in_one_direction():
+    graph = {}
+    for path in FILES:
+        here = name_of(path).split(".")[0]
+        there = {name.split(".")[0] for name in imports_of(path)} & {name_of(p).split(".")[0] for p in FILES}
+        graph.setdefault(here, set()).update(there - {here, ""})
+    graph.pop("")  # the package's own file has all names
+    assert list(TopologicalSorter(graph).static_order())

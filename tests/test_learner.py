@@ -670,3 +670,123 @@ def test_a_zero_grad_that_was_put_on_the_optimizer_is_called(make_learner, at):
     calls = []
     make_learner(cbs=[at("before_fit", put)]).fit()
     assert calls == [1] * 3
+
+
+# What is set between fits and in hooks ------------------------------------------------------------
+
+
+def lr_of(learn):
+    return learn.opt.param_groups[0]["lr"]
+
+
+def test_lr_that_is_set_between_fits_acts_once(make_learner):
+    learn = make_learner(lr=0.1)
+    learn.fit()
+    learn.lr = 0.3
+    learn.fit()
+    assert lr_of(learn) == learn.lr == 0.3
+    learn.opt.param_groups[0]["lr"] = 0.5  # by hand, later
+    learn.fit()
+    assert lr_of(learn) == 0.5
+
+
+def test_lr_that_is_set_before_the_first_fit_is_the_optimizers(make_learner):
+    learn = make_learner(lr=0.1)
+    learn.lr = 0.3
+    learn.fit()
+    assert lr_of(learn) == 0.3
+
+
+def test_lr_of_the_fit_rules_over_one_that_was_set(make_learner):
+    learn = make_learner(lr=0.1)
+    learn.fit()
+    learn.lr = 0.3
+    learn.fit(lr=0.2)
+    learn.fit()
+    assert lr_of(learn) == 0.2
+
+
+def test_lr_that_is_set_in_a_hook_is_refused_with_what_to_write(make_learner, at):
+    def change(learn):
+        learn.lr = 0.2
+
+    with pytest.raises(RuntimeError, match=r"learn\.lr = 0\.2 .*ScheduleCB\('lr'.*pg\['lr'\]"):
+        make_learner(cbs=at("after_step", change)).fit()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("opt_func", torch.optim.SGD), ("param_groups", lambda model: [{"params": model.parameters()}])],
+)
+def test_new_maker_beside_a_kept_optimizer_is_refused(make_learner, name, value):
+    learn = make_learner()
+    learn.fit()
+    setattr(learn, name, value)
+    with pytest.raises(ValueError, match=rf"{name} .*reset_opt=True"):
+        learn.fit()
+    learn.fit(reset_opt=True)
+    learn.fit()
+
+
+def test_optimizer_of_the_users_own_is_kept_whatever_the_makers_are(make_learner):
+    learn = make_learner()
+    learn.opt = torch.optim.SGD(learn.model.parameters(), lr=0.1)
+    learn.opt_func = torch.optim.AdamW
+    learn.fit()
+    assert type(learn.opt) is torch.optim.SGD
+
+
+def test_dls_takes_what_the_constructor_takes(make_learner):
+    learn = make_learner(n_batches=3)
+    train = learn.dls.train
+    learn.dls = {"train": train}
+    assert isinstance(learn.dls, DataLoaders)
+    assert (learn.dls.train, learn.dls.valid) == (train, None)
+    with pytest.raises((TypeError, ValueError), match="train"):
+        learn.dls = 7
+
+
+def test_loss_that_was_inferred_is_inferred_again_from_other_data(make_learner):
+    learn = make_learner()
+    learn.fit()
+    assert learn.loss_func is F.cross_entropy
+    x = torch.randn(8, 3)
+    learn.dls = {"train": [(x, x[:, :2])]}
+    learn.fit()
+    assert learn.loss_func is F.mse_loss
+
+
+def test_loss_that_was_given_stays_with_other_data(make_learner):
+    learn = make_learner(loss_func=F.cross_entropy)
+    learn.fit()
+    x = torch.randn(8, 3)
+    learn.dls = {"train": [(x, x[:, :2].softmax(1))]}
+    learn.fit()
+    assert learn.loss_func is F.cross_entropy
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("pred", r"learn\.preds"),
+        ("n_stpes", r"learn\.n_steps"),
+        ("bacth", r"learn\.batch"),
+        ("epochh", r"learn\.epoch"),
+        ("stop_training", "CancelFitException"),
+        ("should_stop", "CancelFitException"),
+    ],
+)
+@pytest.mark.parametrize("event", ["after_predict", "after_epoch"])
+def test_field_that_looks_like_one_of_ours_is_warned_of_once(make_learner, at, name, advice, event):
+    learn = make_learner(cbs=at(event, lambda learn: setattr(learn, name, True)), n_batches=3)
+    with pytest.warns(UserWarning, match=rf"learn\.{name} .*{advice}") as said:
+        learn.fit(3)
+    assert len(said) == 1
+    learn.fit(2)  # where a warning would be an error
+
+
+@pytest.mark.parametrize("name", ["losses", "batches", "my_notes", "_pred", "ema"])
+def test_other_fields_are_the_users_business(make_learner, at, name):
+    learn = make_learner(cbs=at("after_predict", lambda learn: setattr(learn, name, 1)))
+    learn.fit()  # any warning is an error here
+    assert getattr(learn, name) == 1

@@ -6,24 +6,25 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..checks import is_whole
 from ..data.loaders import generators_of, head_of
-from ..events import CancelBatchException
-from ..freezing import mode_of
 from ..optim.groups import groups_of, put
-from ..processes import average, like
+from ..processes import like
 from ..seeding import kept_rng
 from ..weights import plain_name, tensors_by_name
 from .hyperparameters import ScheduleCB
-from .scheduler import BaseSchedulerCB
+from .scheduler import BaseSchedulerCB, sum_of
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 _swa: Any = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -51,7 +52,9 @@ class BaseAveragingCB(Callback):
     Differs: from torch's update_bn, which has dropout on while it measures.
     """
 
-    order = 70
+    order = Order.AVERAGING
+    only_one = "validation can see one average"
+    in_evaluation = False
     in_lr_find = False
 
     def __init__(self, n_norm_batches: int = 100) -> None:
@@ -71,36 +74,27 @@ class BaseAveragingCB(Callback):
 
     # When -----------------------------------------------------------------------------------------
 
-    def before_fit(self, learn: Any) -> None:
-        if "train" not in learn.phases:
-            return
-        if (others := [cb for cb in learn.cbs if isinstance(cb, BaseAveragingCB)])[0] is not self:
-            raise ValueError(
-                f"{others[0]!r} and {self!r}: validation can see one average; expected one of them"
-            )
+    def before_fit(self, learn: Learner) -> None:
         named = {name: t for name, t in tensors_by_name(learn.model).items() if isinstance(t, nn.Parameter)}
         self._names = [name for name, p in named.items() if p.is_floating_point() or p.is_complex()]
         self._params = [named[name] for name in self._names]
         self._is_wider = any(p.dtype in (torch.float16, torch.bfloat16) for p in self._params)
         self.n_averaged, self._averages, self._statistics = 0, [], {}
 
-    def after_train(self, learn: Any) -> None:
-        if self.n_averaged and "eval" in learn.phases:
-            with kept_rng(*generators_of(learn.dls.valid)):  # a loader may draw when its pass begins
-                row = learn.validate()
-            if row:
-                learn.history.append({**row, "train": "iterate"})
+    def after_train(self, learn: Learner) -> None:
+        # A fit without validation has no rows "eval", and no others beside them.
+        if self.n_averaged and "eval" in learn.phases and (row := learn.validate()):
+            learn.history.append({**row, "train": "iterate"})
 
-    def before_validate(self, learn: Any) -> None:
-        if self.n_averaged and "train" in learn.phases and learn.scopes[-2] == "epoch" and not learn.is_aside:
+    def before_validate(self, learn: Learner) -> None:
+        if self.n_averaged:
             self._swapped.enter_context(self.applied(learn))
 
-    def cleanup_validate(self, learn: Any) -> None:
-        if learn.scopes[-2] == "epoch":
-            self._swapped.close()
+    def cleanup_validate(self, learn: Learner) -> None:
+        self._swapped.close()
 
-    def cleanup_fit(self, learn: Any) -> None:
-        if self.n_averaged and "train" in learn.phases and not learn.is_failing:
+    def cleanup_fit(self, learn: Learner) -> None:
+        if self.n_averaged and not learn.is_failing:
             if not self._statistics:
                 with self.applied(learn):  # which measures, and leaves nothing behind if that fails
                     pass
@@ -127,7 +121,7 @@ class BaseAveragingCB(Callback):
         raise NotImplementedError
 
     @contextmanager
-    def applied(self, learn: Any) -> Iterator[None]:
+    def applied(self, learn: Learner) -> Iterator[None]:
         """Have the model hold the average inside a `with`; no checkpoint is written there."""
         if self._is_swapped:
             yield
@@ -142,7 +136,7 @@ class BaseAveragingCB(Callback):
             _copy(kept, learn.model)
             learn.is_aside, self._is_swapped = is_aside, False
 
-    def _put(self, learn: Any) -> None:
+    def _put(self, learn: Learner) -> None:
         """Write the average into the model, with its statistics."""
         _copy(dict(zip(self._names, self._averages, strict=True)), learn.model)
         if not self._statistics:
@@ -226,17 +220,15 @@ class SWACB(BaseAveragingCB):
     def __repr__(self) -> str:
         return f"SWACB(start={self.start}, swa_lr={self.swa_lr})"
 
-    def plan_schedules(self, learn: Any, n_epochs: int) -> int:
+    def plan_schedules(self, learn: Learner, n_epochs: int) -> int:
         return n_epochs if self.swa_lr is None else min(n_epochs, self._epoch_of(n_epochs))
 
     def _epoch_of(self, n_epochs: int) -> int:
         return self.start if isinstance(self.start, int) else int(round(self.start * n_epochs, 9))
 
-    def before_fit(self, learn: Any) -> None:
+    def before_fit(self, learn: Learner) -> None:
         super().before_fit(learn)
         self._first_step, self._lrs, self._before = None, [], []
-        if "train" not in learn.phases:
-            return
         first = self._first_epoch = self._epoch_of(learn.n_epochs)
         if first >= learn.n_epochs:
             raise ValueError(
@@ -249,18 +241,19 @@ class SWACB(BaseAveragingCB):
                 f"{self!r}: anneal_epochs={self.anneal_epochs} from epoch {first} on, of which the fit has "
                 f"{len(left)}: expected at most as many"
             )
-        if None in counts:
+        n_left, n_anneal = sum_of(left), sum_of(counts)
+        if n_anneal is None:
             raise ValueError(f"{self!r}: annealing counts steps, and the train loader has no length")
-        if self.every_steps and None not in left and self.every_steps > sum(left):
+        if self.every_steps and n_left is not None and self.every_steps > n_left:
             raise ValueError(
-                f"{self!r}: every_steps={self.every_steps}, and the fit has {sum(left)} steps from epoch "
+                f"{self!r}: every_steps={self.every_steps}, and the fit has {n_left} steps from epoch "
                 f"{first} on: nothing would be averaged"
             )
-        self._n_anneal = sum(counts)
+        self._n_anneal = n_anneal
         if self.swa_lr is not None:
             self._check_lrs(learn)
 
-    def _check_lrs(self, learn: Any) -> None:
+    def _check_lrs(self, learn: Learner) -> None:
         groups = groups_of(learn.opt)
         if isinstance(self.swa_lr, Sequence) and len(self.swa_lr) != len(groups):
             raise ValueError(
@@ -274,14 +267,14 @@ class SWACB(BaseAveragingCB):
             for group, lr in cb.values_before() if isinstance(cb, ScheduleCB) and cb.name == "lr" else ():
                 self._before[next(i for i, other in enumerate(groups) if other is group)] = float(lr)
 
-    def before_train(self, learn: Any) -> None:
+    def before_train(self, learn: Learner) -> None:
         if learn.epoch >= self._first_epoch and self._first_step is None:
             self._first_step = learn.n_steps
             if self.swa_lr is not None:
                 self._lrs = [float(group["lr"]) for group in groups_of(learn.opt)]
             self._write_lr(learn)
 
-    def after_step(self, learn: Any) -> None:
+    def after_step(self, learn: Learner) -> None:
         if self._first_step is None:
             return
         n_steps = learn.n_steps - self._first_step
@@ -290,12 +283,12 @@ class SWACB(BaseAveragingCB):
         if self.every_steps and n_steps % self.every_steps == 0:
             self.update()
 
-    def after_train(self, learn: Any) -> None:
+    def after_train(self, learn: Learner) -> None:
         if self._first_step is not None and not self.every_steps:
             self.update()
         super().after_train(learn)
 
-    def cleanup_fit(self, learn: Any) -> None:
+    def cleanup_fit(self, learn: Learner) -> None:
         super().cleanup_fit(learn)
         if learn.n_steps and not self.n_averaged and not learn.is_failing:
             warnings.warn(f"{self!r}: the fit ended before anything was averaged", stacklevel=2)
@@ -303,8 +296,9 @@ class SWACB(BaseAveragingCB):
             put(group, "lr", lr)
         self._before = []
 
-    def _write_lr(self, learn: Any) -> None:
-        done = (learn.n_steps - self._first_step) / self._n_anneal if self._n_anneal else 1.0
+    def _write_lr(self, learn: Learner) -> None:
+        n_steps = learn.n_steps - (self._first_step or 0)
+        done = n_steps / self._n_anneal if self._n_anneal else 1.0
         share = (1 - math.cos(math.pi * done)) / 2 if self.anneal == "cos" else done
         ends = self.swa_lr if isinstance(self.swa_lr, Sequence) else [self.swa_lr] * len(self._lrs)
         for group, lr, end in zip(groups_of(learn.opt) if self._lrs else (), self._lrs, ends, strict=False):
@@ -354,19 +348,19 @@ class EMACB(BaseAveragingCB):
     def __repr__(self) -> str:
         return f"EMACB(decay={self.decay})"
 
-    def before_fit(self, learn: Any) -> None:
+    def before_fit(self, learn: Learner) -> None:
         super().before_fit(learn)
-        if "train" in learn.phases and learn.total_steps is not None and self.every_steps > learn.total_steps:
+        if learn.total_steps is not None and self.every_steps > learn.total_steps:
             raise ValueError(
                 f"{self!r}: every_steps={self.every_steps}, and the fit has {learn.total_steps} steps: the "
                 "average would be the weights from before the fit"
             )
 
-    def before_step(self, learn: Any) -> None:
+    def before_step(self, learn: Learner) -> None:
         if not self._averages:
             self.update()  # the weights before the first step
 
-    def after_step(self, learn: Any) -> None:
+    def after_step(self, learn: Learner) -> None:
         if learn.n_steps % self.every_steps == 0:
             self.update()
 
@@ -380,7 +374,7 @@ class EMACB(BaseAveragingCB):
 # For others ---------------------------------------------------------------------------------------
 
 
-def averaged(learn: Any) -> AbstractContextManager[None]:
+def averaged(learn: Learner) -> AbstractContextManager[None]:
     """See `Learner.averaged`."""
     cbs = [cb for cb in learn.cbs if isinstance(cb, BaseAveragingCB)]
     if not cbs:
@@ -390,7 +384,7 @@ def averaged(learn: Any) -> AbstractContextManager[None]:
     return cbs[0].applied(learn)
 
 
-def seen_by_validation(learn: Any) -> AbstractContextManager[None]:
+def seen_by_validation(learn: Learner) -> AbstractContextManager[None]:
     """Have the model hold, inside a `with`, the weights that an epoch's row "eval" is of."""
     has_average = any(isinstance(cb, BaseAveragingCB) and cb.n_averaged for cb in learn.cbs)
     return averaged(learn) if has_average else nullcontext()
@@ -402,20 +396,15 @@ def seen_by_validation(learn: Any) -> AbstractContextManager[None]:
 class _MeasureNormsCB(Callback):
     """Have BatchNorms take their statistics from the batches; nothing is done with the predictions."""
 
-    order = 1000
-
     def __init__(self, norms: list[_BatchNorm]) -> None:
         self.norms = norms
 
-    def before_validate(self, learn: Any) -> None:
+    def before_batch(self, learn: Learner) -> None:
         for norm in self.norms:
             norm.train()
 
-    def after_predict(self, learn: Any) -> None:
-        raise CancelBatchException
 
-
-def _measured(learn: Any, n_batches: int) -> dict[str, Tensor]:
+def _measured(learn: Learner, n_batches: int) -> dict[str, Tensor]:
     """Return the statistics of the BatchNorms for the weights that the model holds; they are left in it."""
     named = {name: module for name, module in learn.model.named_modules() if _is_measured(learn, module)}
     norms = list(named.values())
@@ -427,7 +416,7 @@ def _measured(learn: Any, n_batches: int) -> dict[str, Tensor]:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches, each alike
         with kept_rng(*generators_of(learn.dls.train)), _not_compiled(learn.model):
-            learn.validate(head_of(learn.dls.train, n_batches), cbs=[_MeasureNormsCB(norms)])
+            learn._evaluate(head_of(learn.dls.train, n_batches), [_MeasureNormsCB(norms)], "measure")
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -436,7 +425,7 @@ def _measured(learn: Any, n_batches: int) -> dict[str, Tensor]:
         for name, norm in named.items()
         for key in _STATISTICS
     }
-    average(learn, statistics.values())  # each process has measured on its part of the batches
+    learn.processes.average(statistics.values())  # each process has measured on its part of the batches
     return statistics
 
 
@@ -447,12 +436,12 @@ def _not_compiled(model: nn.Module) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def _is_measured(learn: Any, module: nn.Module) -> bool:
+def _is_measured(learn: Learner, module: nn.Module) -> bool:
     if not isinstance(module, _BatchNorm) or module.running_mean is None:
         return False
     # Frozen ones keep theirs; a model found in evaluation mode as a whole is trained all the same.
-    is_frozen = any(module is norm for norm in learn.frozen_norms)
-    return not is_frozen and (mode_of(learn, module) or not mode_of(learn, learn.model))
+    is_frozen = learn.modes.is_frozen(module)
+    return not is_frozen and (learn.modes.of(module) or not learn.modes.of(learn.model))
 
 
 @torch.no_grad()

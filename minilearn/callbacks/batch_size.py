@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..checks import check_reached, is_whole
 from ..data.loaders import check_not_empty, n_batches, with_batch_size
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class BatchSizeCB(Callback):
@@ -26,7 +29,9 @@ class BatchSizeCB(Callback):
     Source: document 002; Smith et al. 2018, "Don't decay the learning rate, increase the batch size".
     """
 
-    order = -95
+    order = Order.BATCH_SIZE
+    only_one = "the last one would win; give one the whole table"
+    in_evaluation = False
     in_lr_find = False
 
     def __init__(self, sizes: Mapping[int, int]) -> None:
@@ -47,26 +52,22 @@ class BatchSizeCB(Callback):
         """Return nothing: the batch size follows from the epoch."""
         return {}
 
-    def before_fit(self, learn: Any) -> None:
-        if "train" not in learn.phases:
-            return
-        if (others := [cb for cb in learn.cbs if isinstance(cb, BatchSizeCB)])[0] is not self:
-            raise ValueError(f"{len(others)} BatchSizeCB: the last would win; give one the whole table")
+    def before_fit(self, learn: Learner) -> None:
         check_reached(self, self.sizes, learn.n_epochs)
         for bs in self.sizes.values():
             check_not_empty(f"train (of batch size {bs})", self._resized(learn, bs))
 
-    def before_train(self, learn: Any) -> None:
+    def before_train(self, learn: Learner) -> None:
         if (bs := self._size_at(learn.epoch)) is not None:
             loader = self._resized(learn, bs)
             if hasattr(learn.dl, "epoch") and hasattr(loader, "set_epoch"):
                 loader.set_epoch(learn.dl.epoch)
             learn.dl = loader
 
-    def cleanup_fit(self, learn: Any) -> None:
+    def cleanup_fit(self, learn: Learner) -> None:
         self._loaders = {}
 
-    def plan_steps(self, learn: Any, steps: list[int | None]) -> list[int | None]:
+    def plan_steps(self, learn: Learner, steps: list[int | None]) -> list[int | None]:
         lengths = {bs: n_batches(with_batch_size(learn.dls.train, bs)) for bs in self.sizes.values()}
         sizes = map(self._size_at, range(len(steps)))
         return [n if bs is None else lengths[bs] for n, bs in zip(steps, sizes, strict=True)]
@@ -74,7 +75,7 @@ class BatchSizeCB(Callback):
     def _size_at(self, epoch: int) -> int | None:
         return next((bs for start, bs in reversed(self.sizes.items()) if start <= epoch), None)
 
-    def _resized(self, learn: Any, bs: int) -> Any:
+    def _resized(self, learn: Learner, bs: int) -> Any:
         if bs not in self._loaders:
             self._loaders[bs] = with_batch_size(learn.dls.train, bs)
         return self._loaders[bs]

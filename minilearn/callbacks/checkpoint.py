@@ -8,9 +8,9 @@ import uuid
 import warnings
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..checkpoint import (
     BEST,
     Position,
@@ -27,10 +27,13 @@ from ..checkpoint import (
 from ..checks import is_whole
 from ..data.loaders import why_not_resumable
 from ..files import SIDE, check_folder, read_torch, write_torch
-from ..processes import from_first, whole_in_first
+from ..processes import whole_in_first
 from ..weights import tensors_by_name
 from .averaging import seen_by_validation
 from .monitor import Monitor
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class CheckpointCB(Callback):
@@ -62,7 +65,8 @@ class CheckpointCB(Callback):
         the checkpoints that are there stay whole.
     """
 
-    order = 2000
+    order = Order.CHECKPOINT
+    in_evaluation = False
     in_lr_find = False
 
     def __init__(
@@ -104,57 +108,53 @@ class CheckpointCB(Callback):
 
     # Hooks ----------------------------------------------------------------------------------------
 
-    def before_fit(self, learn: Any) -> None:
-        if "train" not in learn.phases:
-            return
+    def before_fit(self, learn: Learner) -> None:
         self._check(learn)
         self._check_folder(learn)
-        self._last_step, self._last_s = 0, from_first(learn, time.monotonic())
+        self._last_step, self._last_s = 0, learn.processes.broadcast(time.monotonic())
         self._needs, self._settings = {False: _needs_of(learn)}, settings_of(learn)
         if learn.resuming is not None:
             _warn_of_settings(learn.resuming.saved["settings"], self._settings)
         capture_weights(learn)  # raises now for what a checkpoint cannot hold
 
-    def before_train(self, learn: Any) -> None:
+    def before_train(self, learn: Learner) -> None:
         if why := why_not_resumable(learn.dl):  # a callback may have put another in place of dls.train
             raise ValueError(f"{self!r} cannot keep the place in the training loader: {why}")
         self._needs[True] = _needs_of(learn)
 
-    def before_validate(self, learn: Any) -> None:
-        if learn.is_aside or "train" not in learn.phases:
-            return
+    def before_validate(self, learn: Learner) -> None:
         self._needs[True] = _needs_of(learn)
         if why_not_resumable(learn.dl):  # validation will have to begin again, from this state
             self._at_validation = deepcopy(capture_rest(learn, Position(learn.epoch, "eval")))
 
-    def after_epoch(self, learn: Any) -> None:
-        if self.monitor is not None and "train" in learn.phases:
+    def after_epoch(self, learn: Learner) -> None:
+        if self.monitor is not None:
             value, best = self.monitor.value(learn), self.monitor.worst if self.best is None else self.best
             if self.monitor.is_better(value, best):
                 self.best, self._is_best = value, True
 
-    def cleanup_epoch(self, learn: Any) -> None:
+    def cleanup_epoch(self, learn: Learner) -> None:
         is_best, self._is_best, self._at_validation = self._is_best, False, None
         if is_best:  # here, for this epoch may also be the one that ends the fit
             self._write(learn, BEST, position_of(learn))
 
-    def at_rest(self, learn: Any) -> None:
-        if "train" in learn.phases and self._is_due(learn):
+    def at_rest(self, learn: Learner) -> None:
+        if self._is_due(learn):
             position, rest = position_of(learn), None
             if position.phase == "eval" and self._at_validation is not None:
-                if learn.stop_signal is None:
+                if not learn.stop.is_asked:
                     return
                 position, rest = Position(learn.epoch, "eval"), self._at_validation
             self._last_step, self._last_s = learn.n_steps, _now_s(learn)
-            learn.saved_to = self._write(learn, name_of(learn.n_epochs_trained, position), position, rest)
+            learn.run.saved(self._write(learn, name_of(learn.n_epochs_trained, position), position, rest))
             if learn.rank == 0:
                 for old in checkpoints_in(self.folder)[: -self.keep]:
                     old.unlink()
 
     # Its parts ------------------------------------------------------------------------------------
 
-    def _is_due(self, learn: Any) -> bool:
-        if not learn.scopes or learn.stop_signal is not None:
+    def _is_due(self, learn: Learner) -> bool:
+        if not learn.scopes or learn.stop.is_asked:
             return True
         if self.every_steps and learn.n_steps % self.every_steps == 0 and learn.n_steps != self._last_step:
             return True
@@ -162,7 +162,7 @@ class CheckpointCB(Callback):
             return True
         return self.every_minutes is not None and _now_s(learn) - self._last_s >= 60 * self.every_minutes
 
-    def _write(self, learn: Any, name: str, position: Position, rest: Saved | None = None) -> Path:
+    def _write(self, learn: Learner, name: str, position: Position, rest: Saved | None = None) -> Path:
         if rest is None:
             needs: set[str] = set()
             rest = capture_rest(learn, position, needs)
@@ -184,7 +184,7 @@ class CheckpointCB(Callback):
             write_torch(path, whole)
         return path
 
-    def _check(self, learn: Any) -> None:
+    def _check(self, learn: Learner) -> None:
         check_opt(learn.opt)
         if why := why_not_resumable(learn.dls.train):
             raise ValueError(f"{self!r} cannot keep the place in dls.train: {why}")
@@ -199,7 +199,7 @@ class CheckpointCB(Callback):
         if self.monitor is not None:
             self.monitor.check(learn)
 
-    def _check_run(self, learn: Any, path: Path) -> None:
+    def _check_run(self, learn: Learner, path: Path) -> None:
         if not path.exists():
             return
         saved = read_torch(path, check=False)
@@ -211,8 +211,8 @@ class CheckpointCB(Callback):
                 f"fit(..., resume={str(self.folder)!r}), or choose another folder"
             )
 
-    def _check_folder(self, learn: Any) -> None:
-        learn.run_id = from_first(learn, learn.run_id or uuid.uuid4().hex)
+    def _check_folder(self, learn: Learner) -> None:
+        learn.run.named(learn.processes.broadcast(learn.run_id or uuid.uuid4().hex))
         if learn.rank:
             return
         check_folder(self, self.folder)
@@ -240,11 +240,12 @@ def _warn_of_settings(before: Saved, now: Saved) -> None:
                 )
 
 
-def _now_s(learn: Any) -> float:
+def _now_s(learn: Learner) -> float:
     """Return the time by this process's clock, or by the first one's, which all have as of the last step."""
     if learn.n_processes == 1:
         return time.monotonic()
-    return -math.inf if learn.time_s is None else learn.time_s
+    clock_s = learn.processes.clock_s
+    return -math.inf if clock_s is None else clock_s
 
 
 def _place_of(resuming: Any) -> Path:
@@ -252,7 +253,7 @@ def _place_of(resuming: Any) -> Path:
     return Path(name_of(resuming.saved["fields"]["n_epochs_trained"], resuming.position))
 
 
-def _needs_of(learn: Any) -> set[str]:
+def _needs_of(learn: Learner) -> set[str]:
     """Return what can only be loaded into objects that are there, which they are at this moment."""
     needs: set[str] = set()
     capture_rest(learn, Position(0), needs)

@@ -6,20 +6,22 @@ import inspect
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..callback import Callback, Hook
+from ..callback import Callback, Hook, Order
 from ..data.loaders import part_of
-from ..processes import ask, copy_from_first, fail, from_each, from_first, is_part, join
+from ..processes import Processes, ask, fail, is_part, join
 from ..seeding import seed_of
 from .device import DeviceCB, default_device
 from .metrics import MetricsCB
 from .precision import MixedPrecisionCB
-from .predictions import PredictionsCB
 from .stop import tensors_of
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class DistributedCB(Callback):
@@ -62,7 +64,8 @@ class DistributedCB(Callback):
         another way, all end with an error, at the latest when they have waited for timeout_s.
     """
 
-    order = 1500
+    order = Order.PROCESSES
+    only_one = "there is one group of processes"
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class DistributedCB(Callback):
         _check_kwargs(kwargs, shard)
         self.shard, self.timeout_s, self.kwargs = shard, timeout_s, kwargs
         self.rank, self.n_processes = (int(os.environ.get(k, v)) for k, v in (("RANK", 0), ("WORLD_SIZE", 1)))
+        self._processes = Processes()
         self._ddp: Any = None
         self._ddp_of: Any = None  # which parameters it was made for
         self._parts: dict[int, tuple[Any, Any]] = {}  # loader, and this process's part of it
@@ -93,32 +97,32 @@ class DistributedCB(Callback):
 
     # Before all else ------------------------------------------------------------------------------
 
-    def prepare(self, learn: Any) -> None:
-        if [cb for cb in learn.cbs if isinstance(cb, DistributedCB)] != [self]:
-            raise ValueError("several DistributedCB: expected one")
-        learn.rank, learn.n_processes = self.rank, self.n_processes
-        learn.share = learn.loss_weight = learn.time_s = None
+    def prepare(self, learn: Learner) -> None:
+        self._processes = learn.processes
+        self._processes.are(self.rank, self.n_processes)
+        learn.share = learn.loss_weight = None
         if self.shard is not None:
             self._to_shard(learn.model)
         if self.n_processes == 1:
             return
-        self._is_alone = any(isinstance(cb, PredictionsCB) for cb in learn.cbs)
+        self._is_alone = learn.purpose == "predict"
         device = self._device(learn)
         join(device, self.timeout_s)
-        for loader in (learn.dls.train, learn.dls.valid, learn.dls.test):
+        loaders: list[Any] = [learn.dls.train, learn.dls.valid, learn.dls.test]
+        for loader in loaders:
             if hasattr(loader, "seed") and not any(loader is known for known in self._seeded):
-                loader.seed = from_first(learn, loader.seed)
+                loader.seed = self._processes.broadcast(loader.seed)
                 self._seeded.append(loader)
         if not self._is_seeded:  # the first fit
             self._is_seeded = True
             learn.model.to(device)
-            copy_from_first(learn, tensors_of(learn.model))
+            self._processes.broadcast_into(tensors_of(learn.model))
             if self.rank:
                 torch.manual_seed(seed_of(torch.initial_seed(), self.rank))
         if self.shard is not None and not any(is_part(p) for p in learn.model.parameters()):
             self._shard(learn.model, device)
 
-    def _device(self, learn: Any) -> torch.device:
+    def _device(self, learn: Learner) -> torch.device:
         device = next((cb.device for cb in learn.cbs if isinstance(cb, DeviceCB)), default_device())
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"{self!r} on {device}: expected processes on CUDA or on the CPU")
@@ -158,7 +162,7 @@ class DistributedCB(Callback):
             return _nothing
         return hook
 
-    def before_fit(self, learn: Any) -> None:
+    def before_fit(self, learn: Learner) -> None:
         if self.n_processes == 1 or self._is_alone:
             return
         for cb in learn.cbs:
@@ -167,33 +171,35 @@ class DistributedCB(Callback):
             if isinstance(cb, MixedPrecisionCB) and cb.dtype is torch.float16 and self.shard is not None:
                 raise ValueError(f"{cb!r} with {self!r}: the scaler sees one part alone; expected bfloat16")
         resuming = learn.resuming
-        places = from_each(learn, None if resuming is None else (resuming.path.name, resuming.position))
+        places = self._processes.all_gather(
+            None if resuming is None else (resuming.path.name, resuming.position)
+        )
         if any(place != places[0] for place in places):
             raise ValueError(
                 f"{self!r}: the processes do not go on from the same checkpoint: {places}; expected a folder "
                 "that all of them see"
             )
-        if "train" in learn.phases:
+        if "train" in learn.phases:  # a fit without training plans no steps
             self._check_plan(learn)
         self._asked, self._rng = None, None
 
-    def _check_plan(self, learn: Any) -> None:
-        plans = from_each(learn, learn.epoch_steps)
+    def _check_plan(self, learn: Learner) -> None:
+        plans = self._processes.all_gather(learn.epoch_steps)
         if any(plan != plans[0] for plan in plans):
             raise ValueError(
                 f"{self!r}: the processes plan other steps, {plans}: expected the same data in each"
             )
 
-    def before_train(self, learn: Any) -> None:
+    def before_train(self, learn: Learner) -> None:
         self._divide(learn)
 
-    def before_validate(self, learn: Any) -> None:
-        if self.n_processes == 1 or any(isinstance(cb, PredictionsCB) for cb in learn.cbs):
-            return  # predict: all of the samples, in each process
-        copy_from_first(learn, learn.model.buffers())
+    def before_validate(self, learn: Learner) -> None:
+        if self.n_processes == 1:
+            return
+        self._processes.broadcast_into(learn.model.buffers())
         self._divide(learn)
 
-    def _divide(self, learn: Any) -> None:
+    def _divide(self, learn: Learner) -> None:
         if self.n_processes == 1:
             return
         loader = learn.dl
@@ -205,7 +211,7 @@ class DistributedCB(Callback):
             if hasattr(loader, name) and learn.dl is not loader:
                 setattr(learn.dl, name, getattr(loader, name))
 
-    def before_batch(self, learn: Any) -> None:
+    def before_batch(self, learn: Learner) -> None:
         if self.n_processes == 1:
             return
         if self._rng is not None:
@@ -221,7 +227,8 @@ class DistributedCB(Callback):
                 weight = own * self.n_processes / joint
                 learn.loss_weight = torch.tensor(weight, device=next(learn.model.parameters()).device)
         if self.shard is not None:
-            learn.model.set_requires_gradient_sync(not learn.is_gathering)
+            sharded: Any = learn.model
+            sharded.set_requires_gradient_sync(not learn.is_gathering)
         else:
             ddp = self._wrapped(learn.model)
             ddp.require_backward_grad_sync = not learn.is_gathering
@@ -234,29 +241,29 @@ class DistributedCB(Callback):
             self._ddp, self._ddp_of = nn.parallel.DistributedDataParallel(model, **self.kwargs), made_for
         return self._ddp
 
-    def after_predict(self, learn: Any) -> None:
+    def after_predict(self, learn: Learner) -> None:
         self._unwrap(learn)
 
-    def cleanup_batch(self, learn: Any) -> None:
+    def cleanup_batch(self, learn: Learner) -> None:
         if learn.training:
             self._unwrap(learn)
 
-    def _unwrap(self, learn: Any) -> None:
+    def _unwrap(self, learn: Learner) -> None:
         if self._is_inside and learn.training:
             learn.model = self._is_inside.pop()
 
     # Together -------------------------------------------------------------------------------------
 
-    def at_rest(self, learn: Any) -> None:
+    def at_rest(self, learn: Learner) -> None:
         """Exchange signals, a step late, so that no one waits; between the loops at once."""
         self._exchange(learn, wait="train" not in learn.scopes and "validate" not in learn.scopes)
 
-    def cleanup_train(self, learn: Any) -> None:
+    def cleanup_train(self, learn: Learner) -> None:
         """See that all have left the training, before they exchange anything else."""
         if not learn.is_failing:
             self._exchange(learn, wait=True)
 
-    def _exchange(self, learn: Any, wait: bool) -> None:
+    def _exchange(self, learn: Learner, wait: bool) -> None:
         if self.n_processes == 1 or self._is_alone:
             return
         if self._asked is not None:
@@ -264,14 +271,15 @@ class DistributedCB(Callback):
         phase = 4 * len(learn.scopes) + 2 * wait + learn.training  # another one at each place that calls this
         place = [learn.epoch, learn.batch_idx, learn.n_steps, phase]
         time_s = -1.0 if self.rank else time.monotonic()
-        self._asked = ask([learn.heard_signal or 0, time_s, *place, *(-x for x in place)])
+        self._asked = ask([learn.stop.heard or 0, time_s, *place, *(-x for x in place)])
         if wait:
             self._hear(learn)
 
-    def _hear(self, learn: Any) -> None:
+    def _hear(self, learn: Learner) -> None:
         signal, time_s, *places = self._asked()
         self._asked = None
-        learn.stop_signal, learn.time_s = int(signal) or None, time_s
+        learn.stop.agree(int(signal) or None)
+        learn.processes.tick(time_s)
         highest, lowest = places[:4], [0.0 - x for x in places[4:]]
         if highest == lowest:
             return
@@ -286,17 +294,26 @@ class DistributedCB(Callback):
         fail(self.rank, error)  # here too: after the last epoch there is no cleanup_fit to come
         raise error
 
-    def cleanup_fit(self, learn: Any) -> None:
+    def cleanup_fit(self, learn: Learner) -> None:
+        if learn.is_failing:
+            self._part(learn)
+
+    def release(self, learn: Learner) -> None:
         self._parts, self._is_inside = {}, []
         learn.share = learn.loss_weight = None
-        if self.n_processes > 1 and learn.is_failing and learn.stop_signal is None:
-            fail(self.rank, sys.exc_info()[1])
+        self._part(learn)  # from a validate that failed
+
+    def _part(self, learn: Learner) -> None:
+        """Part from the others where this process fails, so that they do not wait for it."""
+        error = sys.exc_info()[1]
+        if self.n_processes > 1 and error is not None and not learn.stop.is_asked:
+            fail(self.rank, error)
 
     # Checkpoints ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random numbers of each process."""
-        return {"rng": from_each(self, _rng())} if self.n_processes > 1 else {}
+        return {"rng": self._processes.all_gather(_rng())} if self.n_processes > 1 else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back; another number of processes than there were begins with new numbers."""
@@ -307,7 +324,7 @@ class DistributedCB(Callback):
         self._rng = states[self.rank] if same else seed_of(torch.initial_seed(), self.rank)
 
 
-def _nothing(learn: Any) -> None:
+def _nothing(learn: Learner) -> None:
     """Take the place of the hooks that run in the first process alone."""
 
 

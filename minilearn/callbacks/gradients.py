@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..checks import is_whole
 from ..data.loaders import n_batches
 from ..optim.groups import groups_of
 from ..processes import whole
 from .metrics import batch_size
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class GradientAccumulationCB(Callback):
@@ -37,7 +40,9 @@ class GradientAccumulationCB(Callback):
     Differs: from one large batch where the model looks at its whole batch: BatchNorm sees the small ones.
     """
 
-    order = -70
+    order = Order.ACCUMULATION
+    only_one = "each would say when the step comes"
+    in_evaluation = False
     in_lr_find = False
 
     def __init__(self, n_batches: int) -> None:
@@ -55,14 +60,10 @@ class GradientAccumulationCB(Callback):
     def __repr__(self) -> str:
         return f"GradientAccumulationCB({self.n_batches})"
 
-    def before_fit(self, learn: Any) -> None:
-        if "train" not in learn.phases:
-            return
-        if (others := [cb for cb in learn.cbs if isinstance(cb, GradientAccumulationCB)])[0] is not self:
-            raise ValueError(f"{others[0]!r} and {self!r}: expected one of them")
+    def before_fit(self, learn: Learner) -> None:
         self._n, self._weight = 0, 0.0
 
-    def before_train(self, learn: Any) -> None:
+    def before_train(self, learn: Learner) -> None:
         self._n_in_epoch = self._checked(n_batches(learn.dl))
 
     def _checked(self, n: int | None) -> int:
@@ -74,18 +75,18 @@ class GradientAccumulationCB(Callback):
             )
         return n
 
-    def plan_steps(self, learn: Any, steps: list[int | None]) -> list[int | None]:
+    def plan_steps(self, learn: Learner, steps: list[int | None]) -> list[int | None]:
         return [-(-self._checked(n) // self.n_batches) for n in steps]
 
-    def before_batch(self, learn: Any) -> None:
+    def before_batch(self, learn: Learner) -> None:
         if learn.training:  # as it looks now, for what has to know before the forward
             learn.is_gathering = self._is_gathering(learn, self._n + 1)
             learn.loss_weight = None
 
-    def _is_gathering(self, learn: Any, n: int) -> bool:
+    def _is_gathering(self, learn: Learner, n: int) -> bool:
         return n < self.n_batches and learn.batch_idx + 1 < self._n_in_epoch
 
-    def after_loss(self, learn: Any) -> None:
+    def after_loss(self, learn: Learner) -> None:
         if not learn.training:
             return
         size = batch_size(learn.batch) if learn.share is None else learn.share[1]
@@ -96,19 +97,19 @@ class GradientAccumulationCB(Callback):
             learn.loss_weight = weight if learn.loss_weight is None else weight * learn.loss_weight
         self._share = size / self._size
 
-    def after_backward(self, learn: Any) -> None:
+    def after_backward(self, learn: Learner) -> None:
         # Not before: a batch that is cancelled at its loss adds no gradients.
         self._n, self._weight = self._n + 1, self._weight + self._share
         learn.is_gathering = self._is_gathering(learn, self._n)
 
-    def before_step(self, learn: Any) -> None:
+    def before_step(self, learn: Learner) -> None:
         if self._weight != 1:
             torch._foreach_div_(_gradients(learn), self._weight)
 
-    def after_step(self, learn: Any) -> None:
+    def after_step(self, learn: Learner) -> None:
         self._n, self._weight = 0, 0.0
 
-    def cleanup_step(self, learn: Any) -> None:
+    def cleanup_step(self, learn: Learner) -> None:
         if self._n and (kept := _gradients(learn)):  # no step was taken: more may join these
             torch._foreach_mul_(kept, self._weight)
         else:
@@ -132,7 +133,7 @@ class GradientClippingCB(Callback):
     Source: Pascanu et al. 2013; the clipping is torch's clip_grad_norm_.
     """
 
-    order = 45
+    order = Order.CLIPPING
     in_graph = True
 
     def __init__(self, max_norm: float = 1.0, norm_type: float = 2.0) -> None:
@@ -145,7 +146,7 @@ class GradientClippingCB(Callback):
     def __repr__(self) -> str:
         return f"GradientClippingCB({self.max_norm})"
 
-    def before_step(self, learn: Any) -> None:
+    def before_step(self, learn: Learner) -> None:
         params = [p for group in groups_of(learn.opt) for p in group["params"]]
         if self.max_norm == math.inf:
             grads = [p.grad for p in params if p.grad is not None]
@@ -154,5 +155,5 @@ class GradientClippingCB(Callback):
             self.norm = whole(torch.nn.utils.clip_grad_norm_(params, self.max_norm, self.norm_type))
 
 
-def _gradients(learn: Any) -> list[Tensor]:
+def _gradients(learn: Learner) -> list[Tensor]:
     return [p.grad for p in learn.model.parameters() if p.grad is not None]

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..callback import Callback, Hook
+from ..callback import Callback, Hook, Order
 from ..data.loaders import map_tensors, tensors_in
 from ..optim.base import Optimizer
 from .gradients import GradientAccumulationCB
 from .precision import MixedPrecisionCB
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 _INSIDE = ("after_predict", "after_loss", "after_backward", "before_step")
 _STEP = (
@@ -50,7 +53,8 @@ class CUDAGraphCB(Callback):
     Source: torch's notes on CUDA graphs, whole-network capture.
     """
 
-    order = 1600
+    order = Order.GRAPH
+    in_evaluation = False
     in_lr_find = False
 
     def __init__(self, warmup: int = 3) -> None:
@@ -82,9 +86,7 @@ class CUDAGraphCB(Callback):
 
     # Around the steps -----------------------------------------------------------------------------
 
-    def before_fit(self, learn: Any) -> None:
-        if "train" not in learn.phases:
-            return
+    def before_fit(self, learn: Learner) -> None:
         self._forget()
         self._check(learn)
         device, self._is_on = next(learn.model.parameters()).device, True
@@ -97,7 +99,7 @@ class CUDAGraphCB(Callback):
             for key, value in state.items():
                 state[key] = value.to(device) if isinstance(value, Tensor) else value
 
-    def _check(self, learn: Any) -> None:
+    def _check(self, learn: Learner) -> None:
         if (device := self._device_of(learn)) != "cuda":
             raise ValueError(f"{self!r}: the model is on {device}; expected one on CUDA, which has graphs")
         if not isinstance(learn.opt, torch.optim.Optimizer) or isinstance(learn.opt, Optimizer):
@@ -117,10 +119,10 @@ class CUDAGraphCB(Callback):
                     "each step; if all that it does is to launch kernels, set in_graph = True in its class"
                 )
 
-    def _device_of(self, learn: Any) -> str:
+    def _device_of(self, learn: Learner) -> str:
         return next((p.device.type for p in learn.model.parameters()), "cpu")
 
-    def before_train(self, learn: Any) -> None:
+    def before_train(self, learn: Learner) -> None:
         modes = [p.requires_grad for p in learn.model.parameters()]
         modes += [module.training for module in learn.model.modules()]
         if modes != self._modes:  # a first time, or something was frozen since
@@ -134,7 +136,7 @@ class CUDAGraphCB(Callback):
             return hook
 
         @wraps(hook)
-        def replayed(learn: Any) -> Any:
+        def replayed(learn: Learner) -> Any:
             if event == "predict" and not self._is_capturing and learn.training and self._can_replay(learn):
                 self._replay_step(learn)
             elif not self._is_replaying:
@@ -143,17 +145,17 @@ class CUDAGraphCB(Callback):
 
         return replayed
 
-    def before_batch(self, learn: Any) -> None:
+    def before_batch(self, learn: Learner) -> None:
         self._is_replaying = False
         if learn.training and self._replay is None and self._on_side is None:
             self._on_side = self._side()
             self._on_side.__enter__()
 
-    def cleanup_batch(self, learn: Any) -> None:
+    def cleanup_batch(self, learn: Learner) -> None:
         self._is_replaying = False
         self._leave_side()
 
-    def cleanup_fit(self, learn: Any) -> None:
+    def cleanup_fit(self, learn: Learner) -> None:
         self._leave_side()
         if self._is_on:
             self._is_on = False
@@ -170,7 +172,7 @@ class CUDAGraphCB(Callback):
 
     # The step -------------------------------------------------------------------------------------
 
-    def _replay_step(self, learn: Any) -> None:
+    def _replay_step(self, learn: Learner) -> None:
         if self._replay is None:
             self._capture(learn)
         for group, key, value in self._fixed:
@@ -187,7 +189,7 @@ class CUDAGraphCB(Callback):
         # Copies, for the next replay writes to the same memory.
         learn.preds, learn.loss = deepcopy(self._preds), self._loss.clone()
 
-    def _can_replay(self, learn: Any) -> bool:
+    def _can_replay(self, learn: Learner) -> bool:
         form = [(t.shape, t.dtype, t.stride()) for t in tensors_in(learn.batch)]
         if self._replay is not None:
             return form == self._form
@@ -195,7 +197,7 @@ class CUDAGraphCB(Callback):
         self._form = form
         return self._n_seen > self.warmup
 
-    def _capture(self, learn: Any) -> None:
+    def _capture(self, learn: Learner) -> None:
         batch, self._batch = learn.batch, deepcopy(learn.batch)
         self._leave_side()
 

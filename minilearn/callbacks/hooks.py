@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from ..callback import Callback
 from ..checks import is_whole
 from ..plot import new_figure
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 Which = type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[nn.Module], bool] | None
 
@@ -30,6 +33,8 @@ class HooksCB(Callback):
     Raises: ValueError before training if no module of the model is chosen.
     """
 
+    in_evaluation = False
+
     def __init__(self, function: Callable[..., Any], which: Which = None) -> None:
         if not callable(function):
             raise TypeError(
@@ -45,7 +50,7 @@ class HooksCB(Callback):
         """Return nothing: the hooks are made anew."""
         return {}
 
-    def before_fit(self, learn: Any) -> None:
+    def before_fit(self, learn: Learner) -> None:
         chosen = {name: m for name, m in learn.model.named_modules() if self._is_chosen(m)}
         if not chosen:
             kinds = sorted({type(m).__name__ for m in learn.model.modules()})
@@ -54,7 +59,7 @@ class HooksCB(Callback):
         for name, module in chosen.items():
             self._handles.append(module.register_forward_hook(self._hook(learn, name)))
 
-    def cleanup_fit(self, learn: Any) -> None:
+    def cleanup_fit(self, learn: Learner) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -66,7 +71,7 @@ class HooksCB(Callback):
             return isinstance(module, self.which)
         return self.which(module)
 
-    def _hook(self, learn: Any, name: str) -> Callable[..., None]:
+    def _hook(self, learn: Learner, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             if learn.training:
                 with torch.no_grad():
@@ -119,13 +124,14 @@ class StoreModuleStatsCB(HooksCB):
         self.every, self.bounds, self.n_bins = every, bounds, n_bins
         self.stats: dict[str, ModuleStats] = {}
 
-    def before_fit(self, learn: Any) -> None:
-        if "train" in learn.phases:
-            super().before_fit(learn)
-            kinds = {name: type(learn.model.get_submodule(name)).__name__ for name in self.names}
-            self.stats = {name: ModuleStats(kind) for name, kind in kinds.items()}
+    def before_fit(self, learn: Learner) -> None:
+        super().before_fit(learn)
+        kinds = {name: type(learn.model.get_submodule(name)).__name__ for name in self.names}
+        self.stats = {name: ModuleStats(kind) for name, kind in kinds.items()}
 
-    def _store(self, learn: Any, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def _store(
+        self, learn: Learner, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any
+    ) -> None:
         if learn.n_steps % self.every or not isinstance(output, Tensor) or not output.is_floating_point():
             return
         stats, activations = self.stats[name], output.float()

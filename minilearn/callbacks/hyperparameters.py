@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..checks import check_reached, is_whole
 from ..optim.groups import Group, groups_of, put
 from ..optim.ranges import check_range
 from ..schedules import resolve
 from .scheduler import BaseSchedulerCB, sum_of, warn_of_plan
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class ScheduleCB(Callback):
@@ -44,7 +47,8 @@ class ScheduleCB(Callback):
     Source: document 002, which changes momentum and lr in `param_groups` by hand.
     """
 
-    order = 65
+    order = Order.HYPERPARAMETERS
+    in_evaluation = False
     in_lr_find = False
 
     def __init__(
@@ -87,9 +91,7 @@ class ScheduleCB(Callback):
 
     # Hooks ----------------------------------------------------------------------------------------
 
-    def before_fit(self, learn: Any) -> None:
-        if "train" not in learn.phases:
-            return
+    def before_fit(self, learn: Learner) -> None:
         groups = groups_of(learn.opt)
         chosen = self._chosen(groups)
         for i in chosen:
@@ -110,7 +112,7 @@ class ScheduleCB(Callback):
         self._bases = [(groups[i], _kept(_read(groups[i], self.name))) for i in chosen]
         self._write_step(0)
 
-    def before_epoch(self, learn: Any) -> None:
+    def before_epoch(self, learn: Learner) -> None:
         if learn.epoch >= self._n_epochs:
             self._until = 0
         for start, value in self._table:
@@ -118,15 +120,15 @@ class ScheduleCB(Callback):
                 for group, _ in self._bases:
                     _write(group, self.name, value)
 
-    def after_step(self, learn: Any) -> None:
+    def after_step(self, learn: Learner) -> None:
         if learn.n_steps < self._until:
             self._write_step(learn.n_steps)
 
-    def after_fit(self, learn: Any) -> None:
+    def after_fit(self, learn: Learner) -> None:
         if self._at not in (None, self.schedule):  # it was made for the fit's length
             warn_of_plan(self, learn)
 
-    def cleanup_fit(self, learn: Any) -> None:
+    def cleanup_fit(self, learn: Learner) -> None:
         for group, before in self._bases:
             _write(group, self.name, before)
         self._at, self._bases, self._n_epochs, self._until = None, [], 0, 0.0
@@ -193,7 +195,7 @@ class ScheduleCB(Callback):
                 "base=1, to have the function's values as they are"
             )
 
-    def _check_others(self, learn: Any, groups: list[Group], chosen: list[int]) -> None:
+    def _check_others(self, learn: Learner, groups: list[Group], chosen: list[int]) -> None:
         """Raise if another callback writes the same hyperparameter: the last one would win."""
         for cb in learn.cbs:
             if isinstance(cb, BaseSchedulerCB) and (

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..data.loaders import map_tensors, with_inputs
 from ..optim.groups import keep_order_of_memory
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 _WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record CUDA graphs
 
@@ -20,16 +23,17 @@ class ChannelsLastCB(Callback):
     Values and shapes are the same; what changes is the order in memory, (N, H, W, C). The model stays so
     after the fit.
 
-    Runs at: before_fit, before_batch; order 30. Writes: batch (images: its inputs of four dimensions).
+    Runs at: prepare; before_batch; order 30. Writes: batch (images: its inputs of four dimensions).
     """
 
-    order = 30
+    order = Order.CHANNELS_LAST
 
-    def before_fit(self, learn: Any) -> None:
+    def prepare(self, learn: Learner) -> None:
         learn.model.to(memory_format=torch.channels_last)
-        keep_order_of_memory(learn.opt)
+        if learn.opt is not None:
+            keep_order_of_memory(learn.opt)
 
-    def before_batch(self, learn: Any) -> None:
+    def before_batch(self, learn: Learner) -> None:
         learn.batch = with_inputs(learn.batch, map_tensors(_channels_last, learn.xb))
 
 
@@ -48,7 +52,7 @@ class CompileCB(Callback):
     Raises: errors of the compiler come at the first batch, with its own text.
     """
 
-    order = -20
+    order = Order.COMPILE
     in_graph = True
 
     def __init__(self, **kwargs: Any) -> None:
@@ -62,16 +66,16 @@ class CompileCB(Callback):
         """Return nothing: a run may go on without it."""
         return {}
 
-    def before_fit(self, learn: Any) -> None:
+    def before_fit(self, learn: Learner) -> None:
         if getattr(learn.model, "_compiled_call_impl", None) is not None or hasattr(learn.model, "_orig_mod"):
             return  # by a fit before, or by the user
         learn.model.compile(**self.kwargs)
 
-    def before_batch(self, learn: Any) -> None:
+    def before_batch(self, learn: Learner) -> None:
         if self._has_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
-    def after_predict(self, learn: Any) -> None:
+    def after_predict(self, learn: Learner) -> None:
         if self._has_graphs and not learn.training and isinstance(learn.preds, Tensor):
             learn.preds = learn.preds.clone()
 

@@ -10,16 +10,19 @@ from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..checks import is_whole
 from ..files import check_folder, written_whole
 from ..optim.groups import Group, groups_of
 from .metrics import MetricsCB
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 _FLUSH_S = 60.0  # in a long epoch what is new is written so often, which waits for the device
 
@@ -49,7 +52,8 @@ class TensorBoardCB(Callback):
     Needs: pip install "minilearn[tensorboard]".
     """
 
-    order = 55
+    order = Order.STEP_LOG
+    in_evaluation = False
     in_lr_find = False
     in_each_process = False
 
@@ -85,9 +89,7 @@ class TensorBoardCB(Callback):
     def __repr__(self) -> str:
         return f"TensorBoardCB({str(self.folder)!r})"
 
-    def before_fit(self, learn: Any) -> None:
-        if "train" not in learn.phases:
-            return
+    def before_fit(self, learn: Learner) -> None:
         if find_spec("tensorboard") is None:
             raise ImportError(f'{self!r} needs tensorboard: pip install "minilearn[tensorboard]"')
         check_folder(self, self.folder)
@@ -99,7 +101,7 @@ class TensorBoardCB(Callback):
         self._facts = {"opt": type(learn.opt).__name__, **lr, "n_epochs": learn.n_epochs, **self.hparams}
         self._readers = list(_readers(groups))
 
-    def after_step(self, learn: Any) -> None:
+    def after_step(self, learn: Learner) -> None:
         self._n_steps += 1
         if self._n_steps % self.every:
             return
@@ -109,18 +111,18 @@ class TensorBoardCB(Callback):
         if time.monotonic() - self._flushed_s > _FLUSH_S:
             self._write_steps()
 
-    def after_batch(self, learn: Any) -> None:
+    def after_batch(self, learn: Learner) -> None:
         if self.images and learn.epoch == 0 and learn.batch_idx == 0 and not learn.is_aside:
             self._write_images(learn)
 
-    def cleanup_epoch(self, learn: Any) -> None:
+    def cleanup_epoch(self, learn: Learner) -> None:
         if self._readers:
             self._write_steps()
             self._write_rows(learn)
 
-    def cleanup_fit(self, learn: Any) -> None:
+    def cleanup_fit(self, learn: Learner) -> None:
         if not self._readers:
-            return  # validation only
+            return  # before_fit failed
         self._write_steps()
         if self._writer is not None:
             self._writer.close()
@@ -182,7 +184,7 @@ class TensorBoardCB(Callback):
                 writer.add_scalar(f"step/{tag}", float(value), step, now)
         self._new.clear()
 
-    def _write_rows(self, learn: Any) -> None:
+    def _write_rows(self, learn: Learner) -> None:
         self._open()  # before there are new ones
         self._rows, self._rows_at = {}, self._n_steps
         for row in learn.history[self._n_rows :]:
@@ -196,7 +198,7 @@ class TensorBoardCB(Callback):
         for tag, value in self._rows.items():
             self._writer.add_scalar(tag, value, self._rows_at)
 
-    def _write_images(self, learn: Any) -> None:
+    def _write_images(self, learn: Learner) -> None:
         images = learn.xb[: self.images].detach().float()
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         scaled = (images - low) / (high - low).clamp(min=1e-12)
@@ -238,7 +240,8 @@ class CSVLoggerCB(Callback):
         file with other columns.
     """
 
-    order = 85
+    order = Order.ROW_LOG
+    in_evaluation = False
     in_lr_find = False
     in_each_process = False
 
@@ -247,26 +250,22 @@ class CSVLoggerCB(Callback):
         self._lines: list[dict[str, Any]] | None = None  # those of the file
         self._n_rows = 0  # of history, written or from before this fit
         self._lr: float | None = None
-        self._is_on = False
 
     def __repr__(self) -> str:
         return f"CSVLoggerCB({str(self.path)!r})"
 
-    def before_fit(self, learn: Any) -> None:
-        self._is_on = "train" in learn.phases
-        if not self._is_on:
-            return
+    def before_fit(self, learn: Learner) -> None:
         check_folder(self, self.path.parent)
         if self._lines is None:
             self._lines = self._read(learn)
         self._n_rows = len(learn.history)
 
-    def after_train(self, learn: Any) -> None:
+    def after_train(self, learn: Learner) -> None:
         lr = groups_of(learn.opt)[0].get("lr")
         self._lr = None if lr is None else float(lr)
 
-    def cleanup_epoch(self, learn: Any) -> None:
-        if not self._is_on or self._lines is None:
+    def cleanup_epoch(self, learn: Learner) -> None:
+        if self._lines is None:  # before_fit failed
             return
         for row in learn.history[self._n_rows :]:
             ordered = {"epoch": row["epoch"], "train": row["train"], **row, "lr": self._lr}
@@ -285,7 +284,7 @@ class CSVLoggerCB(Callback):
         """Return the lines, and the last lr."""
         return {"_lines": self._lines, "_n_rows": self._n_rows, "_lr": self._lr}
 
-    def _read(self, learn: Any) -> list[dict[str, Any]]:
+    def _read(self, learn: Learner) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
         with open(self.path, newline="") as file:

@@ -6,19 +6,21 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..data.loaders import generators_of, n_batches
 from ..events import CancelFitException
 from ..optim.groups import groups_of, put
 from ..plot import new_figure
-from ..processes import joint_sums
 from ..seeding import kept_rng
 from .stop import tensors_of
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class LRFinderCB(Callback):
@@ -38,7 +40,7 @@ class LRFinderCB(Callback):
     Source: Smith 2015, "Cyclical learning rates"; document 003's library has the class.
     """
 
-    order = 60
+    order = Order.SCHEDULER
 
     def __init__(
         self,
@@ -61,14 +63,14 @@ class LRFinderCB(Callback):
         self.smoothed: list[float] = []
         self._average = 0.0
 
-    def before_fit(self, learn: Any) -> None:
+    def before_fit(self, learn: Learner) -> None:
         self.lrs, self.losses, self.smoothed, self._average = [], [], [], 0.0
 
-    def after_loss(self, learn: Any) -> None:
+    def after_loss(self, learn: Learner) -> None:
         if not learn.training:
             return
         loss, n = learn.loss.item(), 1 if learn.share is None else learn.share[0]
-        total, n_all = joint_sums(learn, [loss * n if n else 0.0, n])
+        total, n_all = learn.processes.sums([loss * n if n else 0.0, n])
         loss = total / n_all
         self._average = self.smooth * self._average + (1 - self.smooth) * loss
         smoothed = self._average / (1 - self.smooth ** (len(self.losses) + 1))
@@ -80,11 +82,11 @@ class LRFinderCB(Callback):
         self.losses.append(loss)
         self.smoothed.append(smoothed)
 
-    def before_step(self, learn: Any) -> None:
+    def before_step(self, learn: Learner) -> None:
         for group in groups_of(learn.opt):
             put(group, "lr", self.lrs[-1])
 
-    def after_step(self, learn: Any) -> None:
+    def after_step(self, learn: Learner) -> None:
         if len(self.losses) >= self.n_steps:
             raise CancelFitException
 
@@ -129,7 +131,7 @@ class LRFinderCB(Callback):
         return figure
 
 
-def lr_find(learn: Any, **kwargs: Any) -> LRFinderCB:
+def lr_find(learn: Learner, **kwargs: Any) -> LRFinderCB:
     """Sweep the lr with LRFinderCB(**kwargs), and put everything back.
 
     Weights, buffers, the optimizer and its state, random numbers, the order of the data, callbacks and
@@ -153,11 +155,13 @@ def lr_find(learn: Any, **kwargs: Any) -> LRFinderCB:
 
 
 @contextmanager
-def _untouched(learn: Any) -> Iterator[None]:
+def _untouched(learn: Learner) -> Iterator[None]:
     values = [t.detach().clone() for t in tensors_of(learn.model)]
     grads = [(p, p.grad) for p in learn.model.parameters()]
     device = next(learn.model.parameters()).device
     fields = {name: copy(value) if name == "history" else value for name, value in vars(learn).items()}
+    parts = [learn.run, learn.stop, learn.modes, learn.processes]
+    inner = [_shallow(vars(part)) for part in parts]
     taking_part = [cb for cb in learn.cbs if cb.in_lr_find]
     shared = [learn, learn.dls, learn.opt, *learn.cbs, *learn.model.modules(), *learn.model.parameters()]
     states = [(cb, _copies(cb, [*shared, *learn.model.buffers()])) for cb in taking_part]
@@ -169,6 +173,7 @@ def _untouched(learn: Any) -> Iterator[None]:
         try:
             learn._defaults = [cb for cb in learn._defaults if cb.in_lr_find]
             learn._set_cbs([cb for cb in learn._given if cb.in_lr_find])
+            learn._fit_purpose = "lr_find"
             yield
         finally:
             learn.model.to(device)
@@ -180,8 +185,15 @@ def _untouched(learn: Any) -> Iterator[None]:
             for cb, state in states:
                 _put_back(cb, state)
             vars(learn).update(fields)  # callbacks and their hooks too
+            for part, values_of in zip(parts, inner, strict=True):
+                vars(part).update(values_of)
             for part, epoch in epochs:
                 part.epoch = epoch
+
+
+def _shallow(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields with copies of their lists and dicts, but not of what is in these."""
+    return {name: copy(value) if isinstance(value, list | dict) else value for name, value in fields.items()}
 
 
 def _copies(cb: Callback, shared: list[Any]) -> list[tuple[str, Any, Any]]:

@@ -6,14 +6,17 @@ import time
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..checks import is_cross_entropy
-from ..processes import from_first, joint_metrics, joint_sums
+from ..processes import Processes
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class MetricsCB(Callback):
@@ -37,7 +40,8 @@ class MetricsCB(Callback):
     Source: document 003, whose tables have these rows.
     """
 
-    order = -50
+    order = Order.METRICS
+    only_one = "each would write all rows; give one all the metrics"
 
     def __init__(self, *metrics: Any, **named: Any) -> None:
         unnamed: dict[str, Any] = {}
@@ -54,17 +58,20 @@ class MetricsCB(Callback):
         self._sum: Tensor | None = None  # of loss * samples
         self._n = 0  # samples
         self._start_s = 0.0
-        self.rank, self.n_processes = 0, 1
+        self._processes = Processes()
 
     @property
     def names(self) -> list[str]:
         """What a row measures: the names that can be monitored."""
         return [*self.metrics, "loss"]
 
-    def before_fit(self, learn: Any) -> None:
-        if (others := [cb for cb in learn.cbs if isinstance(cb, MetricsCB)])[0] is not self:
-            raise ValueError(f"{len(others)} MetricsCB: each would write all rows; give one all the metrics")
-        self.rank, self.n_processes = learn.rank, learn.n_processes
+    def prepare(self, learn: Learner) -> None:
+        self._processes = learn.processes
+
+    def before_fit(self, learn: Learner) -> None:
+        self._infer_metrics(learn)
+
+    def _infer_metrics(self, learn: Learner) -> None:
         if self._infer and not self.metrics and learn.batch is not None:
             target = learn.batch[1]
             if is_cross_entropy(learn.loss_func) and not target.is_floating_point() and target.ndim == 1:
@@ -73,10 +80,10 @@ class MetricsCB(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the metrics, the sums of the phase, over all processes, and the time that it took so far."""
         elapsed_s, total, n = time.perf_counter() - self._start_s, self._sum, self._n
-        if self.n_processes > 1 and total is not None:
-            joint, n_joint = joint_sums(self, [total.item(), n])
+        if self._processes.n > 1 and total is not None:
+            joint, n_joint = self._processes.sums([total.item(), n])
             total, n = torch.full_like(total, joint), int(n_joint)
-        return {"metrics": joint_metrics(self, self.metrics), "sum": total, "n": n, "elapsed_s": elapsed_s}
+        return {"metrics": self._processes.joint(self.metrics), "sum": total, "n": n, "elapsed_s": elapsed_s}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back; a resumed phase's time does not count the pause."""
@@ -84,19 +91,21 @@ class MetricsCB(Callback):
         for name, metric in state["metrics"].items():
             if metric is not self.metrics[name]:  # the joint one, of several processes
                 self.metrics[name].load_state_dict(metric.state_dict())
-        if self.rank:  # the first process has what all of them had
+        if self._processes.rank:  # the first process has what all of them had
             self._sum, self._n = None if self._sum is None else torch.zeros_like(self._sum), 0
             for metric in self.metrics.values():
                 metric.reset()
         self._start_s = time.perf_counter() - state["elapsed_s"]
 
-    def before_train(self, learn: Any) -> None:
+    def before_train(self, learn: Learner) -> None:
         self._begin()
 
-    def before_validate(self, learn: Any) -> None:
-        if learn.scopes[-2] != "epoch":  # a validate inside a phase must not touch its sums
+    def before_validate(self, learn: Learner) -> None:
+        if learn.is_nested:  # in the middle of a phase, whose sums stay as they are
             self._outer.append((self.metrics, self._sum, self._n, self._start_s))
             self.metrics = deepcopy(self.metrics)
+        elif learn.purpose == "validate":  # without a fit
+            self._infer_metrics(learn)
         self._begin()
 
     def _begin(self) -> None:
@@ -105,7 +114,7 @@ class MetricsCB(Callback):
         self._sum, self._n = None, 0
         self._start_s = time.perf_counter()
 
-    def after_batch(self, learn: Any) -> None:
+    def after_batch(self, learn: Learner) -> None:
         try:
             loss = learn.loss.detach()
         except AttributeError:
@@ -127,28 +136,30 @@ class MetricsCB(Callback):
             for metric in self.metrics.values():
                 metric.update(preds, learn.batch[1])
 
-    def after_train(self, learn: Any) -> None:
+    def after_train(self, learn: Learner) -> None:
         self._end(learn)
 
-    def after_validate(self, learn: Any) -> None:
+    def after_validate(self, learn: Learner) -> None:
         self._end(learn)
 
-    def cleanup_validate(self, learn: Any) -> None:
+    def cleanup_validate(self, learn: Learner) -> None:
         if self._outer:
             self.metrics, self._sum, self._n, self._start_s = self._outer.pop()
 
-    def _end(self, learn: Any) -> None:
+    def _end(self, learn: Learner) -> None:
         if self._sum is None:
             return  # each batch was cancelled before its loss, as in learn.predict
-        total, n = joint_sums(learn, [self._sum.item(), self._n])
+        total, n = learn.processes.sums([self._sum.item(), self._n])
         row = {
-            **{name: _plain(metric.compute()) for name, metric in joint_metrics(learn, self.metrics).items()},
+            **{
+                name: _plain(metric.compute()) for name, metric in learn.processes.joint(self.metrics).items()
+            },
             "loss": total / n,
             "epoch": max(learn.n_epochs_trained - 1, 0),
             "train": learn.phase,
             "time_s": time.perf_counter() - self._start_s,
         }
-        learn.history.append(from_first(learn, row))  # joined in another order, last bits may differ
+        learn.history.append(learn.processes.broadcast(row))  # joined in another order, last bits may differ
 
 
 def batch_size(batch: Any) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..data.loaders import with_inputs
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class MixupCB(Callback):
@@ -32,7 +35,8 @@ class MixupCB(Callback):
     Source: Zhang et al. 2018.
     """
 
-    order = -30
+    order = Order.MIXING
+    in_evaluation = False
     in_lr_find = False
 
     def __init__(self, alpha: float = 0.2) -> None:
@@ -49,9 +53,7 @@ class MixupCB(Callback):
         """Return nothing: it has no state between batches."""
         return {}
 
-    def before_fit(self, learn: Any) -> None:
-        if "train" not in learn.phases:
-            return
+    def before_fit(self, learn: Learner) -> None:
         if not learn.has_default("get_loss"):
             raise ValueError(
                 f"{self!r} mixes the values of loss_func, and here get_loss has an owner: expected the "
@@ -59,7 +61,7 @@ class MixupCB(Callback):
             )
         _check_inputs(self, learn.batch)
 
-    def before_batch(self, learn: Any) -> None:
+    def before_batch(self, learn: Learner) -> None:
         if not learn.training:
             return
         xb, yb = learn.batch
@@ -68,9 +70,10 @@ class MixupCB(Callback):
         self._other = yb[order]
         learn.batch = with_inputs(learn.batch, torch.lerp(xb[order], xb, self._share))
 
-    def after_loss(self, learn: Any) -> None:
+    def after_loss(self, learn: Learner) -> None:
         if learn.training:
-            other = learn.loss_func(learn.preds, self._other)
+            loss_func: Any = learn.loss_func  # of a fit it is known
+            other = loss_func(learn.preds, self._other)
             learn.loss = self._share * learn.loss + (1 - self._share) * other
             self._other = None
 
@@ -80,10 +83,10 @@ class TestTimeFlipCB(Callback):
 
     Runs at: before_fit, after_predict; order -40. Reads: batch. Writes: preds. In training it does nothing.
     Shapes: inputs (N, C, H, W), mirrored along W.
-    Raises: TypeError before the first batch for inputs that are no images.
+    Raises: TypeError before training, or at the first batch, for inputs that are no images.
     """
 
-    order = -40
+    order = Order.VIEWS
     in_lr_find = False
     __test__ = False  # to pytest its name is that of a test
 
@@ -91,13 +94,14 @@ class TestTimeFlipCB(Callback):
         """Return nothing: it has no state."""
         return {}
 
-    def before_fit(self, learn: Any) -> None:
+    def before_fit(self, learn: Learner) -> None:
         if learn.batch is not None:
-            _check_inputs(self, learn.batch, n_dims=4)
+            _check_inputs(self, learn.batch, n_dims=4)  # now, and not after an epoch
 
-    def after_predict(self, learn: Any) -> None:
+    def after_predict(self, learn: Learner) -> None:
         if learn.training:
             return
+        _check_inputs(self, learn.batch, n_dims=4)
         batch, preds = learn.batch, learn.preds
         xb = learn.xb.flip(-1)
         learn.batch = with_inputs(batch, xb)

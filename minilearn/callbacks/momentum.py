@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..callback import Callback
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class MomentumCB(Callback):
@@ -28,10 +31,10 @@ class MomentumCB(Callback):
             raise ValueError(f"mom={mom!r}: expected 0 <= mom < 1")
         self.mom = mom
 
-    def zero_grad(self, learn: Any) -> None:
+    def zero_grad(self, learn: Learner) -> None:
         grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
         torch._foreach_mul_(grads, self.mom)
 
-    def cleanup_fit(self, learn: Any) -> None:
+    def cleanup_fit(self, learn: Learner) -> None:
         for p in learn.model.parameters():
             p.grad = None

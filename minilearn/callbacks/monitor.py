@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .metrics import MetricsCB
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class Monitor:
@@ -35,7 +38,7 @@ class Monitor:
         """A value that every number is better than."""
         return math.inf if self.mode == "min" else -math.inf
 
-    def check(self, learn: Any) -> None:
+    def check(self, learn: Learner) -> None:
         """Raise ValueError, with the names there are, if there will be no such value, or no known mode."""
         measured = [name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names]
         names = measured + [f"{phase}/{name}" for phase in learn.phases for name in measured]
@@ -51,7 +54,7 @@ class Monitor:
         if self.mode is None:
             raise ValueError(f"monitor={self.name!r}: is more better? give mode='max' or mode='min'")
 
-    def value(self, learn: Any) -> float:
+    def value(self, learn: Learner) -> float:
         """Return the newest value. Shapes: a number; metrics that give lists cannot be monitored."""
         phase, _, name = self.name.rpartition("/")
         phase, epoch = phase or learn.phases[-1], learn.n_epochs_trained - 1

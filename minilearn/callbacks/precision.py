@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..events import CancelStepException
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class MixedPrecisionCB(Callback):
@@ -23,15 +26,15 @@ class MixedPrecisionCB(Callback):
         dtype: torch.bfloat16 or torch.float16.
         init_scale: for float16, the scale to begin with.
 
-    Runs at: before_fit, before_batch; after_predict, after_loss, after_backward; cleanup_batch; order 40.
-        Owns, with float16: backward, step. Writes: preds (as float32).
+    Runs at: prepare; before_fit, before_batch; after_predict, after_loss, after_backward; cleanup_batch;
+        order 40. Owns, with float16: backward, step. Writes: preds (as float32).
     State: with float16 the scale; n_skipped, the steps left out in this fit.
     Raises: before training: ValueError for float16 where the model is not on CUDA, or the optimizer is no
         torch.optim.Optimizer.
     Differs: with float16 each step waits for the device, to know whether it was left out.
     """
 
-    order = 40
+    order = Order.PRECISION
     in_graph = True
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16, init_scale: float = 2.0**16) -> None:
@@ -51,11 +54,13 @@ class MixedPrecisionCB(Callback):
     def __repr__(self) -> str:
         return f"MixedPrecisionCB({self.dtype})"
 
-    def before_fit(self, learn: Any) -> None:
+    def prepare(self, learn: Learner) -> None:
         p = next(learn.model.parameters(), None)
         self._device = "cpu" if p is None else p.device.type
         self._is_unscaled, self._autocasts = False, {}
-        if "train" in learn.phases:
+
+    def before_fit(self, learn: Learner) -> None:
+        if "train" in learn.phases:  # a fit without training skips no steps, and keeps the count
             self.n_skipped = 0
         if self.dtype is not torch.float16:
             return
@@ -64,43 +69,44 @@ class MixedPrecisionCB(Callback):
                 f"{self!r}: the model is on {self._device}, and the scaler that float16 needs is for CUDA: "
                 "expected torch.bfloat16 there"
             )
+        # A fit without training may have no optimizer.
         if "train" in learn.phases and not isinstance(learn.opt, torch.optim.Optimizer):
             raise ValueError(f"{self!r} on a {type(learn.opt).__name__}: expected a torch.optim.Optimizer")
         self._scaler = torch.amp.GradScaler(self._device, init_scale=self.init_scale)
 
-    def before_batch(self, learn: Any) -> None:
+    def before_batch(self, learn: Learner) -> None:
         autocast: Any = torch.autocast(self._device, self.dtype)
         self._autocasts[len(learn.scopes)] = autocast
         autocast.__enter__()
 
-    def after_predict(self, learn: Any) -> None:
+    def after_predict(self, learn: Learner) -> None:
         learn.preds = _in_float32(learn.preds)  # a loss in 16 bits would have 3 digits
 
-    def after_loss(self, learn: Any) -> None:
+    def after_loss(self, learn: Learner) -> None:
         self._leave(learn)
 
-    def cleanup_batch(self, learn: Any) -> None:
+    def cleanup_batch(self, learn: Learner) -> None:
         self._leave(learn)  # left early, by a cancel or an error
         if self._is_unscaled and learn.training:  # no step was taken: what is kept is scaled again
             self._update()
             params = [p for group in learn.opt.param_groups for p in group["params"]]
             torch._foreach_mul_([p.grad for p in params if p.grad is not None], self._scaler.get_scale())
 
-    def _leave(self, learn: Any) -> None:
+    def _leave(self, learn: Learner) -> None:
         if (autocast := self._autocasts.pop(len(learn.scopes), None)) is not None:
             autocast.__exit__(None, None, None)
 
     # With float16 ---------------------------------------------------------------------------------
 
-    def _scaled_backward(self, learn: Any) -> None:
+    def _scaled_backward(self, learn: Learner) -> None:
         self._scaler.scale(learn.loss).backward(learn.loss_weight)
 
-    def after_backward(self, learn: Any) -> None:
+    def after_backward(self, learn: Learner) -> None:
         if self._scaler is not None and not learn.is_gathering:
             self._scaler.unscale_(learn.opt)
             self._is_unscaled = True
 
-    def _scaled_step(self, learn: Any) -> None:
+    def _scaled_step(self, learn: Learner) -> None:
         scale = self._scaler.get_scale()
         self._scaler.step(learn.opt)
         self._update()

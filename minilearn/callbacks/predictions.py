@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..events import CancelBatchException
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class PredictionsCB(Callback):
@@ -17,12 +20,12 @@ class PredictionsCB(Callback):
     Runs at: after_predict, after all others. Reads: preds.
     """
 
-    order = 1000
+    order = Order.PREDICTIONS
 
     def __init__(self) -> None:
         self._preds: list[Any] = []
 
-    def after_predict(self, learn: Any) -> None:
+    def after_predict(self, learn: Learner) -> None:
         self._preds.append(learn.preds)
         raise CancelBatchException
 

@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..callback import Callback, Hook
+from ..callback import Callback, Hook, Order
 from ..checks import is_whole
 from ..data.loaders import n_batches
 from ..events import STEPS
 from ..files import check_folder
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 _STEPS = tuple(f"Learner.{step}" for step in STEPS)  # rows of their own, whoever sums up
 
@@ -37,7 +40,8 @@ class ProfileCB(Callback):
         OSError for a folder that cannot be written.
     """
 
-    order = -1000
+    order = Order.PROFILE
+    in_evaluation = False
     in_each_process = False
     in_lr_find = False
 
@@ -61,7 +65,7 @@ class ProfileCB(Callback):
             return hook
 
         @wraps(hook)
-        def timed(learn: Any) -> Any:
+        def timed(learn: Learner) -> Any:
             self._depth += 1
             start_s = time.perf_counter()
             try:
@@ -75,23 +79,23 @@ class ProfileCB(Callback):
 
         return timed
 
-    def before_fit(self, learn: Any) -> None:
+    def before_fit(self, learn: Learner) -> None:
         if self.trace is not None:
             check_folder(self, self.trace.parent)
             self._check_range(learn)
         self.seconds, self._inside_s, self._depth = {}, 0.0, 0
         self._start_s = self._left_s = time.perf_counter()
 
-    def before_batch(self, learn: Any) -> None:
+    def before_batch(self, learn: Learner) -> None:
         if self._depth == 0:  # else of a validation in a hook, whose time is that hook's
             self._add("data", time.perf_counter() - self._left_s)
         if self.trace is not None and learn.training and learn.epoch == 0:
             self._trace(learn)
 
-    def after_batch(self, learn: Any) -> None:
+    def after_batch(self, learn: Learner) -> None:
         self._left_s = time.perf_counter()
 
-    def cleanup_fit(self, learn: Any) -> None:
+    def cleanup_fit(self, learn: Learner) -> None:
         self._stop_trace()
         self.total_s, self.n_steps = time.perf_counter() - self._start_s, learn.n_steps
         if self.seconds:
@@ -136,15 +140,15 @@ class ProfileCB(Callback):
 
     # The trace ------------------------------------------------------------------------------------
 
-    def _check_range(self, learn: Any) -> None:
-        n = n_batches(learn.dls.train) if "train" in learn.phases else None
+    def _check_range(self, learn: Learner) -> None:
+        n = n_batches(learn.dls.train)
         if n is not None and n <= self.at[0]:
             raise ValueError(
                 f"ProfileCB(at={self.at!r}): there is nothing to trace, an epoch of training has {n} batches "
                 f"(0 to {n - 1})"
             )
 
-    def _trace(self, learn: Any) -> None:
+    def _trace(self, learn: Learner) -> None:
         first, last = self.at
         if learn.batch_idx == first:
             from torch.profiler import profile

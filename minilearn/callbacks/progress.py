@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..data.loaders import n_batches
 from ..plot import plot_history
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ..learner import Learner
 
 _MIN_WAIT_S = 0.1  # at most 10 refreshes a second
 _MAX_SHARE = 0.01  # and no more than this share of the time spent on drawing
@@ -30,25 +32,28 @@ class ProgressCB(Callback):
         plot: in a notebook, also draw the history's curves anew after each epoch.
         console: the rich Console to write to. Default: standard output.
 
-    Runs at: before_fit, _train, _validate; after_batch, after_train; cleanup_validate, _epoch, _fit; order
-        80. Reads: history, loss (at most 10 times a second, since reading it waits for the device).
+    Runs at: before_fit, _train, _validate; after_batch, _train, _validate; cleanup_epoch, _fit; release;
+        order 80. Reads: history, loss (at most 10 times a second, since reading it waits for the device).
     Raises: ValueError before training for plot=True where there is no notebook.
     """
 
-    order = 80
+    order = Order.PROGRESS
+    in_nested = False
     in_lr_find = False
     in_each_process = False
 
     def __init__(self, plot: bool = False, console: Console | None = None) -> None:
         self.plot, self.console = plot, console
         self._view: _Lines | _Bars | None = None
-        self._inner = 0  # depth of validate calls inside a phase, which are not shown
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: a run may go on in another terminal."""
         return {}
 
-    def before_fit(self, learn: Any) -> None:
+    def before_fit(self, learn: Learner) -> None:
+        self._open(learn)
+
+    def _open(self, learn: Learner) -> None:
         from rich.console import Console
 
         console = self.console or Console()
@@ -64,43 +69,50 @@ class ProgressCB(Callback):
                 _Bars(console, learn.n_epochs) if console.is_terminal else _Lines(console, learn.n_epochs)
             )
 
-    def before_train(self, learn: Any) -> None:
+    def before_train(self, learn: Learner) -> None:
         self._begin(learn)
 
-    def before_validate(self, learn: Any) -> None:
+    def before_validate(self, learn: Learner) -> None:
+        if learn.purpose == "validate":  # without a fit
+            self._open(learn)
         self._begin(learn)
 
-    def _begin(self, learn: Any) -> None:
-        if learn.scopes[-2] != "epoch":
-            self._inner += 1
-        if not self._inner and isinstance(self._view, _Bars):
+    def after_validate(self, learn: Learner) -> None:
+        if self._view and learn.purpose == "validate":
+            self._view.end_epoch(0, self._new_rows(learn), learn.history)
+
+    def _begin(self, learn: Learner) -> None:
+        if isinstance(self._view, _Bars):
             # Where a resumed phase stands is put back after this.
             first = learn.resuming.position.batch if learn.resuming is not None else 0
             self._view.begin(learn.phase, n_batches(learn.dl), first)
 
-    def cleanup_validate(self, learn: Any) -> None:
-        self._inner = max(0, self._inner - 1)
-
-    def after_batch(self, learn: Any) -> None:
+    def after_batch(self, learn: Learner) -> None:
         view = self._view
-        if isinstance(view, _Bars) and not self._inner and time.perf_counter() >= view.next_s:
+        if isinstance(view, _Bars) and time.perf_counter() >= view.next_s:
             loss = learn.loss
             view.advance(learn.batch_idx + 1, float(loss.detach()) if isinstance(loss, Tensor) else None)
 
-    def after_train(self, learn: Any) -> None:
+    def after_train(self, learn: Learner) -> None:
         if isinstance(self._view, _Bars):
             self._view.add(self._new_rows(learn))
 
-    def cleanup_epoch(self, learn: Any) -> None:
+    def cleanup_epoch(self, learn: Learner) -> None:
         if self._view:
             self._view.end_epoch(learn.epoch, self._new_rows(learn), learn.history)
 
-    def _new_rows(self, learn: Any) -> list[dict[str, Any]]:
+    def _new_rows(self, learn: Learner) -> list[dict[str, Any]]:
         rows, self._n_shown = learn.history[self._n_shown :], len(learn.history)
         return rows
 
-    def cleanup_fit(self, learn: Any) -> None:
-        view, self._view, self._inner = self._view, None, 0
+    def cleanup_fit(self, learn: Learner) -> None:
+        self._close()
+
+    def release(self, learn: Learner) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        view, self._view = self._view, None
         if view:
             view.stop()
 

@@ -6,14 +6,17 @@ import csv
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..optim.groups import groups_of
 from ..plot import plot_lines
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 _CHUNK = 256  # tensors kept one by one before they are stacked
 
@@ -69,7 +72,8 @@ class RecorderCB(Callback):
     Source: document 003. Differs: there `[scheduler, recorder]` records the next step's lr.
     """
 
-    order = 50
+    order = Order.RECORDER
+    in_evaluation = False
     in_lr_find = False
 
     def __init__(self, **what: str | Callable[[RecorderCB], Any]) -> None:
@@ -87,9 +91,7 @@ class RecorderCB(Callback):
         self.learn: Any = None
         self.pg: Any = None
 
-    def before_fit(self, learn: Any) -> None:
-        if learn.opt is None:
-            return  # validation only
+    def before_fit(self, learn: Learner) -> None:
         self.learn, self.pg = learn, groups_of(learn.opt)[0]
         if self._bare:
             self._what = self._defaults()
@@ -142,7 +144,7 @@ class RecorderCB(Callback):
                 f"RecorderCB({name}={path!r}) is not there: the parameter group has {keys}"
             ) from error
 
-    def after_step(self, learn: Any) -> None:
+    def after_step(self, learn: Learner) -> None:
         try:
             for append, read in self._readers:
                 value = read()
@@ -155,10 +157,10 @@ class RecorderCB(Callback):
         if self._n_new == _CHUNK:
             self._stack()
 
-    def cleanup_train(self, learn: Any) -> None:
+    def cleanup_train(self, learn: Learner) -> None:
         _ = self.recs
 
-    def cleanup_fit(self, learn: Any) -> None:
+    def cleanup_fit(self, learn: Learner) -> None:
         self.learn = self.pg = None
 
     def _stack(self) -> None:

@@ -7,16 +7,19 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..data.loaders import n_batches
 from ..optim.groups import Group, build_opt, forget_schedule, put
 from .monitor import Monitor
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 _PER_GROUP = ("max_lr", "base_lr", "min_lr", "lr_lambda", "base_momentum", "max_momentum")
 _LENGTHS = ("total_steps", "T_max", "total_iters")  # arguments that are the length of the whole schedule
@@ -47,7 +50,12 @@ class BaseSchedulerCB(Callback):
         OneCycleLR's lr up again, and in document 001 "per epoch" steps every batch.
     """
 
-    order = 60
+    order = Order.SCHEDULER
+    only_one = (
+        "both would write lr; give one a function optimizer -> ChainedScheduler or SequentialLR of the two, "
+        "or ScheduleCB a product or sequence"
+    )
+    in_evaluation = False
     in_lr_find = False
     unit: ClassVar[str] = "steps"
 
@@ -100,15 +108,8 @@ class BaseSchedulerCB(Callback):
 
     # Hooks ----------------------------------------------------------------------------------------
 
-    def before_fit(self, learn: Any) -> None:
-        if "train" not in learn.phases:
-            return
+    def before_fit(self, learn: Learner) -> None:
         _check_opt(self, learn.opt)
-        if (others := [cb for cb in learn.cbs if isinstance(cb, BaseSchedulerCB)])[0] is not self:
-            raise ValueError(
-                f"{others[0]!r} and {self!r} would both write lr: expected one; give a function optimizer -> "
-                "ChainedScheduler or SequentialLR of the two, or ScheduleCB a product or sequence"
-            )
         if self.monitor:
             self.monitor.check(learn)
         self._before = [_hyperparameters(group) for group in learn.opt.param_groups]
@@ -118,14 +119,14 @@ class BaseSchedulerCB(Callback):
         length = total if self.unit == "steps" else len(steps)
         self._until = math.inf if length is None else length
 
-    def before_epoch(self, learn: Any) -> None:
+    def before_epoch(self, learn: Learner) -> None:
         if self.sched is not None and learn.epoch >= learn.schedule_epochs:  # from here on SWACB sets the lr
             self._until = 0
             for group, values in zip(learn.opt.param_groups, self._before, strict=False):
                 if "max_momentum" in group:  # it was cycled, until here
                     _restore(group, {key: value for key, value in values.items() if key != "lr"})
 
-    def cleanup_fit(self, learn: Any) -> None:
+    def cleanup_fit(self, learn: Learner) -> None:
         self.sched, before = None, self._before
         self._before = []
         # A group that was added in this fit had no values before it.
@@ -148,7 +149,7 @@ class BaseSchedulerCB(Callback):
     # Preview --------------------------------------------------------------------------------------
 
     def preview(
-        self, learn: Any, n_epochs: int = 1, group: int = 0, values: Sequence[float] = ()
+        self, learn: Learner, n_epochs: int = 1, group: int = 0, values: Sequence[float] = ()
     ) -> list[float]:
         """Return the lr of each step of `learn.fit(n_epochs)`, without training.
 
@@ -162,8 +163,8 @@ class BaseSchedulerCB(Callback):
             raise ValueError(f"preview(n_epochs={n_epochs!r}): expected a whole number, 1 or more")
         planned = learn.planned_steps(n_epochs, n_batches(learn.dls.train))
         n_epochs = learn.scheduled_epochs(n_epochs)
-        steps = planned[:n_epochs]
-        if None in steps:
+        steps = [n for n in planned[:n_epochs] if n is not None]
+        if len(steps) < n_epochs:
             raise ValueError(
                 "preview: the train loader has no length; expected one with len(), to count steps by"
             )
@@ -173,7 +174,7 @@ class BaseSchedulerCB(Callback):
         _check_opt(self, opt)
         if not 0 <= group < len(opt.param_groups):
             raise ValueError(f"preview(group={group}): expected 0 to {len(opt.param_groups) - 1}")
-        sched = self._make(opt, steps, sum(steps))
+        sched = self._make(opt, [*steps], sum(steps))
         lrs: list[float] = []
         for epoch, n_steps in enumerate(steps):
             for _ in range(n_steps):
@@ -185,7 +186,7 @@ class BaseSchedulerCB(Callback):
                 sched.step(values[epoch]) if self.is_plateau else sched.step()
         return lrs
 
-    def _ruled(self, learn: Any, steps: list[int | None]) -> list[int | None]:
+    def _ruled(self, learn: Learner, steps: list[int | None]) -> list[int | None]:
         """Return the steps of the epochs that are the schedule's."""
         if not learn.schedule_epochs:
             raise ValueError(f"{self!r} has no epoch to rule: SWACB sets the lr from the first one on")
@@ -297,23 +298,19 @@ class BatchSchedulerCB(BaseSchedulerCB):
 
     unit = "steps"
 
-    def after_step(self, learn: Any) -> None:
+    def after_step(self, learn: Learner) -> None:
         if learn.n_steps < self._until:
             self.sched.step()
 
-    def after_fit(self, learn: Any) -> None:
+    def after_fit(self, learn: Learner) -> None:
         if self._has_length:
             warn_of_plan(self, learn)
 
 
-def warn_of_plan(cb: Callback, learn: Any) -> None:
+def warn_of_plan(cb: Callback, learn: Learner) -> None:
     """Warn when fewer steps were taken than planned, so that a schedule did not come to its end."""
     skipped = sum(getattr(cb, "n_skipped", 0) for cb in learn.cbs)  # by MixedPrecisionCB: no one's mistake
-    if (
-        "train" in learn.phases
-        and learn.total_steps is not None
-        and learn.n_steps + skipped < learn.total_steps
-    ):
+    if learn.total_steps is not None and learn.n_steps + skipped < learn.total_steps:
         warnings.warn(
             f"{cb!r}: the fit took {learn.n_steps} of {learn.total_steps} planned steps, so the schedule did "
             "not come to its end; a callback that cancels steps says so in plan_steps",
@@ -330,7 +327,7 @@ class EpochSchedulerCB(BaseSchedulerCB):
 
     unit = "epochs"
 
-    def after_epoch(self, learn: Any) -> None:
+    def after_epoch(self, learn: Learner) -> None:
         if self.sched is not None and learn.epoch + 1 < self._until:
             self.sched.step(self.monitor.value(learn)) if self.monitor else self.sched.step()
 
@@ -368,7 +365,7 @@ def _restore(group: Group, before: Group) -> None:
     forget_schedule(group)
 
 
-def _stand_in(learn: Any) -> Any:
+def _stand_in(learn: Learner) -> Any:
     """Make an optimizer like the learner's, of one number a group, for a schedule to run on."""
     if learn.opt is None:
         real = build_opt(learn.opt_func, learn.model, learn.lr, learn.param_groups)

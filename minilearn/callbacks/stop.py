@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..checks import is_whole
 from ..events import CancelFitException
 from .averaging import seen_by_validation
 from .monitor import Monitor
 from .progress import ProgressCB
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class SingleBatchCB(Callback):
@@ -24,15 +27,15 @@ class SingleBatchCB(Callback):
     Schedules run their whole course.
     """
 
-    order = -90
+    order = Order.SINGLE_BATCH
 
-    def plan_steps(self, learn: Any, steps: list[int | None]) -> list[int | None]:
+    def plan_steps(self, learn: Learner, steps: list[int | None]) -> list[int | None]:
         return [1] * len(steps)
 
-    def before_train(self, learn: Any) -> None:
+    def before_train(self, learn: Learner) -> None:
         learn.dl = list(islice(learn.dl, 1))
 
-    def before_validate(self, learn: Any) -> None:
+    def before_validate(self, learn: Learner) -> None:
         learn.dl = list(islice(learn.dl, 1))
 
 
@@ -58,7 +61,8 @@ class EarlyStoppingCB(Callback):
     Source: document 002, cycles of the lr "coupled with early stopping".
     """
 
-    order = 90
+    order = Order.STOPPING
+    in_evaluation = False
     in_lr_find = False
 
     def __init__(
@@ -84,15 +88,12 @@ class EarlyStoppingCB(Callback):
     def __repr__(self) -> str:
         return f"EarlyStoppingCB({self.monitor.name!r}, patience={self.patience})"
 
-    def before_fit(self, learn: Any) -> None:
-        if "train" in learn.phases:
-            self.monitor.check(learn)
-            self.best, self.best_epoch, self.stopped_epoch = self.monitor.worst, None, None
-            self._is_running = True
+    def before_fit(self, learn: Learner) -> None:
+        self.monitor.check(learn)
+        self.best, self.best_epoch, self.stopped_epoch = self.monitor.worst, None, None
+        self._is_running = True
 
-    def after_epoch(self, learn: Any) -> None:
-        if "train" not in learn.phases:
-            return
+    def after_epoch(self, learn: Learner) -> None:
         value = self.monitor.value(learn)
         if self.monitor.is_better(value, self.best, self.min_delta):
             self.best, self.best_epoch = value, learn.epoch
@@ -103,7 +104,7 @@ class EarlyStoppingCB(Callback):
             self.stopped_epoch = learn.epoch
             raise CancelFitException
 
-    def cleanup_fit(self, learn: Any) -> None:
+    def cleanup_fit(self, learn: Learner) -> None:
         weights, self._weights = self._weights, []
         with torch.no_grad():
             for t, best in zip(tensors_of(learn.model) if weights else (), weights, strict=True):
@@ -112,7 +113,7 @@ class EarlyStoppingCB(Callback):
             self._report(learn, restored=bool(weights))
         self._is_running = False
 
-    def _report(self, learn: Any, restored: bool) -> None:
+    def _report(self, learn: Learner, restored: bool) -> None:
         name, best = self.monitor.name, f"{self.best:.4g} in epoch {self.best_epoch}"
         kept = "; its weights are restored" if restored else ""
         said = f"Stopped after epoch {self.stopped_epoch}: {name} was not better"
@@ -140,6 +141,7 @@ class TerminateOnNaNCB(Callback):
     Runs at: after_loss, cleanup_train. Reads: loss.
     """
 
+    in_evaluation = False
     in_lr_find = False
 
     def __init__(self, every: int | None = None) -> None:
@@ -148,20 +150,20 @@ class TerminateOnNaNCB(Callback):
         self.every = every
         self._seen: list[tuple[Tensor, int, int]] = []  # loss, batch, step
 
-    def before_train(self, learn: Any) -> None:
+    def before_train(self, learn: Learner) -> None:
         self._seen = []
 
-    def after_loss(self, learn: Any) -> None:
+    def after_loss(self, learn: Learner) -> None:
         if learn.training:
             self._seen.append((learn.loss.detach(), learn.batch_idx, learn.n_steps))
             every = self.every or (1 if learn.loss.device.type == "cpu" else 50)
             if len(self._seen) >= every:
                 self._look(learn)
 
-    def cleanup_train(self, learn: Any) -> None:
+    def cleanup_train(self, learn: Learner) -> None:
         self._look(learn)
 
-    def _look(self, learn: Any) -> None:
+    def _look(self, learn: Learner) -> None:
         seen, self._seen = self._seen, []
         if not seen or (finite := torch.stack([loss for loss, _, _ in seen]).isfinite()).all():
             return

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..callback import Callback
+from ..callback import Callback, Order
 from ..optim.swats import SWATS
 from ..plot import new_figure
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 
 class SwitchPoint(NamedTuple):
@@ -27,7 +30,8 @@ class SwitchPointsCB(Callback):
     Source: document 004, whose tables these are.
     """
 
-    order = 95
+    order = Order.SWITCHES
+    in_evaluation = False
     in_lr_find = False
 
     def __init__(self) -> None:
@@ -35,15 +39,13 @@ class SwitchPointsCB(Callback):
         self.names: list[str] = []
         self.n_steps = 0  # in the learner's life, as far as the optimizer counts them
 
-    def before_fit(self, learn: Any) -> None:
-        if "train" in learn.phases and not isinstance(learn.opt, SWATS):
+    def before_fit(self, learn: Learner) -> None:
+        if not isinstance(learn.opt, SWATS):
             raise TypeError(
                 f"{self!r} with {type(learn.opt).__name__}: expected optim.SWATS, which alone switches"
             )
 
-    def cleanup_epoch(self, learn: Any) -> None:
-        if "train" not in learn.phases:
-            return
+    def cleanup_epoch(self, learn: Learner) -> None:
         states = {name: learn.opt.state.get(p) for name, p in learn.model.named_parameters()}
         self.names = [name for name, state in states.items() if state]
         self.points = sorted(

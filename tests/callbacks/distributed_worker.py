@@ -24,7 +24,6 @@ from minilearn import (
     TensorLoader,
     set_seed,
 )
-from minilearn.processes import from_each
 
 N_TRAIN, N_VALID, BS = 83, 20, 9  # the last batches have 2 samples each, fewer than 3 processes
 
@@ -53,7 +52,7 @@ class WatchCB(Callback):
             self.seen[learn.training] += [ID_OF[value] for value in learn.xb[:, 0].tolist()]
 
     def _is_alike(self, learn):
-        grads = from_each(learn, learn.model[0].weight.grad[0, 0].item())
+        grads = learn.processes.all_gather(learn.model[0].weight.grad[0, 0].item())
         return len(set(grads)) == 1
 
     def after_backward(self, learn):
@@ -76,7 +75,7 @@ def said(learn, **more):
     weights = {
         k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in learn.model.state_dict().items()
     }
-    return {"rows": rows, "weights": weights, "all_rows": from_each(learn, rows), **more}
+    return {"rows": rows, "weights": weights, "all_rows": learn.processes.all_gather(rows), **more}
 
 
 class ValidateCB(Callback):
@@ -89,10 +88,10 @@ class ValidateCB(Callback):
 def plain():
     learn = shared_learner([watch := WatchCB()])
     learn.fit(2)
-    seen = from_each(learn, watch.seen)
+    seen = learn.processes.all_gather(watch.seen)
     preds, row = learn.predict(learn.dls.valid), learn.validate()
     learn.fit(1)
-    seeds = from_each(learn, torch.initial_seed())
+    seeds = learn.processes.all_gather(torch.initial_seed())
     return said(learn, seen=seen, preds=preds, row=row["loss"], seeds=seeds)
 
 
@@ -120,7 +119,7 @@ def normed():
     learn = shared_learner([EMACB(0.9)], model=model)
     learn.dls.train.drop_last = True  # BatchNorm needs two samples
     learn.fit(2)
-    statistics = from_each(learn, [learn.model[1].running_mean, learn.model[1].running_var])
+    statistics = learn.processes.all_gather([learn.model[1].running_mean, learn.model[1].running_var])
     return said(learn, statistics=statistics)
 
 
@@ -133,7 +132,7 @@ def sharded():
     learn = shared_learner([EMACB(0.9), GradientAccumulationCB(2), GradientClippingCB(0.5)], shard=True)
     learn.fit(2)
     n_here = sum(p.to_local().numel() for p in learn.model.parameters()) if learn.n_processes > 1 else None
-    return said(learn, n_here=from_each(learn, n_here))
+    return said(learn, n_here=learn.processes.all_gather(n_here))
 
 
 def saver(folder, name):

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import minilearn
 from minilearn import Callback, Learner, callbacks
+from minilearn.callback import Order
 from minilearn.events import events
 from minilearn.optim import SWATS
 from minilearn.schedules import cosine
@@ -98,9 +99,14 @@ def test_every_shipped_callback_is_exported():
 
 
 @EACH
-def test_order_is_a_number_of_its_class(name):
-    assert type(SHIPPED[name].order) is int
+def test_order_is_one_of_the_table_and_of_its_class(name):
+    assert SHIPPED[name].order in set(Order)
     assert "order" not in vars(FACTORIES[name]())
+
+
+def test_each_place_of_the_table_is_one_of_a_shipped_callback_or_the_users():
+    used = {cls.order for cls in SHIPPED.values()}
+    assert sorted(used | {Order.DEFAULT}) == sorted(Order)
 
 
 @EACH

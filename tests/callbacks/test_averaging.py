@@ -6,6 +6,7 @@ import signal
 from copy import deepcopy
 from functools import partial
 from io import StringIO
+from itertools import product
 
 import numpy as np
 import pytest
@@ -372,10 +373,10 @@ def test_statistics_are_measured_on_so_many_training_batches(n, measured, at):
     watch, batches = WatchCB(), []
 
     def count(learn):
-        if learn.model[1].training and not learn.training:
+        if learn.purpose == "measure":
             batches.append(learn.xb)
 
-    learn = norm_learner(watch, SWACB(1, n_norm_batches=n), at("after_predict", count))
+    learn = norm_learner(watch, SWACB(1, n_norm_batches=n), at("cleanup_batch", count))
     learn.fit(2)
     assert len(batches) == measured == learn.model[1].num_batches_tracked
     assert all(torch.equal(a, b[0]) for a, b in zip(batches, watch.batches[1], strict=False))
@@ -413,13 +414,14 @@ def test_statistics_are_measured_once_for_an_average(at):
 
     def count(learn):
         batches.append(learn.model[1].training and not learn.training)
+        assert batches[-1] is (learn.purpose == "measure")
 
     def look(learn):
         for _ in range(2):
             with learn.averaged():
                 pass
 
-    learn = norm_learner(SWACB(0), at("after_predict", count), at("after_epoch", look))
+    learn = norm_learner(SWACB(0), at("cleanup_batch", count), at("after_epoch", look))
     learn.fit(2)
     look(learn)
     assert sum(batches) == 2 * 4
@@ -463,7 +465,7 @@ def test_dropout_is_off_while_statistics_are_measured(at):
         if not learn.training:
             modes.add((learn.model.training, learn.model[1].training, learn.model[3].training))
 
-    norm_learner(SWACB(0), at("after_predict", look), model=partial(norm_net, 0.5)).fit(2)
+    norm_learner(SWACB(0), at("cleanup_batch", look), model=partial(norm_net, 0.5)).fit(2)
     assert modes == {(False, True, False), (False, False, False)}
 
 
@@ -712,11 +714,11 @@ def test_after_a_cancelled_fit_the_model_holds_the_average(make, event, at):
 
 def test_fit_cancelled_in_the_measuring_leaves_no_norm_half_measured(at):
     def cancel(learn):
-        if learn.epoch == 1 and not learn.training:
+        if learn.purpose == "measure" and learn.batch_idx == 1:
             raise CancelFitException
 
     watch = WatchCB()
-    learn = norm_learner(watch, SWACB(1), at("before_validate", cancel))
+    learn = norm_learner(watch, SWACB(1), at("before_batch", cancel))
     learn.fit(3)
     assert same(tensors_of(learn.model), watch.tensors[1])
 
@@ -759,7 +761,7 @@ def fail_in(at, scopes, event="after_predict", order=75):
 
     def fail(learn):
         is_there = learn.scopes[: len(scopes)] == scopes and "validate" not in learn.scopes[len(scopes) :]
-        if learn.epoch == 2 and is_there and (learn.batch_idx == 1 or event != "after_predict"):
+        if learn.epoch == 2 and is_there and (learn.batch_idx == 1 or event.endswith("_validate")):
             raise ZeroDivisionError
 
     return at(event, fail, order)
@@ -767,8 +769,16 @@ def fail_in(at, scopes, event="after_predict", order=75):
 
 @BOTH
 @pytest.mark.parametrize("order", [-10, 75])
-@pytest.mark.parametrize("event", ["before_validate", "after_predict", "after_validate", "cleanup_validate"])
-@pytest.mark.parametrize("scopes", [ITERATE, AVERAGE, MEASURING], ids=["iterate", "average", "measuring"])
+@pytest.mark.parametrize(
+    ("scopes", "event"),
+    [
+        *product(
+            [ITERATE, AVERAGE], ["before_validate", "after_predict", "after_validate", "cleanup_validate"]
+        ),
+        *product([MEASURING], ["before_batch", "cleanup_batch"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " > ".join(value[2:]),
+)
 def test_error_in_validation_leaves_the_iterate_and_nothing_of_the_swap(make, scopes, event, order, at):
     watch, cb, failing = WatchCB(), make(), fail_in(at, scopes, event, order)
     learn = norm_learner(watch, cb, failing)
@@ -788,7 +798,7 @@ def test_error_in_validation_leaves_the_iterate_and_nothing_of_the_swap(make, sc
 
 def test_error_in_the_measuring_after_the_last_epoch_leaves_the_iterate(at):
     watch = WatchCB()
-    learn = norm_learner(watch, SWACB(1), fail_in(at, MEASURING_LAST))
+    learn = norm_learner(watch, SWACB(1), fail_in(at, MEASURING_LAST, "cleanup_batch"))
     with pytest.raises(ZeroDivisionError):
         learn.fit(3, valid=False)
     assert same(tensors_of(learn.model), watch.tensors[2])
@@ -943,7 +953,11 @@ def test_validations_inside_validation_fire_in_pairs(at):
 
     norm_learner(SWACB(1), at("before_validate", begin), at("cleanup_validate", end)).fit(2)
     assert depth == [0]
-    assert seen == [(0, 1), (1, 1), (1, 1), (1, 2)]  # iterate, average, and its measuring inside of it
+    assert seen == [
+        (0, 1),
+        (1, 1),
+        (1, 1),
+    ]  # iterate and average; the measuring inside of it is no validation
 
 
 def test_progress_shows_the_rows(at):
@@ -955,10 +969,10 @@ def test_progress_shows_the_rows(at):
 def test_early_stopping_restores_the_average_of_the_best_epoch(at):
     kept = []
     stop = EarlyStoppingCB("eval/loss", patience=1)
-    keep = at("after_validate", lambda learn: kept.append((learn.scopes[-2], tensors_of(learn.model))), 75)
+    keep = at("after_validate", lambda learn: kept.append((learn.is_nested, tensors_of(learn.model))), 75)
     learn = norm_learner(EMACB(0.5), stop, keep, lr=3.0)
     learn.fit(8)
-    averages = [tensors for scope, tensors in kept if scope == "epoch"]
+    averages = [tensors for is_nested, tensors in kept if not is_nested]
     evals = losses(learn, "eval")
     assert stop.stopped_epoch is not None
     assert stop.best_epoch == min(evals, key=evals.get) != stop.stopped_epoch
@@ -985,13 +999,13 @@ def best_run(folder, *cbs, seed=1):
 
 def test_best_checkpoint_has_the_averaged_weights_that_scored_best(tmp_path, quick_files, at):
     kept = []
-    keep = at("after_validate", lambda learn: kept.append((learn.scopes[-2], tensors_of(learn.model))), 75)
+    keep = at("after_validate", lambda learn: kept.append((learn.is_nested, tensors_of(learn.model))), 75)
     learn = best_run(tmp_path, keep)
     learn.fit(4)
     evals = losses(learn, "eval")
     best = min(evals, key=evals.get)
     assert best != 3
-    averages = [tensors for scope, tensors in kept if scope == "epoch"]
+    averages = [tensors for is_nested, tensors in kept if not is_nested]
     fresh = norm_learner(model=partial(norm_net, 0.2), seed=9)
     fresh.load(tmp_path / "best.pt")
     assert same(tensors_of(fresh.model), averages[best])
@@ -1376,8 +1390,6 @@ def test_base_class_averages_nothing():
         ([SWACB(2, swa_lr=[])], r"swa_lr=.*1.*group"),
         ([SWACB(2, 0.1, 3)], r"anneal_epochs=3.*epoch 2.*fit.*2"),
         ([SWACB(2, every_steps=9)], r"every_steps=9.*fit.*8 steps.*epoch 2"),
-        ([SWACB(), EMACB()], r"SWACB\(start=0.75, .*\).*EMACB\(decay=0.999\)"),
-        ([EMACB(), EMACB(0.9)], r"EMACB\(decay=0.999\).*EMACB\(decay=0.9\)"),
         ([BatchSchedulerCB(OneCycleLR), SWACB(0, 0.1)], r"BatchSchedulerCB\(OneCycleLR\).*SWACB.*lr"),
         ([ScheduleCB("lr", cosine), SWACB(0, 0.1)], r"SWACB.*lr.*epoch 0"),
         ([ScheduleCB("lr", {2: 0.1}), SWACB(2, 0.1)], r"SWACB.*lr.*epoch 2"),
@@ -1398,9 +1410,12 @@ def test_plan_that_cannot_be_meant_is_refused_before_training(cbs, message, at):
     assert learn.opt.param_groups[0]["lr"] == 0.1
 
 
-def test_average_given_to_the_fit_beside_one_of_the_learner_is_refused():
-    with pytest.raises(ValueError, match=r"EMACB\(decay=0.999\).*SWACB\(start=0.75"):
-        norm_learner(EMACB()).fit(2, cbs=[SWACB()])
+@pytest.mark.parametrize("cbs", [(SWACB(), EMACB()), (EMACB(), EMACB(0.9))])
+def test_two_averages_are_refused(cbs):
+    with pytest.raises(ValueError, match=r"CB\(.*\) and EMACB\(.*\): .*validation can see one average"):
+        norm_learner(*cbs)
+    with pytest.raises(ValueError, match="validation can see one average"):  # one given to the fit too
+        norm_learner(cbs[0]).fit(2, cbs=cbs[1])
 
 
 def test_annealing_needs_a_loader_with_a_length(make_learner):

@@ -574,5 +574,5 @@ def test_dataloader_class_of_ones_own_is_not_exchanged_for_a_plain_one(make):
 
 
 def test_two_of_them_are_refused(make_learner):
-    with pytest.raises(ValueError, match=r"2 BatchSizeCB.*table"):
+    with pytest.raises(ValueError, match=r"BatchSizeCB\(.*\) and BatchSizeCB\(.*\): .*one the whole table"):
         make_learner(cbs=[BatchSizeCB({0: 2}), BatchSizeCB({0: 3})]).fit()

@@ -1,4 +1,5 @@
 from collections import namedtuple
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -27,31 +28,49 @@ def devices(batch):
     return tree_map(lambda item: item.device.type if isinstance(item, Tensor) else item, batch)
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "expected"),
-    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
-)
-def test_device_is_the_first_there_is_of_cuda_mps_cpu(monkeypatch, cuda, mps, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert DeviceCB().device == torch.device(expected)
+@pytest.fixture
+def machine(monkeypatch):
+    """Stand for a machine with so many accelerators of a kind: machine("xpu", 2)."""
+
+    def make(kind, n=1):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: n > 0)
+        monkeypatch.setattr(
+            torch.accelerator, "current_accelerator", lambda *_: torch.device(kind) if n else None
+        )
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: n)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_device_is_the_accelerator_that_torch_finds(machine, kind):
+    machine(kind)
+    assert DeviceCB().device == torch.device(kind)
+
+
+def test_device_is_the_cpu_where_there_is_no_accelerator(machine):
+    machine("cuda", 0)
+    assert DeviceCB().device == torch.device("cpu")
 
 
 def test_named_device_is_used():
     assert DeviceCB("meta").device == DeviceCB(torch.device("meta")).device == torch.device("meta")
 
 
-@pytest.mark.parametrize("kind", ["cuda", "mps"])
-def test_named_device_that_is_not_there_is_refused(monkeypatch, kind):
-    monkeypatch.setattr(getattr(torch, kind) if kind == "cuda" else torch.backends.mps, "is_available", bool)
-    with pytest.raises(ValueError, match=rf"DeviceCB\('{kind}'\).*{kind}"):
+def test_cpu_is_used_beside_an_accelerator(machine):
+    machine("cuda")
+    assert DeviceCB("cpu").device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("kind", "there"), [("cuda", "cpu"), ("mps", "cuda"), ("cuda", "xpu")])
+def test_named_device_that_is_not_there_is_refused(machine, kind, there):
+    machine(there, int(there != "cpu"))
+    with pytest.raises(ValueError, match=rf"DeviceCB\('{kind}'\): .*no {kind} .*has {there}"):
         DeviceCB(kind)
 
 
-def test_cuda_index_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+def test_index_that_is_not_there_is_refused(machine):
+    machine("cuda", 2)
     assert DeviceCB("cuda:1").device.index == 1
     with pytest.raises(ValueError, match=r"DeviceCB\('cuda:2'\).*index below 2"):
         DeviceCB("cuda:2")
@@ -73,7 +92,8 @@ t = torch.zeros(4, 3)
 )
 def test_batches_are_moved_whatever_their_nesting(make_learner, batch, expected):
     cb = MeanOfWeights()
-    make_learner(dls={"train": [batch]}, cbs=[cb, DeviceCB("meta")], opt_func=torch.optim.SGD).fit()
+    sgd = partial(torch.optim.SGD, fused=False)  # of which there is no kernel for this device
+    make_learner(dls={"train": [batch]}, cbs=[cb, DeviceCB("meta")], opt_func=sgd).fit()
     assert devices(cb.batch) == expected
     assert type(cb.batch) is type(batch)
 

@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from minilearn import DataLoaders, DistributedCB, Learner, MetricsCB, TensorLoader
 from minilearn.callbacks import distributed
 from minilearn.data.loaders import part_of
+from minilearn.interrupts import StopRequest
+from minilearn.processes import Processes
 
 WORKER = Path(worker.__file__)
 TIMEOUT_S = 120
@@ -186,6 +188,11 @@ def test_processes_that_go_apart_are_ended(folder):
     assert "cleanup_fit failed too" not in said[1][1]
 
 
+def parts():
+    """Return what DistributedCB hears and says through."""
+    return {"stop": StopRequest(), "processes": Processes()}
+
+
 @pytest.fixture
 def at_rest(monkeypatch):
     """A function that has another process come to rest somewhere, which all that came before it hear of."""
@@ -198,7 +205,7 @@ def at_rest(monkeypatch):
     def come(**place):
         cb = DistributedCB()
         cb.n_processes = 2
-        learn = SimpleNamespace(**place, heard_signal=None, where=lambda: "some place")
+        learn = SimpleNamespace(**place, **parts(), where=lambda: "some place")
         cb.at_rest(learn)
         if cb._asked is not None:
             cb._hear(learn)
@@ -241,7 +248,7 @@ def test_in_a_loop_no_one_waits(monkeypatch):
     cb = DistributedCB()
     cb.n_processes = 2
     for fields, n_heard in ((IN_TRAINING, 0), (IN_TRAINING, 1), (AFTER_EPOCH, 3), (IN_TRAINING, 3)):
-        cb.at_rest(SimpleNamespace(**fields, heard_signal=None))
+        cb.at_rest(SimpleNamespace(**fields, **parts()))
         assert len(heard) == n_heard
 
 

@@ -85,7 +85,7 @@ def test_validation_in_a_hook_is_counted_once(make_learner, at):
     make_learner(cbs=[cb, validate, SleepCB()], opt_func=SGD).fit()
     rows = [float(line.split()[-1].rstrip("%")) for line in cb.table().splitlines()[1:-1]]
     assert cb.seconds["At.after_train"][1] >= 0.012
-    assert cb.seconds["SleepCB.after_loss"][0] == 5
+    assert cb.seconds["SleepCB.after_loss"][0] == 4  # those of the validation are in the hook's time
     assert cb._inside_s <= cb.total_s
     assert rows
 
