@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -49,6 +50,7 @@ def _control() -> Any:
 
 def _part() -> None:
     if dist.is_initialized() and _FAILED not in _groups:
+        gc.collect()  # what is left of DDP may abort the process at its end (torch 2.14, over gloo)
         dist.destroy_process_group()
 
 

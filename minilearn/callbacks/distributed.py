@@ -301,6 +301,8 @@ class DistributedCB(Callback):
     def release(self, learn: Learner) -> None:
         self._parts, self._is_inside = {}, []
         learn.share = learn.loss_weight = None
+        # The next fit makes a new one: one that is left may abort the process at its end, see processes.py.
+        self._ddp = self._ddp_of = None
         self._part(learn)  # from a validate that failed
 
     def _part(self, learn: Learner) -> None:

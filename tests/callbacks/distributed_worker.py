@@ -71,6 +71,10 @@ def shared_learner(cbs=(), as_list=False, shard=None, model=None):
 
 
 def said(learn, **more):
+    ddps = [cb._ddp for cb in learn.cbs if isinstance(cb, DistributedCB)]
+    assert ddps in ([], [None]), (
+        "a fit left its DistributedDataParallel, which may abort the process at its end"
+    )
     rows = [{k: v for k, v in row.items() if k != "time_s"} for row in learn.history]
     weights = {
         k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in learn.model.state_dict().items()
