@@ -12,7 +12,7 @@ import torch
 
 from .callback import Pass
 from .checks import check_alone, check_batch, check_makers, infer_loss
-from .data.loaders import DataLoaders, check_not_empty, n_batches, peek
+from .data.loaders import DataLoaders, check_not_empty, n_batches, peek, sum_of
 from .optim.groups import build_opt, check_kept, check_step, set_lr
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ class Plan:
     @property
     def total_steps(self) -> int | None:
         """The steps of all epochs; None where one's are not known."""
-        known = [n for n in self.epoch_steps if n is not None]
-        return sum(known) if len(known) == len(self.epoch_steps) else None
+        return sum_of(self.epoch_steps)
 
 
 @contextmanager

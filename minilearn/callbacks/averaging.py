@@ -15,13 +15,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from ..callback import Callback, Order
 from ..checks import is_whole
-from ..data.loaders import generators_of, head_of
+from ..data.loaders import generators_of, head_of, sum_of
 from ..optim.groups import groups_of, put
 from ..processes import like
 from ..seeding import kept_rng
 from ..weights import plain_name, tensors_by_name
 from .hyperparameters import ScheduleCB
-from .scheduler import BaseSchedulerCB, sum_of
+from .scheduler import BaseSchedulerCB
 
 if TYPE_CHECKING:
     from ..learner import Learner

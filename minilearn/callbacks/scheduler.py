@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from ..callback import Callback, Order
-from ..data.loaders import n_batches
+from ..data.loaders import n_batches, sum_of
 from ..optim.groups import Group, build_opt, forget_schedule, put
 from .monitor import Monitor
 
@@ -330,12 +330,6 @@ class EpochSchedulerCB(BaseSchedulerCB):
     def after_epoch(self, learn: Learner) -> None:
         if self.sched is not None and learn.epoch + 1 < self._until:
             self.sched.step(self.monitor.value(learn)) if self.monitor else self.sched.step()
-
-
-def sum_of(steps: list[int | None]) -> int | None:
-    """Return how many steps so many epochs have; None where one's are not known."""
-    known = [n for n in steps if n is not None]
-    return sum(known) if len(known) == len(steps) else None
 
 
 def _check_opt(cb: Callback, opt: Any) -> None:

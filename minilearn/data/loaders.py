@@ -123,6 +123,12 @@ def n_batches(loader: Any) -> int | None:
         return None
 
 
+def sum_of(steps: list[int | None]) -> int | None:
+    """Return how many steps so many epochs have; None where one's are not known."""
+    known = [n for n in steps if n is not None]
+    return sum(known) if len(known) == len(steps) else None
+
+
 def in_order(loader: Any) -> Any:
     """Return a loader that gives the samples in the order of their data.
 
