@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastcore.basics import listify
@@ -57,6 +58,7 @@ class Order(IntEnum):
     PROCESSES = 1500  # DistributedCB
     GRAPH = 1600  # CUDAGraphCB
     CHECKPOINT = 2000  # CheckpointCB: the state of all others is what it will be
+    RESTORE = 3000  # private: puts a checkpoint back, after all that a new fit does
 
 
 class Callback:
@@ -79,6 +81,7 @@ class Callback:
             kernels on the device and do nothing else.
         in_each_process: False for what is written or shown once, also where DistributedCB has several
             processes train: its hooks then run in the first only.
+        shows_progress: True for what shows the progress of a fit, so that others may print beside it.
 
     Raises: TypeError when a class is made whose method looks like a misspelt hook, or takes other
         arguments than the learner.
@@ -91,6 +94,7 @@ class Callback:
     in_lr_find: ClassVar[bool] = True
     in_graph: ClassVar[bool] = False
     in_each_process: ClassVar[bool] = True
+    shows_progress: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -147,6 +151,26 @@ class Callback:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what state_dict gave, in a fit that goes on; the before_ hooks have run by then."""
         vars(self).update(state)
+
+    @property
+    def saves_to(self) -> Path | None:
+        """The folder of the checkpoints that this callback writes; None unless a subclass writes some."""
+        return None
+
+    def epoch_state(self) -> dict[str, Any]:
+        """Return what hooks before_epoch, before_train and before_validate read of the state: all of it.
+
+        A checkpoint in the middle of an epoch has it twice, as the epoch began and as it is, so that these
+        hooks see the same in a run that is resumed. A subclass leaves out what is large and not read there.
+        """
+        return self.state_dict()
+
+    def averaged(self, learn: Learner) -> AbstractContextManager[None] | None:
+        """Return a context in which the model holds the average of weights that this callback keeps.
+
+        None unless a subclass keeps one. Raises: RuntimeError where there is nothing in it yet.
+        """
+        return None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -254,11 +278,18 @@ class Pass:
             average); None outside of a pass.
         trains: whether it is a fit that trains; its own validation is a part of it.
         is_nested: whether a callback called it in the middle of another one.
+        is_whole: whether the state is whole after each batch; not so while the model holds an average.
     """
 
     purpose: str | None = None
     trains: bool = True
     is_nested: bool = False
+    is_whole: bool = True
+
+    @property
+    def rests(self) -> bool:
+        """Whether the learner comes to rest after a batch."""
+        return self.is_whole and self.purpose in ("fit", "lr_find")
 
     def takes(self, cb: Callback) -> bool:
         """Whether a callback takes part."""
@@ -272,6 +303,8 @@ class Pass:
 
     def fires(self, event: str) -> bool:
         """Whether there is such an event or step; those of a scope of the user's own are in every pass."""
+        if event == "at_rest" and not self.is_whole:
+            return False
         return self.purpose not in _EVENTS or event in _EVENTS[self.purpose] or event not in _LOOP
 
 
@@ -289,6 +322,7 @@ class CallbackHost:
     def __init__(self, cbs: Any = None, defaults: Iterable[Callback] = ()) -> None:
         self.scopes: list[str] = []  # the scopes that are running, outermost first
         self.is_failing = False  # in cleanup_ hooks: whether the scope is left by an error, no cancel
+        self.cancelled_by: dict[str, str] = {}  # scope -> the hook that cancelled it last in this pass
         self._defaults = list(defaults)
         self._given: list[Callback] = []
         self._hooks: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {}
@@ -310,6 +344,22 @@ class CallbackHost:
     def is_nested(self) -> bool:
         """Whether the running pass was called by a callback in the middle of another one."""
         return self._pass.is_nested
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether there is a callback that shows the progress of a fit."""
+        return any(cb.shows_progress for cb in self._cbs)
+
+    @property
+    def rests(self) -> bool:
+        """Whether at_rest fires after each batch of the running pass."""
+        return self._pass.rests
+
+    @contextmanager
+    def no_rest(self) -> Iterator[None]:
+        """Have no at_rest fire inside a `with`, for the state is not whole there: nothing is saved."""
+        with self.extra_cbs(None, replace(self._pass, is_whole=False)):
+            yield
 
     def takes_part(self, cb: Callback) -> bool:
         """Whether a callback takes part in the running pass."""
@@ -421,6 +471,7 @@ class CallbackHost:
             except CancelException as e:
                 if cancel is None or not self.is_inside(e, cancel):
                     cancel = e
+                    self.cancelled_by[e.scope] = name
             except BaseException as e:
                 self.add_note(e, name)
                 if not event.startswith("cleanup_"):

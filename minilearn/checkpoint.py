@@ -5,20 +5,20 @@ from __future__ import annotations
 import inspect
 import re
 from copy import deepcopy
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .callback import Callback
+from .callback import Callback, Order
 from .data.loaders import state_of
 from .files import read_torch
 from .optim.groups import keep_order_of_memory
+from .plan import Position
 from .processes import like
-from .seeding import rng_state
-from .state import Loader, Saver, compact
+from .seeding import rng_state, set_rng_state
+from .state import Loader, Saver, compact, first_difference
 from .weights import SUFFIX, plain_name, tensors_by_name
 
 if TYPE_CHECKING:
@@ -31,23 +31,8 @@ BEST = "best.pt"
 _NAME = re.compile(r"epoch-(\d+)-(train|valid)-(\d+)" + re.escape(SUFFIX))
 _OWN_ADVICE = "keep it on a callback, whose state_dict leaves it out"
 _FIELDS = ("epoch", "batch_idx", "n_steps", "n_epochs_trained", "loss")
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a fit stands: which batch comes next.
-
-    epoch (of the fit); phase: "train" or "eval", "" before the epoch begins, "over" after the fit; batch.
-    """
-
-    epoch: int
-    phase: str = ""
-    batch: int = 0
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether it is inside a phase."""
-        return self.phase in ("train", "eval")
+SAME = ("same",)
+_READ_AT_BEGINNINGS = ("before_epoch", "before_train", "before_validate")
 
 
 def position_of(learn: Learner) -> Position:
@@ -140,8 +125,9 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
             "n_epochs": learn.n_epochs,
             "phases": list(learn.phases),
             "epoch_steps": list(learn.epoch_steps),
+            "cancelled_by": learn.cancelled_by.get("fit", "") if position.is_over else "",
         },
-        "position": asdict(position),
+        "position": position._asdict(),
         "fields": saver.save({name: getattr(learn, name) for name in _FIELDS}, "learn"),
         "own": saver.save(learn.own_fields(), "learn"),
         "history": Saver([], "").save(learn.history, "history"),
@@ -154,6 +140,77 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
     }
 
 
+def capture_beginning(learn: Learner) -> Saved:
+    """Return a copy of what hooks at the beginning of an epoch or a phase see and may change.
+
+    Counters, rows, random numbers, loaders, and the states of callbacks with such hooks. Not the weights.
+    """
+    shared, saver = _shared(learn), Saver(_shared(learn), type(learn).__module__, _OWN_ADVICE)
+    cbs = {
+        key: Saver(shared, type(cb).__module__).save(cb.epoch_state(), key)
+        for key, cb in keyed(learn.cbs).items()
+        if any(hasattr(cb, event) for event in _READ_AT_BEGINNINGS)
+    }
+    return deepcopy(
+        {
+            "fields": saver.save({name: getattr(learn, name) for name in _FIELDS}, "learn"),
+            "own": saver.save(learn.own_fields(), "learn"),
+            "n_rows": len(learn.history),
+            "cbs": {key: state for key, state in cbs.items() if state},
+            "loaders": {
+                name: saver.save(state_of(loader), name) for name, loader in loaders_of(learn).items()
+            },
+            "rngs": [saver.save(state, "rng") for state in learn.processes.all_gather(_packed(rng_state()))],
+        }
+    )
+
+
+def without_what_is_the_same(beginning: Saved, saved: Saved) -> Saved:
+    """Return a beginning with SAME in place of each state of which a checkpoint has the same."""
+    parts = {}
+    for part in ("cbs", "loaders", "own"):
+        now = saved[part]
+        parts[part] = {
+            key: state if key not in now or first_difference(state, now[key]) else SAME
+            for key, state in beginning[part].items()
+        }
+    return beginning | parts
+
+
+def with_what_is_the_same(beginning: Saved, saved: Saved) -> Saved:
+    """Return a beginning with all states, some of them from the checkpoint that it is in."""
+    parts = {}
+    for part in ("cbs", "loaders", "own"):
+        states = beginning[part].items()
+        parts[part] = {key: saved[part][key] if state == SAME else state for key, state in states}
+    return beginning | parts
+
+
+def put_beginning(learn: Learner, beginning: Saved, rows: list[Any]) -> None:
+    """Put into a learner what an epoch or a phase began with; see `capture_beginning`.
+
+    Args:
+        rows: the history then, perhaps with later rows.
+    """
+    device = next(learn.model.parameters()).device
+    _put_cbs(learn, beginning["cbs"], device)
+    loader = Loader(device, type(learn).__module__)
+    vars(learn).update(loader.load(beginning["own"], learn.own_fields(), "learn"))
+    vars(learn).update(loader.load(beginning["fields"], None, "learn"))
+    learn.history[:] = rows[: beginning["n_rows"]]
+    put_loaders(learn, beginning["loaders"])
+    rngs = beginning["rngs"]
+    set_rng_state(loader.load(rngs[learn.rank if learn.rank < len(rngs) else 0], None, ""))
+
+
+def put_loaders(learn: Learner, saved: Saved) -> None:
+    """Put the states of the loaders; the last is that of the phase."""
+    loader = Loader(torch.device("cpu"), "")
+    for name, part in loaders_of(learn).items():
+        if saved.get(name):
+            part.load_state_dict(loader.load(saved[name], None, ""))
+
+
 def _packed(rng: Saved) -> Saved:
     """Return the state of the generators with python's 625 numbers as one array, which is quick to save."""
     version, words, gauss = rng["python"]
@@ -161,9 +218,11 @@ def _packed(rng: Saved) -> Saved:
 
 
 def keyed(cbs: tuple[Callback, ...]) -> dict[str, Callback]:
-    """Return callbacks by name: the class, and a number where there are several."""
+    """Return callbacks by name: the class, and a number where there are several; not what restores them."""
     found: dict[str, Callback] = {}
     for cb in cbs:
+        if cb.order == Order.RESTORE:
+            continue
         n = sum(type(other).__name__ == type(cb).__name__ for other in found.values())
         found[f"{type(cb).__name__} {n + 1}" if n else type(cb).__name__] = cb
     return found
@@ -256,8 +315,13 @@ def _put_cbs(learn: Learner, saved: Saved, device: torch.device) -> None:
 
 
 def _put_cb(cb: Callback, key: str, saved: Any, device: torch.device) -> None:
-    loader = Loader(device, type(cb).__module__)
-    cb.load_state_dict(loader.load(saved, dict(cb.state_dict()), key))
+    loader, now = Loader(device, type(cb).__module__), dict(cb.state_dict())
+    state = loader.load(saved, dict(now), key)
+    if type(cb).state_dict is Callback.state_dict:
+        for name in now.keys() - saved.keys():  # made later
+            delattr(cb, name)
+        now = {}
+    cb.load_state_dict(now | state)  # a beginning may have less
 
 
 def _put_opt(opt: Any, state: Any) -> None:

@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .callback import Pass
-from .checks import check_alone, check_batch, check_makers, infer_loss
-from .data.loaders import DataLoaders, check_not_empty, n_batches, peek, sum_of
+from .checks import check_alone, check_batch, check_fields, check_makers, infer_loss
+from .data.loaders import DataLoaders, batches_from, check_not_empty, n_batches, peek
+from .interrupts import Paused, StopFetchError, interrupts, stopped
 from .optim.groups import build_opt, check_kept, check_step, set_lr
+from .plan import Plan
+from .resuming import resumed
+from .seeding import kept_rng
+from .state import has_state
 
 if TYPE_CHECKING:
     from .learner import Learner
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a fit is going to do, once it is planned.
+_END = object()
 
-    n_epochs; phases ("train", "eval" or both); schedule_epochs (how many epochs, from the first on, schedules
-    of the lr rule); epoch_steps (optimizer steps of each epoch, None where not known).
-    """
 
-    n_epochs: int = 0
-    phases: tuple[str, ...] = ()
-    schedule_epochs: int = 0
-    epoch_steps: list[int | None] = field(default_factory=list)
+@contextmanager
+def fit_of(learn: Learner, cbs: Any, purpose: str, trains: bool) -> Iterator[None]:
+    """Surround a fit, which a signal or `learn.pause()` may end, and count it if it comes to its end."""
+    try:
+        with pass_of(learn, cbs, purpose, trains), interrupts(learn):
+            yield
+    except Paused:
+        return
+    if trains:
+        learn.run.finish()
 
-    @property
-    def total_steps(self) -> int | None:
-        """The steps of all epochs; None where one's are not known."""
-        return sum_of(self.epoch_steps)
+
+@contextmanager
+def started(learn: Learner, resume: Any) -> Iterator[bool]:
+    """Surround the epochs of a fit, those that are left to one that is resumed; say whether there is one."""
+    with resumed(learn, resume) as start:
+        if start is not None:
+            learn.plan = replace(learn.plan, start=start)
+        yield start is not None
+        if start is not None and not start.is_over:
+            learn.stop.drop_pause()
+            learn.stop.rest(learn)
 
 
 @contextmanager
@@ -46,6 +59,8 @@ def pass_of(learn: Learner, cbs: Any, purpose: str, trains: bool) -> Iterator[No
     learn.epoch = learn.n_steps = learn.batch_idx = 0
     learn.is_gathering = False
     learn.processes.are(0, 1)  # unless DistributedCB says otherwise
+    learn.run.begin()
+    learn.cancelled_by.clear()
     with learn.extra_cbs(cbs, Pass(purpose, trains)), ExitStack() as prepared:
         try:
             for cb in learn.cbs:
@@ -57,9 +72,6 @@ def pass_of(learn: Learner, cbs: Any, purpose: str, trains: bool) -> Iterator[No
             learn.batch = learn.preds = None  # they and the last graph take memory
             learn.loss = learn.loss.detach() if isinstance(learn.loss, torch.Tensor) else None
         finally:
-            if learn.resuming is not None:  # it did not come to that
-                learn.resuming.undo(learn)
-                learn.resuming = None
             learn.modes.end()
             del learn.scopes[n_scopes:]  # a second signal may have come between any two lines
 
@@ -91,6 +103,37 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
         for module, mode, found in modes:
             if learn.modes.found.get(module) == found:  # else it was frozen, or the contrary, in this phase
                 module.training = mode
+
+
+def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
+    """Give the batches that are left to a phase, each with its number."""
+    first = 0 if learn.is_nested else learn.plan.first_batch(learn.phase, learn.epoch)
+    with kept_rng() if first else nullcontext():  # the random numbers of a pass that began before
+        batches = batches_from(learn.dl, first)
+    # Between batches all is at rest, unless the loader moves on while it reads, and remembers it.
+    may_stop = learn.rests and (hasattr(learn.dl, "batches") or not has_state(learn.dl))
+    i, learn.batch_idx = first, first - 1  # of the batch before, for a stop while the first one is read
+    while True:
+        try:
+            try:
+                learn.stop.begin_fetch(may_stop)
+                batch = next(batches, _END)
+            finally:
+                learn.stop.end_fetch()
+        except StopFetchError:  # also one that comes when the batch was just read
+            learn.stop.end_fetch()
+            learn.run.save(learn)  # at_rest has fired already, for all but what saves
+            raise stopped(learn) from None
+        if batch is _END:
+            break
+        yield i, batch
+        if i == first and learn.epoch == learn.plan.start.epoch:
+            check_fields(learn)
+        i += 1
+    if i == 0:
+        raise ValueError(
+            f"the {learn.phase} loader gave no batch in epoch {learn.epoch}: expected at least one"
+        )
 
 
 def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
@@ -134,10 +177,9 @@ def prepare_opt(learn: Learner, lr: float | Sequence[float] | None, reset_opt: b
 def side_run(learn: Learner, dl: Any) -> Iterator[list[dict[str, Any]]]:
     """Have `dl` as the validation loader and a history of its own, which is given, for a while."""
     check_not_empty("given", dl)
-    history, dls, is_aside = learn.history, learn.dls, learn.is_aside
-    learn.history, learn.is_aside = [], True
+    history, dls, learn.history = learn.history, learn.dls, []
     learn.dls = DataLoaders(dls.train, dl, classes=dls.classes, source=dls.source)
     try:
         yield learn.history
     finally:
-        learn.history, learn.dls, learn.is_aside = history, dls, is_aside
+        learn.history, learn.dls = history, dls

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 _TOLD = b"\nminilearn: stopping after this step; the same signal again stops at once\n"
 
 
-class StopRequest:
-    """Whether the fit is asked to stop, by a signal: SIGINT, SIGTERM or SIGHUP.
+PAUSE = 0  # a request by `learn.pause()`, where a signal has its number
 
-    signal (the one that all processes stop for), heard (one that came to this process, of several),
-    is_fetching (whether the loader is reading a batch, when there is no step to finish).
+
+class StopRequest:
+    """Whether the fit is asked to stop, by a signal (SIGINT, SIGTERM or SIGHUP) or by `learn.pause()`.
+
+    asked (the signal that all processes stop for, or PAUSE), heard (one that came to this process, of
+    several), is_fetching (whether the loader is reading a batch, when there is no step to finish), is_paused
+    (whether the last fit ended so).
     """
 
     def __init__(self) -> None:
@@ -28,29 +32,56 @@ class StopRequest:
 
     def clear(self) -> None:
         """Begin a fit without a request."""
-        self.signal: int | None = None
+        self.asked: int | None = None
         self.heard: int | None = None
-        self.is_fetching = False
+        self.is_fetching = self.is_paused = False
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that asked the fit to stop, if one came."""
+        return self.asked or None
 
     @property
     def is_asked(self) -> bool:
         """Whether all processes are to stop."""
-        return self.signal is not None
+        return self.asked is not None
 
     def hear(self, number: int, n_processes: int) -> None:
-        """Take a signal; of several processes, all have to agree on it first."""
+        """Take a request; of several processes, all have to agree on it first."""
         if n_processes > 1:
             self.heard = number  # DistributedCB has all of them stop after the same step
         else:
-            self.signal = number
+            self.asked = number
 
-    def agree(self, number: int | None) -> None:
+    @property
+    def said(self) -> int:
+        """What this process tells the others, of whom the largest number rules: 0 if it heard nothing."""
+        return 0 if self.heard is None else 1 + self.heard
+
+    def agree(self, said: int) -> None:
         """Take what all processes have agreed on."""
-        self.signal = number
+        self.asked = said - 1 if said else None
+
+    def drop_pause(self) -> None:
+        """Drop a pause, which comes too late once the last epoch is over."""
+        self.asked, self.heard = self.asked or None, self.heard or None
 
     def close(self) -> None:
-        """End the fit: what was heard by this process now counts."""
-        self.signal = self.signal or self.heard
+        """End the fit: a signal that this process heard now counts."""
+        self.asked = self.signal or self.heard or None
+
+    def paused(self) -> None:
+        """Note that the fit ended by a pause."""
+        self.is_paused = True
+
+    def rest(self, learn: Learner) -> None:
+        """Fire at_rest, where all hooks have run and the state is whole; leave the fit if that is asked."""
+        if not learn.rests:
+            return
+        is_stopping = self.is_asked  # a request that comes during at_rest has to wait for the next
+        learn.callback("at_rest")
+        if is_stopping:
+            raise stopped(learn)
 
     def begin_fetch(self, may_stop: bool) -> None:
         """Say that a batch is about to be read; leave at once if a stop was asked for since the last one."""
@@ -61,6 +92,24 @@ class StopRequest:
     def end_fetch(self) -> None:
         """Say that no batch is being read."""
         self.is_fetching = False
+
+
+def pause(learn: Learner) -> None:
+    """See `Learner.pause`."""
+    if learn.scopes[:1] != ["fit"]:
+        raise RuntimeError("learn.pause() pauses a fit, and none is running: call it in a hook of a callback")
+    if not learn.run.savers:
+        raise RuntimeError(
+            "learn.pause() saves the fit, so that it can be resumed, and no CheckpointCB takes part in this "
+            "one: expected one among the callbacks (lr_find has none); to end a fit for good, raise "
+            "CancelFitException"
+        )
+    if not learn.stop.is_asked:
+        learn.stop.hear(PAUSE, learn.n_processes)
+
+
+class Paused(BaseException):
+    """Leave a fit that is to be resumed."""
 
 
 class StopFetchError(BaseException):
@@ -76,7 +125,6 @@ def interrupts(learn: Learner) -> Iterator[None]:
     """
     stop, owner = learn.stop, os.getpid()
     stop.clear()
-    learn.run.begin()
     usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     if hasattr(signal, "SIGHUP"):  # of a terminal that was closed
         usual[signal.SIGHUP] = signal.SIG_DFL
@@ -87,7 +135,7 @@ def interrupts(learn: Learner) -> Iterator[None]:
             signal.signal(number, usual[number])
             os.kill(os.getpid(), number)
             return
-        if stop.signal is not None or stop.heard is not None:
+        if stop.signal is not None or stop.heard:
             raise _ending(number, "stopped at once, in the middle of a step")
         stop.hear(number, learn.n_processes)
         if number == signal.SIGTERM and hasattr(signal, "SIGCHLD"):
@@ -114,18 +162,11 @@ def interrupts(learn: Learner) -> Iterator[None]:
         raise stopped(learn)
 
 
-def rest(learn: Learner) -> None:
-    """Fire at_rest, where all hooks have run and the state is whole; leave the fit if a signal asks."""
-    if learn.is_aside:  # a validation that a callback calls in the middle of something
-        return
-    is_stopping = learn.stop.is_asked  # one that comes during at_rest has to wait for the next
-    learn.callback("at_rest")
-    if is_stopping:
-        raise stopped(learn)
-
-
 def stopped(learn: Learner) -> BaseException:
-    """Return what a signal ends a fit with that is at rest, and print or say where it stands."""
+    """Return what a request ends a fit with that is at rest, and print or say where it stands."""
+    if learn.stop.asked == PAUSE:
+        learn.stop.paused()
+        return Paused()
     path = learn.saved_to
     how = f"fit(..., resume={str(path.parent)!r}) goes on" if path else "the learner is as it was then"
     assert learn.stop.signal is not None

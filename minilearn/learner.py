@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from . import weights
 from .callback import CallbackHost, Pass, default_step
-from .callbacks.averaging import averaged
 from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
@@ -22,12 +21,12 @@ from .callbacks.progress import ProgressCB
 from .checks import check_fit, check_model, check_targets, infer_loss
 from .data.loaders import DataLoaders, generators_of, in_order
 from .events import with_cbs
-from .fitting import Plan, pass_of, phase_of, plan, prepare_opt, side_run
+from .fitting import batches_of, fit_of, pass_of, phase_of, plan, prepare_opt, side_run, started
 from .freezing import Modes
-from .interrupts import StopRequest, interrupts, rest
+from .interrupts import StopRequest, pause
 from .optim.summary import summary
+from .plan import Plan
 from .processes import Processes
-from .resuming import batches_of, begin_resume, end_resume, epochs_of, is_trained
 from .run import Run
 from .seeding import kept_rng
 
@@ -92,8 +91,6 @@ class Learner(CallbackHost):
         self.share: tuple[int, int] | None = None
         self.loss_weight: Tensor | None = None
         self.training = False
-        self.resuming: Any = None  # the checkpoint that is about to be put back
-        self.is_aside = False  # validating in the middle of something
         self._fit_purpose = "fit"
         self.dl: Any = None
         self.batch: Any = None
@@ -117,18 +114,18 @@ class Learner(CallbackHost):
     # The algorithm --------------------------------------------------------------------------------
 
     @with_cbs("fit")
-    def _fit(self, train: bool, valid: bool) -> None:
-        for self.epoch in epochs_of(self):
-            self._epoch(train, valid)
-            rest(self)
+    def _fit(self) -> None:
+        for self.epoch in self.plan.epochs:
+            self._epoch()
+            self.stop.rest(self)
 
     @with_cbs("epoch")
-    def _epoch(self, train: bool, valid: bool) -> None:
-        if train and not is_trained(self):  # as it may be where a resumed fit stood
+    def _epoch(self) -> None:
+        if self.plan.has("train", self.epoch):
             self.n_epochs_trained += 1
             with phase_of(self, self.dls.train, training=True):
                 self._train()
-        if valid:
+        if self.plan.has("eval", self.epoch):
             with phase_of(self, self.dls.valid, training=False):
                 self._validate()
 
@@ -143,7 +140,7 @@ class Learner(CallbackHost):
     def _batches(self) -> None:
         for self.batch_idx, self.batch in batches_of(self):
             self._batch()
-            rest(self)
+            self.stop.rest(self)
 
     @with_cbs("batch")
     def _batch(self) -> None:
@@ -246,16 +243,25 @@ class Learner(CallbackHost):
         """
         check_fit(self, n_epochs, train, valid, resume)
         valid = valid and self.dls.valid is not None
-        with pass_of(self, cbs, self._fit_purpose, train), interrupts(self):
+        with fit_of(self, cbs, self._fit_purpose, train):
             plan(self, n_epochs, train, valid)
             if train:
                 prepare_opt(self, lr, reset_opt)
-            if resume is None or begin_resume(self, resume):
-                self._fit(train, valid)
-                if not end_resume(self):
-                    rest(self)
-        if train:
-            self.run.finish()
+            with started(self, resume) as is_left:
+                if is_left:
+                    self._fit()
+
+    def pause(self) -> None:
+        """Stop the fit, from a hook, such that a later fit(resume=...) continues it bit for bit.
+
+        The batch is finished, a checkpoint is saved, cleanup hooks fire, and `fit` returns with `is_paused`
+        True. There is no after_fit, no average or best weights are put into the model, and the fit does not
+        count as finished. Of several processes one may ask, and all stop after the same step. To end a fit
+        for good, raise CancelFitException.
+
+        Raises: RuntimeError outside of a fit, without a CheckpointCB, and in lr_find.
+        """
+        pause(self)
 
     def validate(self, dl: Any = None, cbs: Any = None) -> dict[str, Any]:
         """Return the row of metrics over a loader (default dls.valid), e.g. {"loss": 0.27, ...}.
@@ -280,7 +286,10 @@ class Learner(CallbackHost):
 
         Raises: RuntimeError where there is no average: no such callback, or one that has not begun.
         """
-        return averaged(self)
+        for found in (cb.averaged(self) for cb in self.cbs):
+            if found is not None:
+                return found
+        raise RuntimeError("averaged(): there is no average; expected SWACB or EMACB among the callbacks")
 
     def save(self, path: str | Path) -> None:
         """Write the model's weights, its state_dict, to a file in safetensors.
@@ -450,6 +459,11 @@ class Learner(CallbackHost):
     def stop_signal(self) -> int | None:
         """Return the signal that asked this fit to stop, if one came."""
         return self.stop.signal
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the last fit was left by `pause`."""
+        return self.stop.is_paused
 
     @property
     def is_fitting(self) -> bool:

@@ -3,71 +3,118 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .callbacks.checkpoint import CheckpointCB
-from .callbacks.progress import ProgressCB
+from .callback import Callback, Order
 from .checkpoint import (
     BEST,
-    Position,
     Saved,
+    capture_beginning,
     capture_rest,
     capture_weights,
     checkpoints_in,
     loaders_of,
     put,
+    put_beginning,
+    put_loaders,
     read,
+    with_what_is_the_same,
 )
-from .checks import check_fields
-from .data.loaders import batches_from
 from .events import CancelFitException
-from .interrupts import StopFetchError, stopped
 from .optim.groups import SCHEDULE_KEYS
+from .plan import Position
 from .seeding import set_rng_state
-from .state import Loader, has_state
+from .state import Loader
 from .weights import SUFFIX, check_alike, tensors_by_name
 
 if TYPE_CHECKING:
     from .learner import Learner
 
-_END = object()
 
+class Source:
+    """A checkpoint that a fit is resumed from, and what to put back if it does not come to that."""
 
-@dataclass
-class Resume:
-    """A checkpoint that a fit is about to go on from, and what to put back if it does not come to that."""
+    def __init__(self, learn: Learner, path: Path, saved: Saved) -> None:
+        self.path, self.saved, self.position = path, saved, Position(**saved["position"])
+        self.rows = _loaded(saved["history"])
+        self.is_put = False
+        self._run = (learn.run_id, learn.n_fits)
+        self._loaders = [(part, part.state_dict()) for part, _ in _pure_loaders(learn, saved)]
+        self._before: tuple[Saved, list[Any]] | None = None
 
-    path: Path
-    saved: Saved
-    position: Position
-    before: dict[str, Any]
-    loaders: list[tuple[Any, Any]]
+    def begin(self, learn: Learner) -> None:
+        """Have the learner be of the run, and the loaders have its seeds."""
+        learn.run.resumes(self)
+        for loader, state in _pure_loaders(learn, self.saved):
+            loader.load_state_dict(state)
+        learn.run.is_at(self.saved["run"], self.saved["fit"]["index"])
+
+    def put(self, learn: Learner) -> None:
+        """Put the checkpoint into the learner."""
+        put(learn, self.saved)
+        put_loaders(learn, self.saved["loaders"])
+        set_rng_state(_loaded(self.saved["rng"]))
+        self.is_put = True
+
+    def put_beginning(self, learn: Learner, what: str) -> None:
+        """Put into the learner what its "epoch" or "validation" began with, all but weights."""
+        before = self._before or (capture_beginning(learn), list(learn.history))
+        beginning = self.saved.get("beginnings", {}).get(what)
+        if beginning is not None:
+            beginning = with_what_is_the_same(beginning, self.saved)
+            put_beginning(learn, beginning, self.rows)
+            learn.run.began(what, beginning)
+        else:  # of version 0.1
+            learn.history[:] = self.rows
+            learn.n_epochs_trained = self.saved["fields"]["n_epochs_trained"] - (
+                self.position.phase == "train"
+            )
+        self._before = before
 
     def undo(self, learn: Learner) -> None:
-        """Leave the learner as it was before it."""
-        learn.history[:] = self.before["history"]
-        learn.n_epochs_trained = self.before["n_epochs_trained"]
-        learn.run.is_at(*self.before["run"])
-        for loader, state in self.loaders:
+        """Leave the learner as it was before it, unless the checkpoint was put."""
+        if self.is_put:
+            return
+        learn.run.is_at(*self._run)
+        if self._before is not None:
+            put_beginning(learn, *self._before)
+        for loader, state in self._loaders:
             loader.load_state_dict(state)
 
 
 # Before the fit -----------------------------------------------------------------------------------
 
 
-def begin_resume(learn: Learner, resume: str | Path | bool) -> bool:
-    """Find and check the checkpoint to go on from; return whether there is a fit to run.
+@contextmanager
+def resumed(learn: Learner, resume: str | Path | bool | None) -> Iterator[Position | None]:
+    """Have a fit that is resumed continue where its checkpoint stood, which is given; None: it is finished.
 
-    Until `restore`, only the history, the count of epochs and the loaders' seeds are the checkpoint's.
+    Raises: what `Learner.fit` says of `resume`; the learner is then as it was.
+    """
+    start = Position(0) if resume is None else _find(learn, resume)
+    source: Source | None = learn.run.source
+    try:
+        with nullcontext() if source is None else learn.extra_cbs(_RestoreCB(source)):
+            yield start
+    except BaseException:
+        if source is not None:
+            source.undo(learn)
+        raise
+
+
+def _find(learn: Learner, resume: str | Path | bool) -> Position | None:
+    """Find and check the checkpoint to resume from; return where it stood, None if the fit is left out.
+
+    Of the checkpoint, the learner then has the name of the run and the loaders' seeds.
     """
     if (path := _found(learn, resume)) is None:  # the first start of a script that resumes itself
         _say(learn, "There is no checkpoint yet: a new run begins")
-        return True
+        return Position(0)
     try:
         saved = read(path)
     except ValueError as error:
@@ -81,31 +128,26 @@ def begin_resume(learn: Learner, resume: str | Path | bool) -> bool:
             index  # asked for by name, or of another run than the learner's: no matter which fit it is of
         )
     if index < n_fits:
-        return True  # of a fit that is finished: this one starts from its end
+        return Position(0)  # of a fit that is finished: this one starts from its end
     if index > n_fits:
         _skip(learn, saved)
         if learn.rank == 0:
             this, other = learn.n_fits + 1, index + 1
             print(f"Left out fit {this} of this run, which is finished: {path} is of fit {other}")
-        return False
+        return None
     _check(learn, saved, path)
-    position = Position(**saved["position"])
-    before = {"n_epochs_trained": learn.n_epochs_trained, "run": (learn.run_id, learn.n_fits)}
-    before["history"] = list(learn.history)
-    loaders = _pure_loaders(learn, saved)
-    learn.resuming = Resume(path, saved, position, before, [(part, part.state_dict()) for part, _ in loaders])
-    for loader, state in loaders:
-        loader.load_state_dict(state)
-    learn.run.is_at(saved["run"], index)
-    learn.n_epochs_trained = saved["fields"]["n_epochs_trained"] - (position.phase == "train")
-    learn.history[:] = _loaded(saved["history"])
-    over = ": this fit is finished, nothing is left to train" if position.phase == "over" else ""
+    source = Source(learn, path, saved)
+    source.begin(learn)
+    position = source.position
+    over = ": this fit is finished, nothing is left to train" if position.is_over else ""
     _say(learn, f"Resumed from {path}{over}")
-    return True
+    if position.is_over:
+        _say_if_cut_short(learn, saved)
+    return position
 
 
 def _found(learn: Learner, resume: str | Path | bool) -> Path | None:
-    folders = [cb.folder for cb in learn.cbs if isinstance(cb, CheckpointCB)]
+    folders = [cb.saves_to for cb in learn.cbs if cb.saves_to is not None]
     if resume is True:
         if len(folders) != 1:
             raise ValueError(
@@ -214,92 +256,64 @@ def _brief(value: Any) -> str:
     return str(value)
 
 
+def _say_if_cut_short(learn: Learner, saved: Saved) -> None:
+    if (by := saved["fit"].get("cancelled_by")) and learn.rank == 0:
+        n_steps, total = saved["fields"]["n_steps"], learn.total_steps
+        of = "" if total is None else f" of {total}"
+        print(f"This fit was cut short by {by} after {n_steps}{of} steps; for more, call fit once again")
+
+
 def _say(learn: Learner, text: str) -> None:
-    if learn.rank == 0 and any(isinstance(cb, ProgressCB) for cb in learn.cbs):
+    if learn.rank == 0 and learn.shows_progress:
         print(text)
 
 
-# In the loop --------------------------------------------------------------------------------------
+# In the fit ---------------------------------------------------------------------------------------
 
 
-def epochs_of(learn: Learner) -> Iterator[int]:
-    """Give the epochs that are left to a fit."""
-    first = 0
-    if learn.resuming is not None:
-        position = learn.resuming.position
-        if position.phase == "over":
+class _RestoreCB(Callback):
+    """Put a checkpoint back, after all hooks that the run had behind it when it was written.
+
+    `before_fit` runs as in a new fit. Then the state is what the epoch began with, which hooks at the
+    beginning of an epoch and of training see, or of its validation, if it stood there; after the last of
+    these it is that of the checkpoint.
+    """
+
+    order = Order.RESTORE
+    in_nested = False
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def before_fit(self, learn: Learner) -> None:
+        position = self.source.position
+        if position.is_over:
             raise CancelFitException  # what is left is to close what before_fit opened
-        if not position.is_inside:
-            _restore(learn)
-        first = position.epoch
-    for epoch in range(first, learn.n_epochs):
-        yield epoch
-        if epoch == first:
-            check_fields(learn)
+        if position.is_inside:
+            self.source.put_beginning(learn, "epoch")
+        else:
+            self.source.put(learn)
+            learn.run.began("epoch", capture_beginning(learn))
 
+    def before_epoch(self, learn: Learner) -> None:
+        if not self.source.is_put and self.source.position.phase == "eval":
+            self.source.put_beginning(learn, "validation")
 
-def is_trained(learn: Learner) -> bool:
-    """Whether the epoch's training was over when the run that goes on stopped."""
-    return learn.resuming is not None and learn.resuming.position.phase == "eval"
+    def before_train(self, learn: Learner) -> None:
+        self._put_inside(learn)
 
+    def before_validate(self, learn: Learner) -> None:
+        self._put_inside(learn)
 
-def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
-    """Give the batches that are left to a phase, each with its number."""
-    first = 0
-    if learn.resuming is not None:
-        first, rng = learn.resuming.position.batch, learn.resuming.saved["rng"]
-        _restore(learn)
-    batches = batches_from(learn.dl, first)
-    if first:  # a loader may draw when its pass begins, as it did before
-        set_rng_state(_loaded(rng))
-    # Between batches all is at rest, unless the loader moves on while it reads, and remembers it.
-    may_stop = not learn.is_aside and (hasattr(learn.dl, "batches") or not has_state(learn.dl))
-    i, learn.batch_idx = first, first - 1  # of the batch before, for a stop while the first one is read
-    while True:
-        try:
-            try:
-                learn.stop.begin_fetch(may_stop)
-                batch = next(batches, _END)
-            finally:
-                learn.stop.end_fetch()
-        except StopFetchError:  # also one that comes when the batch was just read
-            learn.stop.end_fetch()
-            _save(learn)
-            raise stopped(learn) from None
-        if batch is _END:
-            break
-        yield i, batch
-        if i == first and learn.epoch == 0:
-            check_fields(learn)
-        i += 1
-    if i == 0:
-        raise ValueError(
-            f"the {learn.phase} loader gave no batch in epoch {learn.epoch}: expected at least one"
-        )
+    def _put_inside(self, learn: Learner) -> None:
+        if not self.source.is_put:
+            self.source.put(learn)
+            learn.modes.apply()
 
-
-def _save(learn: Learner) -> None:
-    """Save between two batches, where at_rest has fired already, for all but what saves."""
-    for cb in learn.cbs if "train" in learn.phases else ():
-        if isinstance(cb, CheckpointCB):
-            cb.at_rest(learn)
-
-
-def end_resume(learn: Learner) -> bool:
-    """Put back the state of a fit that was over when its checkpoint was written; return whether it was."""
-    if learn.resuming is None or learn.resuming.position.phase != "over":
-        return False
-    _restore(learn)
-    return True
-
-
-def _restore(learn: Learner) -> None:
-    saved, position = learn.resuming.saved, learn.resuming.position
-    put(learn, saved)
-    for name, loader in loaders_of(learn).items():  # the last is that of the phase
-        if name in saved["loaders"] and saved["loaders"][name]:
-            loader.load_state_dict(_loaded(saved["loaders"][name]))
-    if position.is_inside:
-        learn.modes.apply()
-    set_rng_state(_loaded(saved["rng"]))
-    learn.resuming = None
+    def cleanup_fit(self, learn: Learner) -> None:
+        if self.source.position.is_over:
+            self.source.put(learn)
+            learn.cancelled_by["fit"] = self.source.saved["fit"].get("cancelled_by", "")

@@ -149,7 +149,7 @@ class _TraceCB(Callback):
 
     def after_batch(self, learn: Learner) -> None:
         # Not at a batch whose gradients are gathered for a later step.
-        if learn.training and not learn.is_aside and learn.n_steps > self.n_steps:
+        if learn.training and learn.n_steps > self.n_steps:
             parts = {"batch": learn.batch, "loss": learn.loss, "weights": tensors_by_name(learn.model)}
             self.steps.append({name: _digest(part) for name, part in parts.items()})
 

@@ -188,8 +188,8 @@ def check_clean(learn, before):
     assert not torch.is_autocast_enabled("cpu")
     assert torch.is_grad_enabled()
     assert (learn.scopes, learn.is_fitting) == ([], False)
-    assert (learn.stop_signal, learn.resuming) == (None, None)
-    assert (learn.stop.is_fetching, learn.is_aside) == (False, False)
+    assert (learn.stop_signal, learn.purpose) == (None, None)
+    assert learn.stop.is_fetching is False
     assert (learn.training, learn.dl, learn.modes.found) == (False, None, {})
     for cb in learn.cbs:
         if isinstance(cb, ProgressCB):
@@ -577,7 +577,7 @@ def test_error_in_load_state_dict_leaves_the_learner_as_it_was(make, at, check_r
     learn = make(OddCB(), fault_cb("at_rest", LAST))
     weights = [t.clone() for t in learn.model.state_dict().values()]
     error = fails(learn, OddCB.error, resume=True)
-    assert error.__notes__[0].startswith("minilearn: in Learner.")
+    assert error.__notes__[0].startswith("minilearn: in _RestoreCB.")
     assert all(map(torch.equal, weights, learn.model.state_dict().values()))
     assert (learn.history, learn.n_epochs_trained, learn.run_id) == ([], 0, None)
     OddCB.error = None

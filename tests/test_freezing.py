@@ -491,7 +491,7 @@ def test_freezing_in_a_validation_inside_of_training_holds_for_the_next_batch(at
             learn.validate()
 
     def freeze(learn):
-        if learn.is_aside:
+        if learn.is_nested:
             learn.freeze("stem")
 
     learn = make(cbs=[at("after_step", validate), at("after_validate", freeze), watch])

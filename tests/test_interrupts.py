@@ -26,7 +26,7 @@ from minilearn import (
     set_seed,
 )
 from minilearn.checkpoint import capture_weights, checkpoints_in, read
-from minilearn.resuming import batches_of
+from minilearn.fitting import batches_of
 from minilearn.state import first_difference
 
 ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
@@ -174,7 +174,7 @@ def stopped(learn, number, n_epochs=2, **kwargs):
     """Fit, which is to be stopped by a signal; return what is said."""
     with pytest.raises(ENDS[number]) as e:
         learn.fit(n_epochs, **kwargs)
-    assert (learn.scopes, learn.stop.is_fetching, learn.is_aside, learn.resuming) == ([], False, False, None)
+    assert (learn.scopes, learn.stop.is_fetching, learn.purpose) == ([], False, None)
     assert "During handling" not in "".join(traceback.format_exception(e.value))
     if number == signal.SIGTERM:
         assert e.value.code == 143
@@ -444,7 +444,7 @@ def test_second_signal_in_a_loader_stops_at_once(make):
 def test_signal_in_a_validation_that_a_callback_calls_waits_for_the_step(make, at):
     learn = make(
         at("after_step", lambda learn: learn.validate() and None),
-        send_at("after_predict", signal.SIGINT, is_there=lambda learn: learn.is_aside),
+        send_at("after_predict", signal.SIGINT, is_there=lambda learn: learn.is_nested),
     )
     stopped(learn, signal.SIGINT)
     assert read(learn.saved_to)["position"] == {"epoch": 0, "phase": "train", "batch": 1}
@@ -526,7 +526,7 @@ def test_validate_and_predict_are_interrupted_as_python_does_it(make, call):
     with pytest.raises(KeyboardInterrupt) as e:
         getattr(learn, call)(learn.dls.valid)
     assert str(e.value) == ""
-    assert (learn.scopes, learn.is_aside, learn.stop_signal) == ([], False, None)
+    assert (learn.scopes, learn.purpose, learn.stop_signal) == ([], None, None)
 
 
 def test_lr_find_is_interrupted_and_leaves_all_as_it_was(make):

@@ -779,7 +779,7 @@ def test_load_state_dict_that_raises_leaves_the_learner_usable(folder, n):
     with pytest.raises(ZeroDivisionError):
         learn.fit(N_EPOCHS, cbs=[every_rest(folder)], resume=folder)
     assert first_difference(before | {"rng": 0}, whole_state(learn) | {"rng": 0}) == ""
-    assert learn.resuming is None
+    assert learn.run.source.is_put is False
     broken._is_broken = False
     learn.fit(N_EPOCHS, cbs=[every_rest(folder)], resume=folder)
     straight = new(Broken())

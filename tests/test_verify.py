@@ -183,7 +183,7 @@ def test_learner_stays_as_it_was(full, n_fits):
     learn.verify_resume()
     assert first_difference(before, held_by(learn)) == ""
     assert (recorder.recs, count.n) == (recs, n_fits * (5 + 2))
-    assert (learn.batch, learn.is_fitting, learn.resuming) == (None, False, None)
+    assert (learn.batch, learn.is_fitting, learn.run.source) == (None, False, None)
 
 
 def test_learner_trains_afterwards_as_if_nothing_had_been(full):

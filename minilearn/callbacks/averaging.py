@@ -40,8 +40,7 @@ class BaseAveragingCB(Callback):
 
     BatchNorms get statistics of their own under the average, measured on training data, in the order and with
     the augmentation of the epoch. To callbacks that is a validation inside another, which ends each batch
-    after after_predict; `learn.is_aside` is True in it. Training goes on bit for bit as if there were no
-    average.
+    after after_predict; nothing is saved in it. Training goes on bit for bit as if there were no average.
 
     Args:
         n_norm_batches: how many training batches the BatchNorms' statistics are measured on, >= 1, at most
@@ -128,13 +127,14 @@ class BaseAveragingCB(Callback):
             return
         # All of the model, for measuring may fail half-way.
         kept = {name: t.detach().clone() for name, t in tensors_by_name(learn.model).items()}
-        is_aside, learn.is_aside, self._is_swapped = learn.is_aside, True, True  # the state is not whole
+        self._is_swapped = True
         try:
-            self._put(learn)
-            yield
+            with learn.no_rest():
+                self._put(learn)
+                yield
         finally:
             _copy(kept, learn.model)
-            learn.is_aside, self._is_swapped = is_aside, False
+            self._is_swapped = False
 
     def _put(self, learn: Learner) -> None:
         """Write the average into the model, with its statistics."""
@@ -147,6 +147,16 @@ class BaseAveragingCB(Callback):
         """Return the average, with the statistics."""
         averages = dict(zip(self._names, self._averages, strict=False))
         return {"n_averaged": self.n_averaged, "averages": averages, "statistics": self._statistics}
+
+    def epoch_state(self) -> dict[str, Any]:
+        """Return all but the average."""
+        left_out = ("n_averaged", "averages", "statistics")
+        return {name: value for name, value in self.state_dict().items() if name not in left_out}
+
+    def averaged(self, learn: Learner) -> AbstractContextManager[None]:
+        if not self.n_averaged:
+            raise RuntimeError(f"averaged(): {self!r} has averaged nothing yet")
+        return self.applied(learn)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back; before_fit has looked at the model."""
@@ -374,20 +384,10 @@ class EMACB(BaseAveragingCB):
 # For others ---------------------------------------------------------------------------------------
 
 
-def averaged(learn: Learner) -> AbstractContextManager[None]:
-    """See `Learner.averaged`."""
-    cbs = [cb for cb in learn.cbs if isinstance(cb, BaseAveragingCB)]
-    if not cbs:
-        raise RuntimeError("averaged(): there is no average; expected SWACB or EMACB among the callbacks")
-    if not cbs[0].n_averaged:
-        raise RuntimeError(f"averaged(): {cbs[0]!r} has averaged nothing yet")
-    return cbs[0].applied(learn)
-
-
 def seen_by_validation(learn: Learner) -> AbstractContextManager[None]:
     """Have the model hold, inside a `with`, the weights that an epoch's row "eval" is of."""
     has_average = any(isinstance(cb, BaseAveragingCB) and cb.n_averaged for cb in learn.cbs)
-    return averaged(learn) if has_average else nullcontext()
+    return learn.averaged() if has_average else nullcontext()
 
 
 # BatchNorm ----------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..callback import Callback, Order
 from ..checkpoint import (
     BEST,
-    Position,
     Saved,
+    capture_beginning,
     capture_rest,
     capture_weights,
     check_opt,
@@ -23,10 +23,12 @@ from ..checkpoint import (
     name_of,
     position_of,
     settings_of,
+    without_what_is_the_same,
 )
 from ..checks import is_whole
 from ..data.loaders import why_not_resumable
 from ..files import SIDE, check_folder, read_torch, write_torch
+from ..plan import Position
 from ..processes import whole_in_first
 from ..weights import tensors_by_name
 from .averaging import seen_by_validation
@@ -102,25 +104,38 @@ class CheckpointCB(Callback):
     def __repr__(self) -> str:
         return f"CheckpointCB({str(self.folder)!r})"
 
+    @property
+    def saves_to(self) -> Path:
+        """The folder."""
+        return self.folder
+
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, and the step of the last checkpoint by steps."""
         return {"best": self.best, "_last_step": self._last_step}
 
     # Hooks ----------------------------------------------------------------------------------------
 
+    def prepare(self, learn: Learner) -> None:
+        learn.run.saved_by(self.at_rest)
+
     def before_fit(self, learn: Learner) -> None:
         self._check(learn)
         self._check_folder(learn)
         self._last_step, self._last_s = 0, learn.processes.broadcast(time.monotonic())
         self._needs, self._settings = {False: _needs_of(learn)}, settings_of(learn)
-        if learn.resuming is not None:
-            _warn_of_settings(learn.resuming.saved["settings"], self._settings)
+        if learn.run.source is not None:
+            _warn_of_settings(learn.run.source.saved["settings"], self._settings)
         capture_weights(learn)  # raises now for what a checkpoint cannot hold
+        learn.run.began("epoch", capture_beginning(learn))
 
     def before_train(self, learn: Learner) -> None:
         if why := why_not_resumable(learn.dl):  # a callback may have put another in place of dls.train
             raise ValueError(f"{self!r} cannot keep the place in the training loader: {why}")
         self._needs[True] = _needs_of(learn)
+
+    def cleanup_train(self, learn: Learner) -> None:
+        if not learn.is_failing:
+            learn.run.began("validation", capture_beginning(learn))
 
     def before_validate(self, learn: Learner) -> None:
         self._needs[True] = _needs_of(learn)
@@ -150,6 +165,8 @@ class CheckpointCB(Callback):
             if learn.rank == 0:
                 for old in checkpoints_in(self.folder)[: -self.keep]:
                     old.unlink()
+        if learn.scopes[-1:] == ["fit"]:
+            learn.run.began("epoch", capture_beginning(learn))
 
     # Its parts ------------------------------------------------------------------------------------
 
@@ -172,12 +189,17 @@ class CheckpointCB(Callback):
                     "that it would not be there to be loaded into: make it in before_fit, or define "
                     "state_dict(self) and load_state_dict(self, state)"
                 )
+        begun = learn.run.beginnings if position.is_inside else {}
+        begun = {key: without_what_is_the_same(beginning, rest) for key, beginning in begun.items()}
         best: Saved = {}
         if name == BEST:  # the weights that were best, where they are not those that training goes on with
             with seen_by_validation(learn):
                 named = tensors_by_name(learn.model).items()
                 best = {"best": {key: whole_in_first(t.detach()).clone() for key, t in named}}
-        path, whole = self.folder / name, rest | capture_weights(learn) | best | {"settings": self._settings}
+        path, whole = (
+            self.folder / name,
+            rest | capture_weights(learn) | best | {"settings": self._settings, "beginnings": begun},
+        )
         if learn.rank == 0:  # of processes that train together; the others have given their parts
             if (found := checkpoints_in(self.folder)) and found[-1] != learn.saved_to:
                 self._check_run(learn, found[-1])  # another process may have begun to write here
@@ -188,7 +210,7 @@ class CheckpointCB(Callback):
         check_opt(learn.opt)
         if why := why_not_resumable(learn.dls.train):
             raise ValueError(f"{self!r} cannot keep the place in dls.train: {why}")
-        if late := [cb for cb in learn.cbs if cb.order > self.order]:
+        if late := [cb for cb in learn.cbs if self.order < cb.order != Order.RESTORE]:
             raise ValueError(
                 f"{late[0]!r} has order {late[0].order}, so it would run after its state was saved: expected "
                 f"{self.order} or less"
@@ -220,10 +242,11 @@ class CheckpointCB(Callback):
         if found := checkpoints_in(self.folder):
             newest = found[-1]
             self._check_run(learn, newest)
-            if learn.resuming is not None and is_at(newest) > is_at(_place_of(learn.resuming)):
+            source = learn.run.source
+            if source is not None and is_at(newest) > is_at(_place_of(source)):
                 raise ValueError(
                     f"{self!r} has a later checkpoint, {newest.name}, than the one to go on from, "
-                    f"{learn.resuming.path.name}: choose another folder, or move the later ones away"
+                    f"{source.path.name}: choose another folder, or move the later ones away"
                 )
         for side in self.folder.glob(f".*{SIDE}"):  # of a process that was killed while it wrote
             side.unlink()
@@ -248,9 +271,9 @@ def _now_s(learn: Learner) -> float:
     return -math.inf if clock_s is None else clock_s
 
 
-def _place_of(resuming: Any) -> Path:
+def _place_of(source: Any) -> Path:
     """Return the name that a checkpoint would have in its folder; it may be best.pt, or a copy."""
-    return Path(name_of(resuming.saved["fields"]["n_epochs_trained"], resuming.position))
+    return Path(name_of(source.saved["fields"]["n_epochs_trained"], source.position))
 
 
 def _needs_of(learn: Learner) -> set[str]:

@@ -170,10 +170,8 @@ class DistributedCB(Callback):
                 _check_metrics(self, cb)
             if isinstance(cb, MixedPrecisionCB) and cb.dtype is torch.float16 and self.shard is not None:
                 raise ValueError(f"{cb!r} with {self!r}: the scaler sees one part alone; expected bfloat16")
-        resuming = learn.resuming
-        places = self._processes.all_gather(
-            None if resuming is None else (resuming.path.name, resuming.position)
-        )
+        source = learn.run.source
+        places = self._processes.all_gather(None if source is None else (source.path.name, source.position))
         if any(place != places[0] for place in places):
             raise ValueError(
                 f"{self!r}: the processes do not go on from the same checkpoint: {places}; expected a folder "
@@ -214,7 +212,7 @@ class DistributedCB(Callback):
     def before_batch(self, learn: Learner) -> None:
         if self.n_processes == 1:
             return
-        if self._rng is not None:
+        if self._rng is not None and not learn.is_nested:
             _put_rng(self._rng)
             self._rng = None
         learn.share = learn.dl.sizes(learn.batch_idx) if hasattr(learn.dl, "sizes") else None
@@ -271,14 +269,14 @@ class DistributedCB(Callback):
         phase = 4 * len(learn.scopes) + 2 * wait + learn.training  # another one at each place that calls this
         place = [learn.epoch, learn.batch_idx, learn.n_steps, phase]
         time_s = -1.0 if self.rank else time.monotonic()
-        self._asked = ask([learn.stop.heard or 0, time_s, *place, *(-x for x in place)])
+        self._asked = ask([learn.stop.said, time_s, *place, *(-x for x in place)])
         if wait:
             self._hear(learn)
 
     def _hear(self, learn: Learner) -> None:
-        signal, time_s, *places = self._asked()
+        said, time_s, *places = self._asked()
         self._asked = None
-        learn.stop.agree(int(signal) or None)
+        learn.stop.agree(int(said))
         learn.processes.tick(time_s)
         highest, lowest = places[:4], [0.0 - x for x in places[4:]]
         if highest == lowest:
@@ -316,6 +314,10 @@ class DistributedCB(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random numbers of each process."""
         return {"rng": self._processes.all_gather(_rng())} if self.n_processes > 1 else {}
+
+    def epoch_state(self) -> dict[str, Any]:
+        """Return nothing: a beginning has the random numbers of each process."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back; another number of processes than there were begins with new numbers."""

@@ -112,7 +112,7 @@ class TensorBoardCB(Callback):
             self._write_steps()
 
     def after_batch(self, learn: Learner) -> None:
-        if self.images and learn.epoch == 0 and learn.batch_idx == 0 and not learn.is_aside:
+        if self.images and learn.epoch == 0 and learn.batch_idx == 0:
             self._write_images(learn)
 
     def cleanup_epoch(self, learn: Learner) -> None:

@@ -85,6 +85,10 @@ class MetricsCB(Callback):
             total, n = torch.full_like(total, joint), int(n_joint)
         return {"metrics": self._processes.joint(self.metrics), "sum": total, "n": n, "elapsed_s": elapsed_s}
 
+    def epoch_state(self) -> dict[str, Any]:
+        """Return nothing: a phase begins with all sums at 0."""
+        return {}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back; a resumed phase's time does not count the pause."""
         self._sum, self._n = state["sum"], state["n"]

@@ -41,6 +41,7 @@ class ProgressCB(Callback):
     in_nested = False
     in_lr_find = False
     in_each_process = False
+    shows_progress = True
 
     def __init__(self, plot: bool = False, console: Console | None = None) -> None:
         self.plot, self.console = plot, console
@@ -69,6 +70,10 @@ class ProgressCB(Callback):
                 _Bars(console, learn.n_epochs) if console.is_terminal else _Lines(console, learn.n_epochs)
             )
 
+    def before_epoch(self, learn: Learner) -> None:
+        source = learn.run.source  # whose rows were shown, also one of this epoch
+        self._n_shown = max(len(learn.history), 0 if source is None else len(source.saved["history"]))
+
     def before_train(self, learn: Learner) -> None:
         self._begin(learn)
 
@@ -83,8 +88,7 @@ class ProgressCB(Callback):
 
     def _begin(self, learn: Learner) -> None:
         if isinstance(self._view, _Bars):
-            # Where a resumed phase stands is put back after this.
-            first = learn.resuming.position.batch if learn.resuming is not None else 0
+            first = learn.plan.first_batch(learn.phase, learn.epoch)
             self._view.begin(learn.phase, n_batches(learn.dl), first)
 
     def after_batch(self, learn: Learner) -> None:

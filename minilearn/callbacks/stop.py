@@ -14,7 +14,6 @@ from ..checks import is_whole
 from ..events import CancelFitException
 from .averaging import seen_by_validation
 from .monitor import Monitor
-from .progress import ProgressCB
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -106,10 +105,12 @@ class EarlyStoppingCB(Callback):
 
     def cleanup_fit(self, learn: Learner) -> None:
         weights, self._weights = self._weights, []
+        if learn.is_paused:  # the fit is not over
+            weights, self._is_running = [], False
         with torch.no_grad():
             for t, best in zip(tensors_of(learn.model) if weights else (), weights, strict=True):
                 t.copy_(best)
-        if self._is_running and learn.rank == 0 and any(isinstance(cb, ProgressCB) for cb in learn.cbs):
+        if self._is_running and learn.rank == 0 and learn.shows_progress:
             self._report(learn, restored=bool(weights))
         self._is_running = False
 

@@ -785,7 +785,7 @@ def test_error_in_validation_leaves_the_iterate_and_nothing_of_the_swap(make, sc
     with pytest.raises(ZeroDivisionError):
         learn.fit(3)
     assert same(tensors_of(learn.model), watch.tensors[2])
-    assert (learn.model[1].momentum, learn.is_aside) == (0.1, False)
+    assert (learn.model[1].momentum, learn.purpose) == (0.1, None)
     assert all(module.training for module in learn.model.modules())
     learn.remove_cb(failing)
     with learn.averaged():
