@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 _PREFIXES = ("before_", "after_", "cleanup_", "on_", "begin_")
 _SUFFIXES = ("_begin", "_start", "_end", "_step")
 Hook = Callable[[Any], Any]  # takes the learner
-_SETTERS = {"predict": "preds", "get_loss": "loss"}  # the steps that make something, and where it goes
+_SETTERS = {
+    "unpack": "xb and learn.yb",
+    "predict": "preds",
+    "get_loss": "loss",
+}  # the steps that make something, and where it goes
 
 
 class Order(IntEnum):
@@ -36,7 +40,7 @@ class Order(IntEnum):
     DEVICE = -100  # DeviceCB: all others see model and batch on the device
     BATCH_SIZE = -95  # BatchSizeCB: puts another loader in place
     SINGLE_BATCH = -90  # SingleBatchCB: takes one batch of the loader that there is by then
-    ACCUMULATION = -70  # GradientAccumulationCB: others read is_gathering
+    ACCUMULATION = -70  # GradientAccumulationCB: others read is_accumulating
     METRICS = -50  # MetricsCB: rows are finished for all that read them
     VIEWS = -40  # TestTimeFlipCB: the mean of views is what others see as the predictions
     MIXING = -30  # MixupCB
@@ -65,7 +69,7 @@ class Callback:
     """Change or watch training, by methods named for the events of `minilearn.events`.
 
     A hook takes the learner: `def after_step(self, learn)`. It reads and changes the learner's fields
-    (`learn.batch`, `learn.preds`, `learn.loss`, `learn.opt`, ...). A method named for a step (predict,
+    (`learn.xb`, `learn.preds`, `learn.loss`, `learn.opt`, ...). A method named for a step (unpack, predict,
     get_loss, backward, step, zero_grad) makes this callback the owner of that step.
 
     What a class declares, instead of asking in its hooks (subclasses inherit it):
@@ -81,6 +85,7 @@ class Callback:
             kernels on the device and do nothing else.
         in_each_process: False for what is written or shown once, also where DistributedCB has several
             processes train: its hooks then run in the first only.
+        needs_target: True for what cannot do without the target of a batch.
         shows_progress: True for what shows the progress of a fit, so that others may print beside it.
 
     Raises: TypeError when a class is made whose method looks like a misspelt hook, or takes other
@@ -94,6 +99,7 @@ class Callback:
     in_lr_find: ClassVar[bool] = True
     in_graph: ClassVar[bool] = False
     in_each_process: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = False
     shows_progress: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -257,10 +263,10 @@ def _check_only_one(cbs: Iterable[Callback]) -> None:
 
 
 # The events of passes that are no fit; a fit has all. `minilearn.events` has the loop.
-_BATCH = ("before_batch", "predict", "cleanup_batch")
+_BATCH = ("before_batch", "unpack", "before_forward", "predict", "cleanup_forward", "cleanup_batch")
 _EVENTS = {
     "validate": (
-        *(*_BATCH, "after_predict", "get_loss", "after_loss", "after_batch"),
+        *(*_BATCH, "after_predict", "get_loss", "after_loss", "after_forward", "after_batch"),
         *("before_validate", "after_validate", "cleanup_validate"),
     ),
     "predict": (*_BATCH, "after_predict"),
@@ -325,6 +331,7 @@ class CallbackHost:
         self.cancelled_by: dict[str, str] = {}  # scope -> the hook that cancelled it last in this pass
         self._defaults = list(defaults)
         self._given: list[Callback] = []
+        self._running: Hook | None = None  # the hook that runs
         self._hooks: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {}
         self._cbs: tuple[Callback, ...] = ()
         self._pass = Pass()
@@ -436,7 +443,7 @@ class CallbackHost:
 
     def has_default(self, step: str) -> bool:
         """Whether a step is done in this host's default way, by neither a callback nor a subclass."""
-        return hasattr(self._hooks[step][0][1], "_is_default_step")
+        return step not in self._hooks or hasattr(self._hooks[step][0][1], "_is_default_step")
 
     def _owner(self, step: str, found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """Return the one owner of a step; this host's own method counts if it is not a default."""
@@ -450,6 +457,26 @@ class CallbackHost:
             )
         return found
 
+    @contextmanager
+    def without(self, cb: Callback | None) -> Iterator[None]:
+        """Have no hooks of one callback run inside a `with`; of None all do."""
+        outer = self._hooks
+        if cb is not None:
+            self._hooks = self._find_hooks(tuple(other for other in self._cbs if other is not cb))
+        try:
+            yield
+        finally:
+            self._hooks = outer
+
+    @property
+    def running_cb(self) -> Callback | None:
+        """The callback whose hook runs, if one does."""
+        owner = getattr(inspect.unwrap(self._running), "__self__", None) if self._running else None
+        return owner if isinstance(owner, Callback) else None
+
+    def left(self, cancel: CancelException) -> None:
+        """Take note that a scope was left by its Cancel exception."""
+
     # Running --------------------------------------------------------------------------------------
 
     def callback(self, event: str) -> None:
@@ -462,24 +489,29 @@ class CallbackHost:
             return
         cancel: CancelException | None = None
         error: BaseException | None = None
-        for name, hook in self._hooks[event]:
-            try:
-                if hook(self) is not None and event in _SETTERS:
-                    raise TypeError(
-                        f"{name} returned a value, which nobody reads: set learn.{_SETTERS[event]}"
-                    )
-            except CancelException as e:
-                if cancel is None or not self.is_inside(e, cancel):
-                    cancel = e
-                    self.cancelled_by[e.scope] = name
-            except BaseException as e:
-                self.add_note(e, name)
-                if not event.startswith("cleanup_"):
-                    raise
-                if error is None:
-                    error = e
-                else:
-                    error.add_note(f"minilearn: then {name} failed too: {e!r}")
+        outer = self._running
+        try:
+            for name, hook in self._hooks[event]:
+                self._running = hook
+                try:
+                    if hook(self) is not None and event in _SETTERS:
+                        raise TypeError(
+                            f"{name} returned a value, which nobody reads: set learn.{_SETTERS[event]}"
+                        )
+                except CancelException as e:
+                    if cancel is None or not self.is_inside(e, cancel):
+                        cancel = e
+                        self.cancelled_by[e.scope] = name
+                except BaseException as e:
+                    self.add_note(e, name)
+                    if not event.startswith("cleanup_"):
+                        raise
+                    if error is None:
+                        error = e
+                    else:
+                        error.add_note(f"minilearn: then {name} failed too: {e!r}")
+        finally:
+            self._running = outer
         if error is not None:
             raise error
         if cancel is not None:

@@ -128,6 +128,7 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
             "cancelled_by": learn.cancelled_by.get("fit", "") if position.is_over else "",
         },
         "position": position._asdict(),
+        "mean": saver.save(learn.mean.state_dict(), "mean"),
         "fields": saver.save({name: getattr(learn, name) for name in _FIELDS}, "learn"),
         "own": saver.save(learn.own_fields(), "learn"),
         "history": Saver([], "").save(learn.history, "history"),
@@ -293,6 +294,14 @@ def put(learn: Learner, saved: Saved) -> None:
     learn.modes.put({module: name not in in_eval for name, module in named}, frozen_norms)
     learn.history[:] = loader.load(saved["history"], None, "history")
     vars(learn).update(loader.load(saved["fields"], None, "learn"))
+    learn.mean.load_state_dict(loader.load(saved.get("mean") or _mean_of_version_0_1(saved), None, "mean"))
+
+
+def _mean_of_version_0_1(saved: Saved) -> Saved:
+    """Return the state of the mean over a step, from where GradientAccumulationCB had it."""
+    state = saved["cbs"].get("GradientAccumulationCB") or {}
+    n, total, unit = state.get("_n", 0), state.get("_weight", 0.0), state.get("_size", 0)
+    return {"n": n, "has_rest": n > 0, "_total": total, "_unit": float(unit) if n else 0.0, "_common": 0.0}
 
 
 def _put_cbs(learn: Learner, saved: Saved, device: torch.device) -> None:

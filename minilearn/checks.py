@@ -5,14 +5,14 @@ from __future__ import annotations
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .batches import argument_of, is_cross_entropy, is_elementwise
 from .data.loaders import check_not_empty
 from .data.resumable import TensorLoader
 
@@ -136,22 +136,33 @@ def check_reached(cb: Any, epochs: Iterable[int], n_epochs: int) -> None:
         )
 
 
-def check_batch(batch: Any) -> None:
-    """Raise ValueError unless a batch is (inputs, target)."""
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return
-    if batch is None:
+def check_batch(learn: Learner) -> None:
+    """Raise ValueError for a batch that cannot be unpacked, or that has no target where one is needed."""
+    if learn.batch is None:
         raise ValueError("the loader gave no batch: expected at least one")
-    if isinstance(batch, tuple | list):
-        found = f"a {type(batch).__name__} of {len(batch)}"
-    elif isinstance(batch, dict):
-        found = f"a dict with {', '.join(map(repr, batch))}"
-    else:
-        found = f"a {type(batch).__name__}"
+    if learn.yb is not None:
+        return
+    batch = learn.batch
+    found = f"a {type(batch).__name__}"
+    if isinstance(batch, Mapping):
+        found += f" with {', '.join(map(repr, batch))}"
+    elif isinstance(batch, tuple | list):
+        found += f" of {len(batch)}"
+    needy = next((repr(cb) for cb in learn.cbs if cb.needs_target), "loss_func")
     raise ValueError(
-        f"the loader gives {found}: expected batches (inputs, target), inputs perhaps a tuple or dict; "
-        "for another kind write a callback that owns predict(self, learn) and get_loss(self, learn)"
+        f"the loader gives {found}, without a target, which {needy} needs: expected batches (inputs, "
+        "target), inputs perhaps a tuple or a dict, or a dict with 'labels' or 'target'; say what the target "
+        "is, Learner(..., unpack=lambda batch: (inputs, target)), or write a callback that owns get_loss"
     )
+
+
+def check_loss(learn: Learner) -> None:
+    """Raise ValueError for a loss that gives a value for each element."""
+    if argument_of(learn.loss_func, "reduction", "mean") == "none":
+        raise ValueError(
+            f"loss_func={learn.loss_func!r} has reduction='none', which gives a loss for each element: "
+            "expected one number for a batch, reduction='mean'"
+        )
 
 
 def infer_loss(target: Any) -> Callable[[Any, Any], Tensor]:
@@ -170,15 +181,6 @@ def infer_loss(target: Any) -> Callable[[Any, Any], Tensor]:
     )
 
 
-def is_cross_entropy(loss_func: Any) -> bool:
-    """Whether a loss takes class numbers as targets by torch's conventions."""
-    while isinstance(loss_func, partial):
-        loss_func = loss_func.func
-    return loss_func in (F.cross_entropy, F.nll_loss) or isinstance(
-        loss_func, nn.CrossEntropyLoss | nn.NLLLoss
-    )
-
-
 def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
     """Raise ValueError for class numbers that the model has no output for, or shapes that would broadcast.
 
@@ -194,7 +196,7 @@ def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
         _check_class_numbers(preds, target)
         if isinstance(loader, TensorLoader) and torch.equal(next(iter(loader))[-1].to(target.device), target):
             target = loader.targets  # all of them, unless a callback gives the batches other targets
-        target = target[target != _ignored(loss_func)]
+        target = target[target != argument_of(loss_func, "ignore_index", -100)]
         n_classes = preds.shape[1]
         if not target.numel():
             return
@@ -205,7 +207,7 @@ def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
                 f"to {n_classes - 1}: do the labels count from 1, or is the last layer too small? "
                 "(For regression the targets have to be floats.)"
             )
-    elif _is_elementwise(loss_func) and preds.shape != target.shape:
+    elif is_elementwise(loss_func) and preds.shape != target.shape:
         raise ValueError(
             f"preds are {tuple(preds.shape)} and targets {tuple(target.shape)}: expected the same shape, for "
             "the loss would broadcast one over the other; reshape the targets"
@@ -223,16 +225,3 @@ def _check_class_numbers(preds: Tensor, target: Tensor) -> None:
             f"targets are {tuple(target.shape)} and preds {tuple(preds.shape)}: expected class numbers of "
             f"shape {tuple(expected)}{hint}"
         )
-
-
-def _is_elementwise(loss_func: Any) -> bool:
-    modules = nn.MSELoss | nn.L1Loss | nn.SmoothL1Loss | nn.HuberLoss
-    return loss_func in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss) or isinstance(
-        loss_func, modules
-    )
-
-
-def _ignored(loss_func: Any) -> int:
-    if isinstance(loss_func, partial) and "ignore_index" in loss_func.keywords:
-        return int(loss_func.keywords["ignore_index"])
-    return int(getattr(loss_func, "ignore_index", -100))  # torch's default

@@ -7,11 +7,14 @@ is an event, for which any number of callbacks may define a hook of that name::
         for each epoch:                     before_epoch
             train:                          before_train
                 for each batch:             before_batch
-                    PREDICT                 after_predict
-                    GET_LOSS                after_loss
+                    UNPACK                  (when the inputs or the target are first read)
+                    forward:                before_forward
+                        PREDICT             after_predict
+                        GET_LOSS            after_loss
+                                            after_forward, cleanup_forward
                     BACKWARD                after_backward
-                    step:                   before_step      (not while learn.is_gathering: more batches are
-                                                             to add their gradients first)
+                    step:                   before_step      (not while learn.is_accumulating: more batches
+                                                             are to add their gradients first)
                         STEP                after_step
                                             cleanup_step
                     ZERO_GRAD               (not when the step was cancelled: gradients are kept)
@@ -20,8 +23,11 @@ is an event, for which any number of callbacks may define a hook of that name::
                                             after_train, cleanup_train
             validate:                       before_validate
                 for each batch:             before_batch
-                    PREDICT                 after_predict
-                    GET_LOSS                after_loss
+                    UNPACK
+                    forward:                before_forward
+                        PREDICT             after_predict
+                        GET_LOSS            after_loss
+                                            after_forward, cleanup_forward
                                             after_batch, cleanup_batch
                                             at_rest
                                             after_validate, cleanup_validate
@@ -34,13 +40,16 @@ That is a fit, `learn.purpose` "fit" or "lr_find", its own validation included. 
 outside of a fit or in the middle of one::
 
     "validate"  validate > batch, without at_rest: `learn.validate()`
-    "predict"   before_batch, PREDICT, after_predict, cleanup_batch: `learn.predict(dl)`
-    "measure"   before_batch, PREDICT, cleanup_batch: of BatchNorm statistics under an average of weights
+    "predict"   before_batch, UNPACK, before_forward, PREDICT, after_predict, cleanup_forward, cleanup_batch:
+                `learn.predict(dl)`
+    "measure"   the same without after_predict: of BatchNorm statistics under an average of weights
 
 Around each pass that is in no other, callbacks are told to `prepare` and to `release`.
 
-A scope (fit, epoch, train, validate, batch, step) fires `before_`, runs its body and fires `after_`.
-Raising its Cancel exception leaves the scope at once, without `after_`; `cleanup_` always runs.
+A scope (fit, epoch, train, validate, batch, forward, step) fires `before_`, runs its body and fires `after_`.
+Raising its Cancel exception leaves the scope at once, without `after_`; `cleanup_` always runs. A step or
+batch that is cancelled keeps its gradients, which the next backward adds to; CancelStepException(keep=False)
+and CancelBatchException(keep=False) drop them. `learn.again()` runs the forward scope once more.
 At rest, after each batch, epoch and fit that did not fail, all hooks have run and the state is whole: there
 it may be saved, and there a signal ends the fit.
 """
@@ -51,11 +60,12 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-STEPS = ("predict", "get_loss", "backward", "step", "zero_grad")
+STEPS = ("unpack", "predict", "get_loss", "backward", "step", "zero_grad")
 
 _LOOP = (
     *("before_fit", "before_epoch", "before_train", "before_validate", "before_batch"),
-    *("predict", "after_predict", "get_loss", "after_loss", "backward", "after_backward"),
+    *("unpack", "before_forward", "predict", "after_predict", "get_loss", "after_loss"),
+    *("after_forward", "cleanup_forward", "backward", "after_backward"),
     *("before_step", "step", "after_step", "cleanup_step", "zero_grad", "after_batch", "cleanup_batch"),
     "at_rest",
     *("after_train", "cleanup_train", "after_validate", "cleanup_validate"),
@@ -64,9 +74,18 @@ _LOOP = (
 
 
 class CancelException(Exception):  # noqa: N818  the documents' name: it is no error
-    """Leave a scope. Raise the subclass of the scope that is meant, such as CancelEpochException."""
+    """Leave a scope. Raise the subclass of the scope that is meant, such as CancelEpochException.
+
+    Args:
+        *args: as of any exception, such as a reason.
+        keep: of a step or a batch, whether the gradients that there are stay for the next step.
+    """
 
     scope: str
+
+    def __init__(self, *args: Any, keep: bool = True) -> None:
+        super().__init__(*args)
+        self.keep = keep
 
 
 _cancels: dict[str, type[CancelException]] = {}
@@ -91,6 +110,7 @@ CancelEpochException = cancel_exception("epoch")
 CancelTrainException = cancel_exception("train")
 CancelValidateException = cancel_exception("validate")
 CancelBatchException = cancel_exception("batch")
+CancelForwardException = cancel_exception("forward")
 CancelStepException = cancel_exception("step")
 
 
@@ -120,8 +140,8 @@ def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 self.callback(before)
                 result = method(self, *args, **kwargs)
                 self.callback(after)
-            except cancel:
-                pass
+            except cancel as error:
+                self.left(error)
             except BaseException as error:
                 self.add_note(error, f"{type(self).__name__}.{method.__name__}")
                 outer, self.is_failing = self.is_failing, not isinstance(error, CancelException)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .callback import Pass
-from .checks import check_alone, check_batch, check_fields, check_makers, infer_loss
+from .checks import check_alone, check_batch, check_fields, check_loss, check_makers, infer_loss
 from .data.loaders import DataLoaders, batches_from, check_not_empty, n_batches, peek
 from .interrupts import Paused, StopFetchError, interrupts, stopped
 from .optim.groups import build_opt, check_kept, check_step, set_lr
@@ -46,6 +46,7 @@ def started(learn: Learner, resume: Any) -> Iterator[bool]:
         if start is not None:
             learn.plan = replace(learn.plan, start=start)
         yield start is not None
+        check_fields(learn)
         if start is not None and not start.is_over:
             learn.stop.drop_pause()
             learn.stop.rest(learn)
@@ -57,7 +58,8 @@ def pass_of(learn: Learner, cbs: Any, purpose: str, trains: bool) -> Iterator[No
     n_scopes = len(learn.scopes)
     learn.modes.begin()
     learn.epoch = learn.n_steps = learn.batch_idx = 0
-    learn.is_gathering = False
+    learn.is_accumulating = False
+    learn.mean.begin()
     learn.processes.are(0, 1)  # unless DistributedCB says otherwise
     learn.run.begin()
     learn.cancelled_by.clear()
@@ -82,11 +84,13 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
 
     A phase inside another, a validate that a callback calls, leaves the batch's fields as they were.
     """
+    if learn.epoch and not learn.is_nested:
+        check_fields(learn)
     outer = {name: getattr(learn, name) for name in ("dl", "training")}
     modes = []
     if {"train", "validate"} & set(learn.scopes):
         modes = [(m, m.training, learn.modes.found.get(m)) for m in learn.model.modules()]
-        inner = ("batch", "batch_idx", "preds", "loss", "share", "loss_weight")
+        inner = ("_batch_now", "_parts", "batch_idx", "preds", "loss", "loss_count", "is_accumulating")
         outer |= {name: getattr(learn, name) for name in inner}
     try:
         learn.dl, learn.training = dl, training
@@ -127,7 +131,7 @@ def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
         if batch is _END:
             break
         yield i, batch
-        if i == first and learn.epoch == learn.plan.start.epoch:
+        if i == first and learn.epoch == learn.plan.start.epoch and not learn.is_nested:
             check_fields(learn)
         i += 1
     if i == 0:
@@ -144,12 +148,16 @@ def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
         steps = learn.planned_steps(n_epochs, n_batches(learn.dls.train))
         learn.plan = replace(learn.plan, epoch_steps=steps)
     learn.batch = None
-    if learn.purpose in ("fit", "lr_find", "validate") and learn.has_default("get_loss"):
+    needs_target = learn.has_default("get_loss") or any(cb.needs_target for cb in learn.cbs)
+    if learn.purpose in ("fit", "lr_find", "validate") and needs_target:
         for loader in [learn.dls.valid] * valid + [learn.dls.train] * train:
             learn.batch = peek(loader)
-            check_batch(learn.batch)
+            check_batch(learn)
+        if not learn.has_default("get_loss"):
+            return
         if learn.loss_func is learn._inferred_loss:  # None, or inferred from other data
-            learn.loss_func = learn._inferred_loss = infer_loss(learn.batch[1])
+            learn.loss_func = learn._inferred_loss = infer_loss(learn.yb)
+        check_loss(learn)
 
 
 def prepare_opt(learn: Learner, lr: float | Sequence[float] | None, reset_opt: bool) -> None:

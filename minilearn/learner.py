@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from . import weights
+from .batches import Count, is_pair, is_several, n_samples, only_counted, packed, zero_of
+from .batches import unpack as unpacked
 from .callback import CallbackHost, Pass, default_step
 from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
@@ -20,10 +22,11 @@ from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
 from .checks import check_fit, check_model, check_targets, infer_loss
 from .data.loaders import DataLoaders, generators_of, in_order
-from .events import with_cbs
+from .events import CancelException, with_cbs
 from .fitting import batches_of, fit_of, pass_of, phase_of, plan, prepare_opt, side_run, started
 from .freezing import Modes
 from .interrupts import StopRequest, pause
+from .mean import StepMean
 from .optim.summary import summary
 from .plan import Plan
 from .processes import Processes
@@ -45,20 +48,23 @@ class Learner(CallbackHost):
         param_groups: model -> list of parameter groups. None: one group.
         default_cbs: whether DeviceCB, MetricsCB and ProgressCB come along. One of the same kind in
             `cbs` takes a default's place.
+        unpack: batch -> (inputs, target), for batches that do not say which is which; see
+            `minilearn.batches.unpack`.
 
     Fields, each with its one writer, for callbacks to read:
-        batch (the loader, then DeviceCB), preds and loss (the owners of predict and get_loss), opt,
+        batch (the loader, then DeviceCB), xb and yb (its inputs and target, by unpack), preds and loss (the
+        owners of predict and get_loss), loss_count (what the loss is a mean over; by `batches.Count`, unless
+        the owner of get_loss sets it; None before it), opt,
         dl, training, phase ("train" or "eval"), phases (those of this fit), epoch (0, 1, ... in this
         fit), n_epochs, batch_idx, n_steps (optimizer steps taken in this fit), epoch_steps (planned, a
         list) and total_steps (their sum; None where a loader has no length), schedule_epochs (how many
         epochs schedules of the lr rule), n_epochs_trained (begun in the learner's life), history (a dict per
-        epoch and phase, by MetricsCB); is_gathering (whether more batches are to add their gradients before
-        the step, by GradientAccumulationCB); of CheckpointCB run_id, saved_to (the newest checkpoint of this
-        fit) and n_fits (finished fits of its run); of DistributedCB rank and n_processes (0 and 1 without
-        it), share (samples of the batch here, and in all processes; None without it) and loss_weight (by
-        which backward multiplies the loss; None is 1). What several of them belong to are objects: plan (of
-        the fit), modes (of the modules), processes, run (on disk), stop (a signal). `purpose` and `is_nested`
-        say which kind of pass runs.
+        epoch and phase, by MetricsCB); is_accumulating (whether more batches are to add their gradients
+        before the step, by GradientAccumulationCB); loss_weight (by which backward multiplies the loss; None
+        is 1); of CheckpointCB run_id, saved_to (the newest checkpoint of this fit) and n_fits (finished fits
+        of its run); of DistributedCB rank and n_processes (0 and 1 without it). What several of them belong
+        to are objects: plan (of the fit), mean (of the step), modes (of the modules), processes, run (on
+        disk), stop (a request). `purpose` and `is_nested` say which kind of pass runs.
 
     Source: documents 000 to 003 use it; miniai's Learner is its ancestor.
     Differs: the optimizer lives on from fit to fit, where document 003 makes a new one for each.
@@ -74,6 +80,7 @@ class Learner(CallbackHost):
         opt_func: Callable[..., Any] = torch.optim.AdamW,
         param_groups: Callable[[nn.Module], Sequence[Any]] | None = None,
         default_cbs: bool = True,
+        unpack: Callable[[Any], tuple[Any, Any]] | None = None,
     ) -> None:
         check_model(model, loss_func, opt_func)
         given = set(vars(self))  # by a subclass, before it came here
@@ -87,15 +94,20 @@ class Learner(CallbackHost):
         self.n_epochs_trained = self.epoch = self.n_steps = self.batch_idx = 0
         self.plan, self.modes, self.run = Plan(), Modes(self), Run()
         self.processes, self.stop = Processes(), StopRequest()
-        self.is_gathering = False
-        self.share: tuple[int, int] | None = None
-        self.loss_weight: Tensor | None = None
-        self.training = False
+        self.mean, self.count = StepMean(), Count()
+        self.is_accumulating = self.training = False
         self._fit_purpose = "fit"
         self.dl: Any = None
-        self.batch: Any = None
+        self.unpack_func = unpack
+        self._batch_now: Any = None
+        self._parts: list[Any] | None = [
+            None,
+            None,
+        ]  # of the batch: inputs and target, once they are asked for
+        self._is_unpacking = False
         self.preds: Any = None
         self.loss: Any = None
+        self.loss_count: Any = None
         super().__init__(cbs, [DeviceCB(), MetricsCB(), ProgressCB()] if default_cbs else [])
         self._checked_fields: set[str] = set()  # of users, of which a warning was given if need be
         self._base_fields = frozenset({*vars(self), "_base_fields"} - given)
@@ -132,6 +144,9 @@ class Learner(CallbackHost):
     @with_cbs("train")
     def _train(self) -> None:
         self._batches()
+        if self.mean.has_rest:  # of accumulated batches, whose last ones were cancelled
+            self.is_accumulating = False
+            self._update()
 
     @with_cbs("validate")
     def _validate(self) -> None:
@@ -144,15 +159,33 @@ class Learner(CallbackHost):
 
     @with_cbs("batch")
     def _batch(self) -> None:
+        if self._parts is None and self._is_unpacked_first:
+            self._unpack()
+        self.preds = self.loss = self.loss_count = None
+        self._forward()
+        if self.training:
+            self.callback("backward")
+            self.mean.add(self)
+            self.callback("after_backward")
+            if not self.is_accumulating:
+                self._update()
+
+    @with_cbs("forward")
+    def _forward(self) -> None:
         self.callback("predict")
         self.callback("after_predict")
         self.callback("get_loss")
         self.callback("after_loss")
-        if self.training:
-            self.callback("backward")
-            self.callback("after_backward")
-            if not self.is_gathering and self._step():  # not so when a callback cancelled it
+        self._take_count()
+
+    def _update(self) -> None:
+        is_done = None
+        try:
+            is_done = self.mean.close(self) and self._step()  # not done when a callback cancelled it
+            if is_done:
                 self.callback("zero_grad")
+        finally:
+            self.mean.end(self, bool(is_done))
 
     @with_cbs("step")
     def _step(self) -> bool:
@@ -163,27 +196,43 @@ class Learner(CallbackHost):
     # The steps, unless a subclass or a callback owns them -----------------------------------------
 
     @default_step
+    def unpack(self) -> None:
+        """Set xb and yb, the batch's inputs and target: by `unpack=`, or by `minilearn.batches.unpack`."""
+        if self.unpack_func is None:
+            self.xb, self.yb = unpacked(self.batch, is_strict=self.purpose not in ("predict", "measure"))
+            return
+        parts = self.unpack_func(self.batch)
+        if not isinstance(parts, tuple | list) or len(parts) != 2:
+            raise ValueError(
+                f"unpack={self.unpack_func!r} gave a {type(parts).__name__}: expected (inputs, target), the "
+                "target perhaps None"
+            )
+        self.xb, self.yb = parts
+
+    @default_step
     def predict(self, dl: Any = None) -> Any:
         """Set preds = model(inputs), the step of a batch; with a loader, return its predictions.
 
         Shapes: predict(dl) gives (N, ...) on the CPU, in the order of the data, in evaluation mode and
-            without gradients; a DataLoader that shuffles is refused. Its batches may be (inputs,
-            target) or inputs alone.
+            without gradients; a DataLoader that shuffles is refused. Its batches may have a target, or
+            not.
         """
         if dl is not None:
             collect = PredictionsCB()
             self._evaluate(in_order(dl), [collect], "predict")
             return collect.preds()
         xb = self.xb
-        if isinstance(xb, dict):
+        if isinstance(xb, Tensor):
+            self.preds = self.model(xb)
+        elif isinstance(xb, Mapping):
             self.preds = self.model(**xb)
         else:
-            self.preds = self.model(*xb) if isinstance(xb, (tuple, list)) else self.model(xb)
+            self.preds = self.model(*xb) if is_several(xb) else self.model(xb)
 
     @default_step
     def get_loss(self) -> None:
         """Set loss = loss_func(preds, target)."""
-        target = self.batch[1]
+        target = self.yb
         if self.loss_func is None:  # when a callback owns this step and calls it
             self.loss_func = infer_loss(target)
         if self.batch_idx == 0 and self.epoch == 0:
@@ -250,6 +299,37 @@ class Learner(CallbackHost):
             with started(self, resume) as is_left:
                 if is_left:
                     self._fit()
+
+    def again(self, backward: bool = False) -> tuple[Any, Any]:
+        """Run the forward once more on the same batch, from a hook; return (preds, loss).
+
+        With all hooks but those of the callback that calls it, so beside mixed precision, mixing and the
+        like; inputs that a hook put into `xb` stay. The batch's own preds, loss and count stay too.
+
+        Args:
+            backward: also add the loss's gradients to those that there are.
+
+        Raises: RuntimeError while several batches are being accumulated, and outside of a batch.
+        """
+        if "batch" not in self.scopes:
+            raise RuntimeError(
+                "learn.again() runs a batch's forward once more, and there is no batch: call it in a hook"
+            )
+        if self.is_accumulating or self.mean.n > 1:
+            raise RuntimeError(
+                "learn.again() while batches are being accumulated: the step is of several batches, and this "
+                "is one of them; expected a learner without GradientAccumulationCB"
+            )
+        own = self.preds, self.loss, self.loss_count
+        self.loss_count = None
+        try:
+            with self.without(self.running_cb):
+                self._forward()
+                if backward:
+                    self.callback("backward")
+            return self.preds, self.loss
+        finally:
+            self.preds, self.loss, self.loss_count = own
 
     def pause(self) -> None:
         """Stop the fit, from a hook, such that a later fit(resume=...) continues it bit for bit.
@@ -396,14 +476,86 @@ class Learner(CallbackHost):
         return "train" if self.training else "eval"
 
     @property
+    def batch(self) -> Any:
+        """The batch, as the loader gave it and hooks changed it. Set, it is unpacked again."""
+        return self._batch_now
+
+    @batch.setter
+    def batch(self, batch: Any) -> None:
+        self._batch_now, self._parts = batch, None
+
+    @property
     def xb(self) -> Any:
-        """Return the batch's inputs."""
-        return self.batch[0] if isinstance(self.batch, (tuple, list)) else self.batch
+        """The batch's inputs. What a hook sets stays until the batch is set; a pair gets it too."""
+        return (self._parts or self._unpack())[0]
+
+    @xb.setter
+    def xb(self, inputs: Any) -> None:
+        self._set_part(0, inputs)
 
     @property
     def yb(self) -> Any:
-        """Return the batch's target."""
-        return self.batch[1]
+        """The batch's target, None where there is none; set, it stays as `xb` does."""
+        return (self._parts or self._unpack())[1]
+
+    @yb.setter
+    def yb(self, target: Any) -> None:
+        self._set_part(1, target)
+
+    def _unpack(self) -> list[Any]:
+        self._is_unpacking, self._parts = True, [None, None]
+        try:
+            self.callback("unpack")
+        except BaseException:
+            self._parts = None
+            raise
+        finally:
+            self._is_unpacking = False
+        return self._parts
+
+    def _set_part(self, i: int, value: Any) -> None:
+        parts = self._parts or self._unpack()
+        parts[i] = value
+        if not self._is_unpacking and not self._is_unpacked_first and is_pair(self._batch_now):
+            self._batch_now = packed(self._batch_now, *parts)
+
+    @property
+    def _is_unpacked_first(self) -> bool:
+        """Whether a callback, a subclass or a function says what a batch is, rather than its form."""
+        return self.unpack_func is not None or not self.has_default("unpack")
+
+    def _take_count(self) -> None:
+        """Take over what the loss is a mean over, unless the owner of get_loss did."""
+        if self.loss is None:  # no loss is computed in this pass
+            return
+        if self.loss_count is None:
+            self.loss_count = self._counted()
+        if not isinstance(self.loss_count, Tensor):
+            if self.loss_count == 0:  # the mean over nothing is nan, and would spread
+                self.loss = zero_of(self.preds)
+        elif self.training and not self.count.is_safe:
+            only_counted(self.preds, self.loss_count)
+        if self.training:
+            self.mean.weigh(self)
+
+    def _counted(self) -> Any:
+        if not self.has_default("get_loss"):
+            self.count = self.count if self.count.loss_func is None else Count()
+            part = self.batch if self._parts is None else self.yb if self.yb is not None else self.xb
+            return n_samples(part) or n_samples(self.batch)
+        if self.count.loss_func is not self.loss_func:
+            self.count = Count(self.loss_func)
+        return self.count(self.preds, self.yb, self.xb)
+
+    @property
+    def loss_weight(self) -> Tensor | None:
+        """Return by which backward multiplies the loss, for the mean over a step; None is 1."""
+        return self.mean.weight
+
+    @property
+    def is_gathering(self) -> bool:
+        """Return is_accumulating, by its name in version 0.1."""
+        return self.is_accumulating
 
     @property
     def n_epochs(self) -> int:
@@ -469,6 +621,11 @@ class Learner(CallbackHost):
     def is_fitting(self) -> bool:
         """Whether a fit, or a validate or predict of its own, is running."""
         return self.purpose is not None
+
+    def left(self, cancel: CancelException) -> None:
+        """Drop the gradients of a step or a batch that was cancelled with keep=False."""
+        if cancel.scope in ("step", "batch") and self.training:
+            self.mean.cancelled(self, cancel.scope, cancel.keep)
 
     def own_fields(self) -> dict[str, Any]:
         """Return the attributes that a subclass, a callback or a user gave this learner."""

@@ -88,17 +88,19 @@ def ask(values: Sequence[float]) -> Callable[[], list[float]]:
 class Processes:
     """The processes that train together, of which this is one. With one process no method changes anything.
 
-    rank (of this process, from 0), n (how many there are), clock_s (the first one's clock, as all have it
-    since the last step; None before). DistributedCB says which there are.
+    rank (of this process, from 0), n (how many there are), is_idle (whether this one has no sample of the
+    batch, and only takes part in the step), clock_s (the first one's clock, as all have it since the last
+    step; None before). DistributedCB says which there are.
     """
 
     rank: int = 0
     n: int = 1
     clock_s: float | None = None
+    is_idle: bool = False
 
     def are(self, rank: int, n: int) -> None:
         """Say which process this is, of how many."""
-        self.rank, self.n, self.clock_s = rank, n, None
+        self.rank, self.n, self.clock_s, self.is_idle = rank, n, None, False
 
     def tick(self, clock_s: float) -> None:
         """Take the first process's clock."""
@@ -142,6 +144,19 @@ class Processes:
         sums = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(sums, group=_control())
         return sums.tolist()
+
+    def mean_of(self, value: Any, like: Tensor) -> Any:
+        """Return the mean of a number over all processes, on the device of a tensor; no one waits."""
+        if self.n == 1:
+            return value
+        dtype = torch.float32 if like.device.type == "mps" else torch.float64
+        total = torch.as_tensor(value, device=like.device).to(dtype, copy=True)
+        dist.all_reduce(total)
+        return total / self.n
+
+    def are_idle(self, is_idle: bool) -> None:
+        """Say whether this process has no sample of the batch, and only takes part in the step."""
+        self.is_idle = is_idle
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Write into each tensor its mean over all processes."""

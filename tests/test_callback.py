@@ -195,7 +195,7 @@ def note_step(step, calls):
 
 def test_the_learner_owns_each_step_by_default(make_learner):
     learn = make_learner()
-    assert [learn.has_default(step) for step in STEPS] == [True] * 5
+    assert [learn.has_default(step) for step in STEPS] == [True] * 6
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -205,7 +205,8 @@ def test_a_callback_may_own_a_step(step, make_learner):
         n_batches=2, n_valid=0, cbs=type("Own", (Callback,), {step: note_step(step, calls)})()
     )
     learn.fit()
-    assert calls == [step, step]
+    n_looks = step == "unpack"  # at a batch, before training
+    assert calls == [step] * (2 + n_looks)
     assert not learn.has_default(step)
 
 
@@ -215,7 +216,7 @@ def test_a_subclass_may_own_a_step(step):
     subclass = type("MyLearner", (Learner,), {step: note_step(step, calls)})
     data = TensorLoader(torch.ones(4, 3), torch.tensor([0, 1, 0, 1]), bs=2)
     subclass(nn.Linear(3, 2), DataLoaders(data), default_cbs=False).fit()
-    assert calls == [step, step]
+    assert calls == [step] * (2 + (step == "unpack"))
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -296,6 +297,7 @@ def test_explain_prints_the_hooks_of_each_event_in_order(make_learner, capsys):
 
     make_learner(cbs=[Watch(), Two(), MomentumCB()]).explain()
     assert capsys.readouterr().out.splitlines() == [
+        "unpack       Learner  (the owner)",
         "predict      Learner  (the owner)",
         "get_loss     Learner  (the owner)",
         "backward     Learner  (the owner)",

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from minilearn import Callback, Learner
-from minilearn.checks import check_batch, check_targets, infer_loss, is_cross_entropy
+from minilearn.batches import is_cross_entropy
+from minilearn.checks import check_targets, infer_loss
 
 X = torch.ones(4, 3)
 Y = torch.tensor([0, 1, 0, 1])
@@ -151,9 +152,9 @@ def test_a_batch_that_is_not_inputs_and_target_is_an_error(batch, found):
         fit_on(batch)
 
 
-def test_no_batch_is_an_error():
+def test_no_batch_is_an_error(make_learner):
     with pytest.raises(ValueError, match=r"loader.*batch"):
-        check_batch(None)
+        make_learner(dls={"train": Unsized(0, 0)}).fit(1)
 
 
 def test_a_batch_of_another_kind_goes_where_a_callback_owns_predict_and_get_loss():

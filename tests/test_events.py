@@ -21,7 +21,7 @@ from minilearn import (
 )
 from minilearn.events import STEPS, events
 
-SCOPES = ("fit", "epoch", "train", "validate", "batch", "step")
+SCOPES = ("fit", "epoch", "train", "validate", "batch", "forward", "step")
 
 
 def batches(n):
@@ -70,15 +70,15 @@ def trace_of(learn, **kwargs):
 
 
 # fmt: off
+FORWARD = [
+    "before_batch", "unpack", "before_forward", "predict", "after_predict", "get_loss", "after_loss",
+    "after_forward", "cleanup_forward",
+]
 TRAIN_BATCH = [
-    "before_batch", "predict", "after_predict", "get_loss", "after_loss", "backward", "after_backward",
-    "before_step", "step", "after_step", "cleanup_step", "zero_grad", "after_batch", "cleanup_batch",
-    "at_rest",
+    *FORWARD, "backward", "after_backward", "before_step", "step", "after_step", "cleanup_step", "zero_grad",
+    "after_batch", "cleanup_batch", "at_rest",
 ]
-VALID_BATCH = [
-    "before_batch", "predict", "after_predict", "get_loss", "after_loss", "after_batch", "cleanup_batch",
-    "at_rest",
-]
+VALID_BATCH = [*FORWARD, "after_batch", "cleanup_batch", "at_rest"]
 TRAIN = ["before_train", *TRAIN_BATCH, *TRAIN_BATCH, "after_train", "cleanup_train"]
 VALIDATE = ["before_validate", *VALID_BATCH, "after_validate", "cleanup_validate"]
 BEGIN = ["before_fit", "before_epoch"]

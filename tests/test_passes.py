@@ -36,7 +36,9 @@ def of(trace, purpose):
     return [event for kind, event in trace.seen if kind == purpose]
 
 
-BATCH = ["before_batch", "after_predict", "after_loss", "after_batch", "cleanup_batch"]
+FORWARD = ["before_forward", "after_predict", "after_loss", "after_forward", "cleanup_forward"]
+BATCH = ["before_batch", *FORWARD, "after_batch", "cleanup_batch"]
+PREDICT = ["before_batch", "before_forward", "after_predict", "cleanup_forward", "cleanup_batch"]
 
 
 def test_fit_has_all_hooks_and_its_validation_too(make_learner, trace):
@@ -65,15 +67,13 @@ def test_validate_fires_validate_and_its_batches(make_learner, trace):
 def test_predict_fires_what_surrounds_the_model(make_learner, trace):
     learn = make_learner(cbs=trace, n_valid=2)
     learn.predict(learn.dls.valid)
-    assert trace.seen == [
-        ("predict", event) for event in ("before_batch", "after_predict", "cleanup_batch") * 2
-    ]
+    assert trace.seen == [("predict", event) for event in PREDICT * 2]
 
 
 def test_measuring_of_norms_fires_no_after_predict(make_learner, trace):
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     make_learner(model=model, cbs=[trace, SWACB(0)], n_batches=2, n_valid=1).fit(1)
-    assert set(of(trace, "measure")) == {"before_batch", "cleanup_batch"}
+    assert set(of(trace, "measure")) == {*PREDICT} - {"after_predict"}
     assert set(of(trace, "validate")) == {"before_validate", *BATCH, "after_validate", "cleanup_validate"}
 
 
@@ -90,7 +90,7 @@ def test_nested_pass_fires_the_same_as_one_alone_and_restores_the_purpose(make_l
     learn = make_learner(cbs=[trace, at(event, inside)], n_batches=1, n_valid=1)
     learn.fit()
     assert of(trace, "validate") == ["before_validate", *BATCH, "after_validate", "cleanup_validate"]
-    assert of(trace, "predict") == ["before_batch", "after_predict", "cleanup_batch"]
+    assert of(trace, "predict") == PREDICT
     assert purposes == [("fit", False)] * 2
     assert learn.purpose is None
 

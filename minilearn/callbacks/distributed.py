@@ -52,9 +52,10 @@ class DistributedCB(Callback):
         timeout_s: seconds after which a process gives up waiting for another.
         **kwargs: DistributedDataParallel's or fully_shard's, such as find_unused_parameters, mp_policy.
 
-    Runs at: before_fit, _train, _validate, _batch; after_predict; at_rest; cleanup_batch, _train, _fit;
-        order 1500. Writes: rank, n_processes, share, loss_weight; dl (its own part of each batch); for the
-        time of a predict in training, model; a first time, the weights (the first process's).
+    Runs at: before_fit, _train, _validate, _batch, _forward; after_predict; at_rest; cleanup_forward, _train,
+        _fit; order 1500. Writes: rank, n_processes; loss_count, of a batch that has no sample here; dl (its
+        own part of each batch); for the time of a predict in training, model; a first time, the weights (the
+        first process's).
     Raises: before training: TypeError for a loader that cannot be divided, and for a metric that cannot be
         joined; ValueError for the wrong kind of device, or processes that differ in what they go on from.
         In training: RuntimeError for processes that went apart.
@@ -100,7 +101,6 @@ class DistributedCB(Callback):
     def prepare(self, learn: Learner) -> None:
         self._processes = learn.processes
         self._processes.are(self.rank, self.n_processes)
-        learn.share = learn.loss_weight = None
         if self.shard is not None:
             self._to_shard(learn.model)
         if self.n_processes == 1:
@@ -215,21 +215,21 @@ class DistributedCB(Callback):
         if self._rng is not None and not learn.is_nested:
             _put_rng(self._rng)
             self._rng = None
-        learn.share = learn.dl.sizes(learn.batch_idx) if hasattr(learn.dl, "sizes") else None
-        learn.loss_weight = None
+        learn.processes.are_idle(hasattr(learn.dl, "sizes") and learn.dl.sizes(learn.batch_idx)[0] == 0)
+
+    def before_forward(self, learn: Learner) -> None:
+        if self.n_processes == 1:
+            return
+        if learn.processes.is_idle:
+            learn.loss_count = 0
         if not learn.training:
             return
-        if learn.share is not None:
-            own, joint = learn.share
-            if own * self.n_processes != joint:  # torch takes the plain mean over the processes
-                weight = own * self.n_processes / joint
-                learn.loss_weight = torch.tensor(weight, device=next(learn.model.parameters()).device)
         if self.shard is not None:
             sharded: Any = learn.model
-            sharded.set_requires_gradient_sync(not learn.is_gathering)
+            sharded.set_requires_gradient_sync(not learn.is_accumulating)
         else:
             ddp = self._wrapped(learn.model)
-            ddp.require_backward_grad_sync = not learn.is_gathering
+            ddp.require_backward_grad_sync = not learn.is_accumulating
             self._is_inside.append(learn.model)
             learn.model = ddp
 
@@ -242,9 +242,8 @@ class DistributedCB(Callback):
     def after_predict(self, learn: Learner) -> None:
         self._unwrap(learn)
 
-    def cleanup_batch(self, learn: Learner) -> None:
-        if learn.training:
-            self._unwrap(learn)
+    def cleanup_forward(self, learn: Learner) -> None:
+        self._unwrap(learn)
 
     def _unwrap(self, learn: Learner) -> None:
         if self._is_inside and learn.training:
@@ -298,7 +297,6 @@ class DistributedCB(Callback):
 
     def release(self, learn: Learner) -> None:
         self._parts, self._is_inside = {}, []
-        learn.share = learn.loss_weight = None
         # The next fit makes a new one: one that is left may abort the process at its end, see processes.py.
         self._ddp = self._ddp_of = None
         self._part(learn)  # from a validate that failed

@@ -1,9 +1,9 @@
-"""Gradients between backward and step: gathered over several batches, and clipped."""
+"""Gradients between backward and step: added up over several batches, and clipped."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,28 +13,26 @@ from ..checks import is_whole
 from ..data.loaders import n_batches
 from ..optim.groups import groups_of
 from ..processes import whole
-from .metrics import batch_size
 
 if TYPE_CHECKING:
     from ..learner import Learner
 
 
 class GradientAccumulationCB(Callback):
-    """Gather the gradients of several batches for one optimizer step, as if they were one large batch.
+    """Add the gradients of several batches up for one optimizer step, as if they were one large batch.
 
-        grad = sum_i n_i * grad(loss_i) / sum_i n_i    over the batches i of a step, of n_i samples each
+        grad = sum_i count_i * grad(loss_i) / sum_i count_i
 
-    So the loss has to be a mean over its batch, and stays as it is: what is reported is not divided. The last
-    step of an epoch has the batches that are left. Before a step before_step sees the finished gradients; no
-    event of the step fires at the other batches. Schedules follow the optimizer's steps.
+    over the batches i of a step, count_i being what the loss of a batch is a mean over (learn.loss_count; see
+    `minilearn.mean`). The loss stays as it is: what is reported is not divided. The last step of an epoch has
+    the batches that are left. Before a step before_step sees the finished gradients; no event of the step
+    fires at the other batches. Schedules follow the optimizer's steps.
 
     Args:
         n_batches: in a step, >= 1.
 
-    Runs at: before_fit, before_train; before_batch, after_loss, after_backward; before_step, after_step,
-        cleanup_step; order -70. Reads: batch.
-        Writes: is_gathering; loss_weight, where batches differ in size; the gradients.
-    State: how many batches were gathered since the last step, and their weight.
+    Runs at: before_train, before_batch, after_backward; order -70. Writes: is_accumulating.
+    State: none; the gradients and what they count are the learner's.
     Raises: before training: ValueError for more batches than an epoch has; TypeError for a loader without
         length.
     Differs: from one large batch where the model looks at its whole batch: BatchNorm sees the small ones.
@@ -51,17 +49,17 @@ class GradientAccumulationCB(Callback):
                 f"GradientAccumulationCB({n_batches!r}): expected a whole number of batches >= 1"
             )
         self.n_batches = n_batches
-        self._n = 0  # batches since the last step
-        self._size = 0  # samples of the first one
-        self._weight = 0.0  # of all of them, that of the first one being 1
-        self._share = 1.0  # of the latest
         self._n_in_epoch = 0
 
     def __repr__(self) -> str:
         return f"GradientAccumulationCB({self.n_batches})"
 
-    def before_fit(self, learn: Learner) -> None:
-        self._n, self._weight = 0, 0.0
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: it has no state between batches."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing: version 0.1 had here what the learner has now."""
 
     def before_train(self, learn: Learner) -> None:
         self._n_in_epoch = self._checked(n_batches(learn.dl))
@@ -80,40 +78,13 @@ class GradientAccumulationCB(Callback):
 
     def before_batch(self, learn: Learner) -> None:
         if learn.training:  # as it looks now, for what has to know before the forward
-            learn.is_gathering = self._is_gathering(learn, self._n + 1)
-            learn.loss_weight = None
-
-    def _is_gathering(self, learn: Learner, n: int) -> bool:
-        return n < self.n_batches and learn.batch_idx + 1 < self._n_in_epoch
-
-    def after_loss(self, learn: Learner) -> None:
-        if not learn.training:
-            return
-        size = batch_size(learn.batch) if learn.share is None else learn.share[1]
-        if self._n == 0:
-            self._size = size
-        elif size != self._size:  # it counts in batches of the first one's size
-            weight = torch.tensor(size / self._size, device=learn.loss.device)
-            learn.loss_weight = weight if learn.loss_weight is None else weight * learn.loss_weight
-        self._share = size / self._size
+            learn.is_accumulating = self._is_accumulating(learn, learn.mean.n + 1)
 
     def after_backward(self, learn: Learner) -> None:
-        # Not before: a batch that is cancelled at its loss adds no gradients.
-        self._n, self._weight = self._n + 1, self._weight + self._share
-        learn.is_gathering = self._is_gathering(learn, self._n)
+        learn.is_accumulating = self._is_accumulating(learn, max(learn.mean.n, 1))
 
-    def before_step(self, learn: Learner) -> None:
-        if self._weight != 1:
-            torch._foreach_div_(_gradients(learn), self._weight)
-
-    def after_step(self, learn: Learner) -> None:
-        self._n, self._weight = 0, 0.0
-
-    def cleanup_step(self, learn: Learner) -> None:
-        if self._n and (kept := _gradients(learn)):  # no step was taken: more may join these
-            torch._foreach_mul_(kept, self._weight)
-        else:
-            self._n, self._weight = 0, 0.0
+    def _is_accumulating(self, learn: Learner, n: int) -> bool:
+        return n < self.n_batches and learn.batch_idx + 1 < self._n_in_epoch
 
 
 class GradientClippingCB(Callback):
@@ -121,7 +92,7 @@ class GradientClippingCB(Callback):
 
         grad = grad * min(1, max_norm / norm)
 
-    Once per optimizer step, on the gradients that the step uses: gathered and unscaled.
+    Once per optimizer step, on the gradients that the step uses: accumulated and unscaled.
 
     Args:
         max_norm: > 0. math.inf clips nothing, and `norm` can be recorded.
@@ -153,7 +124,3 @@ class GradientClippingCB(Callback):
             self.norm = whole(torch.nn.utils.get_total_norm(grads, self.norm_type))
         else:
             self.norm = whole(torch.nn.utils.clip_grad_norm_(params, self.max_norm, self.norm_type))
-
-
-def _gradients(learn: Learner) -> list[Tensor]:
-    return [p.grad for p in learn.model.parameters() if p.grad is not None]

@@ -21,14 +21,8 @@ if TYPE_CHECKING:
 
 _INSIDE = ("after_predict", "after_loss", "after_backward", "before_step")
 _STEP = (
-    "predict",
-    "after_predict",
-    "get_loss",
-    "after_loss",
-    "backward",
-    "after_backward",
-    "before_step",
-    "step",
+    *("predict", "after_predict", "get_loss", "after_loss", "after_forward", "cleanup_forward"),
+    *("backward", "after_backward", "before_step", "step"),
 )
 
 
@@ -47,7 +41,7 @@ class CUDAGraphCB(Callback):
     Runs at: before_fit, before_train, before_batch; cleanup_batch, cleanup_fit; order 1600; in place of
         predict, get_loss, backward and step, whoever owns them. Writes: preds, loss; the groups' lr.
     Raises: before training: ValueError for a model that is not on CUDA, an optimizer that is none of
-        torch's, gradients that are gathered, and for a callback with a hook between predict and step
+        torch's, gradients that are accumulated, and for a callback with a hook between predict and step
         that does not say `in_graph = True`: such a hook may only launch kernels, for Python runs in it no
         more than once. While training: ValueError for another hyperparameter than the lr that changes.
     Source: torch's notes on CUDA graphs, whole-network capture.
@@ -181,7 +175,7 @@ class CUDAGraphCB(Callback):
                     f"{self!r}: {key} is {group[key]}, and was {value} when the step was captured: expected "
                     "that the lr alone changes; for OneCycleLR and CyclicLR: cycle_momentum=False"
                 )
-        for into, new in zip(tensors_in(self._batch), tensors_in(learn.batch), strict=True):
+        for into, new in zip(tensors_in(self._batch), tensors_in([learn.xb, learn.yb]), strict=True):
             into.copy_(new)
         assert self._replay is not None
         self._replay()
@@ -190,7 +184,7 @@ class CUDAGraphCB(Callback):
         learn.preds, learn.loss = deepcopy(self._preds), self._loss.clone()
 
     def _can_replay(self, learn: Learner) -> bool:
-        form = [(t.shape, t.dtype, t.stride()) for t in tensors_in(learn.batch)]
+        form = [(t.shape, t.dtype, t.stride()) for t in tensors_in([learn.xb, learn.yb])]
         if self._replay is not None:
             return form == self._form
         self._n_seen = self._n_seen + 1 if form == self._form else 1
@@ -198,11 +192,13 @@ class CUDAGraphCB(Callback):
         return self._n_seen > self.warmup
 
     def _capture(self, learn: Learner) -> None:
-        batch, self._batch = learn.batch, deepcopy(learn.batch)
+        batch, parts = learn.batch, [learn.xb, learn.yb]
+        self._batch = deepcopy(parts)
         self._leave_side()
 
         def run() -> None:
-            learn.batch = self._batch
+            learn.batch = (None, None)
+            learn.xb, learn.yb = self._batch
             for event in _STEP:
                 learn.callback(event)
 
@@ -217,6 +213,7 @@ class CUDAGraphCB(Callback):
                 p.grad = None  # its memory is the graph's
             self._fixed += [(group, k, v) for k, v in group.items() if isinstance(v, int | float | tuple)]
         learn.batch = batch
+        learn.xb, learn.yb = parts
 
     # What is CUDA's -------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback, Order
-from ..data.loaders import map_tensors, with_inputs
+from ..data.loaders import map_tensors
 from ..optim.groups import keep_order_of_memory
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class ChannelsLastCB(Callback):
     Values and shapes are the same; what changes is the order in memory, (N, H, W, C). The model stays so
     after the fit.
 
-    Runs at: prepare; before_batch; order 30. Writes: batch (images: its inputs of four dimensions).
+    Runs at: prepare; before_batch; order 30. Writes: xb (images: inputs of four dimensions).
     """
 
     order = Order.CHANNELS_LAST
@@ -34,7 +34,7 @@ class ChannelsLastCB(Callback):
             keep_order_of_memory(learn.opt)
 
     def before_batch(self, learn: Learner) -> None:
-        learn.batch = with_inputs(learn.batch, map_tensors(_channels_last, learn.xb))
+        learn.xb = map_tensors(_channels_last, learn.xb)
 
 
 class CompileCB(Callback):

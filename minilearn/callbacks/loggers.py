@@ -93,7 +93,7 @@ class TensorBoardCB(Callback):
         if find_spec("tensorboard") is None:
             raise ImportError(f'{self!r} needs tensorboard: pip install "minilearn[tensorboard]"')
         check_folder(self, self.folder)
-        if self.images and learn.batch is not None and not _is_images(learn.batch[0]):
+        if self.images and learn.batch is not None and not _is_images(learn.xb):
             raise ValueError(f"{self!r}: images={self.images}: the inputs are no (N, 1 or 3, H, W) tensor")
         self._n_rows, self._flushed_s = len(learn.history), time.monotonic()
         groups = groups_of(learn.opt)

@@ -35,8 +35,8 @@ class LRFinderCB(Callback):
         diverge: times the best smoothed loss.
         smooth: 0 <= smooth < 1, weight of the past in the average of losses.
 
-    Runs at: before_step, after_loss, order 60. Writes: lr. State: lrs and losses, a number a step;
-    suggestion, see `lr_find`.
+    Runs at: before_fit, _step; after_forward, after_step; order 60. Writes: lr.
+    State: lrs and losses, a number a step; suggestion, see `lr_find`.
     Source: Smith 2015, "Cyclical learning rates"; document 003's library has the class.
     """
 
@@ -66,11 +66,13 @@ class LRFinderCB(Callback):
     def before_fit(self, learn: Learner) -> None:
         self.lrs, self.losses, self.smoothed, self._average = [], [], [], 0.0
 
-    def after_loss(self, learn: Learner) -> None:
+    def after_forward(self, learn: Learner) -> None:
         if not learn.training:
             return
-        loss, n = learn.loss.item(), 1 if learn.share is None else learn.share[0]
+        loss, n = learn.loss.item(), float(learn.loss_count)
         total, n_all = learn.processes.sums([loss * n if n else 0.0, n])
+        if not n_all:  # nothing to learn from
+            return
         loss = total / n_all
         self._average = self.smooth * self._average + (1 - self.smooth) * loss
         smoothed = self._average / (1 - self.smooth ** (len(self.losses) + 1))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-import warnings
-from collections.abc import Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..batches import argument_of, is_cross_entropy
 from ..callback import Callback, Order
-from ..checks import is_cross_entropy
 from ..processes import Processes
 
 if TYPE_CHECKING:
@@ -34,8 +33,8 @@ class MetricsCB(Callback):
     Runs at: before_fit, before and after train and validate, after_batch; order -50, so that
         your after_train and after_validate find the finished row. Reads: loss, preds, batch.
         Writes: history.
-    State: the loss's sum over samples, in float64 (float32 on MPS), so the loss must be a mean over
-        its batch; the mean over the phase weighs each batch by its size.
+    State: the sum of the losses, each times what it is a mean over (learn.loss_count), in float64 (float32 on
+        MPS), and the sum of these counts: the mean over the phase is that of the batches as one.
     Raises: TypeError for a metric without update, or a class where an instance is expected.
     Source: document 003, whose tables have these rows.
     """
@@ -56,7 +55,7 @@ class MetricsCB(Callback):
         self._infer = not self.metrics
         self._outer: list[tuple[Any, ...]] = []
         self._sum: Tensor | None = None  # of loss * samples
-        self._n = 0  # samples
+        self._n: Any = 0  # what the losses are means over; on the device where the counts are
         self._start_s = 0.0
         self._processes = Processes()
 
@@ -73,16 +72,19 @@ class MetricsCB(Callback):
 
     def _infer_metrics(self, learn: Learner) -> None:
         if self._infer and not self.metrics and learn.batch is not None:
-            target = learn.batch[1]
-            if is_cross_entropy(learn.loss_func) and not target.is_floating_point() and target.ndim == 1:
-                self.metrics = {"MulticlassAccuracy": _multiclass_accuracy()}
+            target = learn.yb
+            is_class = isinstance(target, Tensor) and not target.is_floating_point() and target.ndim == 1
+            if is_class and is_cross_entropy(learn.loss_func):
+                self.metrics = {
+                    "MulticlassAccuracy": _accuracy(argument_of(learn.loss_func, "ignore_index", -100))
+                }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the metrics, the sums of the phase, over all processes, and the time that it took so far."""
         elapsed_s, total, n = time.perf_counter() - self._start_s, self._sum, self._n
         if self._processes.n > 1 and total is not None:
-            joint, n_joint = self._processes.sums([total.item(), n])
-            total, n = torch.full_like(total, joint), int(n_joint)
+            joint, n_joint = self._processes.sums([total.item(), float(n)])
+            total, n = torch.full_like(total, joint), n_joint
         return {"metrics": self._processes.joint(self.metrics), "sum": total, "n": n, "elapsed_s": elapsed_s}
 
     def epoch_state(self) -> dict[str, Any]:
@@ -130,15 +132,22 @@ class MetricsCB(Callback):
             for metric in self.metrics.values():
                 if hasattr(metric, "to"):
                     metric.to(loss.device)
-        if learn.share is not None and learn.share[0] == 0:
-            return  # this process has no sample of the batch, but has to take part in the step
-        n = batch_size(learn.batch)
-        self._sum.add_(loss, alpha=n)
-        self._n += n
-        if self.metrics:
+        self._add(learn, loss)
+        if self.metrics and not learn.processes.is_idle:
             preds = learn.preds.detach() if isinstance(learn.preds, Tensor) else learn.preds
             for metric in self.metrics.values():
-                metric.update(preds, learn.batch[1])
+                metric.update(preds, learn.yb)
+
+    def _add(self, learn: Learner, loss: Tensor) -> None:
+        assert self._sum is not None
+        count = learn.loss_count
+        if learn.count.is_sum:
+            self._sum.add_(loss)
+        elif isinstance(count, Tensor):
+            self._sum.add_(torch.where(count > 0, loss * count, 0))
+        elif count:
+            self._sum.add_(loss, alpha=count)
+        self._n = self._n + count
 
     def after_train(self, learn: Learner) -> None:
         self._end(learn)
@@ -153,31 +162,17 @@ class MetricsCB(Callback):
     def _end(self, learn: Learner) -> None:
         if self._sum is None:
             return  # each batch was cancelled before its loss, as in learn.predict
-        total, n = learn.processes.sums([self._sum.item(), self._n])
+        total, n = learn.processes.sums([self._sum.item(), float(self._n)])
         row = {
             **{
                 name: _plain(metric.compute()) for name, metric in learn.processes.joint(self.metrics).items()
             },
-            "loss": total / n,
+            "loss": total / n if n else math.nan,
             "epoch": max(learn.n_epochs_trained - 1, 0),
             "train": learn.phase,
             "time_s": time.perf_counter() - self._start_s,
         }
         learn.history.append(learn.processes.broadcast(row))  # joined in another order, last bits may differ
-
-
-def batch_size(batch: Any) -> int:
-    """Return the number of samples: the first dimension of the first tensor in a batch."""
-    if (n := _size(batch)) is None:
-        raise TypeError(f"a batch without a tensor, {type(batch).__name__}: its number of samples is unknown")
-    return n
-
-
-def _size(part: Any) -> int | None:
-    if isinstance(part, Tensor):
-        return part.shape[0]
-    parts = part.values() if isinstance(part, Mapping) else part if isinstance(part, (tuple, list)) else ()
-    return next((n for n in map(_size, parts) if n is not None), None)
 
 
 def _plain(value: Any) -> Any:
@@ -200,8 +195,7 @@ def _check_metric(name: str, metric: Any) -> None:
         )
 
 
-def _multiclass_accuracy() -> Any:
-    with warnings.catch_warnings():  # importing torcheval uses torch.jit.script, which warns that it is old
-        warnings.simplefilter("ignore", FutureWarning)
-        from torcheval.metrics import MulticlassAccuracy
-    return MulticlassAccuracy()
+def _accuracy(ignored: int) -> Any:
+    from .accuracy import MulticlassAccuracy
+
+    return MulticlassAccuracy(ignored)

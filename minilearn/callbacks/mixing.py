@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback, Order
-from ..data.loaders import with_inputs
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -27,8 +26,7 @@ class MixupCB(Callback):
     Args:
         alpha: > 0; small values mix little, 1 has every mixture alike.
 
-    Runs at: before_fit, before_batch, after_loss; order -30. Reads: loss_func. Writes: batch (its inputs),
-        loss.
+    Runs at: before_fit, _batch; after_loss; cleanup_batch; order -30. Reads: loss_func, yb. Writes: xb, loss.
     State: none; m comes of python's random numbers, the order of torch's, which checkpoints hold.
     Raises: before training, ValueError where a callback or a subclass owns get_loss, for then it is not known
         what to mix; TypeError for inputs that are no floating tensor.
@@ -36,6 +34,7 @@ class MixupCB(Callback):
     """
 
     order = Order.MIXING
+    needs_target = True
     in_evaluation = False
     in_lr_find = False
 
@@ -59,29 +58,32 @@ class MixupCB(Callback):
                 f"{self!r} mixes the values of loss_func, and here get_loss has an owner: expected the "
                 "learner's own get_loss"
             )
-        _check_inputs(self, learn.batch)
+        _check_inputs(self, learn.xb)
 
     def before_batch(self, learn: Learner) -> None:
         if not learn.training:
             return
-        xb, yb = learn.batch
+        xb, yb = learn.xb, learn.yb
         order = torch.randperm(len(xb), device=xb.device)
         self._share = random.betavariate(self.alpha, self.alpha)
         self._other = yb[order]
-        learn.batch = with_inputs(learn.batch, torch.lerp(xb[order], xb, self._share))
+        learn.xb = torch.lerp(xb[order], xb, self._share)
 
     def after_loss(self, learn: Learner) -> None:
         if learn.training:
             loss_func: Any = learn.loss_func  # of a fit it is known
             other = loss_func(learn.preds, self._other)
             learn.loss = self._share * learn.loss + (1 - self._share) * other
+
+    def cleanup_batch(self, learn: Learner) -> None:
+        if learn.training:
             self._other = None
 
 
 class TestTimeFlipCB(Callback):
     """Validate and predict with the mean of the predictions for each image and for its mirror image.
 
-    Runs at: before_fit, after_predict; order -40. Reads: batch. Writes: preds. In training it does nothing.
+    Runs at: before_fit, after_predict; order -40. Reads: xb. Writes: preds. In training it does nothing.
     Shapes: inputs (N, C, H, W), mirrored along W.
     Raises: TypeError before training, or at the first batch, for inputs that are no images.
     """
@@ -96,25 +98,23 @@ class TestTimeFlipCB(Callback):
 
     def before_fit(self, learn: Learner) -> None:
         if learn.batch is not None:
-            _check_inputs(self, learn.batch, n_dims=4)  # now, and not after an epoch
+            _check_inputs(self, learn.xb, n_dims=4)  # now, and not after an epoch
 
     def after_predict(self, learn: Learner) -> None:
         if learn.training:
             return
-        _check_inputs(self, learn.batch, n_dims=4)
-        batch, preds = learn.batch, learn.preds
-        xb = learn.xb.flip(-1)
-        learn.batch = with_inputs(batch, xb)
+        _check_inputs(self, learn.xb, n_dims=4)
+        xb, preds = learn.xb, learn.preds
+        learn.xb = xb.flip(-1)
         try:
             learn.callback("predict")  # its owner, whoever that is
         finally:
-            learn.batch = batch
+            learn.xb = xb
         dtype = torch.promote_types(preds.dtype, torch.float32)
         learn.preds = (preds.to(dtype) + learn.preds.to(dtype)) / 2
 
 
-def _check_inputs(cb: Callback, batch: Any, n_dims: int | None = None) -> None:
-    xb = batch[0] if isinstance(batch, tuple | list) else batch
+def _check_inputs(cb: Callback, xb: Any, n_dims: int | None = None) -> None:
     if isinstance(xb, Tensor) and xb.is_floating_point() and (n_dims is None or xb.ndim == n_dims):
         return
     found = f"{xb.dtype} of shape {tuple(xb.shape)}" if isinstance(xb, Tensor) else f"a {type(xb).__name__}"

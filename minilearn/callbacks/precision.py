@@ -26,7 +26,7 @@ class MixedPrecisionCB(Callback):
         dtype: torch.bfloat16 or torch.float16.
         init_scale: for float16, the scale to begin with.
 
-    Runs at: prepare; before_fit, before_batch; after_predict, after_loss, after_backward; cleanup_batch;
+    Runs at: prepare; before_fit, _forward, _step; after_predict, after_backward; cleanup_forward, _batch;
         order 40. Owns, with float16: backward, step. Writes: preds (as float32).
     State: with float16 the scale; n_skipped, the steps left out in this fit.
     Raises: before training: ValueError for float16 where the model is not on CUDA, or the optimizer is no
@@ -74,7 +74,7 @@ class MixedPrecisionCB(Callback):
             raise ValueError(f"{self!r} on a {type(learn.opt).__name__}: expected a torch.optim.Optimizer")
         self._scaler = torch.amp.GradScaler(self._device, init_scale=self.init_scale)
 
-    def before_batch(self, learn: Learner) -> None:
+    def before_forward(self, learn: Learner) -> None:
         autocast: Any = torch.autocast(self._device, self.dtype)
         self._autocasts[len(learn.scopes)] = autocast
         autocast.__enter__()
@@ -82,29 +82,50 @@ class MixedPrecisionCB(Callback):
     def after_predict(self, learn: Learner) -> None:
         learn.preds = _in_float32(learn.preds)  # a loss in 16 bits would have 3 digits
 
-    def after_loss(self, learn: Learner) -> None:
-        self._leave(learn)
+    def cleanup_forward(self, learn: Learner) -> None:
+        if (autocast := self._autocasts.pop(len(learn.scopes), None)) is not None:
+            autocast.__exit__(None, None, None)
 
     def cleanup_batch(self, learn: Learner) -> None:
-        self._leave(learn)  # left early, by a cancel or an error
         if self._is_unscaled and learn.training:  # no step was taken: what is kept is scaled again
             self._update()
             params = [p for group in learn.opt.param_groups for p in group["params"]]
             torch._foreach_mul_([p.grad for p in params if p.grad is not None], self._scaler.get_scale())
 
-    def _leave(self, learn: Learner) -> None:
-        if (autocast := self._autocasts.pop(len(learn.scopes), None)) is not None:
-            autocast.__exit__(None, None, None)
-
     # With float16 ---------------------------------------------------------------------------------
 
     def _scaled_backward(self, learn: Learner) -> None:
+        if self._is_unscaled:
+            self._backward_again(learn)
+        else:
+            self._scaler.scale(learn.loss).backward(learn.loss_weight)
+
+    def _backward_again(self, learn: Learner) -> None:
+        """Add the gradients of `learn.again(backward=True)`, unscaled and checked as those there are."""
+        params = [p for group in learn.opt.param_groups for p in group["params"]]
+        before = [(p, p.grad) for p in params]
+        for p in params:
+            p.grad = None
         self._scaler.scale(learn.loss).backward(learn.loss_weight)
+        grads = [p.grad for p in params if p.grad is not None]
+        found = next(iter(self._scaler._per_optimizer_states[id(learn.opt)]["found_inf_per_device"].values()))
+        scale = self._scaler._scale.double().reciprocal().float()
+        torch._amp_foreach_non_finite_check_and_unscale_(grads, found, scale)
+        for p, grad in before:
+            if grad is not None:
+                p.grad = grad if p.grad is None else p.grad.add_(grad)
 
     def after_backward(self, learn: Learner) -> None:
-        if self._scaler is not None and not learn.is_gathering:
-            self._scaler.unscale_(learn.opt)
-            self._is_unscaled = True
+        if self._scaler is not None and not learn.is_accumulating:
+            self._unscale(learn)
+
+    def before_step(self, learn: Learner) -> None:
+        if self._scaler is not None and not self._is_unscaled:  # accumulated, and left at an epoch's end
+            self._unscale(learn)
+
+    def _unscale(self, learn: Learner) -> None:
+        self._scaler.unscale_(learn.opt)
+        self._is_unscaled = True
 
     def _scaled_step(self, learn: Learner) -> None:
         scale = self._scaler.get_scale()
@@ -112,8 +133,7 @@ class MixedPrecisionCB(Callback):
         self._update()
         if self._scaler.get_scale() < scale:  # the gradients were not finite
             self.n_skipped += 1
-            learn.callback("zero_grad")  # a cancelled step keeps them
-            raise CancelStepException
+            raise CancelStepException(keep=False)
 
     def _update(self) -> None:
         self._is_unscaled = False

@@ -139,7 +139,7 @@ class TerminateOnNaNCB(Callback):
             where it costs nothing and the weights stay as they were before the bad step; 50
             elsewhere. The step that is named is the exact one in any case.
 
-    Runs at: after_loss, cleanup_train. Reads: loss.
+    Runs at: before_train; after_forward; cleanup_train. Reads: loss.
     """
 
     in_evaluation = False
@@ -154,7 +154,7 @@ class TerminateOnNaNCB(Callback):
     def before_train(self, learn: Learner) -> None:
         self._seen = []
 
-    def after_loss(self, learn: Learner) -> None:
+    def after_forward(self, learn: Learner) -> None:
         if learn.training:
             self._seen.append((learn.loss.detach(), learn.batch_idx, learn.n_steps))
             every = self.every or (1 if learn.loss.device.type == "cpu" else 50)

@@ -48,7 +48,7 @@ class WatchCB(Callback):
         self.seen, self.alike = [[], []], {"gathering": [], "step": []}
 
     def after_batch(self, learn):
-        if learn.share is None or learn.share[0]:
+        if not learn.processes.is_idle:
             self.seen[learn.training] += [ID_OF[value] for value in learn.xb[:, 0].tolist()]
 
     def _is_alike(self, learn):
@@ -56,7 +56,7 @@ class WatchCB(Callback):
         return len(set(grads)) == 1
 
     def after_backward(self, learn):
-        if learn.is_gathering:
+        if learn.is_accumulating:
             self.alike["gathering"].append(self._is_alike(learn))
 
     def before_step(self, learn):

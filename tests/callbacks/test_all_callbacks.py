@@ -106,7 +106,7 @@ def test_order_is_one_of_the_table_and_of_its_class(name):
 
 def test_each_place_of_the_table_is_one_of_a_shipped_callback_or_the_users():
     used = {cls.order for cls in SHIPPED.values()}
-    assert sorted(used | {Order.DEFAULT}) == sorted(Order)
+    assert sorted(used | {Order.DEFAULT, Order.RESTORE}) == sorted(Order)  # the last is private
 
 
 @EACH

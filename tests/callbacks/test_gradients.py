@@ -181,14 +181,14 @@ def test_gradients_are_cleared_once_a_group(at):
     assert seen == [1, 3, 4]
 
 
-def test_is_gathering_says_whether_a_step_is_to_come(at):
+def test_is_accumulating_says_whether_a_step_is_to_come(at):
     seen = []
-    look = at("after_batch", lambda learn: seen.append(learn.is_gathering))
+    look = at("after_batch", lambda learn: seen.append(learn.is_accumulating))
     learn = tanh_learner(20, cbs=[GradientAccumulationCB(3), look])
     learn.fit()
     assert seen == [True, True, False, True, False]
     learn.fit()
-    assert not learn.is_gathering
+    assert not learn.is_accumulating
 
 
 def test_users_before_step_sees_the_mean_of_the_group(at):

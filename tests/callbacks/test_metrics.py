@@ -10,7 +10,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torcheval.metrics import MulticlassAccuracy
 
 from minilearn import BatchSchedulerCB, DeviceCB, MetricsCB, RecorderCB, TerminateOnNaNCB
-from minilearn.callbacks.metrics import batch_size
 
 
 class Seen:
@@ -266,9 +265,3 @@ def test_rows_list_the_unnamed_metrics_first(make_learner):
 def test_two_of_them_are_refused(make_learner):
     with pytest.raises(ValueError, match=r"MetricsCB\(\) and MetricsCB\(\): .*give one all the metrics"):
         make_learner(cbs=MetricsCB()).fit(cbs=MetricsCB())
-
-
-def test_size_of_a_batch_is_that_of_its_first_tensor_wherever_it_stands():
-    assert batch_size({"id": ["a", "b", "c"], "x": (None, torch.zeros(3, 2))}) == 3
-    with pytest.raises(TypeError, match=r"batch.*tensor, dict"):
-        batch_size({"id": ["a"]})

@@ -265,19 +265,19 @@ def test_training_is_untouched():
 
 def test_batch_is_put_back_when_the_model_fails(at):
     def predict(learn):
-        seen.append(learn.batch)
+        seen.append(learn.xb)
         if len(seen) == 2:
             raise ZeroDivisionError
         learn.preds = learn.model(learn.xb)
 
     seen, left = [], []
     learn = of_images(
-        [TestTimeFlipCB(), at("predict", predict), at("cleanup_batch", lambda x: left.append(x.batch))]
+        [TestTimeFlipCB(), at("predict", predict), at("cleanup_batch", lambda x: left.append(x.xb))]
     )
     with pytest.raises(ZeroDivisionError):
         learn.fit(train=False)
     assert left[0] is seen[0]
-    assert torch.equal(seen[1][0], seen[0][0].flip(3))
+    assert torch.equal(seen[1], seen[0].flip(3))
 
 
 def test_mean_is_of_float32_in_mixed_precision(at):

@@ -128,7 +128,7 @@ def test_predictions_that_are_no_half_floats_stay(make_learner, at):
 
 def test_autocast_ends_with_the_loss(make_learner, at):
     seen = {}
-    events = ["before_batch", "after_predict", "after_loss", "after_backward", "before_step", "after_step"]
+    events = ["before_forward", "after_predict", "after_loss", "after_backward", "before_step", "after_step"]
     events += ["cleanup_step", "after_batch", "cleanup_batch", "after_train"]
     cbs = [at(event, lambda learn, e=event: seen.setdefault(e, is_inside()), order=41) for event in events]
 
@@ -137,7 +137,11 @@ def test_autocast_ends_with_the_loss(make_learner, at):
         learn.opt.step()
 
     make_learner(cbs=[MixedPrecisionCB(), *cbs, at("step", step)]).fit()
-    assert {event for event, inside in seen.items() if inside} == {"before_batch", "after_predict"}
+    assert {event for event, inside in seen.items() if inside} == {
+        "before_forward",
+        "after_predict",
+        "after_loss",
+    }
     assert len(seen) == 11
 
 

@@ -1,0 +1,33 @@
+"""MulticlassAccuracy, torcheval's, for targets of which the loss ignores some. Slow to import."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Self
+
+from torch import Tensor
+
+with warnings.catch_warnings():  # importing torcheval uses torch.jit.script, which warns that it is old
+    warnings.simplefilter("ignore", FutureWarning)
+    from torcheval import metrics
+
+
+class MulticlassAccuracy(metrics.MulticlassAccuracy):  # type: ignore[misc]
+    """The share of the targets that are predicted; those that the loss ignores are left out.
+
+    Args:
+        ignored: the target that is left out.
+
+    Shapes: update(preds (N, C), target (N,) int64).
+    """
+
+    def __init__(self, ignored: int = -100, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ignored = ignored
+
+    def update(self, preds: Tensor, target: Tensor) -> Self:
+        """Take a batch; nothing is indexed by a mask, which would wait for the device."""
+        kept = target != self.ignored
+        self.num_correct += ((preds.argmax(1) == target) & kept).sum()
+        self.num_total += kept.sum()
+        return self
