@@ -66,7 +66,8 @@ SHIPPED = {
     and issubclass(value, Callback)
     and not name.startswith("Base")  # never used as they are
 }
-EACH = pytest.mark.parametrize("name", FACTORIES)
+# One without a factory fails test_every_shipped_callback_has_its_part_in_each_place only.
+EACH = pytest.mark.parametrize("name", [name for name in SHIPPED if name in FACTORIES])
 
 
 @pytest.fixture
@@ -89,13 +90,23 @@ def hooks_of(cls):
     return [name for name in events() if hasattr(cls, name)]
 
 
-def test_every_shipped_callback_has_a_factory():
-    assert set(FACTORIES) == set(SHIPPED)
+def missing_parts(name):
+    """Return what is still to be added for a callback of the package, and where."""
+    missing = []
+    if name not in FACTORIES:
+        missing.append(f"factory: tests/callbacks/{Path(__file__).name}, FACTORIES")
+    if name not in callbacks.__all__:
+        missing.append("export: minilearn/callbacks/__init__.py, __all__")
+    if name not in minilearn.__all__ and name != "PredictionsCB":  # learn.predict's own
+        missing.append("export: minilearn/__init__.py, __all__")
+    return missing
 
 
-def test_every_shipped_callback_is_exported():
-    assert set(SHIPPED) <= set(callbacks.__all__)
-    assert set(SHIPPED) - {"PredictionsCB"} <= set(minilearn.__all__)
+def test_every_shipped_callback_has_its_part_in_each_place():
+    missing = {name: parts for name in SHIPPED if (parts := missing_parts(name))}
+    said = [f"{name} has no\n    " + "\n    ".join(parts) for name, parts in missing.items()]
+    assert not said, "\n".join(said)
+    assert FACTORIES.keys() <= SHIPPED.keys()
 
 
 @EACH

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from test_all_callbacks import FACTORIES, FOLDER, NEEDS, SHIPPED
+from test_all_callbacks import EACH, FACTORIES, FOLDER, NEEDS
 from toolbox import (
     DecliningCB,
     StopCB,
@@ -134,7 +134,7 @@ def with_metrics(name):
     return [FACTORIES[name](), *([] if name == "MetricsCB" else [MetricsCB()])]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@EACH
 def test_resumed_run_of_a_shipped_callback_is_the_straight_run(tmp_path, name):
     images = name == "TestTimeFlipCB"
     kwargs = PLAIN | NEEDS.get(name, {})
