@@ -184,8 +184,9 @@ class SWACB(BaseAveragingCB):
         every_steps: average every so many optimizer steps from `start` on, instead of after each epoch.
         n_norm_batches: see BaseAveragingCB.
 
-    Runs at: before_fit, _train, _validate; after_step, after_train; cleanup_validate, _fit; order 70. Reads:
-        the weights. Writes: lr; history (the rows "iterate"); in validation and after the fit the weights.
+    Runs at: before_fit, before_train, before_validate, after_step, after_train, cleanup_validate,
+        cleanup_fit; order 70. Reads: the weights. Writes: lr; history (the rows "iterate"); in validation and
+        after the fit the weights.
     Raises: before training: ValueError for a start after the end, another number of lrs than groups,
         annealing longer than what is left.
     Source: Izmailov et al. 2018; document 001. Differs: from torch's SWALR, which needs stepping by hand and
@@ -340,8 +341,9 @@ class EMACB(BaseAveragingCB):
         every_steps: update after every so many optimizer steps, >= 1.
         n_norm_batches: see BaseAveragingCB.
 
-    Runs at: before_fit, _validate, _step; after_step, after_train; cleanup_validate, _fit; order 70. Reads:
-        the weights. Writes: history (the rows "iterate"); in validation and after the fit the weights.
+    Runs at: before_fit, before_validate, before_step, after_step, after_train, cleanup_validate,
+        cleanup_fit; order 70. Reads: the weights. Writes: history (the rows "iterate"); in validation and
+        after the fit the weights.
     Source: Polyak & Juditsky 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
     """
 

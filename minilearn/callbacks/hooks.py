@@ -29,7 +29,7 @@ class HooksCB(Callback):
         which: a class of modules or a tuple of classes, or a function module -> bool. None: all that
             have no modules inside.
 
-    Runs at: before_fit, cleanup_fit (however the fit ends). State: names, of the modules chosen.
+    Runs at: before_fit, cleanup_fit. State: names, of the modules chosen.
     Raises: ValueError before training if no module of the model is chosen.
     """
 
@@ -99,7 +99,7 @@ class StoreModuleStatsCB(HooksCB):
         bounds: the ends of the histogram; activations beyond them count in the outer bins.
         n_bins: of the histogram.
 
-    Runs at: before_fit, cleanup_fit; order 0. Reads: the outputs of modules, where they are one tensor.
+    Runs at: before_fit, cleanup_fit. Reads: the outputs of modules, where they are one tensor.
     State: stats, name -> ModuleStats, of the last fit. Tensors stay on their device, so that no step
         waits for them; `plot_stats()` and `plot_hists()` draw them.
     Source: fast.ai's and document 003's library, which returns it from `train_1cycle`. Differs: there

@@ -23,7 +23,7 @@ class ChannelsLastCB(Callback):
     Values and shapes are the same; what changes is the order in memory, (N, H, W, C). The model stays so
     after the fit.
 
-    Runs at: prepare; before_batch; order 30. Writes: xb (images: inputs of four dimensions).
+    Runs at: prepare, before_batch; order 30. Writes: xb (images: inputs of four dimensions).
     """
 
     order = Order.CHANNELS_LAST

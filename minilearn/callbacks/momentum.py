@@ -21,7 +21,7 @@ class MomentumCB(Callback):
     Args:
         mom: 0 <= mom < 1.
 
-    Runs at: zero_grad, which it owns. Writes: the parameters' grad. What is kept ends with the fit.
+    Runs at: cleanup_fit. Owns: zero_grad. Writes: the parameters' grad. What is kept ends with the fit.
     Source: document 003, whose first table trains with MomentumCB().
     Differs: there a method of the learner hides this hook, so it never ran.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class PredictionsCB(Callback):
     """Keep each batch's predictions and leave the batch before its loss, so that no target is needed.
 
-    Runs at: after_predict, after all others. Reads: preds.
+    Runs at: after_predict; order 1000, after all others. Reads: preds.
     """
 
     order = Order.PREDICTIONS

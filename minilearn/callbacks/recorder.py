@@ -65,7 +65,8 @@ class RecorderCB(Callback):
             has `.learn` and `.pg`, the first parameter group). With none: lr, mom (momentum or beta1,
             where the optimizer has one) and loss.
 
-    Runs at: after_step, order 50: before the schedulers (60) set the next step's values.
+    Runs at: before_fit, after_step, cleanup_train, cleanup_fit; order 50, before the schedulers (60) set the
+        next step's values.
     State: `recs`, a dict of lists, one entry a step, going on from fit to fit. Tensors are copied and
         stay on their device until `recs` is read or the epoch ends.
     Raises: ValueError before training for a path into `pg` that is not there.

@@ -290,8 +290,8 @@ class BaseSchedulerCB(Callback):
 class BatchSchedulerCB(BaseSchedulerCB):
     """Step a scheduler after each optimizer step but the last.
 
-    Runs at: before_fit, after_step, after_fit, cleanup_fit; order 60. Writes: the groups' lr (momentum,
-        betas).
+    Runs at: before_fit, before_epoch, after_step, after_fit, cleanup_fit; order 60. Writes: the groups' lr
+        (momentum, betas).
     Arguments and errors: see BaseSchedulerCB. A callback that cancels steps, to gather gradients, says
     in `plan_steps` how many will be taken.
     """
@@ -321,7 +321,8 @@ def warn_of_plan(cb: Callback, learn: Learner) -> None:
 class EpochSchedulerCB(BaseSchedulerCB):
     """Step a scheduler after each epoch but the last.
 
-    Runs at: before_fit, after_epoch, cleanup_fit; order 60. Writes: the groups' lr (momentum, betas).
+    Runs at: before_fit, before_epoch, after_epoch, cleanup_fit; order 60. Writes: the groups' lr (momentum,
+        betas).
     Arguments and errors: see BaseSchedulerCB.
     """
 

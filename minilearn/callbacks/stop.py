@@ -139,7 +139,7 @@ class TerminateOnNaNCB(Callback):
             where it costs nothing and the weights stay as they were before the bad step; 50
             elsewhere. The step that is named is the exact one in any case.
 
-    Runs at: before_train; after_forward; cleanup_train. Reads: loss.
+    Runs at: before_train, after_forward, cleanup_train. Reads: loss.
     """
 
     in_evaluation = False

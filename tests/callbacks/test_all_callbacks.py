@@ -1,4 +1,5 @@
 import inspect
+import re
 import tempfile
 from io import StringIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 import minilearn
 from minilearn import Callback, Learner, callbacks
 from minilearn.callback import Order
-from minilearn.events import events
+from minilearn.events import STEPS, events
 from minilearn.optim import SWATS
 from minilearn.schedules import cosine
 
@@ -54,6 +55,8 @@ FACTORIES = {
     "TensorBoardCB": lambda: callbacks.TensorBoardCB(tempfile.mkdtemp(dir=FOLDER.name), every=1),
     "TerminateOnNaNCB": callbacks.TerminateOnNaNCB,
 }
+# Of files that are being rewritten; to be removed one by one.
+WRONG_DOCSTRINGS = ("DistributedCB", "LRFinderCB", "MetricsCB")
 NEEDS = {  # of the learner
     "SwitchPointsCB": {"opt_func": SWATS},
     "CUDAGraphCB": {"opt_func": SGD},
@@ -125,11 +128,54 @@ def test_it_has_a_hook(name):
     assert hooks_of(SHIPPED[name])
 
 
+def said_after(doc, word):
+    """Return the names after "Runs at:" or "Owns:", to the end of the sentence or to the order."""
+    said = re.search(rf"{word}: (.*?)(\.( |$)|; order )", " ".join(doc.split()))
+    names, prefix = [], ""
+    for name in re.split("(?:[,;]| and) ", said[1]) if said else ():
+        names.append(prefix + name if name.startswith("_") else name)  # before_fit, _train
+        prefix = names[-1].partition("_")[0]
+    return names
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ("Runs at: before_fit. Reads: loss.", ["before_fit"]),
+        (
+            "Runs at: prepare; after_step,\n    after_fit; order 3, late.",
+            ["prepare", "after_step", "after_fit"],
+        ),
+        (
+            "Runs at: before_fit, _train and _step; at_rest.",
+            ["before_fit", "before_train", "before_step", "at_rest"],
+        ),
+        ("Reads: loss.", []),
+    ],
+)
+def test_hooks_are_read_from_a_docstring(said, names):
+    assert said_after(f"Do it.\n\n{said}", "Runs at") == names
+
+
 @EACH
-def test_docstring_says_when_it_runs(name):
-    doc = inspect.getdoc(SHIPPED[name])
-    assert doc
-    assert "Runs at:" in doc
+def test_docstring_says_when_it_runs(name, request):
+    if name in WRONG_DOCSTRINGS:
+        request.applymarker(pytest.mark.xfail(reason="its file is being rewritten"))
+    doc, cls = inspect.getdoc(SHIPPED[name]), SHIPPED[name]
+    hooks = {hook for hook in hooks_of(cls) if hook not in STEPS}
+    hooks |= {hook for hook in ("prepare", "release") if getattr(cls, hook) is not getattr(Callback, hook)}
+    said = said_after(doc, "Runs at")
+    assert set(said) == hooks
+    assert len(said) == len(hooks)
+    order = re.search(r"Runs at: [^.]*order\s(-?\d+)", doc)
+    assert int(order[1] if order else Order.DEFAULT) == cls.order
+
+
+@EACH
+def test_docstring_says_which_steps_it_owns(name):
+    made, cls = FACTORIES[name](), SHIPPED[name]
+    owned = {step for step in STEPS if hasattr(made, step)}
+    assert set(said_after(inspect.getdoc(cls), "Owns")) == owned
 
 
 @EACH
