@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..callback import Callback, Order
 from ..data.loaders import n_batches, sum_of
 from ..optim.groups import Group, build_opt, forget_schedule, put
 from .monitor import Monitor
+from .scheduler_arguments import (
+    FitLength,
+    check_complete,
+    check_given,
+    check_scheduler,
+    from_the_fit,
+    has_the_length,
+    is_plateau,
+    unpacked,
+)
 
 if TYPE_CHECKING:
     from ..learner import Learner
-
-_PER_GROUP = ("max_lr", "base_lr", "min_lr", "lr_lambda", "base_momentum", "max_momentum")
-_LENGTHS = ("total_steps", "T_max", "total_iters")  # arguments that are the length of the whole schedule
 
 
 class BaseSchedulerCB(Callback):
@@ -67,29 +72,9 @@ class BaseSchedulerCB(Callback):
             raise TypeError(f"{name}(..., {args[0]!r}): expected the scheduler's arguments by name")
         if type(self) is BaseSchedulerCB:
             raise TypeError("BaseSchedulerCB never steps: use BatchSchedulerCB or EpochSchedulerCB")
-        if isinstance(scheduler_f, partial) and not scheduler_f.args:
-            kwargs = {**scheduler_f.keywords, **kwargs}
-            scheduler_f = scheduler_f.func
-        if isinstance(scheduler_f, LRScheduler):
-            raise TypeError(
-                f"{name} was given a {type(scheduler_f).__name__} instance: expected the class, and its "
-                f"arguments here; write {name}({type(scheduler_f).__name__}, ...)"
-            )
-        if getattr(scheduler_f, "__module__", "") == "minilearn.schedules":
-            raise TypeError(
-                f"{name} was given a function of minilearn.schedules: expected a scheduler of torch; write "
-                "ScheduleCB('lr', ...)"
-            )
-        if not callable(scheduler_f):
-            raise TypeError(
-                f"{name}({scheduler_f!r}): expected a class of torch.optim.lr_scheduler, or a function"
-            )
-        if scheduler_f is ChainedScheduler or scheduler_f is SequentialLR:
-            raise TypeError(
-                f"{name}({scheduler_f.__name__}): it is made of other schedulers; expected a function "
-                "optimizer -> scheduler that makes them all"
-            )
-        self.is_plateau = isinstance(scheduler_f, type) and issubclass(scheduler_f, ReduceLROnPlateau)
+        scheduler_f, kwargs = unpacked(scheduler_f, kwargs)
+        check_scheduler(name, scheduler_f)
+        self.is_plateau = is_plateau(scheduler_f)
         if self.is_plateau and self.unit != "epochs":
             raise TypeError(
                 f"{name}(ReduceLROnPlateau): what it watches is measured once an epoch; use EpochSchedulerCB"
@@ -114,9 +99,8 @@ class BaseSchedulerCB(Callback):
             self.monitor.check(learn)
         self._before = [_hyperparameters(group) for group in learn.opt.param_groups]
         steps = self._ruled(learn, learn.epoch_steps)
-        total = sum_of(steps)
-        self.sched = self._make(learn.opt, steps, total)
-        length = total if self.unit == "steps" else len(steps)
+        self.sched = self._make(learn.opt, steps)
+        length = sum_of(steps) if self.unit == "steps" else len(steps)
         self._until = math.inf if length is None else length
 
     def before_epoch(self, learn: Learner) -> None:
@@ -161,20 +145,14 @@ class BaseSchedulerCB(Callback):
         """
         if not isinstance(n_epochs, int) or n_epochs < 1:
             raise ValueError(f"preview(n_epochs={n_epochs!r}): expected a whole number, 1 or more")
-        planned = learn.planned_steps(n_epochs, n_batches(learn.dls.train))
-        n_epochs = learn.scheduled_epochs(n_epochs)
-        steps = [n for n in planned[:n_epochs] if n is not None]
-        if len(steps) < n_epochs:
-            raise ValueError(
-                "preview: the train loader has no length; expected one with len(), to count steps by"
-            )
-        if self.is_plateau and len(values) < n_epochs:
-            raise ValueError(f"preview: ReduceLROnPlateau needs values, one for each of {n_epochs} epochs")
+        steps = self._planned(learn, n_epochs)
+        if self.is_plateau and len(values) < len(steps):
+            raise ValueError(f"preview: ReduceLROnPlateau needs values, one for each of {len(steps)} epochs")
         opt = _stand_in(learn)
         _check_opt(self, opt)
         if not 0 <= group < len(opt.param_groups):
             raise ValueError(f"preview(group={group}): expected 0 to {len(opt.param_groups) - 1}")
-        sched = self._make(opt, [*steps], sum(steps))
+        sched = self._make(opt, [*steps])
         lrs: list[float] = []
         for epoch, n_steps in enumerate(steps):
             for _ in range(n_steps):
@@ -182,9 +160,20 @@ class BaseSchedulerCB(Callback):
                 opt.step()
                 if self.unit == "steps" and len(lrs) < sum(steps):
                     sched.step()
-            if self.unit == "epochs" and epoch + 1 < n_epochs:
+            if self.unit == "epochs" and epoch + 1 < len(steps):
                 sched.step(values[epoch]) if self.is_plateau else sched.step()
         return lrs
+
+    def _planned(self, learn: Learner, n_epochs: int) -> list[int]:
+        """Return the steps of the epochs that the schedule would rule in a fit of n_epochs."""
+        planned = learn.planned_steps(n_epochs, n_batches(learn.dls.train))
+        ruled = planned[: learn.scheduled_epochs(n_epochs)]
+        known = [n for n in ruled if n is not None]
+        if len(known) < len(ruled):
+            raise ValueError(
+                "preview: the train loader has no length; expected one with len(), to count steps by"
+            )
+        return known
 
     def _ruled(self, learn: Learner, steps: list[int | None]) -> list[int | None]:
         """Return the steps of the epochs that are the schedule's."""
@@ -192,99 +181,23 @@ class BaseSchedulerCB(Callback):
             raise ValueError(f"{self!r} has no epoch to rule: SWACB sets the lr from the first one on")
         return steps[: learn.schedule_epochs]
 
-    # Making the scheduler -------------------------------------------------------------------------
-
-    def _make(self, opt: Any, epoch_steps: list[int | None], total_steps: int | None) -> Any:
+    def _make(self, opt: Any, epoch_steps: list[int | None]) -> Any:
+        """Make the scheduler on an optimizer whose fit has these steps in each epoch."""
         for group in opt.param_groups:
             forget_schedule(group)
-        n_epochs, all_alike = len(epoch_steps), len(set(epoch_steps)) == 1
-        per_epoch = 1 if self.unit == "epochs" else epoch_steps[0] if all_alike else None
-        total = total_steps if self.unit == "steps" else n_epochs
-        known = {
-            **dict.fromkeys(_LENGTHS, total),
-            "epochs": n_epochs,
-            "steps_per_epoch": per_epoch,
-            "max_lr": [float(group["lr"]) for group in opt.param_groups],
-            "step_size_up": None if total is None else max(1, total // 2),
-        }
-        kwargs = dict(self.kwargs)
-        if isinstance(self.scheduler_f, type):
-            self._check_lengths(kwargs, known, n_epochs)
-        for name in _PER_GROUP:
-            given, n_groups = kwargs.get(name), len(opt.param_groups)
-            if isinstance(given, list | tuple) and len(given) != n_groups:
-                raise ValueError(
-                    f"{self!r}: {name}={given!r} has {len(given)} values, and the optimizer has {n_groups} "
-                    f"parameter group{'' if n_groups == 1 else 's'}: expected one value, or one for each"
-                )
-        accepted, self._has_length = inspect.signature(self.scheduler_f).parameters, False
-        if "cycle_momentum" in accepted and not any(_momentum(group) for group in opt.param_groups):
-            asked = [name for name in ("cycle_momentum", "base_momentum", "max_momentum") if kwargs.get(name)]
-            if asked and kwargs.get("cycle_momentum", True):
-                raise ValueError(
-                    f"{self!r}: {asked[0]}={kwargs[asked[0]]}, and {type(opt).__name__} has no momentum or "
-                    "betas[0] above 0, which torch cycles; for one by another name use ScheduleCB"
-                )
-            kwargs.setdefault("cycle_momentum", False)  # torch would turn momentum on, without a word
-        is_class = isinstance(self.scheduler_f, type)  # a function gets all that it names
-        if is_class and kwargs.keys() & {"epochs", "steps_per_epoch"}:
-            known.pop("total_steps")  # OneCycleLR takes either
-        elif is_class and "total_steps" in accepted:
-            known = {k: v for k, v in known.items() if k not in ("epochs", "steps_per_epoch")}
-        for name, value in known.items():
-            if name in accepted and name not in kwargs:
-                if value is None:
-                    why = "the train loader has no length" if all_alike else "epochs differ in their steps"
-                    raise ValueError(f"{self!r} needs {name}, and {why}: give {name}=")
-                kwargs[name] = value
-                self._has_length |= name != "max_lr"
-        missing = [
-            name
-            for name, p in list(accepted.items())[1:]
-            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and name not in kwargs
-        ]
-        if missing:
-            raise ValueError(
-                f"{self!r} needs {', '.join(missing)}, which cannot be inferred: give {missing[0]}="
-            )
-        sched = self.scheduler_f(opt, **kwargs)
+        length = FitLength(self.unit, epoch_steps, sum_of(epoch_steps))
+        name, made_by = repr(self), self.scheduler_f
+        check_given(name, made_by, self.kwargs, opt, length)
+        filled_in = from_the_fit(name, made_by, self.kwargs, opt, length)
+        arguments = self.kwargs | filled_in
+        check_complete(name, made_by, arguments)
+        self._has_length = has_the_length(filled_in)
+        sched = made_by(opt, **arguments)
         if not isinstance(sched, LRScheduler):
             raise TypeError(
-                f"{self!r}: the function gave {sched!r}; expected a scheduler of torch.optim.lr_scheduler"
+                f"{name}: the function gave {sched!r}; expected a scheduler of torch.optim.lr_scheduler"
             )
         return sched
-
-    def _check_lengths(self, kwargs: dict[str, Any], known: dict[str, Any], n_epochs: int) -> None:
-        """Refuse an argument that cannot be meant in this fit, with both numbers."""
-        total, t_0 = known["total_steps"], kwargs.get("T_0")
-        if t_0 is not None and (not isinstance(t_0, int) or not 1 <= t_0 <= (total or t_0)):
-            raise ValueError(
-                f"{self!r}: T_0={t_0!r}: expected a whole number of {self.unit} >= 1, and at most the fit's "
-                f"{total}; is it a share of too few, or in the other unit?"
-            )
-        if total is None:
-            return
-        epochs = f"{n_epochs} epoch{'' if n_epochs == 1 else 's'}"
-        plan = f"this callback counts {self.unit}, and the fit has {total} of them ({epochs})"
-        if known["steps_per_epoch"] is None and kwargs.keys() & {"epochs", "steps_per_epoch"}:
-            raise ValueError(
-                f"{self!r}: epochs differ in their steps, and {plan}; leave epochs and steps_per_epoch out"
-            )
-        for name in ("total_steps", "epochs", "steps_per_epoch"):
-            if kwargs.get(name) not in (None, known[name]):
-                raise ValueError(
-                    f"{self!r}: {name}={kwargs[name]} contradicts {known[name]}: {plan}; leave {name} out"
-                )
-        for name in ("T_max", "total_iters"):
-            given = kwargs.get(name)
-            if given is not None and (given > total or (given == n_epochs != total)):
-                why = "is in epochs" if given == n_epochs else "would never come to its end"
-                raise ValueError(f"{self!r}: {name}={given} {why}: {plan}; leave {name} out for {total}")
-        for name in ("step_size", "milestones"):
-            given = kwargs.get(name)
-            points = given if isinstance(given, Sequence) else [] if given is None else [given]
-            if late := [point for point in points if point >= total]:
-                raise ValueError(f"{self!r}: {name}={given}, of which {late[0]} is never reached: {plan}")
 
 
 class BatchSchedulerCB(BaseSchedulerCB):
@@ -339,10 +252,6 @@ def _check_opt(cb: Callback, opt: Any) -> None:
             f"{cb!r} on a {type(opt).__name__}: torch's schedulers need a torch.optim.Optimizer, with "
             "param_groups; use one, or set the lr in a callback of your own"
         )
-
-
-def _momentum(group: Group) -> Any:
-    return group.get("momentum", group.get("betas", (0,))[0])
 
 
 def _hyperparameters(group: Group) -> Group:
