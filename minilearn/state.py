@@ -25,13 +25,8 @@ from .processes import like, whole_in_first
 # Saved forms: numbers, text, None, tensors, lists and dicts are themselves. All else is a tuple (form, ...).
 LEFT = ("left",)  # what belongs to the program, not to the run: a function, an open file, the model
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
-_CONTAINERS = {
-    "set": set,
-    "frozenset": frozenset,
-    "tuple": tuple,
-    "Counter": Counter,
-    "OrderedDict": OrderedDict,
-}
+_OF_ITEMS = {"set": set, "frozenset": frozenset, "tuple": tuple, "deque": deque}
+_OF_ENTRIES = {"Counter": Counter, "OrderedDict": OrderedDict, "defaultdict": defaultdict}
 _LEFT = (
     *(FunctionType, BuiltinFunctionType, MethodType, partial, type, ModuleType),
     *(io.IOBase, logging.Logger, weakref.ref),
@@ -79,6 +74,13 @@ class Saver:
             self._inside.pop()
 
     def _save(self, value: Any, path: str) -> Any:
+        for form_of in (self._container, self._data, self._generator):
+            if (saved := form_of(value, path)) is not None:
+                return saved
+        return self._object(value, path)
+
+    def _container(self, value: Any, path: str) -> Any:
+        """Return the form of a list, dict and the like, of these very classes; None for anything else."""
         kind = type(value)
         if kind is list:
             return self._items(value, path)
@@ -86,34 +88,46 @@ class Saver:
             return self._entries(value, path)
         if kind is tuple:
             return ("tuple", self._items(value, path))
+        if kind is torch.Size:
+            return ("tuple", list(value))
         if kind in (set, frozenset):  # in one order, whatever the order in which it was filled
             items = sorted(value, key=lambda item: (type(item).__name__, repr(item)))
             return (kind.__name__, self._items(items, path))
-        if kind is torch.Size:
-            return ("tuple", list(value))
-        if kind in (Counter, OrderedDict):
+        if kind in (Counter, OrderedDict, defaultdict):
             return (kind.__name__, self._entries(value, path))
-        if kind is defaultdict:
-            return ("defaultdict", self._entries(value, path))
         if kind is deque:
             return ("deque", self._items(value, path), value.maxlen)
+        return None
+
+    def _data(self, value: Any, path: str) -> Any:
+        """Return the form of what is written as text or numbers; None for anything else."""
         if isinstance(value, PurePath):
             return ("path", str(value))
         if isinstance(value, torch.device):
             return ("device", str(value))
-        if (kind is np.ndarray or isinstance(value, np.generic)) and value.dtype.kind in "biufc":
-            return ("numpy", value.dtype.str, list(value.shape), value.tobytes() or None)
         if isinstance(value, enum.Enum):
-            if _class_in(self.module, kind.__name__) is not kind:
-                self.needs.add(path)
-            return ("enum", kind.__name__, value.name)
+            self._note_need(value, path)
+            return ("enum", type(value).__name__, value.name)
+        is_array = type(value) is np.ndarray or isinstance(value, np.generic)
+        if is_array and value.dtype.kind in "biufc":
+            return ("numpy", value.dtype.str, list(value.shape), value.tobytes() or None)
+        return None
+
+    def _generator(self, value: Any, path: str) -> Any:
+        """Return the form of a generator of random numbers; None for anything else."""
         if isinstance(value, torch.Generator):
             return ("torch.Generator", value.get_state())
         if isinstance(value, random.Random):
             return ("random.Random", self.save(value.getstate(), path))
         if isinstance(value, np.random.Generator):
             return ("numpy.Generator", self.save(value.bit_generator.state, path))
-        return self._object(value, path)
+        return None
+
+    def _note_need(self, value: Any, path: str) -> None:
+        """Note that a value can be loaded only where there is one, unless the module can build it."""
+        kind = type(value)
+        if _class_in(self.module, kind.__name__) is not kind:
+            self.needs.add(path)
 
     def _items(self, values: Iterable[Any], path: str) -> list[Any]:
         return [self.save(value, f"{path}[{i}]") for i, value in enumerate(values)]
@@ -137,8 +151,7 @@ class Saver:
             attributes = vars(value)
         else:
             raise TypeError(f"{path} is a {kind.__name__}, which a checkpoint cannot hold; {self.advice}")
-        if _class_in(self.module, kind.__name__) is not kind:
-            self.needs.add(path)
+        self._note_need(value, path)
         saved = {name: self.save(part, f"{path}.{name}") for name, part in attributes.items()}
         return ("object", kind.__name__, saved)
 
@@ -212,15 +225,26 @@ class Loader:
         form, value = saved[0], saved[1]
         if form == "tensor":
             return _loaded_tensor(value.to(self.device), live)
-        if form in ("Counter", "OrderedDict"):
-            return _CONTAINERS[form](self._entries(value, live, path))
-        if form == "defaultdict":
-            factory = live.default_factory if isinstance(live, defaultdict) else None
-            return defaultdict(factory, self._entries(value, live, path))
-        if form in _CONTAINERS:
-            return _CONTAINERS[form](self._items(value, live, path))
-        if form == "deque":
-            return deque(self._items(value, live, path), saved[2])
+        if form in _OF_ENTRIES or form in _OF_ITEMS:
+            return self._container(saved, live, path)
+        if form in ("torch.Generator", "random.Random", "numpy.Generator"):
+            return self._generator(form, value, live)
+        if form in ("state", "object"):
+            return self._object(saved, live, path)
+        return self._data(saved, live, path)
+
+    def _container(self, saved: tuple[Any, ...], live: Any, path: str) -> Any:
+        form, value = saved[0], saved[1]
+        if form in _OF_ENTRIES:
+            entries = self._entries(value, live, path)
+            if form == "defaultdict":
+                return defaultdict(getattr(live, "default_factory", None), entries)
+            return _OF_ENTRIES[form](entries)
+        items = self._items(value, live, path)
+        return deque(items, saved[2]) if form == "deque" else _OF_ITEMS[form](items)
+
+    def _data(self, saved: tuple[Any, ...], live: Any, path: str) -> Any:
+        form, value = saved[0], saved[1]
         if form == "path":
             return Path(value)
         if form == "device":
@@ -230,17 +254,20 @@ class Loader:
         if form == "int":
             return int(value, 16)
         if form == "enum":
-            kind = type(live) if type(live).__name__ == value else _class_in(self.module, value)
+            kind = self._kind(value, live)
             if not isinstance(kind, enum.EnumMeta):
                 raise ValueError(f"{path}: the checkpoint has a {value}, and here is {live!r}; {ADVICE}")
             return kind[saved[2]]
         if form == "numpy":
             _, dtype, shape, data = saved
             array = np.frombuffer(data or b"", dtype).reshape(shape).copy()
-            return array[()] if not shape and not isinstance(live, np.ndarray) else array
-        if form in ("torch.Generator", "random.Random", "numpy.Generator"):
-            return self._generator(form, value, live)
-        return self._object(saved, live, path)
+            is_number = not shape and not isinstance(live, np.ndarray)
+            return array[()] if is_number else array
+        raise ValueError(f"{path}: the checkpoint has the unknown form {form!r}")
+
+    def _kind(self, name: str, live: Any) -> Any:
+        """Return the class of this name: that of the value that is there, or one of the module."""
+        return type(live) if type(live).__name__ == name else _class_in(self.module, name)
 
     def _in_place(self, live: Any, value: Any) -> Any:
         """Give a list or dict that a closure or a bound method may hold its new contents, once."""
@@ -285,7 +312,7 @@ class Loader:
         if form == "state" and type(live).__name__ == name:
             live.load_state_dict(self.load(state, None, path))
             return live
-        kind = type(live) if type(live).__name__ == name else _class_in(self.module, name)
+        kind = self._kind(name, live)
         if form != "object" or not isinstance(kind, type):
             raise ValueError(f"{path}: the checkpoint has a {name}, and here is {live!r}; {ADVICE}")
         if issubclass(kind, tuple):
@@ -315,13 +342,27 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             yield from differences(x, y, f"{path}[{i}]")
-    elif isinstance(a, Tensor) and isinstance(b, Tensor) and (a.shape, a.dtype) == (b.shape, b.dtype):
-        if _bytes_of(a) != _bytes_of(b):
-            size = a.element_size()
-            pairs = np.frombuffer(_bytes_of(a), np.uint8) != np.frombuffer(_bytes_of(b), np.uint8)
-            yield path, f"{int(pairs.reshape(-1, size).any(1).sum())} of {a.numel()} numbers differ"
-    elif isinstance(a, Tensor) or isinstance(b, Tensor) or type(a) is not type(b) or not _is_same(a, b):
-        yield path, f"{_short(a)} and {_short(b)}"
+    elif how := _difference(a, b):
+        yield path, how
+
+
+def _difference(a: Any, b: Any) -> str:
+    """Say how two values differ that are no dicts or lists of one length; empty if they do not."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and (a.shape, a.dtype) == (b.shape, b.dtype):
+        n = _n_different(a, b)
+        return f"{n} of {a.numel()} numbers differ" if n else ""
+    is_tensor = isinstance(a, Tensor) or isinstance(b, Tensor)
+    if is_tensor or type(a) is not type(b) or not _is_same(a, b):
+        return f"{_short(a)} and {_short(b)}"
+    return ""
+
+
+def _n_different(a: Tensor, b: Tensor) -> int:
+    """Return how many numbers differ in a bit, of two tensors of one shape and dtype."""
+    if (bytes_a := _bytes_of(a)) == (bytes_b := _bytes_of(b)):
+        return 0
+    differ = np.frombuffer(bytes_a, np.uint8) != np.frombuffer(bytes_b, np.uint8)
+    return int(differ.reshape(-1, a.element_size()).any(1).sum())
 
 
 def first_difference(a: Any, b: Any) -> str:
