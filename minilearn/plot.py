@@ -79,8 +79,6 @@ def plot_scheduler(sched: Any, n_steps: int, width: float = 4.0, height: float =
     Raises: TypeError for anything else, and for ReduceLROnPlateau, which follows measured values.
     Source: document 003. Differs: there the optimizer is stepped too, and neither is put back.
     """
-    from .schedules import resolve
-
     name = getattr(sched, "__qualname__", "<")  # "cosine.<locals>.<lambda>" is no title
     scheds = dict(sched) if isinstance(sched, Mapping) else {"" if "<" in name else name: sched}
     if not scheds or n_steps < 1:
@@ -90,19 +88,24 @@ def plot_scheduler(sched: Any, n_steps: int, width: float = 4.0, height: float =
     for ax in axes.flat[len(scheds) :]:
         ax.axis("off")
     for ax, (name, one) in zip(axes.flat, scheds.items(), strict=False):
-        is_function = callable(one) and not hasattr(one, "optimizer") and not _is_of_torch(one)
-        one = resolve(one, n_steps) if is_function else one
-        values = [one(step) for step in range(n_steps)] if is_function else _lrs_of(one, n_steps)
+        ylabel, values = _course(one, n_steps)
         ax.plot(values, linewidth=1.5)
-        ax.set(xlabel="step", ylabel="multiplier" if is_function else "lr", title=name)
+        ax.set(xlabel="step", ylabel=ylabel, title=name)
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
         ax.grid(alpha=0.3)
     return figure
 
 
-def _is_of_torch(one: Any) -> bool:
-    """Whether it is a class, perhaps with some of its arguments, that has still to be made a scheduler."""
-    return isinstance(getattr(one, "func", one), type)
+def _course(sched: Any, n_steps: int) -> tuple[str, list[Any]]:
+    """Return what a scheduler or a schedule gives, "lr" or "multiplier", and its values at each step."""
+    from .schedules import resolve
+
+    is_scheduler = hasattr(sched, "optimizer")
+    is_class = isinstance(getattr(sched, "func", sched), type)  # of torch: has still to be made a scheduler
+    if is_scheduler or is_class or not callable(sched):
+        return "lr", _lrs_of(sched, n_steps)
+    schedule = resolve(sched, n_steps)
+    return "multiplier", [schedule(step) for step in range(n_steps)]
 
 
 def _lrs_of(sched: Any, n_steps: int) -> list[list[float]]:
@@ -153,10 +156,9 @@ def plot_images(images: Any, titles: Sequence[str] = (), n_cols: int = 6, size: 
         ax.axis("off")
     for i, image in enumerate(images):
         low, high = image.min(), image.max()
+        scaled = (image - low) / (high - low).clamp_min(1e-12)  # from 0 to 1
         ax = axes.flat[i]
-        ax.imshow(
-            ((image - low) / (high - low).clamp_min(1e-12)).permute(1, 2, 0).cpu().numpy(), cmap="gray_r"
-        )
+        ax.imshow(scaled.permute(1, 2, 0).cpu().numpy(), cmap="gray_r")
         if titles:
             ax.set_title(titles[i], fontsize=8)
     return figure

@@ -212,7 +212,8 @@ def resolve(schedule: Callable[..., Any], n_steps: int | None) -> Schedule:
     except (TypeError, ValueError):  # a builtin without a signature
         return schedule
     needed = [key for key, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-    if getattr(schedule, "__module__", "") == __name__ and "<" not in schedule.__qualname__:
+    is_ours = getattr(schedule, "__module__", "") == __name__
+    if is_ours and "<" not in schedule.__qualname__:  # cosine itself, not the schedule inside it
         if needed != ["n_steps"]:
             raise TypeError(f"{name} makes a schedule: expected what it returns; write {name}(...)")
     elif "n_steps" not in parameters or "step" in needed:

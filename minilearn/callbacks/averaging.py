@@ -274,9 +274,11 @@ class SWACB(BaseAveragingCB):
             raise TypeError(f"{self!r}: {type(learn.opt).__name__} has no lr to set")
         if not any(isinstance(cb, BaseSchedulerCB) for cb in learn.cbs):  # it puts back what was before it
             self._before = [float(group["lr"]) for group in groups]
+        places = {id(group): i for i, group in enumerate(groups)}
         for cb in learn.cbs:
-            for group, lr in cb.values_before() if isinstance(cb, ScheduleCB) and cb.name == "lr" else ():
-                self._before[next(i for i, other in enumerate(groups) if other is group)] = float(lr)
+            if isinstance(cb, ScheduleCB) and cb.name == "lr":
+                for group, lr in cb.values_before():
+                    self._before[places[id(group)]] = float(lr)
 
     def before_train(self, learn: Learner) -> None:
         if learn.epoch >= self._first_epoch and self._first_step is None:

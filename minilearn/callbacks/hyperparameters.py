@@ -99,12 +99,7 @@ class ScheduleCB(Callback):
             self._check_group(groups[i], i)
         self._check_others(learn, groups, chosen)
         check_reached(self, [epoch for epoch, _ in self._table], learn.n_epochs)
-        # The lr may be SWACB's to set from some epoch on.
-        self._n_epochs = learn.schedule_epochs if self.name == "lr" else learn.n_epochs
-        if not self._n_epochs or any(epoch >= self._n_epochs for epoch, _ in self._table):
-            raise ValueError(
-                f"{self!r}: SWACB sets the lr from epoch {self._n_epochs} on; expected one to do it"
-            )
+        self._n_epochs = self._ruled_epochs(learn)
         n_steps = sum_of(learn.epoch_steps[: self._n_epochs])
         self._until = math.inf if n_steps is None else n_steps
         if not self._table:
@@ -149,25 +144,40 @@ class ScheduleCB(Callback):
         """Return each group that this callback writes, with its value before the fit."""
         return self._bases
 
+    def _ruled_epochs(self, learn: Learner) -> int:
+        """Return how many epochs of the fit are this schedule's."""
+        if self.name != "lr":
+            return learn.n_epochs
+        n_epochs = learn.schedule_epochs  # from there on the lr is SWACB's to set
+        if not n_epochs or any(epoch >= n_epochs for epoch, _ in self._table):
+            raise ValueError(f"{self!r}: SWACB sets the lr from epoch {n_epochs} on; expected one to do it")
+        return n_epochs
+
     def _write_step(self, step: int) -> None:
         if self._at is None:
             return
-        given = self._at(step)
+        multiplier = self._multiplier(self._at(step), step)
+        for group, before in self._bases:
+            value = (before if self.base is None else self.base) * multiplier
+            self._check_value(value, step)
+            _write(group, self.name, value)
+
+    def _multiplier(self, given: Any, step: int) -> float:
         try:
-            multiplier = float(given)
+            return float(given)
         except (TypeError, ValueError):
             hint = "; does it make a schedule, and has still to be called?" if callable(given) else ""
             raise TypeError(
                 f"{self!r} at step {step}: the function gave {given!r}; expected a number{hint}"
             ) from None
-        for group, before in self._bases:
-            value = (before if self.base is None else self.base) * multiplier
-            if not isinstance(value, Tensor):  # one on a device would have to be waited for
-                try:
-                    check_range(self.name, value)
-                except ValueError as error:
-                    raise ValueError(f"{self!r} at step {step}: {error}") from None
-            _write(group, self.name, value)
+
+    def _check_value(self, value: Any, step: int) -> None:
+        if isinstance(value, Tensor):  # one on a device would have to be waited for
+            return
+        try:
+            check_range(self.name, value)
+        except ValueError as error:
+            raise ValueError(f"{self!r} at step {step}: {error}") from None
 
     def _chosen(self, groups: list[Group]) -> list[int]:
         if self.group is None:
@@ -198,19 +208,14 @@ class ScheduleCB(Callback):
 
     def _check_others(self, learn: Learner, groups: list[Group], chosen: list[int]) -> None:
         """Raise if another callback writes the same hyperparameter: the last one would win."""
+        is_cycled = _is_momentum(self.name) and any("max_momentum" in groups[i] for i in chosen)
         for cb in learn.cbs:
-            if isinstance(cb, BaseSchedulerCB) and (
-                self.name == "lr"
-                or (_is_momentum(self.name) and any("max_momentum" in groups[i] for i in chosen))
-            ):
-                hint = "" if self.name == "lr" else "; give it cycle_momentum=False"
+            if isinstance(cb, BaseSchedulerCB) and (self.name == "lr" or is_cycled):
+                hint = "; give it cycle_momentum=False" if is_cycled else ""
                 raise ValueError(f"{self!r} and {cb!r} would both write {self.name}: expected one{hint}")
-            if (
-                isinstance(cb, ScheduleCB)
-                and cb is not self
-                and _overlap(cb.name, self.name)
-                and set(cb._chosen(groups)) & set(chosen)
-            ):
+            if cb is self or not isinstance(cb, ScheduleCB):
+                continue
+            if _overlap(cb.name, self.name) and set(cb._chosen(groups)) & set(chosen):
                 raise ValueError(
                     f"{self!r} and {cb!r} would both write {self.name}: expected one for each group"
                 )

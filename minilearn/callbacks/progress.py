@@ -66,10 +66,10 @@ class ProgressCB(Callback):
         self._n_shown = len(learn.history)
         if console.is_jupyter:
             self._view = _Notebook(console, learn.n_epochs, self.plot)
+        elif console.is_terminal:
+            self._view = _Bars(console, learn.n_epochs)
         else:
-            self._view = (
-                _Bars(console, learn.n_epochs) if console.is_terminal else _Lines(console, learn.n_epochs)
-            )
+            self._view = _Lines(console, learn.n_epochs)
 
     def before_epoch(self, learn: Learner) -> None:
         source = learn.run.source  # whose rows were shown, also one of this epoch
@@ -241,6 +241,13 @@ class _Bars:
             self._print_rows()
 
 
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Return rows as a table of HTML, with the names of the first one above."""
+    lines = ["".join(f"<th>{escape(name)}</th>" for name in rows[0])] if rows else []
+    lines += ["".join(f"<td>{escape(_cell(k, v))}</td>" for k, v in row.items()) for row in rows]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
 class _Notebook(_Bars):
     """The same as HTML, in one output that is replaced."""
 
@@ -263,10 +270,7 @@ class _Notebook(_Bars):
             self._update_bars()
             console = Console(file=text, width=100, force_jupyter=False, force_terminal=False)
             console.print(self.progress.get_renderable())
-        names = [f"<th>{escape(name)}</th>" for name in (self.rows[0] if self.rows else ())]
-        body = ["".join(f"<td>{escape(_cell(k, v))}</td>" for k, v in row.items()) for row in self.rows]
-        table = "".join(f"<tr>{line}</tr>" for line in ["".join(names), *body] if line)
-        self.output.update(HTML(f"<table>{table}</table><pre>{escape(text.getvalue())}</pre>"))
+        self.output.update(HTML(f"{_table(self.rows)}<pre>{escape(text.getvalue())}</pre>"))
 
     def end_epoch(self, epoch: int, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
         super().end_epoch(epoch, rows, history)

@@ -30,8 +30,9 @@ class Augment:
 
     def __repr__(self) -> str:
         # What is as the class has it goes unsaid: checkpoints compare this text, also older ones.
-        said = {name: value for name, value in vars(self).items() if value != getattr(type(self), name, self)}
-        values = ", ".join(f"{name}={value!r}" for name, value in said.items())
+        nothing = object()
+        own = {k: v for k, v in vars(self).items() if v != getattr(type(self), k, nothing)}
+        values = ", ".join(f"{name}={value!r}" for name, value in own.items())
         return f"{type(self).__name__}({values})"
 
 
@@ -102,9 +103,8 @@ class RandomResizedCrop(Augment):
         area = self.scale[0] + (self.scale[1] - self.scale[0]) * random[:, 0]
         first, last = (math.log(ratio) for ratio in self.ratio)
         ratio = torch.exp(first + (last - first) * random[:, 1]) * (height / width)  # of shares, not pixels
-        sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(
-            max=1
-        )  # (N, 2): x, y
+        width_share, height_share = (area * ratio).sqrt(), (area / ratio).sqrt()
+        sides = torch.stack([width_share, height_share], dim=1).clamp(max=1)  # (N, 2)
         middle = (1 - sides) * (2 * random[:, 2:] - 1)  # where -1 and 1 are the image's edges
         theta = torch.cat([torch.diag_embed(sides), middle[:, :, None]], dim=2)  # (N, 2, 3)
         shape = [n, channels, self.size or height, self.size or width]
@@ -185,7 +185,6 @@ class Normalize(Augment):
                 f"{self!r}: the images have {images.shape[1]} channels, expected {len(self.mean)}"
             )
         scale = torch.tensor([1 / (255 * s) for s in self.std], device=images.device)[:, None, None]
-        shift = torch.tensor(
-            [-m / s for m, s in zip(self.mean, self.std, strict=True)], device=images.device
-        )[:, None, None]
+        shifts = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
+        shift = torch.tensor(shifts, device=images.device)[:, None, None]
         return torch.addcmul(shift, images.float(), scale)

@@ -57,15 +57,15 @@ def build_opt(
         given = param_groups(model)
         params = [_listed(group) for group in ([given] if isinstance(given, dict) else given)]
         _check_groups(model, params)
-    if isinstance(lr, Sequence) and not isinstance(lr, str):
-        params = params if param_groups is not None else [{"params": params}]
-        lrs = _one_each(lr, len(params))
-        for group, group_lr in zip(params, lrs, strict=True):
-            group["lr"] = group_lr
+    if _is_several(lr):
+        groups = params if param_groups is not None else [{"params": params}]
+        lrs = _one_each(lr, len(groups))
+        params = [{**group, "lr": group_lr} for group, group_lr in zip(groups, lrs, strict=True)]
         lr = lrs[0]
     _check_lr(lr)
-    opt: Any = _fused(opt_func, params, lr) if _may_fuse(opt_func, model) else opt_func(params, lr)
-    if isinstance(opt, torch.optim.Optimizer):
+    build = partial(_fused, opt_func) if _may_fuse(opt_func, model) else opt_func
+    opt: Any = build(params, lr)
+    if isinstance(opt, torch.optim.Optimizer):  # what set_lr and check_kept look at later
         built = [{k: g[k] for k in ("momentum", "betas") if k in g} for g in opt.param_groups]
         opt.as_built = built  # type: ignore[attr-defined]
         opt.of_model = {id(p) for p in model.parameters()}  # type: ignore[attr-defined]
@@ -146,8 +146,12 @@ def put(group: Group, key: str, value: Any) -> None:
         group[key] = value
 
 
+def _is_several(lr: Any) -> bool:
+    return isinstance(lr, Sequence) and not isinstance(lr, str)
+
+
 def _one_each(lr: Any, n: int) -> list[Any]:
-    lrs = list(lr) if isinstance(lr, Sequence) and not isinstance(lr, str) else [lr] * n
+    lrs = list(lr) if _is_several(lr) else [lr] * n
     if len(lrs) != n:
         raise ValueError(f"lr={lrs!r}: expected one number, or {n}, one per parameter group")
     return lrs
@@ -198,20 +202,21 @@ def _check_groups(model: nn.Module, groups: list[Group]) -> None:
 
 
 def _may_fuse(opt_func: Callable[..., Any], model: nn.Module) -> bool:
+    """Whether to try fused=True: it is torch's optimizer, has the switch, and nothing speaks against it."""
     if isinstance(opt_func, partial) and opt_func.keywords.keys() & set(_CHOICES):
         return False
-    if not getattr(inspect.unwrap(getattr(opt_func, "func", opt_func)), "__module__", "").startswith(
-        "torch.optim"
-    ):
+    inner = inspect.unwrap(getattr(opt_func, "func", opt_func))
+    if not getattr(inner, "__module__", "").startswith("torch.optim"):
         return False
-    # The fused kernels refuse sparse gradients, but only at the first step.
-    sparse = any(getattr(module, "sparse", False) for module in model.modules())
-    real = all(p.is_floating_point() for p in model.parameters())  # they refuse others just as late
+    # The fused kernels refuse sparse gradients and numbers that are not real, but only at the first step.
+    if any(getattr(module, "sparse", False) for module in model.modules()):
+        return False
+    if not all(p.is_floating_point() for p in model.parameters()):
+        return False
     try:
-        accepted = inspect.signature(opt_func).parameters
+        return "fused" in inspect.signature(opt_func).parameters
     except ValueError:  # a partial with an argument that the optimizer has not, which it says better itself
         return False
-    return real and not sparse and "fused" in accepted
 
 
 def check_step(opt: Any) -> None:
@@ -223,9 +228,9 @@ def check_step(opt: Any) -> None:
     for method in ("step", "zero_grad"):
         if not callable(getattr(opt, method, None)):
             raise TypeError(f"opt_func gave a {name}: expected an optimizer, with step() and zero_grad()")
-    # Of the class, for a scheduler puts a step of its own on the instance.
-    of_class = getattr(type(opt), "step", None)
-    parameters = list(inspect.signature(of_class or opt.step).parameters.values())[of_class is not None :]
+    parameters = list(inspect.signature(opt.step).parameters.values())
+    if hasattr(type(opt), "step"):  # of the class, because a scheduler puts a step of its own on the instance
+        parameters = list(inspect.signature(type(opt).step).parameters.values())[1:]  # without self
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if needed:
         raise TypeError(f"{name}.step needs {', '.join(needed)}: write a callback that owns the step `step`")

@@ -17,30 +17,31 @@ HYPERPARAMETERS = frozenset((*_FROM_0, *_ABOVE_0, *_SHARES, *_SWITCHES, *_CHOICE
 
 def check_range(name: str, value: Any) -> None:
     """Raise ValueError for a value that a hyperparameter of this name cannot have; unknown names pass."""
+    if name in HYPERPARAMETERS and not (name == "sgd_scale" and value is None):
+        fits, expected = _range(name, value)
+        if not fits:
+            raise ValueError(f"{name}={value!r}: expected {expected}")
+
+
+def _range(name: str, value: Any) -> tuple[bool, str]:
+    """Return whether a value is in the range of its name, and what is expected there."""
     if name == "betas":
-        betas = value if isinstance(value, tuple | list) and len(value) == 2 else (None,)
-        try:
-            for beta in betas:
-                check_range("betas.0", beta)
-        except ValueError:
-            raise ValueError(f"betas={value!r}: expected two numbers, 0 <= beta < 1") from None
-        return
-    if name not in HYPERPARAMETERS or (name == "sgd_scale" and value is None):
-        return
+        is_pair = isinstance(value, tuple | list) and len(value) == 2
+        return is_pair and all(_is_share(beta) for beta in value), "two numbers, 0 <= beta < 1"
     if name in _SWITCHES:
-        if not isinstance(value, bool):
-            raise ValueError(f"{name}={value!r}: expected True or False")
-        return
+        return isinstance(value, bool), "True or False"
     if name in _CHOICES:
-        if value not in _CHOICES[name]:
-            raise ValueError(f"{name}={value!r}: expected {' or '.join(map(repr, _CHOICES[name]))}")
-        return
-    is_number = isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+        return value in _CHOICES[name], " or ".join(map(repr, _CHOICES[name]))
     if name in _SHARES:
-        expected, fits = f"0 <= {name} < 1", is_number and 0 <= value < 1
-    elif name in _ABOVE_0:
-        expected, fits = "a finite number > 0", is_number and value > 0
-    else:
-        expected, fits = "a finite number >= 0", is_number and value >= 0
-    if not fits:
-        raise ValueError(f"{name}={value!r}: expected {expected}")
+        return _is_share(value), f"0 <= {name} < 1"
+    if name in _ABOVE_0:
+        return _is_number(value) and value > 0, "a finite number > 0"
+    return _is_number(value) and value >= 0, "a finite number >= 0"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1

@@ -59,23 +59,28 @@ def _state(opt: Any, group: Group) -> str:
     params = [p for p in group.get("params", ()) if state.get(p)]
     if not params:
         return "none"
+    states = {p: state[p] for p in params}
+    of = "" if len(params) == len(group["params"]) else f" of {len(params)} of them"
+    tensors = [t for values in states.values() for t in _tensors(values)]
+    return f"{_entries(states)}{of}; {_memory(sum(t.numel() * t.element_size() for t in tensors))}"
+
+
+def _entries(states: Mapping[Tensor, Mapping[str, Any]]) -> str:
+    """Name what the states have: first what is like the parameter, then numbers and other things."""
     kinds: dict[str, str] = {}
-    n_bytes = 0
-    for p in params:
-        for key, value in state[p].items():
+    for p, values in states.items():
+        for key, value in values.items():
             kinds.setdefault(key, _kind(p, value))
-            for t in _tensors(value):
-                n_bytes += t.numel() * t.element_size()
     like = [key for key, kind in kinds.items() if kind == "like"]
     parts = [f"{', '.join(like)} like the parameter"] if like else []
     for key, kind in kinds.items():
         if kind == "number":
-            numbers = sorted({float(state[p][key]) for p in params if key in state[p]})
-            parts.append(f"{key} {' to '.join(f'{n:g}' for n in dict.fromkeys([numbers[0], numbers[-1]]))}")
+            numbers = [float(values[key]) for values in states.values() if key in values]
+            ends = dict.fromkeys((min(numbers), max(numbers)))  # one, where all are the same
+            parts.append(f"{key} {' to '.join(f'{n:g}' for n in ends)}")
         elif kind != "like":
             parts.append(f"{key} ({kind})")
-    of = "" if len(params) == len(group["params"]) else f" of {len(params)} of them"
-    return f"{'; '.join(parts)}{of}; {_memory(n_bytes)}"
+    return "; ".join(parts)
 
 
 def _kind(p: Tensor, value: Any) -> str:
