@@ -1,4 +1,6 @@
+import gc
 import importlib
+import multiprocessing
 import os
 import struct
 import sys
@@ -9,6 +11,7 @@ import pytest
 import toolbox
 import torch
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from minilearn import events
 from minilearn.data import imagenet_subsets
@@ -201,6 +204,16 @@ def bare_sgd():
                 p.grad.zero_()
 
     return BareSGD
+
+
+@pytest.fixture(autouse=True)
+def no_workers_left_by_other_tests():
+    """End the workers that a loader keeps: when garbage is collected, torch waits 5 s for each of them."""
+    yield
+    if multiprocessing.active_children():
+        for found in gc.get_objects():
+            if type(found) is _MultiProcessingDataLoaderIter:
+                found._shutdown_workers()
 
 
 @pytest.fixture(autouse=True)
