@@ -21,11 +21,11 @@ def script(example):
 
 @pytest.fixture
 def shorten(script, monkeypatch):
-    """Give a preset 3 epochs for each experiment, 1 of them SWA's, and 40 images."""
+    """Give a preset 3 epochs for each experiment, 1 of them SWA's, and few images."""
 
-    def change(name):
+    def change(name, n_images=40, bs=16):
         n_epochs = dict.fromkeys(script.PRESETS[name].n_epochs, 3)
-        short = replace(script.PRESETS[name], n_epochs=n_epochs, n_swa=1, n_images=40, bs=16)
+        short = replace(script.PRESETS[name], n_epochs=n_epochs, n_swa=1, n_images=n_images, bs=bs)
         monkeypatch.setitem(script.PRESETS, name, short)
         return short
 
@@ -88,7 +88,7 @@ def test_run_that_broke_off_goes_on(script, shorten, tmp_path, write_cifar):
 
 @pytest.mark.slow
 def test_full_preset_runs(script, main, shorten, tmp_path):
-    assert shorten("full").model is resnet18
+    assert shorten("full", n_images=8, bs=4).model is resnet18
     for name in ("warm restarts", "one cycle, then SWA"):
         main("--preset", "full", "--only", name)
         assert result_of(tmp_path, "full")["rows"][name]["n_epochs"] == 3
@@ -106,7 +106,7 @@ def test_averages_of_the_wider_network_follow_a_whole_cycle(script, main, shorte
 
 @pytest.mark.slow
 def test_several_experiments_run_at_once(script, main, monkeypatch, tmp_path):
-    two = replace(script.PRESETS["small"], n_epochs={"cosine": 6, "one cycle, short": 4})
+    two = replace(script.PRESETS["small"], n_epochs={"cosine": 2, "one cycle, short": 2})
     monkeypatch.setitem(script.PRESETS, "small", two)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     main("--jobs", "2")

@@ -120,8 +120,9 @@ def test_runs_are_logged_for_tensorboard(script, main, short, tmp_path, write_im
 
 
 @pytest.mark.slow
-def test_full_preset_runs(script, main, short, tmp_path, write_imagenet):
-    data = write_imagenet(tmp_path / "data", "imagenette", n_train=2)
+def test_full_preset_runs(script, main, short, monkeypatch, tmp_path, write_imagenet):
+    data = write_imagenet(tmp_path / "data", "imagenette", n_train=1)
+    monkeypatch.setitem(script.PRESETS, "full", replace(script.PRESETS["full"], n_images=4, bs=2))
     main("--data", str(data), "--only", "kept optimizer, one cycle", "--preset", "full")
     result = json.loads((tmp_path / "out" / "optimizer_state_imagenette_full.json").read_text())
     assert result["data"] == "imagenette2-160, 128 px"

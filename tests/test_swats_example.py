@@ -111,7 +111,9 @@ def test_run_that_broke_off_goes_on(script, short, tmp_path, write_cifar):
 
 
 @pytest.mark.slow
-def test_full_preset_runs(main, short, tmp_path):
+def test_full_preset_runs(script, main, short, monkeypatch, tmp_path):
+    fewer = replace(script.PRESETS["full"], n_images=8, bs=4)
+    monkeypatch.setitem(script.PRESETS, "full", fewer)
     for name in ("ResNet, SWATS, local", "DenseNet, SWATS, global"):
         main("--preset", "full", "--only", name)
         result = json.loads((tmp_path / "out" / "swats_full.json").read_text())
