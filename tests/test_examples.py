@@ -109,7 +109,10 @@ def test_another_run_than_the_documents_has_no_published_table_beside_it(tiny):
     assert "other settings" in tiny.result["claim"]
 
 
-def test_published_table_needs_epochs_lr_and_batch_size_of_the_document(main, small_data, capsys):
+def test_published_table_needs_epochs_lr_and_batch_size_of_the_document(
+    example, main, small_data, capsys, monkeypatch
+):
+    monkeypatch.setattr(example("fashion_mnist"), "draw", lambda *args: None)
     for args in (["--epochs", "7"], ["--lr", "0.1"], ["--bs", "30"]):
         main("--data", small_data, "--epochs", "6", *args)
         assert "published:" not in capsys.readouterr().out, args
@@ -126,6 +129,7 @@ def test_runs_count_the_seeds_up(example, main, tmp_path, monkeypatch):
     monkeypatch.setattr(
         example("report"), "load", lambda *args, **kwargs: (shapes(bs=64, n_train=300, n_valid=300), "small")
     )
+    monkeypatch.setattr(example("fashion_mnist"), "draw", lambda *args: None)
     results = []
     for args in (["--seed", "3", "--runs", "2"], ["--seed", "3"], ["--seed", "4"]):
         main("--epochs", "1", *args)
@@ -142,16 +146,19 @@ def test_runs_count_the_seeds_up(example, main, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_without_data_it_says_so_and_runs_on_the_built_in_set(tmp_path):
-    done = run(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    said = [line for line in done.stdout.splitlines() if "No Fashion-MNIST" in line]
+def test_without_data_it_says_so_and_runs_on_the_built_in_set(main, cache, tmp_path, monkeypatch, capsys):
+    for name, value in NO_NETWORK.items():
+        monkeypatch.setenv(name, value)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    main("--epochs", "1")
+    out = capsys.readouterr().out
+    said = [line for line in out.splitlines() if "No Fashion-MNIST" in line]
     assert len(said) == 1
     assert "running on the built-in set of drawn shapes instead" in said[0]
-    assert "built-in shapes, 1 epochs: eval accuracy" in done.stdout
-    assert "published" not in done.stdout
-    assert json.loads((tmp_path / "fashion_mnist.json").read_text())["data"] == "built-in shapes"
+    assert "built-in shapes, 1 epochs: eval accuracy" in out
+    assert "published" not in out
+    assert json.loads((tmp_path / "out" / "fashion_mnist.json").read_text())["data"] == "built-in shapes"
 
 
 def test_missing_data_folder_is_one_line(main, tmp_path):
