@@ -40,6 +40,15 @@ CORE = (
     *("checks", "freezing", "processes", "run", "state", "verify", "weights", "seeding"),
     *("callbacks/checkpoint", "data/loaders", "data/adapters", "data/resumable", "data/datasets"),
 )
+# The files of tests for those of the core that have none of their name.
+TESTED_IN = {
+    "processes": ("test_distributed.py",),
+    "fitting": ("test_passes.py", "test_learner.py"),
+    "checkpoint": ("test_resuming.py", "test_weights.py"),
+    "checkpoints": ("test_resuming.py", "test_checkpoint.py"),
+    "run": ("test_checkpoint.py",),
+    "datasets": ("test_resumable.py",),
+}
 LONG = ("test_nbs.py", "test_benchmarks.py", "*_example.py")
 STALL_S = 120  # a test that takes longer hangs
 
@@ -110,8 +119,10 @@ def test_files(copy: Path) -> list[str]:
 
 
 def in_order(mutant: Mutant, seconds: dict[str, float]) -> list[str]:
-    """Return the files of tests, by those named for the mutant's file or its folder, then by their time."""
-    own = [f"test_{Path(mutant.path).stem}.py", f"test_{Path(mutant.path).parent.name}.py"]
+    """Return the files of tests: first those of the mutant's file or its folder, then by their time."""
+    path = Path(mutant.path)
+    own = {file for name in (path.stem, path.parent.name) for file in TESTED_IN.get(name, ())}
+    own |= {f"test_{path.stem}.py", f"test_{path.parent.name}.py"}
     return sorted(seconds, key=lambda name: (Path(name).name not in own, seconds[name]))
 
 

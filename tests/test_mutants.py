@@ -90,6 +90,11 @@ def test_tests_named_for_the_file_come_first_and_then_the_quick_ones(mutants):
     ]
 
 
+def test_what_has_no_file_of_tests_of_its_name_has_others(mutants):
+    files = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set().union(*mutants.TESTED_IN.values()) <= files
+
+
 def repo_of(folder):
     """Write a package of one line, f, whose test looks at f(1) and hangs where f(1) is None."""
     files = {
