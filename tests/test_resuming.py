@@ -185,6 +185,16 @@ def test_fields_are_those_of_the_place(folder, at):
     assert (learn.n_fits, learn.n_epochs, learn.total_steps) == (1, 2, 6)
 
 
+@pytest.mark.parametrize("event", ["before_fit", "before_epoch", "before_train"])
+@pytest.mark.parametrize("n", [2, N_TRAIN + N_VALID + 3])
+def test_row_that_a_hook_adds_before_training_is_there_once(folder, at, event, n):
+    def add(learn):
+        learn.history.append({"train": event, "epoch": learn.epoch})
+
+    learn = check(folder, n, lambda: [at(event, add)])
+    assert len(learn.history) == (1 if event == "before_fit" else N_EPOCHS)
+
+
 def test_resumed_fit_can_be_stopped_and_resumed_again(folder):
     whole = new(CountCB())
     whole.fit(N_EPOCHS)
