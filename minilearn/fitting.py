@@ -15,6 +15,7 @@ from .checks import check_alone, check_batch, check_fields, check_loss, check_ma
 from .data.loaders import DataLoaders, batches_from, check_not_empty, n_batches, peek
 from .interrupts import Paused, StopFetchError, interrupts, stopped
 from .optim.groups import build_opt, check_kept, check_step, set_lr
+from .parameters import roots_of
 from .plan import Plan
 from .resuming import resumed
 from .seeding import kept_rng
@@ -89,7 +90,9 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
     outer = {name: getattr(learn, name) for name in ("dl", "training")}
     modes = []
     if {"train", "validate"} & set(learn.scopes):
-        modes = [(m, m.training, learn.modes.found.get(m)) for m in learn.model.modules()]
+        learn.modes.find()
+        modules = [m for root in roots_of(learn) for m in root.modules()]
+        modes = [(m, m.training, learn.modes.found.get(m)) for m in modules]
         inner = ("_batch_now", "_parts", "batch_idx", "preds", "loss", "loss_count", "is_accumulating")
         outer |= {name: getattr(learn, name) for name in inner}
     try:

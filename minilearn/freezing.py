@@ -1,4 +1,4 @@
-"""The modes of a model's modules in a fit; freezing modules, and training them again."""
+"""The modes of modules in a fit; freezing modules, and training them again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .parameters import roots_of
 from .weights import plain_name, unwrapped
 
 if TYPE_CHECKING:
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Modes:
-    """The modes of a model's modules, and which of its BatchNorms are frozen.
+    """The modes of the modules of a model and its loss, and which BatchNorms of the model are frozen.
 
-    found (module -> whether it was in training mode when the fit began; empty outside of a fit), frozen_norms
-    (BatchNorms that `freeze` keeps in evaluation mode).
+    found (module -> whether it was in training mode when the fit began, or when it came into the model; empty
+    outside of a fit), frozen_norms (BatchNorms that `freeze` keeps in evaluation mode).
 
     Args:
-        learn: whose model it is.
+        learn: whose model and loss they are.
     """
 
     def __init__(self, learn: Learner) -> None:
@@ -34,23 +35,35 @@ class Modes:
 
     def begin(self) -> None:
         """Note each module's mode, at the beginning of a fit."""
-        self.found = {module: module.training for module in self.learn.model.modules()}
+        self.found = {m: m.training for root in roots_of(self.learn) for m in root.modules()}
+
+    def find(self) -> None:
+        """Note the mode of each module that has come since: the whole's, or evaluation mode if it is in it.
+
+        Called before modes are set, so that a new module has the one in which it came.
+        """
+        for root in roots_of(self.learn):
+            for module in root.modules():  # the root comes first
+                if module not in self.found:
+                    self.found[module] = module.training and self.found.get(root, module.training)
 
     def end(self) -> None:
         """Leave each module in the mode in which the fit found it."""
+        self.find()
         for module, training in self.found.items():
             module.training = training
         self.found = {}
 
     def apply(self) -> None:
-        """Set the model's mode for the phase, but for modules that were found in evaluation mode."""
-        model, training = self.learn.model, self.learn.training
-        model.train(training)
-        if not training:
+        """Set the modes of model and loss for the phase; modules found in evaluation mode stay in it."""
+        self.find()
+        for root in roots_of(self.learn):
+            root.train(self.learn.training)
+            if self.learn.training and self.found[root]:
+                for module in root.modules():
+                    module.training = self.found[module]  # what the user put there stays
+        if not self.learn.training:
             return
-        if self.found[model]:
-            for module, mode in self.found.items():
-                module.training = mode  # what the user put there stays
         for norm in self.frozen_norms:
             norm.training = False
 

@@ -327,6 +327,94 @@ def test_model_that_was_in_evaluation_mode_is_left_in_it():
     assert not any(module.training for module in learn.model.modules())
 
 
+# Modules that come later ------------------------------------------------------------------------------
+
+
+class InsertCB(Callback):
+    """Put a BatchNorm behind the first layer, at some event, once."""
+
+    def __init__(self, event, mode=True):
+        self.mode, self.seen = mode, []
+        setattr(self, event, self._insert)
+
+    def _insert(self, learn):
+        if not any(isinstance(m, nn.BatchNorm1d) for m in learn.model):
+            learn.model.insert(1, nn.BatchNorm1d(4, affine=False).train(self.mode))
+
+    def after_predict(self, learn):
+        self.seen += [(learn.training, m.training) for m in learn.model if isinstance(m, nn.BatchNorm1d)]
+
+
+EARLY = ["prepare", "before_fit", "before_epoch", "before_train"]
+LATE = ["after_step", "after_train", "before_validate", "after_validate", "after_epoch", "after_fit"]
+
+
+@pytest.mark.parametrize("event", [*EARLY, *LATE])
+def test_module_that_comes_in_a_fit_takes_the_mode_of_the_model(event):
+    cb = InsertCB(event)
+    learn = make(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), cbs=cb)
+    for _ in range(2):
+        learn.fit(2)
+        assert learn.model[1].training
+    wrong = [mode for training, mode in cb.seen if training != mode]
+    assert len(wrong) <= (event == "before_validate")  # one batch, before modes are set again
+    assert learn.model[1].num_batches_tracked >= (12 if event in EARLY else 6)
+
+
+@pytest.mark.parametrize("event", [*EARLY, *LATE])
+def test_module_that_comes_in_evaluation_mode_keeps_it(event):
+    cb = InsertCB(event, mode=False)
+    learn = make(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), cbs=cb)
+    for _ in range(2):
+        learn.fit(2)
+        assert not learn.model[1].training
+    assert not any(mode for _, mode in cb.seen)
+
+
+def test_module_that_comes_into_a_model_in_evaluation_mode_is_left_in_it():
+    learn = make(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), cbs=(cb := InsertCB("prepare")))
+    learn.model.eval()
+    for _ in range(2):
+        learn.fit()
+        assert [m.training for m in learn.model.modules()] == [False] * 4
+    assert {mode == training for training, mode in cb.seen} == {True}
+
+
+def test_module_that_is_replaced_trains_in_every_fit():
+    class SurgeryCB(Callback):
+        def prepare(self, learn):
+            learn.model.body[1] = nn.BatchNorm1d(4)
+
+    learn = make(Net(), cbs=SurgeryCB())
+    for _ in range(2):
+        learn.fit(reset_opt=True)
+        assert learn.model.body[1].training
+        assert learn.model.body[1].num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("run", ["validate", "predict"])
+def test_module_that_comes_for_a_pass_without_training_is_in_training_mode_after_it(run):
+    learn = make(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), cbs=(cb := InsertCB("prepare")))
+    learn.validate() if run == "validate" else learn.predict(learn.dls.valid)
+    assert learn.model[1].training
+    assert cb.seen == [(False, False)]
+
+
+def test_norm_that_comes_in_prepare_may_be_frozen_there():
+    class FreezeCB(InsertCB):
+        def prepare(self, learn):
+            self._insert(learn)
+            learn.freeze("1")
+
+    learn = make(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), cbs=FreezeCB("before_fit"))
+    learn.fit()
+    assert learn.model[1].num_batches_tracked == 0
+    learn.remove_cb(learn.cbs[0])
+    learn.unfreeze()
+    learn.fit()
+    assert learn.model[1].num_batches_tracked == 3
+
+
 # The optimizer ----------------------------------------------------------------------------------------
 
 
