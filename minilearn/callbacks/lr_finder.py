@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy, deepcopy
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ..callback import Callback, Order
-from ..data.loaders import generators_of, n_batches
+from ..data.loaders import generators_of, n_batches, state_of
 from ..events import CancelFitException
+from ..memory import Memory
 from ..optim.groups import groups_of, put
+from ..parameters import roots_of
 from ..plot import new_figure
 from ..seeding import kept_rng
-from .stop import tensors_of
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -136,8 +136,10 @@ class LRFinderCB(Callback):
 def lr_find(learn: Learner, **kwargs: Any) -> LRFinderCB:
     """Sweep the lr with LRFinderCB(**kwargs), and put everything back.
 
-    Weights, buffers, the optimizer and its state, random numbers, the order of the data, callbacks and
-    history are as before, also when it fails. Callbacks with `in_lr_find = False` sit it out.
+    Weights, buffers, what is frozen, a loss that is a module, the optimizer and its state, random numbers,
+    the order of the data, callbacks with their parameters and history are as before, also when it fails: all
+    that a checkpoint could hold, in the same objects. What has no saved form, such as an open file, is the
+    same object. Callbacks with `in_lr_find = False` sit it out.
 
     Returns: the callback, with .lrs, .losses, .suggestion and .plot().
     """
@@ -158,72 +160,37 @@ def lr_find(learn: Learner, **kwargs: Any) -> LRFinderCB:
 
 @contextmanager
 def _untouched(learn: Learner) -> Iterator[None]:
-    values = [t.detach().clone() for t in tensors_of(learn.model)]
-    grads = [(p, p.grad) for p in learn.model.parameters()]
-    device = next(learn.model.parameters()).device
-    fields = {name: copy(value) if name == "history" else value for name, value in vars(learn).items()}
-    parts = [learn.run, learn.stop, learn.modes, learn.processes]
-    inner = [_shallow(vars(part)) for part in parts]
-    taking_part = [cb for cb in learn.cbs if cb.in_lr_find]
-    shared = [learn, learn.dls, learn.opt, *learn.cbs, *learn.model.modules(), *learn.model.parameters()]
-    states = [(cb, _copies(cb, [*shared, *learn.model.buffers()])) for cb in taking_part]
-    loaders = [
-        part for part in (learn.dls.train, getattr(learn.dls.train, "sampler", None)) if part is not None
-    ]
-    epochs = [(part, part.epoch) for part in loaders if hasattr(part, "epoch")]
-    with kept_rng(*generators_of(learn.dls.train)):
+    train = learn.dls.train
+    loaders = [train, learn.dls.valid, learn.dls.test]
+    data = [getattr(loader, "dataset", None) for loader in loaders]
+    # The optimizer is kept by reference: the sweep makes one of its own.
+    opt = [learn.opt, getattr(learn.opt, "state", None), *getattr(learn.opt, "param_groups", ())]
+    memory = Memory([learn, learn.dls, *loaders, *data, *opt, *learn.cbs])
+    memory.keep(*roots_of(learn), learn.history, *learn.own_fields().values())
+    for owner in (learn.run, learn.stop, learn.modes, learn.processes):
+        memory.keep_fields(owner)
+    for cb in learn.cbs:
+        if cb.in_lr_find:
+            memory.keep_fields(cb)
+    fields, state = dict(vars(learn)), _state_of(train)
+    parts: list[Any] = [train, getattr(train, "sampler", None)]
+    epochs = [(part, part.epoch) for part in parts if hasattr(part, "epoch")]
+    with kept_rng(*generators_of(train)):
         try:
             learn._defaults = [cb for cb in learn._defaults if cb.in_lr_find]
             learn._set_cbs([cb for cb in learn._given if cb.in_lr_find])
             learn._fit_purpose = "lr_find"
             yield
         finally:
-            learn.model.to(device)
-            with torch.no_grad():
-                for t, value in zip(tensors_of(learn.model), values, strict=True):
-                    t.copy_(value)
-            for p, grad in grads:
-                p.grad = grad
-            for cb, state in states:
-                _put_back(cb, state)
+            vars(learn).clear()
             vars(learn).update(fields)  # callbacks and their hooks too
-            for part, values_of in zip(parts, inner, strict=True):
-                vars(part).update(values_of)
             for part, epoch in epochs:
                 part.epoch = epoch
+            if state is not None:
+                train.load_state_dict(state)
+            memory.put_back()
 
 
-def _shallow(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return fields with copies of their lists and dicts, but not of what is in these."""
-    return {name: copy(value) if isinstance(value, list | dict) else value for name, value in fields.items()}
-
-
-def _copies(cb: Callback, shared: list[Any]) -> list[tuple[str, Any, Any]]:
-    """Return (name, value, a deep copy of it) for a callback's attributes; `shared` is not copied."""
-    copies = []
-    for name, value in vars(cb).items():
-        try:
-            copies.append((name, value, deepcopy(value, {id(part): part for part in shared})))
-        except Exception:  # an open file, say: the reference has to do
-            copies.append((name, value, value))
-    return copies
-
-
-def _put_back(cb: Callback, copies: list[tuple[str, Any, Any]]) -> None:
-    """Give a callback its attributes again, the same objects with the contents that they had."""
-    vars(cb).clear()
-    for name, value, copied in copies:
-        setattr(cb, name, value)
-        if copied is value:
-            continue
-        if isinstance(value, list):
-            value[:] = copied
-        elif isinstance(value, (dict, set)):
-            value.clear()
-            value.update(copied)
-        elif isinstance(value, Tensor):
-            value.data.copy_(copied)
-        elif hasattr(value, "__dict__"):
-            vars(value).update(vars(copied))
-        else:
-            setattr(cb, name, copied)
+def _state_of(loader: Any) -> Any:
+    """Return the state of a loader that has one; torch's own begin a pass when they are asked."""
+    return None if isinstance(loader, DataLoader) else deepcopy(state_of(loader))

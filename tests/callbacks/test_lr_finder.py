@@ -1,12 +1,14 @@
 import math
 import random
 import re
+from collections import Counter as Counting
+from collections import deque
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from toolbox import untimed_rows
+from toolbox import drawn, untimed_rows
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
@@ -190,6 +192,163 @@ def test_callbacks_that_only_watch_sit_it_out():
     learn.lr_find(n_steps=12)
     assert recorder.recs == {}
     assert learn.history == []
+
+
+class CentreLoss(nn.Module):
+    """A loss with a parameter, a buffer that is replaced, one that is not saved, and a mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.drop = nn.Parameter(torch.ones(())), nn.Dropout(0.5)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("n_calls", torch.zeros(()), persistent=False)
+
+    def forward(self, preds, target):
+        self.mean = self.mean.lerp(preds.detach().mean(), 0.5)
+        self.n_calls += 1
+        return (preds * self.scale - target - self.mean).square().mean()
+
+
+class RichCB(Callback):
+    """Keep about everything that a callback may keep, and change all of it."""
+
+    def __init__(self):
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.net = drawn(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
+        self.opt = torch.optim.Adam(self.net.parameters(), 0.1)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.opt, 0.5)
+        self.tensor, self.array, self.set, self.list = torch.ones(2), np.ones(2), {1}, [[1]]
+        self.counter, self.queue, self.pair = Counting(a=1), deque([1]), ([1], 2)
+        self.helper, self.iterator, self.late = Helper(), iter(range(1000)), None
+        self.rng, self.generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+        self.table = {"nested": {"list": [1]}, "function": print}
+        self.me = self
+
+    def extra_params(self, learn):
+        return [self.scale]
+
+    def after_loss(self, learn):
+        learn.loss = learn.loss * (-self.scale).exp() + self.scale
+
+    def after_step(self, learn):
+        self.net.train()
+        self.opt.zero_grad()
+        self.net(learn.batch[0]).square().mean().backward()
+        self.opt.step()
+        self.scheduler.step()
+        self.tensor += torch.rand(2, generator=self.generator)
+        self.array += self.rng.random()
+        self.set.add(len(self.set))
+        self.list[0].append(1)
+        self.counter["a"] += 1
+        self.queue.append(2)
+        self.pair[0].append(1)
+        self.helper.n += 1
+        self.helper.log.append(learn.n_steps)
+        next(self.iterator)
+        self.late, self.new = learn.n_steps, 1
+        self.table["nested"] = {"list": []}
+        self.table["function"] = None
+        self.net.eval()
+
+    def state(self):
+        simple = (self.tensor, self.array, sorted(self.set), self.list, dict(self.counter), list(self.queue))
+        more = (self.pair, self.helper.n, self.helper.log, self.late, self.table, self.scale)
+        random = (self.rng.random(), torch.rand(1, generator=self.generator))
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.opt.param_groups]
+        modes = [m.training for m in self.net.modules()]
+        nets = (dict(self.net.state_dict()), [p.grad for p in self.net.parameters()], modes)
+        opts = (groups, self.opt.state_dict()["state"], self.scheduler.state_dict())
+        return frozen([simple, more, nets, opts, random])
+
+    def objects(self):
+        params = [*self.net.parameters(), *(p for g in self.opt.param_groups for p in g["params"])]
+        inside = [self.list[0], self.table["nested"], self.helper.log, self.pair[0], self.scheduler.optimizer]
+        return [id(x) for x in [*vars(self).values(), *params, *inside]]
+
+
+class Helper:
+    def __init__(self):
+        self.n, self.log = 0, []
+
+
+def test_loss_and_all_that_a_callback_keeps_are_as_before_in_the_same_objects():
+    learn = make(loss_func=CentreLoss(), cbs=[cb := RichCB(), MetricsCB()])
+    learn.fit(1)
+    make(loss_func=CentreLoss(), cbs=[other := RichCB(), MetricsCB()]).fit(1)
+    names, objects = list(vars(cb)), cb.objects()
+    learn.loss_func.drop.eval()
+    tensors = [*learn.loss_func.parameters(), *learn.loss_func.buffers()]
+    loss = frozen([t.clone() for t in tensors])
+    learn.lr_find(n_steps=25, diverge=math.inf)
+    assert list(vars(cb)) == names
+    assert cb.objects() == objects
+    assert next(cb.iterator) > 11  # what cannot be saved is the same object, and has gone on
+    assert cb.state() == other.state()
+    now = [*learn.loss_func.parameters(), *learn.loss_func.buffers()]
+    assert frozen(now) == loss
+    assert all(t is u for t, u in zip(now, tensors, strict=True))
+    assert (learn.loss_func.training, learn.loss_func.drop.training) == (True, False)
+
+
+def test_fit_after_it_trains_loss_and_callback_as_without_it():
+    results = []
+    for find in (False, True):
+        learn = make(loss_func=CentreLoss(), cbs=[cb := RichCB(), MetricsCB()])
+        learn.fit()
+        if find:
+            learn.lr_find(n_steps=25, diverge=math.inf)
+        learn.fit(2)
+        results.append(
+            (frozen(dict(learn.model.named_parameters())), frozen(learn.loss_func.scale), cb.state())
+        )
+    assert results[0] == results[1]
+
+
+def test_what_was_frozen_or_put_into_the_model_in_the_sweep_is_not_afterwards(at):
+    def change(learn):
+        if learn.epoch == 1:
+            learn.freeze("layers.1")
+            learn.model.layers[0].requires_grad_(False)
+            learn.model.layers.append(nn.Identity())
+            learn.added = 1
+
+    learn = make(cbs=at("before_epoch", change))
+    learn.lr_find(n_steps=25, diverge=math.inf)
+    assert all(p.requires_grad for p in learn.model.parameters())
+    assert all(m.training for m in learn.model.modules())
+    assert len(learn.model.layers) == 4
+    assert learn.modes.frozen_norms == []
+    assert not hasattr(learn, "added")
+
+
+class StatefulLoader:
+    """Go on where it stood, with an order of its own."""
+
+    def __init__(self):
+        self.n = 0
+
+    def __len__(self):
+        return 10
+
+    def __iter__(self):
+        for _ in range(10):
+            self.n += 1
+            yield torch.full((2, 3), self.n / 10), torch.ones(2, 1)
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
+
+
+def test_loader_with_a_state_of_its_own_is_where_it_was():
+    learn = make(cbs=[])
+    learn.dls.train = StatefulLoader()
+    learn.fit()
+    learn.lr_find(end_lr=0.1, n_steps=12)
+    assert learn.dls.train.n == 10
 
 
 # The sweep -----------------------------------------------------------------------------------------
