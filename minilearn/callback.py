@@ -126,6 +126,16 @@ class Callback:
         """
         return n_epochs
 
+    def extra_params(self, learn: Learner) -> Iterable[Any]:
+        """Return parameters of this callback's own, each an nn.Parameter, that the optimizer is to train.
+
+        Called when the optimizer is made, after `prepare`, and again while training: always the same ones.
+        They are a group of their own, with `learn.lr`. Kept as attributes, or in a module that is one, they
+        are in checkpoints; a `state_dict` of your own has to hold them. DeviceCB moves those that are there
+        before `prepare`.
+        """
+        return ()
+
     def prepare(self, learn: Learner) -> None:
         """Make ready what every pass needs: the device, surgery on the model, handles that `release` removes.
 

@@ -15,6 +15,14 @@ from .callback import Callback, Order
 from .data.loaders import state_of
 from .files import read_torch
 from .optim.groups import keep_order_of_memory
+from .parameters import (
+    capture_loss,
+    check_brought,
+    extra_params,
+    loss_module,
+    loss_tensors,
+    put_loss,
+)
 from .plan import Position
 from .processes import like
 from .seeding import rng_state, set_rng_state
@@ -85,10 +93,13 @@ def capture(learn: Learner, position: Position) -> Saved:
 
 
 def capture_weights(learn: Learner) -> Saved:
-    """Return what validation does not change: the model, gradients that are kept, the optimizer."""
+    """Return what validation does not change: the model, the loss, gradients that are kept, the optimizer."""
     check_opt(learn.opt)
-    tensors = tensors_by_name(learn.model)
-    names = {id(t): name for name, t in tensors.items()}
+    check_brought(learn)
+    tensors, more = tensors_by_name(learn.model), extra_params(learn)
+    names = {id(t): name for name, t in (more | tensors).items()}
+    loss = capture_loss(learn)
+    kept = {name: compact(p.grad) for name, p in more.items() if p.grad is not None}
     extra = {k: v for k, v in learn.model.state_dict().items() if k.endswith("_extra_state")}
     saver = Saver([], "")
     return {
@@ -100,6 +111,8 @@ def capture_weights(learn: Learner) -> Saved:
             "params": [[names.get(id(p), "?") for p in group["params"]] for group in learn.opt.param_groups],
             "state": saver.save(learn.opt.state_dict(), "opt"),
         },
+        **({"loss": loss} if loss else {}),
+        **({"extra_grads": kept} if kept else {}),
     }
 
 
@@ -262,6 +275,9 @@ def _shared(learn: Learner) -> list[Any]:
     parts = [learn, learn.dls, learn.dls.train, learn.dls.valid, learn.dls.test, learn.dl, learn.history]
     parts += [learn.opt, learn.opt.param_groups, learn.opt.state, *learn.opt.param_groups, *learn.cbs]
     parts += [*learn.model.modules(), *learn.model.parameters(), *learn.model.buffers()]
+    if tensors := loss_tensors(learn):
+        loss: Any = loss_module(learn.loss_func)
+        parts += [learn.loss_func, *loss.modules(), *tensors.values()]
     return [part for part in parts if part is not None]
 
 
@@ -281,6 +297,10 @@ def put(learn: Learner, saved: Saved) -> None:
     if extra:
         learn.model.load_state_dict(extra, strict=False)
     _put_opt(learn.opt, loader.load(saved["opt"]["state"], None, "opt"))
+    for name, p in extra_params(learn).items():
+        grad = saved.get("extra_grads", {}).get(name)
+        p.grad = None if grad is None else like(grad.to(p.device, copy=True), p)
+    put_loss(learn, saved.get("loss"), loader)
     frozen, in_eval = set(saved["frozen"]), set(saved["in_eval"])
     with torch.no_grad():
         for name, t in tensors_by_name(learn.model).items():

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .batches import argument_of, is_cross_entropy, is_elementwise
 from .data.loaders import check_not_empty
 from .data.resumable import TensorLoader
+from .parameters import loss_params
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -57,7 +58,7 @@ def check_fit(learn: Learner, n_epochs: Any, train: bool, valid: bool, resume: A
         raise ValueError(f"fit(train={train}) without validation does nothing: expected one of the two")
     if train:
         check_not_empty("train", learn.dls.train)
-        if not any(p.requires_grad for p in learn.model.parameters()):
+        if not any(p.requires_grad for p in [*learn.model.parameters(), *loss_params(learn).values()]):
             raise ValueError(
                 f"{type(learn.model).__name__} has no parameter that needs a gradient: expected at least "
                 "one; was all of it frozen, or are its layers in a plain list instead of a ModuleList?"
@@ -156,7 +157,7 @@ def check_batch(learn: Learner) -> None:
     )
 
 
-def check_loss(learn: Learner) -> None:
+def check_reduction(learn: Learner) -> None:
     """Raise ValueError for a loss that gives a value for each element."""
     if argument_of(learn.loss_func, "reduction", "mean") == "none":
         raise ValueError(

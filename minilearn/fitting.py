@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .callback import Pass
-from .checks import check_alone, check_batch, check_fields, check_loss, check_makers, infer_loss
+from .checks import check_alone, check_batch, check_fields, check_makers, check_reduction, infer_loss
 from .data.loaders import DataLoaders, batches_from, check_not_empty, n_batches, peek
 from .interrupts import Paused, StopFetchError, interrupts, stopped
-from .optim.groups import build_opt, check_kept, check_step, set_lr
-from .parameters import roots_of
+from .optim.building import build_opt
+from .optim.groups import check_kept, check_step, params_of, set_lr
+from .parameters import elsewhere, extra_groups, named_params, roots_of
 from .plan import Plan
 from .resuming import resumed
 from .seeding import kept_rng
@@ -160,7 +161,7 @@ def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
             return
         if learn.loss_func is learn._inferred_loss:  # None, or inferred from other data
             learn.loss_func = learn._inferred_loss = infer_loss(learn.yb)
-        check_loss(learn)
+        check_reduction(learn)
 
 
 def prepare_opt(learn: Learner, lr: float | Sequence[float] | None, reset_opt: bool) -> None:
@@ -169,18 +170,21 @@ def prepare_opt(learn: Learner, lr: float | Sequence[float] | None, reset_opt: b
     if lr is None and learn._is_new_lr:
         lr = learn.lr
     if is_new:
-        learn.opt = build_opt(learn.opt_func, learn.model, learn.lr if lr is None else lr, learn.param_groups)
+        first_lr = learn.lr if lr is None else lr
+        learn.opt = build_opt(
+            *(learn.opt_func, learn.model, first_lr, learn.param_groups),
+            *(extra_groups(learn), elsewhere(learn)),
+        )
         learn._opt_made_by = makers
     else:
-        check_kept(learn.opt, learn.model)
+        check_kept(learn.opt, named_params(learn), elsewhere(learn))
         check_makers(learn._opt_made_by, makers)
     learn._is_new_lr = False
     if lr is not None and (not is_new or learn.param_groups):  # it rules over an lr that a group has
         set_lr(learn.opt, lr)
     if learn.has_default("step"):
         check_step(learn.opt)
-    groups = getattr(learn.opt, "param_groups", ())  # none in a bare class
-    for p in chain(learn.model.parameters(), *(group["params"] for group in groups)):
+    for p in chain(named_params(learn).values(), params_of(learn.opt)):
         p.grad = None  # of a fit that broke off, or of the user's own backward
 
 

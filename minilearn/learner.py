@@ -41,8 +41,11 @@ class Learner(CallbackHost):
         model: any nn.Module; it gets a batch's inputs (a tuple as arguments, a dict as keywords).
         dls: DataLoaders, or a dict with "train" and perhaps "eval" and "test".
         loss_func: (preds, target) -> scalar mean over the batch. None: cross-entropy for integer
-            targets, mean squared error for floating ones.
-        lr: learning rate of the optimizer, one number or one per parameter group.
+            targets, mean squared error for floating ones. One that is a module is moved, put into training or
+            evaluation mode, trained and saved in checkpoints as the model is.
+        lr: learning rate of the optimizer, one number or one per parameter group of the model. Parameters of
+            the loss, and those that callbacks bring by `extra_params`, are groups of their own at the end,
+            with the lr, of a list the last one.
         cbs: callbacks, besides the default ones.
         opt_func: anything that takes (params, lr); a torch optimizer is built fused where it can be.
         param_groups: model -> list of parameter groups. None: one group.
@@ -276,9 +279,9 @@ class Learner(CallbackHost):
         Args:
             train, valid: switch off either part.
             cbs: callbacks for this fit only.
-            lr: set every group's lr to exactly this (one number or one per group), and undo what old
-                schedules left; a scheduler callback starts from it. None: the optimizer goes on at the
-                lr that it has.
+            lr: set every group's lr to exactly this (one number or one per group of the model), and undo
+                what old schedules left; a scheduler callback starts from it. None: the optimizer goes on at
+                the lr that it has.
             reset_opt: make a new optimizer; else the one there is keeps its state.
             resume: go on with the fit whose checkpoints CheckpointCB wrote: a folder (its newest one), a
                 checkpoint, or True for the folder of the CheckpointCB. The next batch is the one that

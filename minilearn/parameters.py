@@ -1,14 +1,29 @@
-"""What is trained and kept beside the model: a loss that is a module."""
+"""What is trained and kept beside the model: a loss that is a module, and parameters that callbacks bring."""
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from .callback import Callback
+from .data.loaders import tensors_in
+from .optim.groups import EXTRA, Group, left_out, params_of
+from .processes import like
+from .state import Loader, Saver, compact
+from .weights import check_alike, tensors_by_name
 
 if TYPE_CHECKING:
     from .learner import Learner
+
+LOSS = "learn.loss_func"
+Saved = dict[str, Any]
 
 
 def loss_module(loss_func: Any) -> nn.Module | None:
@@ -23,3 +38,207 @@ def roots_of(learn: Learner) -> list[nn.Module]:
     """Return the model and, if it is a module, the loss."""
     loss = loss_module(learn.loss_func)
     return [learn.model] if loss is None else [learn.model, loss]
+
+
+def loss_tensors(learn: Learner) -> dict[str, Tensor]:
+    """Return the parameters and buffers of the loss by name, but for those that are the model's too."""
+    if (loss := loss_module(learn.loss_func)) is None:
+        return {}
+    of_model = {id(t) for t in tensors_by_name(learn.model).values()}
+    return {name: t for name, t in tensors_by_name(loss).items() if id(t) not in of_model}
+
+
+def loss_params(learn: Learner) -> dict[str, nn.Parameter]:
+    """Return the loss's own parameters by name, "learn.loss_func.centres"."""
+    named = loss_tensors(learn).items()
+    return {f"{LOSS}.{name}": p for name, p in named if isinstance(p, nn.Parameter)}
+
+
+def brought_by(cb: Callback, learn: Learner) -> dict[str, nn.Parameter]:
+    """Return the parameters that a callback brings, by name, such as "log_scale".
+
+    Raises: TypeError for something else than an iterable of nn.Parameter.
+    """
+    kind, given = type(cb).__name__, cb.extra_params(learn)
+    if isinstance(given, Tensor | nn.Module | str | dict) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"{kind}.extra_params gave a {type(given).__name__}: expected an iterable of parameters, such as "
+            "[self.scale] or self.head.parameters()"
+        )
+    names = {id(p): name for name, p in _kept_by(cb)}
+    found = {}
+    for i, p in enumerate(given):
+        if not isinstance(p, nn.Parameter):
+            raise TypeError(
+                f"{kind}.extra_params gave a {type(p).__name__} at place {i}: expected an nn.Parameter, which"
+                " stays the same object when its value is moved or resumed; nn.Parameter(torch.zeros(()))"
+            )
+        found[names.get(id(p), f"extra_params[{i}]")] = p
+    return found
+
+
+def _kept_by(cb: Callback) -> Iterator[tuple[str, nn.Parameter]]:
+    """Give the parameters among a callback's attributes, or in a module among them, with their names."""
+    for name, value in list(vars(cb).items()):
+        if isinstance(value, nn.Parameter):
+            yield name, value
+        elif isinstance(value, nn.Module):
+            yield from ((f"{name}.{inner}", p) for inner, p in value.named_parameters())
+
+
+def _by_owner(learn: Learner) -> dict[str, dict[str, nn.Parameter]]:
+    """Return the loss's parameters, and those of each callback that brings some, by owner and name."""
+    found, n_of = {"loss_func": loss_params(learn)}, Counter[str]()
+    for cb in learn.cbs:
+        kind = type(cb).__name__
+        n_of[kind] += 1
+        if params := brought_by(cb, learn):
+            number = f" {n_of[kind]}" if n_of[kind] > 1 else ""
+            found[kind + number] = {f"{kind}{number}.{name}": p for name, p in params.items()}
+    return found
+
+
+def extra_params(learn: Learner) -> dict[str, nn.Parameter]:
+    """Return all parameters by name that the loss has and that callbacks bring, the model's left out."""
+    of_model = {id(p) for p in learn.model.parameters()}
+    owned = [params.items() for params in _by_owner(learn).values()]
+    return {name: p for params in owned for name, p in params if id(p) not in of_model}
+
+
+def extra_groups(learn: Learner) -> list[Group]:
+    """Return a parameter group for the loss, and one for each callback that brings parameters.
+
+    There is none where nothing in it is trainable.
+    """
+    return [
+        {"params": list(params.values()), EXTRA: name}
+        for name, params in _by_owner(learn).items()
+        if any(p.requires_grad for p in params.values())
+    ]
+
+
+def all_tensors(learn: Learner) -> dict[str, Tensor]:
+    """Return all parameters and buffers by name: the model's, the loss's, and what callbacks bring.
+
+    state_dict() lacks the buffers that are not persistent.
+    """
+    of_loss = {f"{LOSS}.{name}": t for name, t in loss_tensors(learn).items()}
+    return tensors_by_name(learn.model) | of_loss | extra_params(learn)
+
+
+def named_params(learn: Learner) -> dict[str, nn.Parameter]:
+    """Return all parameters by name: the model's, the loss's and those that callbacks bring."""
+    return {name: p for name, p in all_tensors(learn).items() if isinstance(p, nn.Parameter)}
+
+
+# The state of a loss in checkpoints -------------------------------------------------------------------
+
+
+def capture_loss(learn: Learner) -> Saved:
+    """Return the state of a loss that is a module, but for what the model has; empty if it has none."""
+    loss, tensors = loss_module(learn.loss_func), loss_tensors(learn)
+    if loss is None or loss is learn.model:
+        return {}
+    extra = {k: v for k, v in loss.state_dict().items() if k.endswith("_extra_state")}
+    if not tensors and not extra:
+        return {}
+    return {
+        "tensors": {name: compact(t) for name, t in tensors.items()},
+        "extra": Saver([], "").save(extra, LOSS),
+        "frozen": [
+            name for name, t in tensors.items() if isinstance(t, nn.Parameter) and not t.requires_grad
+        ],
+        "in_eval": [name for name, module in loss.named_modules() if not learn.modes.of(module)],
+    }
+
+
+def check_loss(learn: Learner, saved: Saved, path: Path) -> None:
+    """Raise ValueError unless a checkpoint has the state of the loss that is here; without a state, none."""
+    here, there = capture_loss(learn), saved.get("loss")
+    if here and there is None:
+        raise ValueError(
+            f"{path} has no state of the loss {type(learn.loss_func).__name__}, which has one here: it is of "
+            "a run with another loss_func, or older than losses in checkpoints; start a new run"
+        )
+    if there is not None and not here:
+        raise ValueError(
+            f"{path} has the state of a loss, {', '.join(there['tensors']) or 'extra state'}, and loss_func "
+            f"is {learn.loss_func!r} here: give the same loss_func"
+        )
+    if there is not None:
+        check_alike(there["tensors"], here["tensors"], path, "the loss")
+
+
+def put_loss(learn: Learner, saved: Saved | None, loader: Loader) -> None:
+    """Put the loss's state back; None where a checkpoint has none."""
+    loss = loss_module(learn.loss_func)
+    if saved is None or loss is None:
+        return
+    if extra := loader.load(saved["extra"], None, LOSS):
+        loss.load_state_dict(extra, strict=False)
+    with torch.no_grad():
+        for name, t in loss_tensors(learn).items():
+            t.copy_(like(saved["tensors"][name], t))
+            if isinstance(t, nn.Parameter):
+                t.requires_grad_(name not in saved["frozen"])
+    found = {module: name not in saved["in_eval"] for name, module in loss.named_modules()}
+    learn.modes.put(found, learn.modes.frozen_norms)
+
+
+# That all of them are trained -------------------------------------------------------------------------
+
+
+def elsewhere(learn: Learner) -> set[int]:
+    """Return the ids of parameters in optimizers that callbacks, or the user on the learner, keep."""
+    holders = [*(vars(cb) for cb in learn.cbs), learn.own_fields()]
+    found: set[int] = set()
+    for value in [value for holder in holders for value in holder.values()]:
+        parts = value.values() if isinstance(value, dict) else value
+        for opt in parts if isinstance(value, dict | list | tuple) else [value]:
+            if isinstance(opt, torch.optim.Optimizer) and opt is not learn.opt:
+                found |= {id(p) for p in params_of(opt)}
+    return found
+
+
+def check_trained(learn: Learner) -> None:
+    """Raise ValueError for a trainable parameter, of the model, loss or a callback, that no optimizer has."""
+    groups = getattr(learn.opt, "param_groups", ())  # none in a bare class, which cannot be looked into
+    named = named_params(learn)
+    if not groups or not left_out(named, groups):
+        return
+    if names := left_out(named, groups, elsewhere(learn)):
+        raise ValueError(
+            f"no optimizer has {names}, so it would not be trained: the optimizer is made before before_fit; "
+            "make or replace layers in prepare(self, learn), give a callback's own parameters by "
+            "extra_params(self, learn), or freeze what is not to be trained, requires_grad_(False)"
+        )
+
+
+def check_brought(learn: Learner) -> None:
+    """Raise ValueError for a callback whose own state_dict lacks a parameter that it brings."""
+    for cb in learn.cbs:
+        if type(cb).state_dict is Callback.state_dict or not (params := brought_by(cb, learn)):
+            continue
+        places = {t.untyped_storage().data_ptr() for t in tensors_in(cb.state_dict())}
+        for name, p in params.items():
+            if p.untyped_storage().data_ptr() not in places:
+                raise ValueError(
+                    f"{type(cb).__name__}.state_dict lacks {name}, which extra_params gives the optimizer: "
+                    "a resumed run would begin with another value; expected it there, or no state_dict"
+                )
+
+
+def warn_of_forgotten(learn: Learner) -> None:
+    """Warn of a callback's parameter that has a gradient, and is in no optimizer."""
+    known: set[int] = set()
+    for cb in learn.cbs:
+        for name, p in _kept_by(cb):
+            if p.grad is None or not p.requires_grad:
+                continue
+            known = known or {id(p) for p in [*named_params(learn).values(), *params_of(learn.opt)]}
+            if id(p) not in known | elsewhere(learn):
+                warnings.warn(
+                    f"{type(cb).__name__}.{name} has a gradient, is in no optimizer and so not trained: "
+                    "return it from extra_params(self, learn), which gives it to the learner's optimizer",
+                    stacklevel=2,
+                )

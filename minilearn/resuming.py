@@ -27,6 +27,7 @@ from .checkpoint import (
 )
 from .events import CancelFitException
 from .optim.groups import SCHEDULE_KEYS
+from .parameters import check_loss, loss_tensors
 from .plan import Position
 from .seeding import set_rng_state
 from .state import Loader
@@ -122,6 +123,7 @@ def _find(learn: Learner, resume: str | Path | bool) -> Position | None:
             raise ValueError(f"{error}; the one before it: resume={str(older[-1])!r}") from error
         raise
     check_alike(saved["model"], tensors_by_name(learn.model), path)
+    check_loss(learn, saved, path)
     index, n_fits = saved["fit"]["index"], learn.n_fits
     if path == Path(str(resume)).expanduser() or learn.run_id not in (None, saved["run"]):
         n_fits = (
@@ -244,6 +246,8 @@ def _skip(learn: Learner, saved: Saved) -> None:
     learn.history[:] = _loaded(saved["history"])
     for name, t in tensors_by_name(learn.model).items():
         t.detach().copy_(_loaded(saved["model"][name]))
+    for name, t in loss_tensors(learn).items():
+        t.detach().copy_(_loaded(saved["loss"]["tensors"][name]))
 
 
 def _loaded(saved: Any) -> Any:

@@ -21,9 +21,9 @@ from .callbacks.progress import ProgressCB
 from .checkpoint import Saved, capture, position_of
 from .checks import is_whole
 from .data.loaders import n_batches, tensors_in
+from .parameters import all_tensors
 from .seeding import kept_rng, set_seed
 from .state import differences
-from .weights import tensors_by_name
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -150,7 +150,7 @@ class _TraceCB(Callback):
     def after_batch(self, learn: Learner) -> None:
         # Not at a batch whose gradients are gathered for a later step.
         if learn.training and learn.n_steps > self.n_steps:
-            parts = {"batch": learn.batch, "loss": learn.loss, "weights": tensors_by_name(learn.model)}
+            parts = {"batch": learn.batch, "loss": learn.loss, "weights": all_tensors(learn)}
             self.steps.append({name: _digest(part) for name, part in parts.items()})
 
 

@@ -51,18 +51,20 @@ def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
     return {plain_name(model, name): t for name, t in named}
 
 
-def check_alike(found: dict[str, Tensor], model: dict[str, Tensor], path: Path) -> None:
+def check_alike(
+    found: dict[str, Tensor], model: dict[str, Tensor], path: Path, what: str = "the model"
+) -> None:
     """Raise ValueError, with the first differences, unless a file's tensors are those of the model."""
     said = []
     for name, t in model.items():
         if name not in found:
-            said.append(f"{name} {tuple(t.shape)} is only in the model")
+            said.append(f"{name} {tuple(t.shape)} is only in {what}")
         elif t.shape != found[name].shape:
-            said.append(f"{name} is {tuple(found[name].shape)} in the file and {tuple(t.shape)} in the model")
+            said.append(f"{name} is {tuple(found[name].shape)} in the file and {tuple(t.shape)} in {what}")
     said += [f"{name} {tuple(t.shape)} is only in the file" for name, t in found.items() if name not in model]
     if said:
         more = f"; {len(said) - 3} more" if len(said) > 3 else ""
-        raise ValueError(f"{path} is of another model: {'; '.join(said[:3])}{more}")
+        raise ValueError(f"{path} is of {what.replace('the', 'another')}: {'; '.join(said[:3])}{more}")
 
 
 def save(model: nn.Module, path: str | Path, is_first: bool = True) -> None:

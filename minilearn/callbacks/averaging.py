@@ -16,7 +16,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from ..callback import Callback, Order
 from ..checks import is_whole
 from ..data.loaders import generators_of, head_of, sum_of
-from ..optim.groups import groups_of, put
+from ..optim.groups import groups_of, lr_of_each, put
+from ..parameters import all_tensors, extra_params
 from ..processes import like
 from ..seeding import kept_rng
 from ..weights import plain_name, tensors_by_name
@@ -32,6 +33,9 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 class BaseAveragingCB(Callback):
     """Average the weights while they are trained; a subclass says when and how.
+
+    Averaged is what is trained: the model's parameters, those of a loss that is a module, and those that
+    callbacks bring; checkpoints' weights alone and `learn.save` are of the model.
 
     From the first average on, an epoch has two rows of validation: "iterate", of the weights that are being
     trained, and "eval", of their average; so what watches "eval" (early stopping, the best checkpoint) goes
@@ -64,7 +68,7 @@ class BaseAveragingCB(Callback):
         self.n_norm_batches = n_norm_batches
         self.n_averaged = 0
         self._names: list[str] = []
-        self._params: list[Tensor] = []  # those of the model that are averaged, by these names
+        self._params: list[Tensor] = []  # those that are averaged, by these names
         self._averages: list[Tensor] = []  # of each, in its shape
         self._is_wider = False  # than some weights
         self._statistics: dict[str, Tensor] = {}  # of the BatchNorms under the average; empty: to be measured
@@ -75,6 +79,7 @@ class BaseAveragingCB(Callback):
 
     def before_fit(self, learn: Learner) -> None:
         named = {name: t for name, t in tensors_by_name(learn.model).items() if isinstance(t, nn.Parameter)}
+        named |= {name: p for name, p in extra_params(learn).items() if p.requires_grad}
         self._names = [name for name, p in named.items() if p.is_floating_point() or p.is_complex()]
         self._params = [named[name] for name in self._names]
         self._is_wider = any(p.dtype in (torch.float16, torch.bfloat16) for p in self._params)
@@ -125,23 +130,23 @@ class BaseAveragingCB(Callback):
         if self._is_swapped:
             yield
             return
-        # All of the model, for measuring may fail half-way.
-        kept = {name: t.detach().clone() for name, t in tensors_by_name(learn.model).items()}
+        # All there is, for measuring may fail half-way.
+        kept = {name: t.detach().clone() for name, t in all_tensors(learn).items()}
         self._is_swapped = True
         try:
             with learn.no_rest():
                 self._put(learn)
                 yield
         finally:
-            _copy(kept, learn.model)
+            _copy(kept, learn)
             self._is_swapped = False
 
     def _put(self, learn: Learner) -> None:
         """Write the average into the model, with its statistics."""
-        _copy(dict(zip(self._names, self._averages, strict=True)), learn.model)
+        _copy(dict(zip(self._names, self._averages, strict=True)), learn)
         if not self._statistics:
             self._statistics = _measured(learn, self.n_norm_batches)
-        _copy(self._statistics, learn.model)
+        _copy(self._statistics, learn)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average, with the statistics."""
@@ -266,10 +271,10 @@ class SWACB(BaseAveragingCB):
 
     def _check_lrs(self, learn: Learner) -> None:
         groups = groups_of(learn.opt)
-        if isinstance(self.swa_lr, Sequence) and len(self.swa_lr) != len(groups):
-            raise ValueError(
-                f"{self!r}: expected one lr, or {len(groups)}, one per parameter group of the optimizer"
-            )
+        try:
+            lr_of_each(self.swa_lr, groups)
+        except ValueError as error:
+            raise ValueError(f"{self!r}: {error}") from None
         if any("lr" not in group for group in groups):
             raise TypeError(f"{self!r}: {type(learn.opt).__name__} has no lr to set")
         if not any(isinstance(cb, BaseSchedulerCB) for cb in learn.cbs):  # it puts back what was before it
@@ -313,9 +318,9 @@ class SWACB(BaseAveragingCB):
         n_steps = learn.n_steps - (self._first_step or 0)
         done = n_steps / self._n_anneal if self._n_anneal else 1.0
         share = (1 - math.cos(math.pi * done)) / 2 if self.anneal == "cos" else done
-        ends = self.swa_lr if isinstance(self.swa_lr, Sequence) else [self.swa_lr] * len(self._lrs)
-        for group, lr, end in zip(groups_of(learn.opt) if self._lrs else (), self._lrs, ends, strict=False):
-            put(group, "lr", end if done == 1 else lr + (end - lr) * share)  # type: ignore[operator]
+        groups = groups_of(learn.opt) if self._lrs else []
+        for group, lr, end in zip(groups, self._lrs, lr_of_each(self.swa_lr, groups), strict=False):
+            put(group, "lr", end if done == 1 else lr + (end - lr) * share)
 
     def _average(self, averages: list[Tensor], weights: list[Tensor]) -> None:
         _swa(averages, weights, self.n_averaged)
@@ -449,8 +454,8 @@ def _is_measured(learn: Learner, module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _copy(values: dict[str, Tensor], model: nn.Module) -> None:
+def _copy(values: dict[str, Tensor], learn: Learner) -> None:
     """Write values into the parameters and buffers of these names, in place."""
-    tensors = tensors_by_name(model)
+    tensors = all_tensors(learn)
     for name, value in values.items():
         tensors[name].copy_(value)

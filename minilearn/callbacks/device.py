@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..callback import Callback, Order
 from ..data.loaders import to_device
+from ..parameters import roots_of
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -21,7 +22,9 @@ def default_device() -> torch.device:
 
 
 class DeviceCB(Callback):
-    """Move the model, the optimizer's state and each batch to a device.
+    """Move the model, a loss that is a module, the optimizer's state and each batch to a device.
+
+    And the parameters and modules among the attributes of callbacks that bring parameters.
 
     Args:
         device: default the accelerator that torch finds, else the CPU.
@@ -50,11 +53,22 @@ class DeviceCB(Callback):
         return {}
 
     def prepare(self, learn: Learner) -> None:
-        learn.model.to(self.device)
+        for root in roots_of(learn):
+            root.to(self.device)
+        for cb in learn.cbs:
+            if type(cb).extra_params is not Callback.extra_params:  # it brings parameters to be trained
+                self._move(cb)
         for p, state in getattr(learn.opt, "state", {}).items():  # a kept optimizer after a change of device
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == p.shape:
                     state[key] = value.to(p.device)
+
+    def _move(self, cb: Callback) -> None:
+        for value in vars(cb).values():
+            if isinstance(value, nn.Module):
+                value.to(self.device)
+            elif isinstance(value, nn.Parameter):
+                value.data = value.data.to(self.device)
 
     def before_batch(self, learn: Learner) -> None:
         learn.batch = to_device(learn.batch, self.device)

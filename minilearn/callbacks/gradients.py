@@ -11,7 +11,7 @@ from torch import Tensor
 from ..callback import Callback, Order
 from ..checks import is_whole
 from ..data.loaders import n_batches
-from ..optim.groups import groups_of
+from ..optim.groups import params_of
 from ..processes import whole
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class GradientClippingCB(Callback):
         return f"GradientClippingCB({self.max_norm})"
 
     def before_step(self, learn: Learner) -> None:
-        params = [p for group in groups_of(learn.opt) for p in group["params"]]
+        params = params_of(learn.opt, learn.model)
         if self.max_norm == math.inf:
             grads = [p.grad for p in params if p.grad is not None]
             self.norm = whole(torch.nn.utils.get_total_norm(grads, self.norm_type))

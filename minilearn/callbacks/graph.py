@@ -13,6 +13,8 @@ from torch import Tensor
 from ..callback import Callback, Hook, Order
 from ..data.loaders import map_tensors, tensors_in
 from ..optim.base import Optimizer
+from ..optim.groups import params_of
+from ..parameters import roots_of
 from .gradients import GradientAccumulationCB
 from .precision import MixedPrecisionCB
 
@@ -117,8 +119,8 @@ class CUDAGraphCB(Callback):
         return next((p.device.type for p in learn.model.parameters()), "cpu")
 
     def before_train(self, learn: Learner) -> None:
-        modes = [p.requires_grad for p in learn.model.parameters()]
-        modes += [module.training for module in learn.model.modules()]
+        modes = [p.requires_grad for p in params_of(learn.opt)]
+        modes += [module.training for root in roots_of(learn) for module in root.modules()]
         if modes != self._modes:  # a first time, or something was frozen since
             self._forget()
             self._modes = modes

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..callback import Callback
+from ..optim.groups import params_of
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -32,9 +33,9 @@ class MomentumCB(Callback):
         self.mom = mom
 
     def zero_grad(self, learn: Learner) -> None:
-        grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
+        grads = [p.grad for p in params_of(learn.opt, learn.model) if p.grad is not None]
         torch._foreach_mul_(grads, self.mom)
 
     def cleanup_fit(self, learn: Learner) -> None:
-        for p in learn.model.parameters():
+        for p in params_of(learn.opt, learn.model):
             p.grad = None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..callback import Callback, Order
 from ..events import CancelStepException
+from ..optim.groups import params_of
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -89,8 +90,9 @@ class MixedPrecisionCB(Callback):
     def cleanup_batch(self, learn: Learner) -> None:
         if self._is_unscaled and learn.training:  # no step was taken: what is kept is scaled again
             self._update()
-            params = [p for group in learn.opt.param_groups for p in group["params"]]
-            torch._foreach_mul_([p.grad for p in params if p.grad is not None], self._scaler.get_scale())
+            torch._foreach_mul_(
+                [p.grad for p in params_of(learn.opt) if p.grad is not None], self._scaler.get_scale()
+            )
 
     # With float16 ---------------------------------------------------------------------------------
 

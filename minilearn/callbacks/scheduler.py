@@ -13,7 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..callback import Callback, Order
 from ..data.loaders import n_batches, sum_of
-from ..optim.groups import Group, build_opt, forget_schedule, put
+from ..optim.building import build_opt
+from ..optim.groups import Group, forget_schedule, put
+from ..parameters import extra_groups
 from .monitor import Monitor
 from .scheduler_arguments import (
     FitLength,
@@ -272,7 +274,7 @@ def _restore(group: Group, before: Group) -> None:
 def _stand_in(learn: Learner) -> Any:
     """Make an optimizer like the learner's, of one number a group, for a schedule to run on."""
     if learn.opt is None:
-        real = build_opt(learn.opt_func, learn.model, learn.lr, learn.param_groups)
+        real = build_opt(learn.opt_func, learn.model, learn.lr, learn.param_groups, extra_groups(learn))
     else:
         real = learn.opt
     if not isinstance(real, torch.optim.Optimizer):

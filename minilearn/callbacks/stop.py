@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..callback import Callback, Order
 from ..checks import is_whole
 from ..events import CancelFitException
+from ..parameters import all_tensors
 from .averaging import seen_by_validation
 from .monitor import Monitor
 
@@ -42,8 +43,9 @@ class EarlyStoppingCB(Callback):
     """End the fit when a monitored value has not become better for a while; keep the best weights.
 
     However the fit ends (stopped, run to its end, interrupted, by an error), the model then has the
-    weights and buffers of the best epoch; beside SWACB or EMACB, the average of that epoch. The optimizer's
-    state stays that of the last.
+    weights and buffers of the best epoch, and so have a loss that is a module and the parameters that
+    callbacks bring; beside SWACB or EMACB, the average of that epoch. The optimizer's state stays that of the
+    last.
 
     Args:
         monitor: a name in the rows of history: "loss", "eval/loss", "train/MulticlassAccuracy", ...
@@ -54,7 +56,7 @@ class EarlyStoppingCB(Callback):
         restore_best: False leaves the last weights.
 
     Runs at: before_fit, after_epoch, cleanup_fit; order 90, after all that look at the weights. Reads:
-        history. Writes: the model's weights and buffers, at cleanup_fit.
+        history. Writes: weights and buffers, at cleanup_fit.
     State: best (the value), best_epoch and stopped_epoch (counted in this fit; None if it was not stopped).
     Raises: ValueError before training for a name that is not measured.
     Source: document 002, cycles of the lr "coupled with early stopping".
@@ -98,7 +100,7 @@ class EarlyStoppingCB(Callback):
             self.best, self.best_epoch = value, learn.epoch
             if self.restore_best:
                 with seen_by_validation(learn):
-                    self._weights = [t.detach().clone() for t in tensors_of(learn.model)]
+                    self._weights = [t.detach().clone() for t in all_tensors(learn).values()]
         elif learn.epoch - (-1 if self.best_epoch is None else self.best_epoch) >= self.patience:
             self.stopped_epoch = learn.epoch
             raise CancelFitException
@@ -108,7 +110,7 @@ class EarlyStoppingCB(Callback):
         if learn.is_paused:  # the fit is not over
             weights, self._is_running = [], False
         with torch.no_grad():
-            for t, best in zip(tensors_of(learn.model) if weights else (), weights, strict=True):
+            for t, best in zip(all_tensors(learn).values() if weights else (), weights, strict=True):
                 t.copy_(best)
         if self._is_running and learn.rank == 0 and learn.shows_progress:
             self._report(learn, restored=bool(weights))

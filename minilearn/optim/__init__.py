@@ -3,7 +3,8 @@
 from .adabound import AdaBound
 from .adam import Adam
 from .base import Optimizer
-from .groups import Group, build_opt, by_layer, groups_of, set_lr
+from .building import build_opt
+from .groups import Group, by_layer, groups_of, set_lr
 from .momentum_sgd import MomentumSGD
 from .rmsprop import RMSProp
 from .sgd import SGD

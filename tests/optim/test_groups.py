@@ -2,11 +2,14 @@ from functools import partial
 
 import pytest
 import torch
+from toolbox import mentions
 from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR, StepLR
 
 from minilearn import BatchSchedulerCB, Callback
-from minilearn.optim.groups import SCHEDULE_KEYS, build_opt, groups_of, set_lr
+from minilearn.optim.building import build_opt
+from minilearn.optim.groups import SCHEDULE_KEYS, groups_of, set_lr
+from minilearn.optim.summary import summary
 
 SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
 
@@ -121,6 +124,69 @@ def test_building_leaves_the_user_s_groups_as_they_are():
     groups = [{"params": list(model.parameters())}]
     build_opt(SGD, model, [0.1], lambda _: groups)
     assert list(groups[0]) == ["params"]
+
+
+# Parameters beside the model's ----------------------------------------------------------------------
+
+
+def extra(*shapes, name="loss_func"):
+    return {"params": [nn.Parameter(torch.ones(shape)) for shape in shapes], "extra": name}
+
+
+def test_extra_groups_come_last_with_the_lr():
+    groups = [extra(2), extra(1, 3, name="MyCB")]
+    opt = build_opt(SGD, nn.Linear(3, 2), 0.3, weight_and_bias, groups)
+    assert [(len(g["params"]), g["lr"], g.get("extra")) for g in opt.param_groups] == [
+        (1, 0.3, None),
+        (1, 0.3, None),
+        (1, 0.3, "loss_func"),
+        (2, 0.3, "MyCB"),
+    ]
+
+
+@pytest.mark.parametrize("lr", [[0.1, 0.2], [0.1, 0.2, 0.2]])
+def test_extra_groups_have_the_last_lr_of_a_list_or_their_own(lr):
+    opt = build_opt(SGD, nn.Linear(3, 2), lr, weight_and_bias, [extra(2)])
+    assert lrs(opt) == [0.1, 0.2, 0.2]
+    set_lr(opt, [0.5, 0.6])
+    assert lrs(opt) == [0.5, 0.6, 0.6]
+    set_lr(opt, [0.5, 0.6, 0.7])
+    assert lrs(opt) == [0.5, 0.6, 0.7]
+    with pytest.raises(ValueError, match=mentions("lr=[0.5] ... 2, ... 3, ... loss")):
+        set_lr(opt, [0.5])
+
+
+def test_extra_parameters_that_are_known_or_frozen_are_in_no_group_of_their_own():
+    model, frozen, twice = nn.Linear(3, 2), extra(2), extra(2)
+    frozen["params"][0].requires_grad_(False)
+    groups = [{"params": list(model.parameters()), "extra": "a"}, frozen, twice, {**twice, "extra": "b"}]
+    opt = build_opt(SGD, model, 0.1, None, groups)
+    assert [g.get("extra") for g in opt.param_groups] == [None, "loss_func"]
+
+
+def test_extra_parameters_that_no_fused_kernel_takes_turn_it_off():
+    group = {"params": [nn.Parameter(torch.ones(2, dtype=torch.complex64))], "extra": "loss_func"}
+    assert not build_opt(AdamW, nn.Linear(3, 2), 0.1, None, [group]).param_groups[0]["fused"]
+
+
+def test_error_of_an_opt_func_that_takes_no_groups_says_why_it_got_some():
+    with pytest.raises(AttributeError) as error:
+        build_opt(
+            lambda params, lr: SGD([p for p in params if p.ndim], lr), nn.Linear(3, 2), 0.1, None, [extra(2)]
+        )
+    assert "loss_func" in error.value.__notes__[0]
+
+
+def test_parameter_of_another_optimizer_may_be_left_out():
+    model = nn.Linear(3, 2)
+    opt = build_opt(SGD, model, 0.1, lambda m: [[m.weight]], elsewhere={id(model.bias)})
+    assert len(opt.param_groups[0]["params"]) == 1
+
+
+def test_summary_names_the_extra_groups():
+    said = summary(build_opt(SGD, nn.Linear(3, 2), 0.3, None, [extra(2)]))
+    assert "group 1 (loss_func): 1 tensor, 2 parameters" in said
+    assert "extra=" not in said
 
 
 # Fused --------------------------------------------------------------------------------------------
