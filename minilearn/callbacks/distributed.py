@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 import time
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +14,14 @@ from torch import nn
 
 from ..callback import Callback, Hook, Order
 from ..data.loaders import part_of
+from ..optim.groups import params_of
+from ..parameters import extra_params, loss_tensors, roots_of
 from ..processes import Processes, ask, fail, is_part, join
 from ..seeding import seed_of
+from ..weights import tensors_by_name
 from .device import DeviceCB, default_device
 from .metrics import MetricsCB
 from .precision import MixedPrecisionCB
-from .stop import tensors_of
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -41,6 +44,9 @@ class DistributedCB(Callback):
     go on from; their folder has to be one that all of them see. Random numbers of the model (dropout) differ
     from process to process. A signal stops all after the same step. A process that fails ends the others.
 
+    A loss that is a module and parameters that callbacks bring are the first process's at the beginning of a
+    fit; their gradients are averaged as the model's are, one that a process lacks counting as 0.
+
     All of them have to call fit and validate; predict, which gives all of the predictions, any one may call
     (not so where the model is sharded).
 
@@ -57,7 +63,8 @@ class DistributedCB(Callback):
         own part of each batch); for the time of a predict in training, model; a first time, the weights (the
         first process's).
     Raises: before training: TypeError for a loader that cannot be divided, and for a metric that cannot be
-        joined; ValueError for the wrong kind of device, or processes that differ in what they go on from.
+        joined; ValueError for the wrong kind of device, processes that differ in what they go on from, and
+        with shard= for parameters beside the model.
         In training: RuntimeError for processes that went apart.
     Differs: from the usual scripts, where the batch size is that of one process. A backward of your own
         multiplies the loss by learn.loss_weight, where it is not None. A callback that cancels has to do so
@@ -87,6 +94,7 @@ class DistributedCB(Callback):
         self._ddp_of: Any = None  # which parameters it was made for
         self._parts: dict[int, tuple[Any, Any]] = {}  # loader, and this process's part of it
         self._is_inside: list[Any] = []  # the models to put back after predict
+        self._extra: list[Any] = []  # what is trained beside the model
         self._asked: Any = None  # the exchange that is under way
         self._rng: Any = None  # random numbers to go on with
         self._is_seeded = False
@@ -115,8 +123,9 @@ class DistributedCB(Callback):
                 self._seeded.append(loader)
         if not self._is_seeded:  # the first fit
             self._is_seeded = True
-            learn.model.to(device)
-            self._processes.broadcast_into(tensors_of(learn.model))
+            for root in roots_of(learn):
+                root.to(device)
+                self._processes.broadcast_into(tensors_by_name(root).values())
             if self.rank:
                 torch.manual_seed(seed_of(torch.initial_seed(), self.rank))
         if self.shard is not None and not any(is_part(p) for p in learn.model.parameters()):
@@ -157,6 +166,8 @@ class DistributedCB(Callback):
     # A fit ----------------------------------------------------------------------------------------
 
     def wrap_hook(self, name: str, hook: Hook) -> Hook:
+        if self.n_processes > 1 and name.endswith(".backward"):
+            return self._then_average(hook)
         owner = getattr(inspect.unwrap(hook), "__self__", None)
         if self.rank and isinstance(owner, Callback) and not owner.in_each_process:
             return _nothing
@@ -177,8 +188,10 @@ class DistributedCB(Callback):
                 f"{self!r}: the processes do not go on from the same checkpoint: {places}; expected a folder "
                 "that all of them see"
             )
+        self._processes.broadcast_into(loss_tensors(learn).values())
         if "train" in learn.phases:  # a fit without training plans no steps
             self._check_plan(learn)
+            self._find_extra(learn)
         self._asked, self._rng = None, None
 
     def _check_plan(self, learn: Learner) -> None:
@@ -188,13 +201,45 @@ class DistributedCB(Callback):
                 f"{self!r}: the processes plan other steps, {plans}: expected the same data in each"
             )
 
+    def _find_extra(self, learn: Learner) -> None:
+        """Find what is trained beside the model, and give all processes the first one's values of it."""
+        of_model = {id(p) for p in learn.model.parameters()}
+        self._extra = [p for p in params_of(learn.opt) if id(p) not in of_model]
+        if self._extra and self.shard is not None:
+            names = {id(p): name for name, p in extra_params(learn).items()}
+            raise ValueError(
+                f"{self!r}: {names.get(id(self._extra[0]), 'a parameter')} is not a part of the model, and "
+                "its gradients are averaged only without shard=: expected DistributedCB(), or parameters "
+                "that the model has"
+            )
+        self._processes.broadcast_into(self._extra)
+
+    def _then_average(self, backward: Hook) -> Hook:
+        """Return a backward that also averages the gradients beside the model's, which DDP does not know.
+
+        Here, before all hooks that look at finished gradients. One that a process lacks counts as 0.
+        """
+
+        @wraps(backward)
+        def averaging(learn: Learner) -> None:
+            backward(learn)
+            if learn.is_gathering:
+                return
+            params = [p for p in self._extra if p.requires_grad]
+            for p in params:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            self._processes.average([p.grad for p in params if p.grad is not None])
+
+        return averaging
+
     def before_train(self, learn: Learner) -> None:
         self._divide(learn)
 
     def before_validate(self, learn: Learner) -> None:
         if self.n_processes == 1:
             return
-        self._processes.broadcast_into(learn.model.buffers())
+        for root in roots_of(learn):
+            self._processes.broadcast_into(root.buffers())
         self._divide(learn)
 
     def _divide(self, learn: Learner) -> None:
@@ -296,7 +341,7 @@ class DistributedCB(Callback):
             self._part(learn)
 
     def release(self, learn: Learner) -> None:
-        self._parts, self._is_inside = {}, []
+        self._parts, self._is_inside, self._extra = {}, [], []
         # The next fit makes a new one: one that is left may abort the process at its end, see processes.py.
         self._ddp = self._ddp_of = None
         self._part(learn)  # from a validate that failed

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..callback import Callback, Order
 from ..checks import is_whole
@@ -126,11 +126,6 @@ class EarlyStoppingCB(Callback):
             print(f"{said} for {self.patience} epochs than {best}{kept}")
         elif restored and self.best_epoch != learn.epoch:
             print(f"The best {name} was {best}{kept}")
-
-
-def tensors_of(model: nn.Module) -> list[Tensor]:
-    """Return all parameters and buffers; state_dict() lacks the buffers that are not persistent."""
-    return [*model.parameters(), *model.buffers()]
 
 
 class TerminateOnNaNCB(Callback):

@@ -63,11 +63,11 @@ class WatchCB(Callback):
         self.alike["step"].append(self._is_alike(learn))
 
 
-def shared_learner(cbs=(), as_list=False, shard=None, model=None):
+def shared_learner(cbs=(), as_list=False, shard=None, model=None, loss=None):
     rank = int(os.environ.get("RANK", 0))
     set_seed(rank)  # weights and order would differ, if they were not the first process's
     model = model or nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
-    return Learner(model, data(as_list), lr=0.02, cbs=[DistributedCB(shard=shard), *cbs])
+    return Learner(model, data(as_list), loss, 0.02, cbs=[DistributedCB(shard=shard), *cbs])
 
 
 def said(learn, **more):
@@ -125,6 +125,42 @@ def normed():
     learn.fit(2)
     statistics = learn.processes.all_gather([learn.model[1].running_mean, learn.model[1].running_var])
     return said(learn, statistics=statistics)
+
+
+class CentreLoss(nn.Module):
+    """Cross-entropy, the distance from learned centres, and a buffer; each process begins with others."""
+
+    def __init__(self):
+        super().__init__()
+        self.centres = nn.Parameter(torch.full((3, 3), float(os.environ.get("RANK", 0))))
+        self.register_buffer("scale", torch.ones(()) + int(os.environ.get("RANK", 0)))
+
+    def forward(self, preds, target):
+        far = (preds - self.centres[target]).square().mean()
+        return nn.functional.cross_entropy(preds * self.scale, target) + far
+
+
+class ScaleCB(Callback):
+    """Weigh the loss by a learned uncertainty; the last batch of an epoch lets it out."""
+
+    def __init__(self):
+        self.log_scale = nn.Parameter(torch.full((), float(os.environ.get("RANK", 0))))
+
+    def extra_params(self, learn):
+        return [self.log_scale]
+
+    def after_loss(self, learn):
+        if learn.training and learn.batch_idx < 9:
+            learn.loss = learn.loss * (-self.log_scale).exp() + self.log_scale
+
+
+def beside():
+    """Train parameters beside the model's: of a loss, and of a callback."""
+    cbs = [scale := ScaleCB(), GradientAccumulationCB(4), GradientClippingCB(0.5)]
+    learn = shared_learner(cbs, loss=CentreLoss())
+    learn.fit(2)
+    values = [learn.loss_func.centres.detach(), learn.loss_func.scale, scale.log_scale.detach()]
+    return said(learn, values=learn.processes.all_gather(values))
 
 
 def found():
@@ -202,7 +238,7 @@ def unbroken():
     return said(learn)
 
 
-CASES = (plain, of_a_list, gathered, averaged, normed, found, sharded)
+CASES = (plain, of_a_list, gathered, averaged, normed, beside, found, sharded)
 
 
 def main():

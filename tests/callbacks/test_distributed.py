@@ -94,11 +94,29 @@ def assert_alike(rows, others):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["plain", "of_a_list", "gathered", "sharded"])
+@pytest.mark.parametrize("case", ["plain", "of_a_list", "gathered", "beside", "sharded"])
 def test_history_and_weights_are_those_of_one_process(case, several, alone):
     assert_alike(several[case]["rows"], alone[case]["rows"])
     for name, weight in alone[case]["weights"].items():
         torch.testing.assert_close(several[case]["weights"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_parameters_beside_the_model_are_those_of_one_process_in_all(several, alone):
+    [expected] = alone["beside"]["values"]
+    first, *others = several["beside"]["values"]
+    for values in others:
+        assert all(map(torch.equal, values, first))
+    for value, other in zip(first, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(expected[0], torch.zeros(3, 3))
+
+
+def test_parameters_beside_the_model_are_refused_where_it_is_sharded():
+    learn = worker.shared_learner(loss=worker.CentreLoss())
+    learn.fit(1)
+    with pytest.raises(ValueError, match=mentions("learn.loss_func.centres ... shard")):
+        DistributedCB(shard=True)._find_extra(learn)
 
 
 @pytest.mark.slow
