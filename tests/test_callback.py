@@ -301,6 +301,7 @@ def test_explain_prints_the_hooks_of_each_event_in_order(make_learner, capsys):
         "predict      Learner  (the owner)",
         "get_loss     Learner  (the owner)",
         "backward     Learner  (the owner)",
+        "before_step  MomentumCB",
         "step         Learner  (the owner)",
         "zero_grad    MomentumCB  (the owner)",
         "after_batch  Two -> Watch",

@@ -17,12 +17,14 @@ class MomentumCB(Callback):
     """Give a plain SGD momentum: instead of clearing gradients, keep `mom` times each.
 
     g <- mom * g, to which the next backward adds its gradient, so that the step uses
-    buf = mom * buf + g: torch's convention (dampening 0), and equal to torch.optim.SGD(momentum=mom).
+    buf = mom * buf + g: torch's convention (dampening 0), and equal to torch.optim.SGD(momentum=mom). Of a
+    parameter that is frozen in the middle of a fit nothing is kept.
 
     Args:
         mom: 0 <= mom < 1.
 
-    Runs at: cleanup_fit. Owns: zero_grad. Writes: the parameters' grad. What is kept ends with the fit.
+    Runs at: before_step, cleanup_fit. Owns: zero_grad. Writes: the parameters' grad. What is kept ends with
+        the fit.
     Source: document 003, whose first table trains with MomentumCB().
     Differs: there a method of the learner hides this hook, so it never ran.
     """
@@ -35,6 +37,11 @@ class MomentumCB(Callback):
     def zero_grad(self, learn: Learner) -> None:
         grads = [p.grad for p in params_of(learn.opt, learn.model) if p.grad is not None]
         torch._foreach_mul_(grads, self.mom)
+
+    def before_step(self, learn: Learner) -> None:
+        for p in params_of(learn.opt, learn.model):
+            if not p.requires_grad:  # frozen since the last step: what is kept would move it on
+                p.grad = None
 
     def cleanup_fit(self, learn: Learner) -> None:
         for p in params_of(learn.opt, learn.model):

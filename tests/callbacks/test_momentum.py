@@ -51,3 +51,17 @@ def test_kept_gradients_end_with_a_fit_that_fails(make_learner, at):
     with pytest.raises(RuntimeError, match="on purpose"):
         learn.fit(cbs=[MomentumCB(), at("after_train", fail)])
     assert [p.grad for p in learn.model.parameters()] == [None, None]
+
+
+@pytest.mark.parametrize("event", ["before_epoch", "before_batch", "after_step", "after_batch"])
+def test_layer_that_is_frozen_in_a_fit_stays_where_it_is_as_with_torchs_momentum(make_learner, at, event):
+    frozen = []
+
+    def freeze(learn):
+        if learn.epoch == 1 and not frozen:
+            learn.model.weight.requires_grad_(False)
+            frozen.append(learn.model.weight.detach().clone())
+
+    learn = make_learner(opt_func=SGD, cbs=[MomentumCB(0.9), at(event, freeze)])
+    learn.fit(3)
+    assert torch.equal(learn.model.weight, frozen[0])
