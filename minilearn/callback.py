@@ -335,6 +335,8 @@ class CallbackHost:
         for name in vars(cls).keys() & set(events()) - set(STEPS):
             raise TypeError(f"{cls.__name__}.{name} would never run: hooks belong to a Callback, in cbs")
 
+    _private: ClassVar[tuple[Callback, ...]] = ()  # the host's own, without state: last, and not among cbs
+
     def __init__(self, cbs: Any = None, defaults: Iterable[Callback] = ()) -> None:
         self.scopes: list[str] = []  # the scopes that are running, outermost first
         self.is_failing = False  # in cleanup_ hooks: whether the scope is left by an error, no cancel
@@ -447,6 +449,11 @@ class CallbackHost:
             for cb in cbs:
                 if self._pass.takes(cb):
                     found = [(name, cb.wrap_hook(name, hook)) for name, hook in found]
+            found += [
+                (f"{type(cb).__name__}.{event}", getattr(cb, event))
+                for cb in self._private
+                if self._pass.has(cb, event) and hasattr(cb, event)
+            ]
             if found:
                 hooks[event] = tuple(found)
         return hooks
@@ -584,8 +591,12 @@ class CallbackHost:
 
     def explain(self) -> None:
         """Print the events in the order of the loop, each with the hooks that run at it, in order."""
-        width = max(map(len, self._hooks), default=0)
+        shown = {
+            event: [name for name, hook in hooks if getattr(hook, "__self__", None) not in self._private]
+            for event, hooks in self._hooks.items()
+        }
+        width = max((len(event) for event, names in shown.items() if names), default=0)
         for event in events():
-            if event in self._hooks:
-                names = [name.removesuffix(f".{event}") for name, _ in self._hooks[event]]
+            if shown.get(event):
+                names = [name.removesuffix(f".{event}") for name in shown[event]]
                 print(f"{event:{width}}  {' -> '.join(names)}{'  (the owner)' if event in STEPS else ''}")

@@ -20,6 +20,7 @@ from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
+from .callbacks.trained import CheckTrainedCB
 from .checks import check_fit, check_model, check_targets, infer_loss
 from .data.loaders import DataLoaders, generators_of, in_order
 from .events import CancelException, with_cbs
@@ -72,6 +73,8 @@ class Learner(CallbackHost):
     Source: documents 000 to 003 use it; miniai's Learner is its ancestor.
     Differs: the optimizer lives on from fit to fit, where document 003 makes a new one for each.
     """
+
+    _private = (CheckTrainedCB(),)
 
     def __init__(
         self,
