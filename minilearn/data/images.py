@@ -62,7 +62,7 @@ class ImageLoader(TensorLoader):
 
     def peek(self) -> tuple[Tensor, ...]:
         """Return the first two samples as a batch, with the random numbers 0."""
-        images, targets = (t[:2] for t in self.tensors)
+        images, targets = super().peek()
         n_random = sum(one.n_random for one in self.augment)
         return self._augmented(images, torch.zeros(len(images), n_random, device=images.device)), targets
 

@@ -114,7 +114,8 @@ class TensorLoader(ResumableLoader):
             from, so it is the same in a resumed run.
         device: keep the tensors there, and index there too.
 
-    Shapes: a batch is a tuple of tensors (bs, ...), one of each of `tensors`.
+    Shapes: a batch is a tuple of tensors (bs, ...), one of each of `tensors`; copies, so that what changes a
+        batch in place leaves the data as it is.
     """
 
     def __init__(
@@ -150,8 +151,8 @@ class TensorLoader(ResumableLoader):
                 index = order[first:stop]
                 yield tuple(t[index] for t in self.tensors)
             else:
-                yield tuple(t[first:stop] for t in self.tensors)
+                yield tuple(t[first:stop].clone() for t in self.tensors)
 
     def peek(self) -> tuple[Tensor, ...]:
         """Return the first two samples as a batch."""
-        return tuple(t[:2] for t in self.tensors)
+        return tuple(t[:2].clone() for t in self.tensors)

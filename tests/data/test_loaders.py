@@ -229,6 +229,16 @@ def test_seed_comes_from_set_seed_by_default():
     assert TensorLoader(torch.zeros(3)).seed == 12
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_changing_a_batch_in_place_leaves_the_data(shuffle):
+    made = loader(shuffle=shuffle)
+    before = [t.clone() for t in made.tensors]
+    for batch in [*made, made.peek()]:
+        for t in batch:
+            t.add_(1)
+    assert all(torch.equal(a, b) for a, b in zip(made.tensors, before, strict=True))
+
+
 def test_targets_are_the_last_tensor():
     assert loader(n=4).targets.tolist() == [0, 1, 2, 3]
 
