@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext, suppress
+from copy import copy
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from ..seeding import kept_rng, seed_cpu, seed_of
-from .resumable import ResumableLoader
+from .resumable import ResumableLoader, spans_of
 
 
 class DatasetLoader(ResumableLoader):
@@ -28,8 +29,8 @@ class DatasetLoader(ResumableLoader):
 
     What it needs of the dataset: `dataset[i]` depends on i and on random numbers alone, not on which samples
     were read before. Generators that the dataset or its transforms keep (numpy's Generator and RandomState,
-    random.Random, torch's Generator; looked for in their attributes) are seeded too. `learn.verify_resume()`
-    shows whether it holds.
+    random.Random, torch's Generator; looked for in their attributes, and around functions) are seeded too.
+    `learn.verify_resume()` shows whether it holds.
 
     Args:
         dataset: with __getitem__ and __len__.
@@ -65,6 +66,8 @@ class DatasetLoader(ResumableLoader):
                 raise TypeError(f"DatasetLoader({name}=...): give {instead}=, the order is made here")
         if sampler is not None and (shuffle or not isinstance(sampler, Sized)):
             raise ValueError(f"sampler={sampler!r}: expected one with a length, and shuffle=False beside it")
+        if hasattr(sampler, "set_epoch"):
+            _check_steady(sampler)
         super().__init__(len(dataset if sampler is None else sampler), bs, shuffle, drop_last, seed)
         self.dataset, self.sampler, self.num_workers = dataset, sampler, num_workers
         self._collate = kwargs.pop("collate_fn", None) or default_collate
@@ -94,7 +97,13 @@ class DatasetLoader(ResumableLoader):
         seed = seed_of(self.seed, self.epoch)
         with kept_rng(devices=False):
             _seed_all(seed, list(_generators_in(self.sampler, set())))
-            return torch.tensor(list(self.sampler))
+            order = torch.tensor(list(self.sampler))
+        if len(order) != self.n_samples:
+            raise ValueError(
+                f"sampler={type(self.sampler).__name__} gives {len(order)} indices in epoch {self.epoch}, it "
+                f"had {self.n_samples} when the DatasetLoader was made: expected as many in each epoch"
+            )
+        return order
 
     def batches(self, start: int = 0) -> Iterator[Any]:
         """Give the batches of this epoch from number `start` on, without reading those before it."""
@@ -107,14 +116,17 @@ class DatasetLoader(ResumableLoader):
         return iter(self._loader)
 
     def peek(self) -> Any:
-        """Return a batch of the first two samples, read in this process; None if there are none."""
-        n = min(2, self.bs, self.n_samples)
-        if n == 0:
-            return None
-        indices = list(range(n)) if self.sampler is None else self.order()[:n].tolist()
-        return _Seeded(self.dataset, self._collate).__getitems__(
-            (self.seed, self.epoch, indices, self._place(0))
-        )
+        """Return a batch of the first two samples, read in this process; None if there are none.
+
+        Where these are left out by the collate function, which gives None, it is the first batch that is not.
+        """
+        order = range(self.n_samples) if self.sampler is None else self.order().tolist()
+        read = _Seeded(self.dataset, self._collate).__getitems__
+
+        def collated(places: Sequence[int]) -> Any:
+            return read((self.seed, self.epoch, [order[i] for i in places], self._place(places[0])))
+
+        return first_of(collated, spans_of(self.n_samples, self.bs))
 
     def _place(self, first: int) -> int | None:
         return None if self.sampler is None else first
@@ -135,6 +147,29 @@ class _Plan:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+
+def first_of(collated: Callable[[Sequence[Any]], Any], batches: Iterable[Sequence[Any]]) -> Any:
+    """Return the first batch that is not None, of two samples if that will do; None if there is none."""
+    for index in batches:
+        for part in (index[:2], index if len(index) > 2 else ()):
+            if len(part) and (batch := collated(part)) is not None:
+                return batch
+    return None
+
+
+def _check_steady(sampler: Any) -> None:
+    """Raise ValueError for a sampler that has another length in another epoch."""
+    lengths = []
+    for epoch in range(3):
+        told = copy(sampler)
+        told.set_epoch(epoch)
+        lengths.append(len(told))
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"sampler={type(sampler).__name__} has {lengths} indices in epochs 0, 1 and 2: expected as many "
+            "in each"
+        )
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -174,6 +209,16 @@ def _seed_all(seed: int, own: list[Any]) -> None:
             generator.seed(part)
 
 
+def _used_by(function: FunctionType) -> list[Any]:
+    """Return what a function finds around it and in its defaults, and generators among its globals."""
+    near: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is empty
+            near.append(cell.cell_contents)
+    names = map(function.__globals__.get, function.__code__.co_names)
+    return near + [value for value in names if isinstance(value, _GENERATORS)]
+
+
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 _MOST = 64  # entries of a container that is looked into: transforms are few, samples are many
 _DEEPEST = 8
@@ -181,7 +226,7 @@ _DEEPEST = 8
 
 def _generators_in(value: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
     """Find the generators that an object keeps, in its attributes and theirs."""
-    if id(value) in seen or depth > _DEEPEST or isinstance(value, type | Tensor | FunctionType | ModuleType):
+    if id(value) in seen or depth > _DEEPEST or isinstance(value, type | Tensor | ModuleType):
         return
     seen.add(id(value))
     inner: Iterable[Any] = ()
@@ -190,7 +235,9 @@ def _generators_in(value: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
     elif isinstance(value, partial):
         inner = (value.func, value.args, value.keywords)
     elif isinstance(value, MethodType):
-        inner = (value.__self__,)
+        inner = (value.__self__, value.__func__)
+    elif isinstance(value, FunctionType):
+        inner = _used_by(value)
     elif isinstance(value, list | tuple | Mapping):
         if len(value) <= _MOST:
             inner = value.values() if isinstance(value, Mapping) else value

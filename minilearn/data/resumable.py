@@ -17,6 +17,11 @@ def share_of(n: int, rank: int, n_parts: int) -> tuple[int, int]:
     return n * rank // n_parts, n * (rank + 1) // n_parts
 
 
+def spans_of(n: int, size: int) -> Iterator[range]:
+    """Give the numbers 0 to n - 1, `size` at a time."""
+    return (range(i, min(i + size, n)) for i in range(0, n, size))
+
+
 class ResumableLoader:
     """Give batches in an order that is a pure function of (seed, epoch), from any batch on.
 

@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from toolbox import rng_states
+from toolbox import mentions, rng_states
 from torch import nn
 from torch.utils.data import (
     DataLoader,
@@ -329,6 +329,42 @@ def test_random_numbers_of_the_main_process_go_on_when_a_sample_raises():
     assert rng_states() == before
 
 
+GLOBAL = np.random.default_rng()
+
+
+def around():
+    rng = np.random.default_rng()
+    return lambda: rng.random()
+
+
+def as_default(rng):
+    def draw(rng=rng):
+        return rng.random()
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    "make",
+    [around, lambda: as_default(random.Random()), lambda: lambda: GLOBAL.random()],
+    ids=["closure", "default", "global"],
+)
+def test_generator_that_a_function_draws_from_is_seeded(make):
+    class Holder(Numbers):
+        def __getitem__(self, i):
+            return self.inner()
+
+    orders = []
+    for _ in range(2):
+        data = Holder(4)
+        data.inner = make()
+        made = DatasetLoader(data, bs=2, seed=1)
+        made.set_epoch(1)
+        orders.append(torch.cat(list(made)).tolist())
+    assert orders[0] == orders[1]
+    assert len(set(orders[0])) == 4
+
+
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("place", ["dataset", "list", "dict", "tuple", "module", "object", "collate"])
 def test_generator_is_found_wherever_it_is_kept(kind, place):
@@ -522,6 +558,37 @@ def test_generator_that_a_sampler_keeps_under_another_name_is_seeded(kind):
 
     first, second = dataset(sampler=Own()), dataset(sampler=Own())
     assert [order_of(first, epoch) for epoch in (0, 1)] == [order_of(second, epoch) for epoch in (0, 1)]
+
+
+class Growing(BySetEpoch):
+    """A sampler whose length grows with the epoch."""
+
+    def __len__(self):
+        return 4 + self.epoch
+
+    def __iter__(self):
+        return iter(range(len(self)))
+
+
+class GrowingUnseen(Growing):
+    def __len__(self):
+        return 4
+
+
+def test_sampler_that_grows_is_named_when_the_loader_is_made():
+    with pytest.raises(ValueError, match=mentions("sampler=Growing ... [4, 5, 6]")):
+        dataset(sampler=(made := Growing()))
+    assert made.epoch == 99  # as it was
+
+
+def test_sampler_that_gives_another_number_than_it_has_is_named():
+    made = dataset(sampler=(sampler := GrowingUnseen()))
+    sampler.__class__ = Growing
+    made.set_epoch(0)
+    assert len(list(made)) == 2
+    made.set_epoch(2)
+    with pytest.raises(ValueError, match=mentions("sampler=Growing ... 6 ... epoch 2 ... 4")):
+        list(made)
 
 
 # Errors -----------------------------------------------------------------------------------------------
