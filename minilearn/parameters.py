@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .callback import Callback
-from .data.loaders import tensors_in
+from .data.batches import tensors_in
 from .optim.groups import EXTRA, Group, left_out, params_of
 from .processes import like
 from .state import Loader, Saver, compact

@@ -20,7 +20,8 @@ from .callbacks.loggers import CSVLoggerCB, TensorBoardCB
 from .callbacks.progress import ProgressCB
 from .checkpoint import Saved, capture, position_of
 from .checks import is_whole
-from .data.loaders import n_batches, tensors_in
+from .data.batches import tensors_in
+from .data.loaders import n_batches
 from .parameters import all_tensors
 from .seeding import kept_rng, set_seed
 from .state import differences

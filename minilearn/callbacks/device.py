@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..callback import Callback, Order
-from ..data.loaders import to_device
+from ..data.batches import to_device
 from ..parameters import roots_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback, Hook, Order
-from ..data.loaders import map_tensors, tensors_in
+from ..data.batches import map_tensors, tensors_in
 from ..optim.base import Optimizer
 from ..optim.groups import params_of
 from ..parameters import roots_of

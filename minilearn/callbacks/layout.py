@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback, Order
-from ..data.loaders import map_tensors
+from ..data.batches import map_tensors
 from ..optim.groups import keep_order_of_memory
 
 if TYPE_CHECKING:

@@ -2,13 +2,14 @@
 
 from .archives import unpack
 from .augment import Augment, Cutout, HorizontalFlip, Normalize, RandomCrop, RandomResizedCrop
+from .batches import to_device
 from .cifar import cifar10
 from .datasets import DatasetLoader
 from .folders import image_folder
 from .idx import fashion_mnist, mnist
 from .imagenet_subsets import imagenette, imagewoof
 from .images import ImageLoader
-from .loaders import DataLoaders, peek, to_device
+from .loaders import DataLoaders, peek
 from .resumable import ResumableLoader, TensorLoader
 from .shapes import shapes
 

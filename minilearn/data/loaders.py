@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from itertools import islice
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from ..seeding import kept_rng
+from .batches import map_tensors, tensors_in
 from .datasets import DatasetLoader
 from .resumable import ResumableLoader, TensorLoader, share_of
 
@@ -212,27 +213,6 @@ class Rows:
         return map_tensors(lambda t: t[rows] if t.ndim and len(t) == n else t, batch)
 
 
-def tensors_in(part: Any) -> Iterator[Tensor]:
-    """Give the tensors in a batch, however nested."""
-    if isinstance(part, Tensor):
-        yield part
-    elif isinstance(part, tuple | list | Mapping):
-        for item in part.values() if isinstance(part, Mapping) else part:
-            yield from tensors_in(item)
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], part: Any) -> Any:
-    """Return a batch, however nested, with a function of each of its tensors in that tensor's place."""
-    if isinstance(part, Tensor):
-        return function(part)
-    if isinstance(part, Mapping):
-        return {key: map_tensors(function, item) for key, item in part.items()}
-    if isinstance(part, tuple | list):
-        items = [map_tensors(function, item) for item in part]
-        return type(part)(*items) if hasattr(part, "_fields") else type(part)(items)
-    return part
-
-
 def part_of(loader: Any, rank: int, n: int) -> Any:
     """Return a loader of part `rank` of n of each batch, for one of n processes.
 
@@ -363,30 +343,3 @@ def generators_of(loader: Any) -> list[torch.Generator]:
     parts = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
     found = [getattr(part, "generator", None) for part in parts]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
-
-
-def with_inputs(batch: Any, inputs: Any) -> Any:
-    """Return a batch of the same kind, (inputs, target) or inputs alone, with other inputs."""
-    if not isinstance(batch, tuple | list):
-        return inputs
-    parts = [inputs, *batch[1:]]
-    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move the tensors in a batch, however nested in tuples, lists and dicts, to a device.
-
-    Copies from pinned memory to CUDA do not wait (non_blocking); what is no tensor stays as it is.
-    """
-    if isinstance(batch, Tensor):
-        return batch if batch.device == device else batch.to(device, non_blocking=device.type == "cuda")
-    if type(batch) is tuple:  # the usual batch, the quick way
-        return tuple([to_device(item, device) for item in batch])
-    if isinstance(batch, (tuple, list)):
-        moved = [to_device(item, device) for item in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    if isinstance(batch, Mapping):
-        return {key: to_device(item, device) for key, item in batch.items()}
-    if callable(getattr(batch, "to", None)):
-        return batch.to(device)  # a batch class of the user's own, such as a graph
-    return batch
