@@ -1,15 +1,13 @@
-"""What a batch is: its inputs and target, its samples, and over how many of what its loss is a mean."""
+"""What a batch is: its inputs and target, its samples, and what is in it, however nested."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 TARGETS = ("labels", "label", "target", "targets")  # names of the target in a mapping
@@ -21,7 +19,7 @@ TARGETS = ("labels", "label", "target", "targets")  # names of the target in a m
 def is_pair(batch: Any) -> bool:
     """Whether a batch is (inputs, target)."""
     kind = type(batch)
-    if kind is not tuple and kind is not list and (not isinstance(batch, tuple | list) or _is_one(batch)):
+    if kind is not tuple and kind is not list and (not isinstance(batch, tuple | list) or is_one(batch)):
         return False
     return len(batch) == 2
 
@@ -41,7 +39,7 @@ def unpack(batch: Any, is_strict: bool = True) -> tuple[Any, Any]:
         return batch[0], batch[1]
     if isinstance(batch, Mapping):
         return _unpack_mapping(batch)
-    if not isinstance(batch, tuple | list) or _is_one(batch):
+    if not isinstance(batch, tuple | list) or is_one(batch):
         return batch, None
     if len(batch) == 1 or (batch and not is_strict):
         return batch[0], None
@@ -62,14 +60,14 @@ def _unpack_mapping(batch: Mapping[str, Any]) -> tuple[Any, Any]:
     return {key: part for key, part in batch.items() if key not in names}, batch[names[0]] if names else None
 
 
-def _is_one(part: Any) -> bool:
+def is_one(part: Any) -> bool:
     """Whether a tuple is one thing, and not several: a packed sequence, a namedtuple that can be moved."""
     return isinstance(part, PackedSequence) or (hasattr(part, "_fields") and hasattr(part, "to"))
 
 
 def is_several(inputs: Any) -> bool:
     """Whether inputs are several arguments of the model."""
-    return isinstance(inputs, tuple | list) and not _is_one(inputs)
+    return isinstance(inputs, tuple | list) and not is_one(inputs)
 
 
 def packed(batch: Any, inputs: Any, target: Any) -> Any:
@@ -77,7 +75,7 @@ def packed(batch: Any, inputs: Any, target: Any) -> Any:
     return type(batch)(inputs, target) if hasattr(batch, "_fields") else type(batch)((inputs, target))
 
 
-# Samples and counts -----------------------------------------------------------------------------------
+# Samples ------------------------------------------------------------------------------------------
 
 
 def n_samples(part: Any) -> int | None:
@@ -92,154 +90,60 @@ def n_samples(part: Any) -> int | None:
         return int(part.batch_sizes[0])
     if isinstance(part, list) and not (part and isinstance(part[0], Tensor | PackedSequence)):
         return len(part)
-    if isinstance(part, Mapping | tuple | list) and not _is_one(part):
+    if isinstance(part, Mapping | tuple | list) and not is_one(part):
         parts = part.values() if isinstance(part, Mapping) else part
         return next((n for n in map(n_samples, parts) if n is not None), None)
     n: int | None = getattr(part, "num_graphs", None)  # of a batch of graphs
     return n
 
 
-# Losses that are means over classes' targets, over elements, and over samples -----------------------------
-
-_OF_CLASSES = (F.cross_entropy, F.nll_loss)
-_OF_CLASSES_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
-_ELEMENTWISE = (
-    *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.kl_div),
-    *(F.binary_cross_entropy_with_logits, F.poisson_nll_loss, F.gaussian_nll_loss, F.soft_margin_loss),
-)
-_ELEMENTWISE_MODULES = (
-    *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss),
-    *(nn.PoissonNLLLoss, nn.GaussianNLLLoss, nn.SoftMarginLoss, nn.KLDivLoss),
-)
+# What is in it, however nested -----------------------------------------------------------------------
 
 
-def function_of(loss_func: Any) -> Any:
-    """Return the function inside of partials."""
-    while isinstance(loss_func, partial):
-        loss_func = loss_func.func
-    return loss_func
+def parts_in(batch: Any) -> Iterator[Any]:
+    """Give what is in a batch, tensors and all else, however nested in tuples, lists and dicts."""
+    if isinstance(batch, PackedSequence):
+        yield batch.data
+    elif isinstance(batch, tuple | list | Mapping):
+        for item in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from parts_in(item)
+    else:
+        yield batch
 
 
-def argument_of(loss_func: Any, name: str, default: Any) -> Any:
-    """Return an argument of a loss: a module's attribute, or a keyword of a partial."""
-    while isinstance(loss_func, partial):
-        if name in loss_func.keywords:
-            return loss_func.keywords[name]
-        loss_func = loss_func.func
-    return getattr(loss_func, name, default) if isinstance(loss_func, nn.Module) else default
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """Give the tensors in a batch, however nested."""
+    return (part for part in parts_in(batch) if isinstance(part, Tensor))
 
 
-def is_cross_entropy(loss_func: Any) -> bool:
-    """Whether a loss takes class numbers as targets by torch's conventions."""
-    function = function_of(loss_func)
-    return function in _OF_CLASSES or isinstance(function, _OF_CLASSES_MODULES)
-
-
-def is_elementwise(loss_func: Any) -> bool:
-    """Whether a loss is a mean over the elements of preds."""
-    function = function_of(loss_func)
-    return function in _ELEMENTWISE or isinstance(function, _ELEMENTWISE_MODULES)
-
-
-class Count:
-    """Say what a loss is a mean over.
-
-    is_sum (whether it is a sum, by reduction="sum", so that its row is to be divided by the samples).
-
-    Args:
-        loss_func: a loss. None: one that its owner computes, of which only the samples are known.
-    """
-
-    def __init__(self, loss_func: Any = None) -> None:
-        self.loss_func = loss_func
-        self.is_sum = argument_of(loss_func, "reduction", "mean") == "sum"
-        self.is_safe = False  # whether a loss over nothing has gradients of 0, and not nan
-        own = getattr(loss_func, "count", None)
-        self._count: Callable[[Any, Any], Any] | None = None
-        if callable(own) and not isinstance(own, type):
-            self._count = own
-        elif self.is_sum or argument_of(loss_func, "reduction", "mean") == "batchmean":
-            self.is_safe = True
-        elif is_cross_entropy(loss_func):
-            self._count = self._of_classes
-            self._ignored = argument_of(loss_func, "ignore_index", -100)
-            self._weight = argument_of(loss_func, "weight", None)
-            self.is_safe = not argument_of(loss_func, "label_smoothing", 0.0)
-        elif is_elementwise(loss_func):
-            self._count, self.is_safe = _of_elements, True
-
-    def __call__(self, preds: Any, target: Any, inputs: Any) -> float | Tensor:
-        """Return the number that the loss of a batch is a mean over; a tensor where it is on a device.
-
-        Raises: TypeError where neither target nor inputs tell how many samples there are.
-        """
-        count = None if self._count is None else self._count(preds, target)
-        if count is None:
-            count = n_samples(inputs if target is None else target)
-        if count is None:
-            count = n_samples(inputs)
-        if count is None:
-            raise TypeError(
-                f"a batch of {type(inputs).__name__} and {type(target).__name__} does not tell how many "
-                "samples it has: expected a tensor in it; or set learn.loss_count where the loss is computed"
-            )
-        return on_host(count)
-
-    def _of_classes(self, preds: Any, target: Any) -> Any:
-        if not isinstance(target, Tensor) or not isinstance(preds, Tensor):
-            return None
-        if target.is_floating_point():  # probabilities of classes
-            return preds.numel() // preds.shape[1 if preds.ndim > 1 else 0] if preds.numel() else 0
-        if self._weight is None:
-            if target.device.type == "cpu":
-                return int(np.count_nonzero(np.from_dlpack(target.contiguous()) != self._ignored))
-            return (target != self._ignored).sum()
-        kept = target != self._ignored
-        return (self._weight[torch.where(kept, target, 0)] * kept).sum()
-
-
-def _of_elements(preds: Any, target: Any) -> Any:
-    if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
-        return None
-    if preds.shape == target.shape:
-        return preds.numel()
-    return torch.broadcast_tensors(preds, target)[0].numel()  # type: ignore[no-untyped-call]
-
-
-def on_host(count: Any) -> Any:
-    """Return a count as a number where it is one already or a tensor on the CPU, which no one waits for."""
-    if isinstance(count, Tensor) and count.device.type == "cpu":
-        return np.from_dlpack(count.detach().double()).item()
-    return count
-
-
-def tensors_in(part: Any) -> Iterator[Tensor]:
-    """Give the tensors in predictions or a batch, however nested."""
+def map_tensors(function: Callable[[Tensor], Tensor], part: Any) -> Any:
+    """Return a batch, however nested, with a function of each of its tensors in that tensor's place."""
     if isinstance(part, Tensor):
-        yield part
-    elif isinstance(part, PackedSequence):
-        yield part.data
-    elif isinstance(part, tuple | list | Mapping):
-        for item in part.values() if isinstance(part, Mapping) else part:
-            yield from tensors_in(item)
+        return function(part)
+    if isinstance(part, Mapping):
+        return {key: map_tensors(function, item) for key, item in part.items()}
+    if isinstance(part, PackedSequence):
+        return part._replace(data=function(part.data))
+    if isinstance(part, tuple | list):
+        items = [map_tensors(function, item) for item in part]
+        return type(part)(*items) if hasattr(part, "_fields") else type(part)(items)
+    return part
 
 
-def only_counted(preds: Any, count: Tensor) -> None:
-    """Have the gradients of predictions be 0 where the count, on a device, is 0, whatever the loss gives."""
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move the tensors in a batch, however nested in tuples, lists and dicts, to a device.
 
-    def clean(grad: Tensor) -> Tensor:
-        return torch.where(count > 0, grad, 0)
-
-    for t in tensors_in(preds):
-        if t.requires_grad:
-            t.register_hook(clean)  # type: ignore[no-untyped-call]
-
-
-def zero_of(preds: Any) -> Tensor:
-    """Return a loss of 0 that depends on the predictions, so that all gradients of it are 0."""
-    parts = [t for t in tensors_in(preds) if t.is_floating_point()]
-    if not parts:
-        raise TypeError(f"predictions of {type(preds).__name__} have no tensor of floats")
-    # Of an empty part: what is not finite would give nan times 0.
-    sums: list[Tensor] = [t.reshape(-1)[:0].sum() for t in parts]
-    return sum(sums[1:], sums[0])
+    Copies from pinned memory to CUDA do not wait (non_blocking); what is no tensor stays as it is.
+    """
+    if isinstance(batch, Tensor):
+        return batch if batch.device == device else batch.to(device, non_blocking=device.type == "cuda")
+    if type(batch) is tuple:  # the usual batch, the quick way
+        return tuple([to_device(item, device) for item in batch])
+    if isinstance(batch, (tuple, list)) and not is_one(batch):
+        moved = [to_device(item, device) for item in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+    if isinstance(batch, Mapping):
+        return {key: to_device(item, device) for key, item in batch.items()}
+    if callable(getattr(batch, "to", None)):
+        return batch.to(device)  # a batch class of the user's own, such as a graph
+    return batch

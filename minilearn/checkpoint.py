@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from .callback import Callback, Order
-from .data.loaders import state_of
 from .files import read_torch
 from .optim.groups import keep_order_of_memory
 from .parameters import (
@@ -149,7 +148,7 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
         "in_eval": [plain_name(model, name) for name, m in model.named_modules() if not learn.modes.of(m)],
         "frozen_norms": [plain_name(model, k) for k, m in model.named_modules() if m in norms],
         "cbs": cbs,
-        "loaders": {name: saver.save(state_of(loader), name) for name, loader in loaders_of(learn).items()},
+        "loaders": {k: saver.save(_state_of(learn, loader), k) for k, loader in loaders_of(learn).items()},
         "rng": saver.save(_packed(rng_state()), "rng"),
     }
 
@@ -172,7 +171,7 @@ def capture_beginning(learn: Learner) -> Saved:
             "n_rows": len(learn.history),
             "cbs": {key: state for key, state in cbs.items() if state},
             "loaders": {
-                name: saver.save(state_of(loader), name) for name, loader in loaders_of(learn).items()
+                name: saver.save(_state_of(learn, loader), name) for name, loader in loaders_of(learn).items()
             },
             "rngs": [saver.save(state, "rng") for state in learn.processes.all_gather(_packed(rng_state()))],
         }
@@ -222,7 +221,7 @@ def put_loaders(learn: Learner, saved: Saved) -> None:
     loader = Loader(torch.device("cpu"), "")
     for name, part in loaders_of(learn).items():
         if saved.get(name):
-            part.load_state_dict(loader.load(saved[name], None, ""))
+            learn.dls.adapter_of(part).load_state(loader.load(saved[name], None, ""))
 
 
 def _packed(rng: Saved) -> Saved:
@@ -260,6 +259,10 @@ def loaders_of(learn: Learner) -> dict[str, Any]:
     """Return a fit's loaders by name; "now" is that of the phase, where a callback may have put another."""
     is_inside = learn.scopes and learn.scopes[-1] in ("train", "validate")
     return {"train": learn.dls.train, "valid": learn.dls.valid} | ({"now": learn.dl} if is_inside else {})
+
+
+def _state_of(learn: Learner, loader: Any) -> Any:
+    return None if loader is None else learn.dls.adapter_of(loader).state()
 
 
 def check_opt(opt: Any) -> None:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import argument_of, is_cross_entropy, is_elementwise
-from .data.loaders import check_not_empty
+from .counting import argument_of, is_cross_entropy, is_elementwise
 from .data.resumable import TensorLoader
 from .parameters import loss_params
 
@@ -57,14 +56,14 @@ def check_fit(learn: Learner, n_epochs: Any, train: bool, valid: bool, resume: A
     if not train and not valid:
         raise ValueError(f"fit(train={train}) without validation does nothing: expected one of the two")
     if train:
-        check_not_empty("train", learn.dls.train)
+        learn.dls.adapters["train"].check_not_empty("train")
         if not any(p.requires_grad for p in [*learn.model.parameters(), *loss_params(learn).values()]):
             raise ValueError(
                 f"{type(learn.model).__name__} has no parameter that needs a gradient: expected at least "
                 "one; was all of it frozen, or are its layers in a plain list instead of a ModuleList?"
             )
     if valid:
-        check_not_empty("valid", learn.dls.valid)
+        learn.dls.adapters["valid"].check_not_empty("valid")
 
 
 def check_alone(learn: Learner) -> None:

@@ -12,7 +12,6 @@ import torch
 
 from .callback import Pass
 from .checks import check_alone, check_batch, check_fields, check_makers, check_reduction, infer_loss
-from .data.loaders import DataLoaders, batches_from, check_not_empty, n_batches, peek
 from .interrupts import Paused, StopFetchError, interrupts, stopped
 from .optim.building import build_opt
 from .optim.groups import check_kept, check_step, params_of, set_lr
@@ -20,7 +19,6 @@ from .parameters import elsewhere, extra_groups, named_params, roots_of
 from .plan import Plan
 from .resuming import resumed
 from .seeding import kept_rng
-from .state import has_state
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -100,9 +98,7 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
         learn.dl, learn.training = dl, training
         learn.modes.apply()
         if training:
-            for part in (dl, getattr(dl, "sampler", None)):  # torch's DistributedSampler has set_epoch too
-                if part is not None and hasattr(part, "set_epoch"):
-                    part.set_epoch(learn.n_epochs_trained - 1)
+            learn.dls.adapter_of(dl).set_epoch(learn.n_epochs_trained - 1)
         with torch.set_grad_enabled(training):
             yield
     finally:
@@ -116,10 +112,11 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
 def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
     """Give the batches that are left to a phase, each with its number."""
     first = 0 if learn.is_nested else learn.plan.first_batch(learn.phase, learn.epoch)
+    adapter = learn.dls.adapter_of(learn.dl)
     with kept_rng() if first else nullcontext():  # the random numbers of a pass that began before
-        batches = batches_from(learn.dl, first)
+        batches = adapter.read(first)
     # Between batches all is at rest, unless the loader moves on while it reads, and remembers it.
-    may_stop = learn.rests and (hasattr(learn.dl, "batches") or not has_state(learn.dl))
+    may_stop = learn.rests and not adapter.moves_on
     i, learn.batch_idx = first, first - 1  # of the batch before, for a stop while the first one is read
     while True:
         try:
@@ -142,6 +139,7 @@ def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
         raise ValueError(
             f"the {learn.phase} loader gave no batch in epoch {learn.epoch}: expected at least one"
         )
+    adapter.check_read(i)
 
 
 def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
@@ -149,13 +147,16 @@ def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
     phases = ("train",) * train + ("eval",) * valid
     learn.plan = Plan(n_epochs, phases, learn.scheduled_epochs(n_epochs), [0] * n_epochs)
     if train:  # callbacks that plan steps may ask for the rest
-        steps = learn.planned_steps(n_epochs, n_batches(learn.dls.train))
+        steps = learn.planned_steps(n_epochs, learn.dls.adapters["train"].n_batches)
         learn.plan = replace(learn.plan, epoch_steps=steps)
     learn.batch = None
     needs_target = learn.has_default("get_loss") or any(cb.needs_target for cb in learn.cbs)
     if learn.purpose in ("fit", "lr_find", "validate") and needs_target:
-        for loader in [learn.dls.valid] * valid + [learn.dls.train] * train:
-            learn.batch = peek(loader)
+        for name in ["valid"] * valid + ["train"] * train:
+            adapter = learn.dls.adapters[name]
+            if name == "valid" and train and adapter.opens_to_peek:
+                continue  # its first pass comes only after that of the training
+            learn.batch = adapter.peek(learn.n_epochs_trained if name == "train" else None)
             check_batch(learn)
         if not learn.has_default("get_loss"):
             return
@@ -191,9 +192,9 @@ def prepare_opt(learn: Learner, lr: float | Sequence[float] | None, reset_opt: b
 @contextmanager
 def side_run(learn: Learner, dl: Any) -> Iterator[list[dict[str, Any]]]:
     """Have `dl` as the validation loader and a history of its own, which is given, for a while."""
-    check_not_empty("given", dl)
+    learn.dls.adapter_of(dl, "dls valid").check_not_empty("given")
     history, dls, learn.history = learn.history, learn.dls, []
-    learn.dls = DataLoaders(dls.train, dl, classes=dls.classes, source=dls.source)
+    learn.dls = dls.with_valid(dl)
     try:
         yield learn.history
     finally:

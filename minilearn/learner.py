@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import weights
-from .batches import Count, is_pair, is_several, n_samples, only_counted, packed, zero_of
+from .batches import is_pair, is_several, n_samples, packed
 from .batches import unpack as unpacked
 from .callback import CallbackHost, Pass, default_step
 from .callbacks.device import DeviceCB
@@ -22,7 +22,8 @@ from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
 from .callbacks.trained import CheckTrainedCB
 from .checks import check_fit, check_model, check_targets, infer_loss
-from .data.loaders import DataLoaders, generators_of, in_order
+from .counting import Count, only_counted, zero_of
+from .data.loaders import DataLoaders
 from .events import CancelException, with_cbs
 from .fitting import batches_of, fit_of, pass_of, phase_of, plan, prepare_opt, side_run, started
 from .freezing import Modes
@@ -225,7 +226,7 @@ class Learner(CallbackHost):
         """
         if dl is not None:
             collect = PredictionsCB()
-            self._evaluate(in_order(dl), [collect], "predict")
+            self._evaluate(self.dls.adapter_of(dl, "dls valid").in_order(), [collect], "predict")
             return collect.preds()
         xb = self.xb
         if isinstance(xb, Tensor):
@@ -436,7 +437,7 @@ class Learner(CallbackHost):
         with side_run(self, dl) as rows:
             if self.purpose is not None:
                 kind = Pass(purpose, trains=False, is_nested=True)
-                unseen = kept_rng(*generators_of(dl))  # by the training around it
+                unseen = kept_rng(*self.dls.adapter_of(dl).generators())  # by the training around it
                 with unseen, self.extra_cbs(cbs, kind), phase_of(self, dl, training=False):
                     self._validate()
             else:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .batches import n_samples, on_host
+from .batches import n_samples
+from .counting import on_host
 from .optim.groups import groups_of
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .batches import tensors_in
 from .callback import Callback
-from .data.batches import tensors_in
 from .optim.groups import EXTRA, Group, left_out, params_of
 from .processes import like
 from .state import Loader, Saver, compact

@@ -236,7 +236,8 @@ def _check_groups(here: Any, there: Any, path: Path) -> None:
 def _pure_loaders(learn: Learner, saved: Saved) -> list[tuple[Any, Any]]:
     """Return the loaders whose order is a pure function of their state, each with its state."""
     states = saved["loaders"]
-    parts = [(x, states[name]) for name, x in loaders_of(learn).items() if hasattr(x, "batches")]
+    known = {name: x for name, x in loaders_of(learn).items() if x is not None}
+    parts = [(x, states[name]) for name, x in known.items() if not learn.dls.adapter_of(x).moves_on]
     return [(loader, _loaded(state)) for loader, state in parts if state]
 
 

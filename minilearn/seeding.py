@@ -76,6 +76,17 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.mps.set_rng_state(state["mps"])
 
 
+def is_same_state(a: Any, b: Any) -> bool:
+    """Whether two states of generators, as `rng_state` gives them, perhaps in lists, are the same."""
+    if isinstance(a, torch.Tensor | np.ndarray):
+        return bool((a == b).all())
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(is_same_state(a[key], b[key]) for key in a)
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(map(is_same_state, a, b))
+    return bool(a == b)
+
+
 @contextmanager
 def kept_rng(*generators: torch.Generator, devices: bool = True) -> Iterator[None]:
     """Put python's, numpy's and torch's generators, and those given, back to where they were before."""

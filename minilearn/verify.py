@@ -9,19 +9,16 @@ from contextlib import suppress
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from fastcore.basics import listify
-from torch import Tensor
 
+from .batches import tensors_in
 from .callback import Callback
 from .callbacks.checkpoint import CheckpointCB
 from .callbacks.loggers import CSVLoggerCB, TensorBoardCB
 from .callbacks.progress import ProgressCB
 from .checkpoint import Saved, capture, position_of
 from .checks import is_whole
-from .data.batches import tensors_in
-from .data.loaders import n_batches
 from .parameters import all_tensors
 from .seeding import kept_rng, set_seed
 from .state import differences
@@ -49,7 +46,7 @@ def verify_resume(learn: Learner, at: int | None = None, n_epochs: int | None = 
         too, such as a callback's clock.
     Raises: RuntimeError that names the first difference; TypeError for what cannot be copied or saved.
     """
-    per_epoch = learn.planned_steps(1, n_batches(learn.dls.train))[0]
+    per_epoch = learn.planned_steps(1, learn.dls.adapters["train"].n_batches)[0]
     if at is None:
         at = max(1, (per_epoch or 2) // 2)
     if not is_whole(at, 1):
@@ -178,13 +175,7 @@ def _copy(learn: Learner) -> Any:
 
 def _data_of(learn: Learner) -> list[Any]:
     """Return the tensors and arrays of the data sets, which no run changes."""
-    found: list[Any] = []
-    for loader in (learn.dls.train, learn.dls.valid, learn.dls.test):
-        found += getattr(loader, "tensors", ())
-        for part in getattr(getattr(loader, "dataset", None), "__dict__", {}).values():
-            parts = part if isinstance(part, tuple | list) else [part]
-            found += [x for x in parts if isinstance(x, Tensor | np.ndarray)]
-    return found
+    return [part for adapter in learn.dls.adapters.values() for part in adapter.data()]
 
 
 def _odd_part(learn: Learner, memo: dict[int, Any]) -> str:

@@ -15,9 +15,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from ..callback import Callback, Order
 from ..checks import is_whole
-from ..data.loaders import generators_of, head_of, sum_of
 from ..optim.groups import groups_of, lr_of_each, put
 from ..parameters import all_tensors, extra_params
+from ..plan import sum_of
 from ..processes import like
 from ..seeding import kept_rng
 from ..weights import plain_name, tensors_by_name
@@ -424,8 +424,9 @@ def _measured(learn: Learner, n_batches: int) -> dict[str, Tensor]:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches, each alike
-        with kept_rng(*generators_of(learn.dls.train)), _not_compiled(learn.model):
-            learn._evaluate(head_of(learn.dls.train, n_batches), [_MeasureNormsCB(norms)], "measure")
+        train = learn.dls.adapters["train"]
+        with kept_rng(*train.generators()), _not_compiled(learn.model):
+            learn._evaluate(train.head(n_batches), [_MeasureNormsCB(norms)], "measure")
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

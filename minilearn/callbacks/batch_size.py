@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback, Order
 from ..checks import check_reached, is_whole
-from ..data.loaders import check_not_empty, n_batches, with_batch_size
+from ..data.adapters import adapter_of
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -55,20 +55,19 @@ class BatchSizeCB(Callback):
     def before_fit(self, learn: Learner) -> None:
         check_reached(self, self.sizes, learn.n_epochs)
         for bs in self.sizes.values():
-            check_not_empty(f"train (of batch size {bs})", self._resized(learn, bs))
+            adapter_of(self._resized(learn, bs)).check_not_empty(f"train (of batch size {bs})")
 
     def before_train(self, learn: Learner) -> None:
         if (bs := self._size_at(learn.epoch)) is not None:
-            loader = self._resized(learn, bs)
-            if hasattr(learn.dl, "epoch") and hasattr(loader, "set_epoch"):
-                loader.set_epoch(learn.dl.epoch)
-            learn.dl = loader
+            whole, learn.dl = learn.dl, self._resized(learn, bs)
+            adapter_of(learn.dl).follow(whole, "epoch")
 
     def cleanup_fit(self, learn: Learner) -> None:
         self._loaders = {}
 
     def plan_steps(self, learn: Learner, steps: list[int | None]) -> list[int | None]:
-        lengths = {bs: n_batches(with_batch_size(learn.dls.train, bs)) for bs in self.sizes.values()}
+        train = learn.dls.adapters["train"]
+        lengths = {bs: adapter_of(train.resized(bs)).n_batches for bs in self.sizes.values()}
         sizes = map(self._size_at, range(len(steps)))
         return [n if bs is None else lengths[bs] for n, bs in zip(steps, sizes, strict=True)]
 
@@ -77,5 +76,5 @@ class BatchSizeCB(Callback):
 
     def _resized(self, learn: Learner, bs: int) -> Any:
         if bs not in self._loaders:
-            self._loaders[bs] = with_batch_size(learn.dls.train, bs)
+            self._loaders[bs] = learn.dls.adapters["train"].resized(bs)
         return self._loaders[bs]

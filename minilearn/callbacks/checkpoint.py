@@ -26,7 +26,6 @@ from ..checkpoint import (
     without_what_is_the_same,
 )
 from ..checks import is_whole
-from ..data.loaders import why_not_resumable
 from ..files import SIDE, check_folder, read_torch, write_torch
 from ..plan import Position
 from ..processes import whole_in_first
@@ -129,7 +128,8 @@ class CheckpointCB(Callback):
         learn.run.began("epoch", capture_beginning(learn))
 
     def before_train(self, learn: Learner) -> None:
-        if why := why_not_resumable(learn.dl):  # a callback may have put another in place of dls.train
+        # A callback may have put another in place of dls.train.
+        if why := learn.dls.adapter_of(learn.dl).why_not_resumable():
             raise ValueError(f"{self!r} cannot keep the place in the training loader: {why}")
         self._needs[True] = _needs_of(learn)
 
@@ -139,7 +139,7 @@ class CheckpointCB(Callback):
 
     def before_validate(self, learn: Learner) -> None:
         self._needs[True] = _needs_of(learn)
-        if why_not_resumable(learn.dl):  # validation will have to begin again, from this state
+        if learn.dls.adapter_of(learn.dl).why_not_resumable():  # it will have to begin again, from this state
             self._at_validation = deepcopy(capture_rest(learn, Position(learn.epoch, "eval")))
 
     def after_epoch(self, learn: Learner) -> None:
@@ -208,7 +208,7 @@ class CheckpointCB(Callback):
 
     def _check(self, learn: Learner) -> None:
         check_opt(learn.opt)
-        if why := why_not_resumable(learn.dls.train):
+        if why := learn.dls.adapters["train"].why_not_resumable():
             raise ValueError(f"{self!r} cannot keep the place in dls.train: {why}")
         if late := [cb for cb in learn.cbs if self.order < cb.order != Order.RESTORE]:
             raise ValueError(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..batches import to_device
 from ..callback import Callback, Order
-from ..data.batches import to_device
 from ..parameters import roots_of
 
 if TYPE_CHECKING:

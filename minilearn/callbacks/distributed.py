@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..callback import Callback, Hook, Order
-from ..data.loaders import part_of
+from ..data.adapters import Adapter, adapter_of
 from ..optim.groups import params_of
 from ..parameters import extra_params, loss_tensors, roots_of
 from ..processes import Processes, ask, fail, is_part, join
@@ -58,13 +58,15 @@ class DistributedCB(Callback):
         timeout_s: seconds after which a process gives up waiting for another.
         **kwargs: DistributedDataParallel's or fully_shard's, such as find_unused_parameters, mp_policy.
 
-    Runs at: before_fit, _train, _validate, _batch, _forward; after_predict; at_rest; cleanup_forward, _train,
-        _fit; order 1500. Writes: rank, n_processes; loss_count, of a batch that has no sample here; dl (its
-        own part of each batch); for the time of a predict in training, model; a first time, the weights (the
-        first process's).
-    Raises: before training: TypeError for a loader that cannot be divided, and for a metric that cannot be
-        joined; ValueError for the wrong kind of device, processes that differ in what they go on from, and
-        with shard= for parameters beside the model.
+    Runs at: prepare, release; before_fit, _train, _validate, _batch, _forward; after_predict; at_rest;
+        cleanup_forward, _train, _fit; order 1500. Writes: rank, n_processes; loss_count, of a batch that has
+        no sample here; dl (its own part of each batch); for the time of a predict in training, model; a first
+        time, the weights (the first process's).
+    Raises: before training: TypeError for a loader that may give other batches in each process, for batches
+        that cannot be cut by rows (those of a list, say, with tensors of other lengths than the target), and
+        for a metric that cannot be joined; ValueError for a DistributedSampler that gives samples twice, the
+        wrong kind of device, processes that resume from different checkpoints, and with shard= for parameters
+        beside the model.
         In training: RuntimeError for processes that went apart.
     Differs: from the usual scripts, where the batch size is that of one process. A backward of your own
         multiplies the loss by learn.loss_weight, where it is not None. A callback that cancels has to do so
@@ -92,7 +94,8 @@ class DistributedCB(Callback):
         self._processes = Processes()
         self._ddp: Any = None
         self._ddp_of: Any = None  # which parameters it was made for
-        self._parts: dict[int, tuple[Any, Any]] = {}  # loader, and this process's part of it
+        self._shards: dict[int, tuple[Any, Adapter]] = {}  # loader, and this process's shard of it
+        self._adapters: dict[int, Adapter] = {}  # of the loaders that are shards
         self._is_inside: list[Any] = []  # the models to put back after predict
         self._extra: list[Any] = []  # what is trained beside the model
         self._asked: Any = None  # the exchange that is under way
@@ -116,11 +119,10 @@ class DistributedCB(Callback):
         self._is_alone = learn.purpose == "predict"
         device = self._device(learn)
         join(device, self.timeout_s)
-        loaders: list[Any] = [learn.dls.train, learn.dls.valid, learn.dls.test]
-        for loader in loaders:
-            if hasattr(loader, "seed") and not any(loader is known for known in self._seeded):
-                loader.seed = self._processes.broadcast(loader.seed)
-                self._seeded.append(loader)
+        for adapter in learn.dls.adapters.values():
+            if not any(adapter.loader is known for known in self._seeded):
+                adapter.agree(self._processes.broadcast)
+                self._seeded.append(adapter.loader)
         if not self._is_seeded:  # the first fit
             self._is_seeded = True
             for root in roots_of(learn):
@@ -192,6 +194,8 @@ class DistributedCB(Callback):
         if "train" in learn.phases:  # a fit without training plans no steps
             self._check_plan(learn)
             self._find_extra(learn)
+        for phase in learn.phases:  # now, because what cannot be divided is to be refused before any training
+            self._shard_of(learn, learn.dls[phase])
         self._asked, self._rng = None, None
 
     def _check_plan(self, learn: Learner) -> None:
@@ -245,14 +249,17 @@ class DistributedCB(Callback):
     def _divide(self, learn: Learner) -> None:
         if self.n_processes == 1:
             return
-        loader = learn.dl
-        if id(loader) not in self._parts:
+        whole, adapter = learn.dl, self._shard_of(learn, learn.dl)
+        adapter.follow(whole, "seed", "epoch", "bs")  # which may have changed since
+        learn.dl = adapter.loader
+        self._adapters[id(learn.dl)] = adapter
+
+    def _shard_of(self, learn: Learner, loader: Any) -> Adapter:
+        if id(loader) not in self._shards:
+            shard = learn.dls.adapter_of(loader).shard(self.rank, self.n_processes)
             # The loader is kept too, so that no other one gets its id.
-            self._parts[id(loader)] = (loader, part_of(loader, self.rank, self.n_processes))
-        learn.dl = self._parts[id(loader)][1]
-        for name in ("seed", "epoch", "bs"):  # which may have changed since
-            if hasattr(loader, name) and learn.dl is not loader:
-                setattr(learn.dl, name, getattr(loader, name))
+            self._shards[id(loader)] = (loader, adapter_of(shard))
+        return self._shards[id(loader)][1]
 
     def before_batch(self, learn: Learner) -> None:
         if self.n_processes == 1:
@@ -260,7 +267,9 @@ class DistributedCB(Callback):
         if self._rng is not None and not learn.is_nested:
             _put_rng(self._rng)
             self._rng = None
-        learn.processes.are_idle(hasattr(learn.dl, "sizes") and learn.dl.sizes(learn.batch_idx)[0] == 0)
+        adapter = self._adapters.get(id(learn.dl))
+        sizes = None if adapter is None else adapter.sizes(learn.batch_idx)
+        learn.processes.are_idle(sizes is not None and sizes[0] == 0)
 
     def before_forward(self, learn: Learner) -> None:
         if self.n_processes == 1:
@@ -341,7 +350,7 @@ class DistributedCB(Callback):
             self._part(learn)
 
     def release(self, learn: Learner) -> None:
-        self._parts, self._is_inside, self._extra = {}, [], []
+        self._shards, self._adapters, self._is_inside, self._extra = {}, {}, [], []
         # The next fit makes a new one: one that is left may abort the process at its end, see processes.py.
         self._ddp = self._ddp_of = None
         self._part(learn)  # from a validate that failed

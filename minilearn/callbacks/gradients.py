@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..callback import Callback, Order
 from ..checks import is_whole
-from ..data.loaders import n_batches
 from ..optim.groups import params_of
 from ..processes import whole
 
@@ -62,7 +61,7 @@ class GradientAccumulationCB(Callback):
         """Take nothing: version 0.1 had here what the learner has now."""
 
     def before_train(self, learn: Learner) -> None:
-        self._n_in_epoch = self._checked(n_batches(learn.dl))
+        self._n_in_epoch = self._checked(learn.dls.adapter_of(learn.dl).n_batches)
 
     def _checked(self, n: int | None) -> int:
         if n is None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..batches import map_tensors, tensors_in
 from ..callback import Callback, Hook, Order
-from ..data.batches import map_tensors, tensors_in
 from ..optim.base import Optimizer
 from ..optim.groups import params_of
 from ..parameters import roots_of

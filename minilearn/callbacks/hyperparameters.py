@@ -11,9 +11,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..callback import Callback, Order
 from ..checks import check_reached, is_whole
-from ..data.loaders import sum_of
 from ..optim.groups import Group, groups_of, put
 from ..optim.ranges import check_range
+from ..plan import sum_of
 from ..schedules import resolve
 from .scheduler import BaseSchedulerCB, warn_of_plan
 

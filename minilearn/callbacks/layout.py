@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..batches import map_tensors
 from ..callback import Callback, Order
-from ..data.batches import map_tensors
 from ..optim.groups import keep_order_of_memory
 
 if TYPE_CHECKING:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader
-
 from ..callback import Callback, Order
-from ..data.loaders import generators_of, n_batches, state_of
 from ..events import CancelFitException
 from ..memory import Memory
 from ..optim.groups import groups_of, put
@@ -146,7 +142,7 @@ def lr_find(learn: Learner, **kwargs: Any) -> LRFinderCB:
     finder = LRFinderCB(**kwargs)
     for cb in learn.cbs:
         cb.prepare(learn)  # what changes the model for good is no part of the sweep
-    per_epoch = n_batches(learn.dls.train)
+    per_epoch = learn.dls.adapters["train"].n_batches
     n_epochs = finder.n_steps if not per_epoch else -(-finder.n_steps // per_epoch)
     with _untouched(learn):
         # A new optimizer: the kept one's state is not touched, and its moments fit its own lr.
@@ -160,22 +156,21 @@ def lr_find(learn: Learner, **kwargs: Any) -> LRFinderCB:
 
 @contextmanager
 def _untouched(learn: Learner) -> Iterator[None]:
-    train = learn.dls.train
-    loaders = [train, learn.dls.valid, learn.dls.test]
+    train = learn.dls.adapters["train"]
+    loaders = [adapter.loader for adapter in learn.dls.adapters.values()]
     data = [getattr(loader, "dataset", None) for loader in loaders]
     # The optimizer is kept by reference: the sweep makes one of its own.
     opt = [learn.opt, getattr(learn.opt, "state", None), *getattr(learn.opt, "param_groups", ())]
     memory = Memory([learn, learn.dls, *loaders, *data, *opt, *learn.cbs])
     memory.keep(*roots_of(learn), learn.history, *learn.own_fields().values())
-    for owner in (learn.run, learn.stop, learn.modes, learn.processes):
+    for owner in (learn.run, learn.stop, learn.modes, learn.processes, learn.mean):
         memory.keep_fields(owner)
     for cb in learn.cbs:
         if cb.in_lr_find:
             memory.keep_fields(cb)
-    fields, state = dict(vars(learn)), _state_of(train)
-    parts: list[Any] = [train, getattr(train, "sampler", None)]
-    epochs = [(part, part.epoch) for part in parts if hasattr(part, "epoch")]
-    with kept_rng(*generators_of(train)):
+    fields, cancelled_by = dict(vars(learn)), dict(learn.cancelled_by)
+    epochs = [(part, part.epoch) for part in train.parts() if hasattr(part, "epoch")]
+    with kept_rng(*train.generators()), train.unmoved():
         try:
             learn._defaults = [cb for cb in learn._defaults if cb.in_lr_find]
             learn._set_cbs([cb for cb in learn._given if cb.in_lr_find])
@@ -186,11 +181,5 @@ def _untouched(learn: Learner) -> Iterator[None]:
             vars(learn).update(fields)  # callbacks and their hooks too
             for part, epoch in epochs:
                 part.epoch = epoch
-            if state is not None:
-                train.load_state_dict(state)
+            learn.cancelled_by = cancelled_by
             memory.put_back()
-
-
-def _state_of(loader: Any) -> Any:
-    """Return the state of a loader that has one; torch's own begin a pass when they are asked."""
-    return None if isinstance(loader, DataLoader) else deepcopy(state_of(loader))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..batches import argument_of, is_cross_entropy
 from ..callback import Callback, Order
+from ..counting import argument_of, is_cross_entropy
 from ..processes import Processes
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback, Hook, Order
 from ..checks import is_whole
-from ..data.loaders import n_batches
 from ..events import STEPS
 from ..files import check_folder
 
@@ -141,7 +140,7 @@ class ProfileCB(Callback):
     # The trace ------------------------------------------------------------------------------------
 
     def _check_range(self, learn: Learner) -> None:
-        n = n_batches(learn.dls.train)
+        n = learn.dls.adapters["train"].n_batches
         if n is not None and n <= self.at[0]:
             raise ValueError(
                 f"ProfileCB(at={self.at!r}): there is nothing to trace, an epoch of training has {n} batches "

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..callback import Callback, Order
-from ..data.loaders import n_batches
 from ..plot import plot_history
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class ProgressCB(Callback):
     def _begin(self, learn: Learner) -> None:
         if isinstance(self._view, _Bars):
             first = learn.plan.first_batch(learn.phase, learn.epoch)
-            self._view.begin(learn.phase, n_batches(learn.dl), first)
+            self._view.begin(learn.phase, learn.dls.adapter_of(learn.dl).n_batches, first)
 
     def after_batch(self, learn: Learner) -> None:
         view = self._view

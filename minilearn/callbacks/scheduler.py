@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..callback import Callback, Order
-from ..data.loaders import n_batches, sum_of
 from ..optim.building import build_opt
 from ..optim.groups import Group, forget_schedule, put
 from ..parameters import extra_groups
+from ..plan import sum_of
 from .monitor import Monitor
 from .scheduler_arguments import (
     FitLength,
@@ -168,7 +168,7 @@ class BaseSchedulerCB(Callback):
 
     def _planned(self, learn: Learner, n_epochs: int) -> list[int]:
         """Return the steps of the epochs that the schedule would rule in a fit of n_epochs."""
-        planned = learn.planned_steps(n_epochs, n_batches(learn.dls.train))
+        planned = learn.planned_steps(n_epochs, learn.dls.adapters["train"].n_batches)
         ruled = planned[: learn.scheduled_epochs(n_epochs)]
         known = [n for n in ruled if n is not None]
         if len(known) < len(ruled):

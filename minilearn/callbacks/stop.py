@@ -33,10 +33,10 @@ class SingleBatchCB(Callback):
         return [1] * len(steps)
 
     def before_train(self, learn: Learner) -> None:
-        learn.dl = list(islice(learn.dl, 1))
+        learn.dl = list(islice(learn.dls.adapter_of(learn.dl).read(), 1))
 
     def before_validate(self, learn: Learner) -> None:
-        learn.dl = list(islice(learn.dl, 1))
+        learn.dl = list(islice(learn.dls.adapter_of(learn.dl).read(), 1))
 
 
 class EarlyStoppingCB(Callback):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from minilearn import Callback, DeviceCB
-from minilearn.data.loaders import to_device
+from minilearn.batches import to_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 Pair = namedtuple("Pair", "left right")

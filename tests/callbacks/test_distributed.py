@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from minilearn import DataLoaders, DistributedCB, Learner, MetricsCB, TensorLoader
 from minilearn.callbacks import distributed
-from minilearn.data.loaders import part_of
+from minilearn.data import adapter_of
+from minilearn.fitting import Plan
 from minilearn.interrupts import StopRequest
 from minilearn.processes import Processes
 
@@ -308,7 +310,7 @@ def test_without_torchrun_it_changes_nothing(alone):
 @pytest.mark.parametrize(("n_samples", "bs"), [(20, 4), (83, 9), (10, 16), (9, 8)])
 def test_parts_are_the_whole_and_differ_by_at_most_a_sample(n, n_samples, bs):
     whole = TensorLoader(torch.arange(n_samples), bs=bs, shuffle=True, seed=1)
-    parts = [part_of(whole, rank, n) for rank in range(n)]
+    parts = [adapter_of(whole).shard(rank, n) for rank in range(n)]
     for i, (batch, *of_parts) in enumerate(zip(whole, *parts, strict=True)):
         sizes = [part.sizes(i) for part in parts]
         assert {joint for _, joint in sizes} == {len(batch[0])}
@@ -323,9 +325,9 @@ def test_a_dataloader_that_shuffles_cannot_be_divided(shuffle):
     loader = DataLoader(TensorDataset(torch.arange(5)), batch_size=2, shuffle=shuffle)
     if shuffle:
         with pytest.raises(TypeError, match="DatasetLoader"):
-            part_of(loader, 0, 2)
+            adapter_of(loader).shard(0, 2)
     else:
-        assert [batch[0].tolist() for batch in part_of(loader, 1, 2)] == [[1], [3], [4]]
+        assert [batch[0].tolist() for batch in adapter_of(loader).shard(1, 2)] == [[1], [3], [4]]
 
 
 def test_a_generator_cannot_be_divided():
@@ -334,7 +336,7 @@ def test_a_generator_cannot_be_divided():
             return iter([])
 
     with pytest.raises(TypeError, match=r"Stream.*process"):
-        part_of(Stream(), 0, 2)
+        adapter_of(Stream()).shard(0, 2)
 
 
 def test_arguments_are_checked():
@@ -388,3 +390,25 @@ def test_a_metric_that_cannot_be_joined_is_refused_before_training():
     cb.n_processes = 2
     with pytest.raises(TypeError, match=r"metric own.*Own"):
         cb.before_fit(learn)
+
+
+class Generated:
+    """A loader that may give other batches in each process."""
+
+    def __iter__(self):
+        return iter([])
+
+
+@pytest.mark.parametrize("phases", [("train",), ("train", "eval"), ("eval",)])
+def test_loaders_that_cannot_be_divided_are_refused_before_training(phases):
+    good = TensorLoader(torch.zeros(4, 2), torch.zeros(4).long(), bs=2)
+    cb = DistributedCB()
+    for train, valid in ((good, good), (good, Generated()), (Generated(), good)):
+        learn = Learner(nn.Linear(2, 2), DataLoaders(train, valid), cbs=cb, default_cbs=False)
+        learn.plan = Plan(1, phases, 1, [2])
+        cb.n_processes = 2
+        bad = [x for name, x in (("train", train), ("eval", valid)) if name in phases and x is not good]
+        with (
+            pytest.raises(TypeError, match=mentions("Generated ... DatasetLoader")) if bad else nullcontext()
+        ):
+            cb.before_fit(learn)

@@ -9,8 +9,16 @@ from toolbox import StopCB, StoppedError, same
 from torch import nn
 
 from minilearn import CheckpointCB, DataLoaders, Learner
-from minilearn.data import Augment, Cutout, HorizontalFlip, ImageLoader, Normalize, RandomCrop, peek
-from minilearn.data.loaders import in_order, with_batch_size
+from minilearn.data import (
+    Augment,
+    Cutout,
+    HorizontalFlip,
+    ImageLoader,
+    Normalize,
+    RandomCrop,
+    adapter_of,
+    peek,
+)
 
 PIXELS = torch.randint(256, (10, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 TARGETS = torch.arange(10)
@@ -41,7 +49,7 @@ def by_index(loader, epoch=0, start=0):
 @pytest.mark.parametrize("epoch", [0, 3])
 def test_image_becomes_the_same_with_any_batch_size(bs, epoch):
     assert same(by_index(loader(bs=bs), epoch), by_index(loader(), epoch))
-    assert same(by_index(with_batch_size(loader(), bs), epoch), by_index(loader(), epoch))
+    assert same(by_index(adapter_of(loader()).resized(bs), epoch), by_index(loader(), epoch))
 
 
 def test_image_becomes_the_same_in_any_order():
@@ -145,7 +153,7 @@ def test_bytes_stay_as_they_are():
 
 
 def test_predict_has_the_order_of_the_data():
-    one = in_order(loader())
+    one = adapter_of(loader()).in_order()
     assert torch.cat([yb for _, yb in one]).tolist() == list(range(10))
 
 

@@ -20,8 +20,7 @@ from torch.utils.data import (
 )
 
 from minilearn import DataLoaders, TensorLoader, set_seed
-from minilearn.data import peek, to_device
-from minilearn.data.loaders import check_not_empty, n_batches, with_batch_size
+from minilearn.data import adapter_of, peek, to_device
 
 TRAIN, VALID, TEST = [("train", 0)], [("valid", 0)], [("test", 0)]
 
@@ -118,12 +117,12 @@ def test_iterable_that_goes_only_once_is_refused(loader, kind):
 
 def test_empty_loader_is_named():
     with pytest.raises(ValueError, match=r"valid loader.*0 batches"):
-        check_not_empty("valid", [])
+        adapter_of([]).check_not_empty("valid")
 
 
 def test_loader_emptied_by_drop_last_says_why():
     with pytest.raises(ValueError, match=r"train loader.*drop_last=True"):
-        check_not_empty("train", TensorLoader(torch.zeros(3), bs=4, drop_last=True))
+        adapter_of(TensorLoader(torch.zeros(3), bs=4, drop_last=True)).check_not_empty("train")
 
 
 class Stream(IterableDataset):
@@ -141,7 +140,7 @@ class Stream(IterableDataset):
     ],
 )
 def test_n_batches_is_none_where_a_loader_does_not_know(loader, n):
-    assert n_batches(loader) == n
+    assert adapter_of(loader).n_batches == n
 
 
 # TensorLoader -----------------------------------------------------------------------------------------
@@ -488,7 +487,7 @@ def test_resized_dataloader_keeps_each_setting(name):
     value, needed = SETTINGS[name]
     plain = DataLoader(PLAIN, 3)
     made = DataLoader(PLAIN, 3, **{name: value}, **needed)
-    resized = with_batch_size(made, 5)
+    resized = adapter_of(made).resized(5)
     assert getattr(resized, name) == getattr(made, name) == value != getattr(plain, name)
     assert resized.batch_size == 5
     assert resized.dataset is PLAIN
@@ -498,34 +497,34 @@ def test_resized_dataloader_keeps_each_setting(name):
 @pytest.mark.parametrize("name", ["num_workers", "collate_fn", "drop_last", "worker_init_fn", "generator"])
 def test_resized_dataloader_of_a_stream_keeps_each_setting(name):
     value, needed = SETTINGS[name]
-    resized = with_batch_size(DataLoader(Stream(), 3, **{name: value}, **needed), 2)
+    resized = adapter_of(DataLoader(Stream(), 3, **{name: value}, **needed)).resized(2)
     assert getattr(resized, name) == value != getattr(DataLoader(Stream(), 3), name)
     assert resized.batch_size == 2
 
 
 @pytest.mark.parametrize(("drop_last", "n"), [(False, [2, 1]), (True, [2])])
 def test_resized_stream_drops_the_last_batch_as_it_did(drop_last, n):
-    resized = with_batch_size(DataLoader(Stream(), 3, drop_last=drop_last), 2)
+    resized = adapter_of(DataLoader(Stream(), 3, drop_last=drop_last)).resized(2)
     assert [len(yb) for _, yb in resized] == n
 
 
 @pytest.mark.parametrize(("drop_last", "n"), [(False, [4, 4, 2]), (True, [4, 4])])
 def test_resized_dataloader_drops_the_last_batch_as_its_batch_sampler_did(drop_last, n):
     batches = BatchSampler(RandomSampler(PLAIN), 3, drop_last)
-    resized = with_batch_size(DataLoader(PLAIN, batch_sampler=batches), 4)
+    resized = adapter_of(DataLoader(PLAIN, batch_sampler=batches)).resized(4)
     assert [len(yb) for _, yb in resized] == n
     assert resized.batch_sampler.sampler is batches.sampler
 
 
 def test_resized_dataloader_uses_its_settings():
     made = DataLoader(PLAIN, 3, sampler=[9, 1, 5], collate_fn=as_batch)
-    assert [yb for _, yb in with_batch_size(made, 2)] == [[9, 1], [5]]
+    assert [yb for _, yb in adapter_of(made).resized(2)] == [[9, 1], [5]]
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_resized_tensor_loader_is_the_same_but_for_its_size(drop_last):
     made = loader(epoch=3, seed=7, drop_last=drop_last)
-    resized = with_batch_size(made, 3)
+    resized = adapter_of(made).resized(3)
     assert vars(resized) == vars(made) | {"bs": 3}
     assert all(a is b for a, b in zip(resized.tensors, made.tensors, strict=True))
     assert torch.equal(resized.order(), made.order())
@@ -534,7 +533,7 @@ def test_resized_tensor_loader_is_the_same_but_for_its_size(drop_last):
 
 def test_resized_tensor_loader_has_an_epoch_of_its_own():
     made = loader(epoch=3)
-    with_batch_size(made, 3).set_epoch(5)
+    adapter_of(made).resized(3).set_epoch(5)
     assert made.epoch == 3
 
 
@@ -543,7 +542,7 @@ def test_subclass_of_tensor_loader_stays_one_when_it_is_resized():
         def __iter__(self):
             return ((2 * x,) for (x,) in super().__iter__())
 
-    resized = with_batch_size(Doubled(torch.ones(3), bs=2), 3)
+    resized = adapter_of(Doubled(torch.ones(3), bs=2)).resized(3)
     assert [x.tolist() for (x,) in resized] == [[2.0, 2.0, 2.0]]
 
 
@@ -564,7 +563,7 @@ def test_loader_without_a_batch_size_cannot_be_resized(made, shown):
         TypeError,
         match=rf"({shown}).*TensorLoader.*DatasetLoader.*DataLoader.*batch_size",
     ):
-        with_batch_size(made, 2)
+        adapter_of(made).resized(2)
 
 
 def test_class_of_ones_own_with_a_batch_sampler_cannot_be_resized():
@@ -575,7 +574,7 @@ def test_class_of_ones_own_with_a_batch_sampler_cannot_be_resized():
             return iter(TRAIN)
 
     with pytest.raises(TypeError, match=r"TensorLoader.*DatasetLoader"):
-        with_batch_size(Own(), 2)
+        adapter_of(Own()).resized(2)
 
 
 # to_device --------------------------------------------------------------------------------------------

@@ -23,8 +23,7 @@ from torch.utils.data import (
 )
 
 from minilearn import DataLoaders, Learner, TensorLoader, set_seed
-from minilearn.data import DatasetLoader, ResumableLoader, peek
-from minilearn.data.loaders import batches_from, in_order, state_of, why_not_resumable, with_batch_size
+from minilearn.data import DatasetLoader, ResumableLoader, adapter_of, peek
 
 
 class Numbers(Dataset):
@@ -714,7 +713,7 @@ def samples_of(batches):
 def test_resized_loader_has_the_same_order_and_the_same_samples():
     made = augmented()
     before = read(made, 2)
-    resized = with_batch_size(made, 4)
+    resized = adapter_of(made).resized(4)
     after = read(resized, 2)
     assert type(resized) is DatasetLoader
     assert [len(batch[1]) for batch in after] == [4, 4, 2]
@@ -728,14 +727,14 @@ def test_resized_loader_keeps_its_settings():
         sampler=[5, 1, 7, 2, 2], drop_last=True, collate_fn=lambda samples: [i for _, i in samples]
     )
     made.set_epoch(3)
-    resized = with_batch_size(made, 2)
+    resized = adapter_of(made).resized(2)
     assert list(resized) == [[5, 1], [7, 2]]
     assert (resized.seed, resized.epoch, resized.drop_last) == (1, 3, True)
 
 
 def test_in_order_gives_the_data_s_order_with_the_same_augmentation():
     made = augmented()
-    ordered = in_order(made)
+    ordered = adapter_of(made).in_order()
     assert read(ordered) == read(augmented(shuffle=False))
     assert order_of(ordered) == list(range(10))
     assert made.shuffle
@@ -743,7 +742,7 @@ def test_in_order_gives_the_data_s_order_with_the_same_augmentation():
 
 def test_loader_in_order_is_given_as_it_is():
     made = dataset()
-    assert in_order(made) is made
+    assert adapter_of(made).in_order() is made
 
 
 def test_loader_with_a_sampler_has_no_order_of_the_data():
@@ -751,7 +750,7 @@ def test_loader_with_a_sampler_has_no_order_of_the_data():
         ValueError,
         match=r"^predict.*DatasetLoader.*sampler",
     ):
-        in_order(dataset(sampler=[1, 2]))
+        adapter_of(dataset(sampler=[1, 2])).in_order()
 
 
 # peek -------------------------------------------------------------------------------------------------
@@ -921,34 +920,34 @@ RESUMABLE = {
 
 @pytest.mark.parametrize("make", RESUMABLE.values(), ids=RESUMABLE)
 def test_loader_that_can_go_on_has_nothing_against_it(make):
-    assert why_not_resumable(make()) == ""
+    assert adapter_of(make()).why_not_resumable() == ""
 
 
 @pytest.mark.parametrize("make", [tensors, dataset, lambda: BATCHES, FromAny, WithBoth])
 @pytest.mark.parametrize("start", range(5))
 def test_batches_from_a_start_are_those_after_it(make, start):
-    whole, tail = list(make()), list(batches_from(make(), start))
+    whole, tail = list(make()), list(adapter_of(make()).read(start))
     assert str(tail) == str(whole[start:])
 
 
 @pytest.mark.parametrize("make", [Generated, lambda: DataLoader(Stream(), batch_size=None)])
 def test_loader_of_any_kind_can_begin(make):
-    assert [i for _, i in batches_from(make(), 0)][:3] == [0, 1, 2]
+    assert [i for _, i in adapter_of(make()).read(0)][:3] == [0, 1, 2]
 
 
 def test_loader_with_a_state_goes_on_from_where_it_was_loaded():
     made = WithState()
-    batches = batches_from(made, 0)
+    batches = adapter_of(made).read(0)
     next(batches)
     next(batches)
     other = WithState()
-    other.load_state_dict(state_of(made))
-    assert [i for _, i in batches_from(other, 2)] == [2, 3]
-    assert [i for _, i in batches_from(other, 0)] == [0, 1, 2, 3]
+    other.load_state_dict(adapter_of(made).state())
+    assert [i for _, i in adapter_of(other).read(2)] == [2, 3]
+    assert [i for _, i in adapter_of(other).read(0)] == [0, 1, 2, 3]
 
 
 def test_loader_with_batches_and_a_state_goes_on_by_its_batches():
-    assert [i for _, i in batches_from(WithBoth(), 3)] == [3]
+    assert [i for _, i in adapter_of(WithBoth()).read(3)] == [3]
 
 
 @pytest.mark.parametrize(
@@ -964,12 +963,12 @@ def test_loader_with_batches_and_a_state_goes_on_by_its_batches():
     ],
 )
 def test_state_is_what_the_loader_says_of_it(make, state):
-    assert state_of(make()) == state
+    assert adapter_of(make()).state() == state
 
 
 def test_plain_dataloader_is_told_what_to_write():
-    assert why_not_resumable(DataLoader(TensorDataset(torch.zeros(3)))) == (
-        "a torch DataLoader draws its order and its workers' seeds anew at each pass: write "
+    assert adapter_of(DataLoader(TensorDataset(torch.zeros(3)))).why_not_resumable() == (
+        "a torch DataLoader draws its order and its workers' seeds again at each pass: write "
         "DatasetLoader(dataset, bs=64, shuffle=True, num_workers=2), which takes its other arguments too"
     )
 
@@ -985,7 +984,7 @@ def test_plain_dataloader_is_told_what_to_write():
     ],
 )
 def test_stream_that_does_not_say_where_it_stands_is_told_what_to_have(made, kind):
-    assert why_not_resumable(made) == (
+    assert adapter_of(made).why_not_resumable() == (
         f"{kind} does not say where it stands: expected a TensorLoader, a DatasetLoader, a list of batches, "
         "or a loader with batches(start), or with state_dict() and load_state_dict()"
     )

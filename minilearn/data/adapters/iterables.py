@@ -1,0 +1,176 @@
+"""The adapters of sequences and iterables: by index, by state, from the start, and once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from ...seeding import is_same_state, kept_rng, rng_state, set_rng_state
+from .base import MEND, Adapter, has_state
+from .shards import Shard
+
+_END = object()
+
+
+class SequenceAdapter(Adapter):
+    """A sequence of batches, read by index: a list, or a class with __getitem__ and __len__."""
+
+    @staticmethod
+    def takes(loader: Any) -> bool:
+        """Whether it has an index and a length; what has an __iter__ too has to be a Sequence by type."""
+        has_index = hasattr(loader, "__getitem__") and callable(getattr(loader, "__len__", None))
+        return has_index and (isinstance(loader, Sequence) or not hasattr(loader, "__iter__"))
+
+    def read(self, start: int = 0) -> Iterator[Any]:
+        """Read from index `start` on; the whole by its __iter__, if it has one."""
+        if start == 0 and hasattr(self.loader, "__iter__"):
+            return iter(self.loader)
+        return (self.loader[i] for i in range(start, len(self.loader)))
+
+    def peek(self, epoch: int | None = None) -> Any:
+        """Return the first batch."""
+        with kept_rng(*self.generators()):
+            return self.loader[0] if len(self.loader) else None
+
+    def why_not_resumable(self) -> str:
+        """Return "": it is read by index."""
+        return ""
+
+    def shard(self, rank: int, n: int) -> Any:
+        """Cut each batch by rows."""
+        return Shard(self, rank, n)
+
+
+class StatefulAdapter(Adapter):
+    """An iterable that knows where it stands, by state_dict and load_state_dict."""
+
+    moves_on = True
+
+    @staticmethod
+    def takes(loader: Any) -> bool:
+        """Whether it gives its state, and takes it back."""
+        return has_state(loader)
+
+    def read(self, start: int = 0) -> Iterator[Any]:
+        """Read from where its state was loaded."""
+        return iter(self.loader)
+
+    def peek(self, epoch: int | None = None) -> Any:
+        """Return the first batch, and put the state back."""
+        with kept_rng(*self.generators()), self.unmoved():
+            return next(iter(self.loader), None)
+
+    @contextmanager
+    def unmoved(self) -> Iterator[None]:
+        """Put the state back, since it moves on while it is read."""
+        state = deepcopy(self.state())
+        try:
+            yield
+        finally:
+            self.load_state(state)
+
+    def why_not_resumable(self) -> str:
+        """Return "": its state says where it stands."""
+        return ""
+
+
+@dataclass
+class _Opened:
+    """A pass that was opened to see its first batch, and what that drew."""
+
+    batch: Any
+    rest: Iterator[Any]
+    epoch: int | None
+    before: Any  # random numbers
+    after: Any
+
+
+class IterableAdapter(Adapter):
+    """An iterable that can only be read from its start, such as a class with __iter__.
+
+    `peek` opens the pass that comes next, which then begins with the batch that was seen: so __iter__ is
+    called once for each pass, and what cannot be read twice loses no batch. The pass takes its random numbers
+    as if nobody had looked, unless others were drawn in between.
+    """
+
+    opens_to_peek = True
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__(loader)
+        self._opened: _Opened | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_opened": None}  # a pass cannot be copied
+
+    @staticmethod
+    def takes(loader: Any) -> bool:
+        """Whether it has __iter__, or __getitem__, which is read from 0 on."""
+        return isinstance(loader, Iterable) or hasattr(loader, "__getitem__")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next pass is of, unless it was opened for this epoch already."""
+        if self._opened is None or self._opened.epoch != epoch:
+            self._opened = None
+            super().set_epoch(epoch)
+
+    def read(self, start: int = 0) -> Iterator[Any]:
+        """Begin a pass, or continue the one that `peek` opened."""
+        if start:
+            raise TypeError(f"{self!r} cannot begin at batch {start}: {self.why_not_resumable()}")
+        opened, self._opened = self._opened, None
+        return iter(self.loader) if opened is None else self._continued(opened)
+
+    def _continued(self, opened: _Opened) -> Iterator[Any]:
+        if is_same_state(self._drawn(), opened.before):
+            self._draw(opened.after)
+        if opened.batch is not _END:
+            yield opened.batch
+            yield from opened.rest
+
+    def peek(self, epoch: int | None = None) -> Any:
+        """Return the first batch of the pass that comes next."""
+        if epoch is not None:
+            self.set_epoch(epoch)
+        if self._opened is None:
+            before = self._drawn()
+            with kept_rng(*self.generators()):
+                rest = iter(self.loader)
+                batch = next(rest, _END)
+                self._opened = _Opened(batch, rest, epoch, before, self._drawn())
+        return None if self._opened.batch is _END else self._opened.batch
+
+    def _drawn(self) -> Any:
+        return rng_state(), [generator.get_state() for generator in self.generators()]
+
+    def _draw(self, drawn: Any) -> None:
+        set_rng_state(drawn[0])
+        for generator, state in zip(self.generators(), drawn[1], strict=True):
+            generator.set_state(state)
+
+    def why_not_resumable(self) -> str:
+        """Say that nothing tells where it stands."""
+        return f"a {type(self.loader).__name__} does not say where it stands: {MEND}"
+
+
+class StreamAdapter(IterableAdapter):
+    """An iterator, such as a generator: it is gone through once, in validate or predict."""
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__(loader)
+        self._is_read = False
+
+    @staticmethod
+    def takes(loader: Any) -> bool:
+        """Whether it is an iterator."""
+        return isinstance(loader, Iterator)
+
+    def read(self, start: int = 0) -> Iterator[Any]:
+        """Begin the pass. Raises: RuntimeError for a second one."""
+        if self._is_read:
+            raise RuntimeError(f"a {type(self.loader).__name__} can be gone through only once, and was")
+        batches = super().read(start)
+        self._is_read = True
+        return batches

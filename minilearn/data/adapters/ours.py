@@ -1,0 +1,109 @@
+"""The adapter of loaders that give batches from any number on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import copy
+from typing import Any, Self
+
+import torch
+
+from ...seeding import kept_rng
+from ..datasets import DatasetLoader
+from ..resumable import ResumableLoader
+from .base import Adapter, short
+from .shards import Shard
+
+
+class OursAdapter(Adapter):
+    """A loader with batches(start): ours, and users' own with this protocol.
+
+    The order of a pass is a pure function of the loader's state, so a pass begins at any batch, and another
+    one that is under way does not matter. What else such a loader may have: `__len__`, `set_epoch(epoch)`,
+    `state_dict()` and `load_state_dict(state)` for what the order depends on, `seed`, `peek()`, and
+    `part_of(rank, n)` with `sizes(i)`, where it shards by itself, as a ResumableLoader does.
+    """
+
+    @staticmethod
+    def takes(loader: Any) -> bool:
+        """Whether it has batches."""
+        return callable(getattr(loader, "batches", None))
+
+    def read(self, start: int = 0) -> Iterator[Any]:
+        """Begin a pass at batch `start`, without reading those before it."""
+        return self.loader.batches(start) if start else iter(self.loader)
+
+    def peek(self, epoch: int | None = None) -> Any:
+        """Return a batch of two samples where the loader makes one, or else its first batch."""
+        with kept_rng(*self.generators()):
+            if hasattr(self.loader, "peek"):
+                return self.loader.peek()
+            return next(self.loader.batches(0), None)
+
+    def why_not_resumable(self) -> str:
+        """Return "": it begins at any batch."""
+        return ""
+
+    def sizes(self, i: int) -> tuple[int, int] | None:
+        """Return what the loader says."""
+        return self.loader.sizes(i) if hasattr(self.loader, "sizes") else None
+
+    def agree(self, broadcast: Callable[[Any], Any]) -> None:
+        """Take the seed of the first of several processes."""
+        if hasattr(self.loader, "seed"):
+            self.loader.seed = broadcast(self.loader.seed)
+
+    def follow(self, loader: Any, *names: str) -> None:
+        """Take the fields that both have."""
+        for name in names:
+            if hasattr(loader, name) and hasattr(self.loader, name):
+                setattr(self.loader, name, getattr(loader, name))
+
+    def why_no_order(self) -> str:
+        """Say which sampler a DatasetLoader has; of other ResumableLoaders the order can be had."""
+        if isinstance(self.loader, DatasetLoader) and self.loader.sampler is not None:
+            return f"has a sampler, {type(self.loader.sampler).__name__}"
+        if not isinstance(self.loader, ResumableLoader):
+            return super().why_no_order()
+        is_known = torch.equal(self._unshuffled().order(), torch.arange(self.loader.n_samples))
+        return "" if is_known else "has an order of its own"
+
+    def in_order(self) -> Any:
+        """Return the loader, or one that neither shuffles nor drops, and has all of each batch."""
+        loader = super().in_order()
+        return self._unshuffled() if isinstance(loader, ResumableLoader) else loader
+
+    def _unshuffled(self) -> Any:
+        settings = {"shuffle": False, "drop_last": False, "part": (0, 1)}
+        if all(vars(self.loader)[name] == value for name, value in settings.items()):
+            return self.loader
+        loader = copy(self.loader)
+        vars(loader).update(settings)
+        return loader
+
+    def beside(self) -> Self:
+        """Return one of a copy, because workers that persist would leave their pass for the new one."""
+        beside = super().beside()
+        if isinstance(self.loader, ResumableLoader):
+            beside.loader = copy(self.loader)
+        return beside
+
+    def resized(self, bs: int) -> Any:
+        """Return a copy of another batch size."""
+        if not isinstance(self.loader, ResumableLoader):
+            return super().resized(bs)
+        loader = copy(self.loader)
+        loader.bs = bs
+        return loader
+
+    def shard(self, rank: int, n: int) -> Any:
+        """Return the loader's own part, by indices, or its batches cut by rows."""
+        sampler = getattr(self.loader, "sampler", None)
+        if hasattr(sampler, "num_replicas"):
+            raise ValueError(
+                f"{short(self.loader)} has a {type(sampler).__name__}, which gives a part of the data, and "
+                "divides each batch by itself too: expected it without this sampler"
+            )
+        if hasattr(self.loader, "part_of"):
+            return self.loader.part_of(rank, n)
+        return Shard(self, rank, n)

@@ -1,0 +1,121 @@
+"""Shard: the rows of one of several processes, of batches that all of them read alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...batches import map_tensors, parts_in, tensors_in
+from ..resumable import share_of
+from .base import Adapter, short
+
+_TARGETS = ("labels", "label", "targets", "target")  # the usual keys of a batch that is a dict
+
+
+class Shard(Adapter):
+    """Give one of n parts of each batch of a loader, by the rows of its tensors.
+
+    Batches are cut only where all of their tensors have as many rows as the target. Of what has another
+    length (weights of classes, say, packed sequences, or nodes of graphs) no one can tell which rows belong
+    to a sample.
+
+    It is a loader too, and its own adapter.
+
+    Args:
+        whole: the adapter of the loader, which gives the same batches in each process.
+        rank, n: which part, of how many.
+
+    Raises: TypeError for a batch that cannot be cut; of the first one as soon as the shard is made.
+    """
+
+    def __init__(self, whole: Adapter, rank: int, n: int) -> None:
+        super().__init__(self)
+        self.whole, self.rank, self.n = whole, rank, n
+        self.moves_on = whole.moves_on
+        self._sizes: tuple[int, int] | None = None
+        if (batch := whole.peek()) is not None:
+            _n_rows(batch)
+
+    def __repr__(self) -> str:
+        return f"Shard({self.whole!r}, {self.rank}, {self.n})"
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.read()
+
+    def __len__(self) -> int:
+        return len(self.whole.loader)
+
+    def read(self, start: int = 0) -> Iterator[Any]:
+        """Give this process's rows of the batches from number `start` on."""
+        for batch in self.whole.read(start):
+            yield self._cut(batch)
+
+    def peek(self, epoch: int | None = None) -> Any:
+        """Return a batch that is not cut."""
+        return self.whole.peek(epoch)
+
+    def sizes(self, i: int) -> tuple[int, int] | None:
+        """Return how many samples the batch that was given last has in this shard, and how many in all."""
+        return self._sizes
+
+    def parts(self) -> list[Any]:
+        """Return those of the whole."""
+        return self.whole.parts()
+
+    def state(self) -> Any:
+        """Return nothing: the whole has the state."""
+        return None
+
+    def why_not_resumable(self) -> str:
+        """Say it of the whole."""
+        return self.whole.why_not_resumable()
+
+    def in_order(self) -> Any:
+        """Return a loader of all rows: that of the whole."""
+        return self.whole.in_order()
+
+    def shard(self, rank: int, n: int) -> Any:
+        """Return the shard of the whole: rows are never cut twice."""
+        return self if (rank, n) == (self.rank, self.n) else self.whole.shard(rank, n)
+
+    def _cut(self, batch: Any) -> Any:
+        n = _n_rows(batch)
+        first, stop = share_of(n, self.rank, self.n)
+        self._sizes = (stop - first, n)
+        rows = slice(first, max(stop, first + 1))  # one without samples has a row too: all take the step
+        return map_tensors(lambda t: t[rows], batch)
+
+
+def _n_rows(batch: Any) -> int:
+    """Return how many rows a batch has. Raises: TypeError where not all of it has the target's."""
+    target = _target_of(batch)
+    n = next((len(t) for t in tensors_in(target) if t.ndim), None)
+    if n is None:
+        raise TypeError(f"{_refused(batch)}: its target has no tensor with rows; {_ADVICE}")
+    for part in parts_in(batch):
+        if isinstance(part, Tensor) and part.ndim and len(part) == n:
+            continue
+        if part is not None:
+            what = f"a tensor {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"
+            raise TypeError(f"{_refused(batch)}: it has {what}, and {n} targets; {_ADVICE}")
+    return n
+
+
+def _target_of(batch: Any) -> Any:
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return batch[1]
+    if isinstance(batch, Mapping):
+        return next((batch[name] for name in _TARGETS if name in batch), batch)
+    return batch
+
+
+def _refused(batch: Any) -> str:
+    return f"a batch, {short(batch)}, cannot be cut by rows for several processes"
+
+
+_ADVICE = (
+    "expected tensors of as many rows as the target, or a DatasetLoader or TensorLoader, which shard indices "
+    "before they collate"
+)
