@@ -86,7 +86,7 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
     """
     if learn.epoch and not learn.is_nested:
         check_fields(learn)
-    outer = {name: getattr(learn, name) for name in ("dl", "training")}
+    outer, is_idle = {name: getattr(learn, name) for name in ("dl", "training")}, learn.processes.is_idle
     modes = []
     if {"train", "validate"} & set(learn.scopes):
         learn.modes.find()
@@ -103,6 +103,7 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
             yield
     finally:
         vars(learn).update(outer)
+        learn.processes.are_idle(is_idle)
         learn.modes.apply()
         for module, mode, found in modes:
             if learn.modes.found.get(module) == found:  # else it was frozen, or the contrary, in this phase

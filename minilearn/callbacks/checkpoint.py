@@ -56,8 +56,8 @@ class CheckpointCB(Callback):
             such as "eval/loss"; a bare name means validation's.
         mode: "min" or "max"; may be left out for a loss.
 
-    Runs at: before_fit, _train and _validate, after_epoch, cleanup_epoch, at_rest; order 2000, after all
-        others. Writes: saved_to, the newest checkpoint; run_id.
+    Runs at: prepare, before_fit, before_train, before_validate, cleanup_train, after_epoch, cleanup_epoch,
+        at_rest; order 2000, after all others. Writes: saved_to, the newest checkpoint; run_id.
     State: best, the best value so far. Files: epoch-0002-train-000263.pt, whose next batch is number 263 of
         epoch 2 (of the learner's life, from 0); best.pt.
     Raises: before training: ValueError for a folder that has another run's checkpoints, a loader that cannot

@@ -31,7 +31,7 @@ class LRFinderCB(Callback):
         diverge: times the best smoothed loss.
         smooth: 0 <= smooth < 1, weight of the past in the average of losses.
 
-    Runs at: before_fit, _step; after_forward, after_step; order 60. Writes: lr.
+    Runs at: before_fit, after_forward, before_step, after_step; order 60. Writes: lr.
     State: lrs and losses, a number a step; suggestion, see `lr_find`.
     Source: Smith 2015, "Cyclical learning rates"; document 003's library has the class.
     """

@@ -30,8 +30,9 @@ class MetricsCB(Callback):
         **named: the same under names of your own.
         With none at all: MulticlassAccuracy where the loss is cross-entropy over (N, C) predictions.
 
-    Runs at: before_fit, before and after train and validate, after_batch; order -50, so that
-        your after_train and after_validate find the finished row. Reads: loss, preds, batch.
+    Runs at: prepare, before_fit, before_train, before_validate, after_batch, after_train, after_validate,
+        cleanup_validate; order -50, so that your after_train and after_validate find the finished row.
+        Reads: loss, loss_count, preds, yb.
         Writes: history.
     State: the sum of the losses, each times what it is a mean over (learn.loss_count), in float64 (float32 on
         MPS), and the sum of these counts: the mean over the phase is that of the batches as one.

@@ -31,9 +31,9 @@ class ProgressCB(Callback):
         plot: in a notebook, also draw the history's curves anew after each epoch.
         console: the rich Console to write to. Default: standard output.
 
-    Runs at: before_fit, before_train, before_validate, after_batch, after_train, after_validate,
-        cleanup_epoch, cleanup_fit, release; order 80. Reads: history, loss (at most 10 times a second,
-        because reading it waits for the device).
+    Runs at: before_fit, before_epoch, before_train, before_validate, after_batch, after_train,
+        after_validate, cleanup_epoch, cleanup_fit, release; order 80. Reads: history, loss (at most 10 times
+        a second, because reading it waits for the device).
     Raises: ValueError before training for plot=True where there is no notebook.
     """
 

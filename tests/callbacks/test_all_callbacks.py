@@ -56,7 +56,6 @@ FACTORIES = {
     "TerminateOnNaNCB": callbacks.TerminateOnNaNCB,
 }
 # Of files that are being rewritten; to be removed one by one.
-WRONG_DOCSTRINGS = ("DistributedCB", "LRFinderCB", "MetricsCB")
 NEEDS = {  # of the learner
     "SwitchPointsCB": {"opt_func": SWATS},
     "CUDAGraphCB": {"opt_func": SGD},
@@ -158,9 +157,7 @@ def test_hooks_are_read_from_a_docstring(said, names):
 
 
 @EACH
-def test_docstring_says_when_it_runs(name, request):
-    if name in WRONG_DOCSTRINGS:
-        request.applymarker(pytest.mark.xfail(reason="its file is being rewritten"))
+def test_docstring_says_when_it_runs(name):
     doc, cls = inspect.getdoc(SHIPPED[name]), SHIPPED[name]
     hooks = {hook for hook in hooks_of(cls) if hook not in STEPS}
     hooks |= {hook for hook in ("prepare", "release") if getattr(cls, hook) is not getattr(Callback, hook)}
