@@ -39,10 +39,10 @@ from minilearn import (
     RecorderCB,
     set_seed,
 )
-from minilearn.checkpoint import checkpoints_in, read
+from minilearn.checkpoints.codec import differences
+from minilearn.checkpoints.snapshot import checkpoints_in, read
 from minilearn.files import SIDE
 from minilearn.provenance import device_name
-from minilearn.state import differences
 
 N_EPOCHS, EVERY, N_IMAGES, BS = 8, 3, 256, 16
 THREADS = 1  # of a training

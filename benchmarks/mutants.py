@@ -36,17 +36,22 @@ from harness import count, positive
 ROOT = Path(__file__).parents[1]
 # Files, or folders of files, of minilearn; what a version does not have is left out.
 CORE = (
-    *("learner", "callback", "events", "fitting", "resuming", "checkpoint", "checkpoints", "interrupts"),
-    *("checks", "freezing", "processes", "run", "state", "verify", "weights", "seeding"),
-    *("callbacks/checkpoint", "data/loaders", "data/adapters", "data/resumable", "data/datasets"),
+    *("learner", "callback", "host", "events", "batches", "counting", "plan", "parameters", "fitting"),
+    *("checkpoints", "processes", "verify", "weights", "seeding", "callbacks/checkpoint", "data/loaders"),
+    *("data/adapters", "data/resumable", "data/dataset_loader"),
+    # As version 0.1 had them.
+    *("resuming", "checkpoint", "interrupts", "checks", "freezing", "run", "state", "data/datasets"),
 )
 # The files of tests for those of the core that have none of their name.
 TESTED_IN = {
     "processes": ("test_distributed.py",),
     "fitting": ("test_passes.py", "test_learner.py"),
+    "host": ("test_callback.py",),
     "checkpoint": ("test_resuming.py", "test_weights.py"),
     "checkpoints": ("test_resuming.py", "test_checkpoint.py"),
     "run": ("test_checkpoint.py",),
+    "loss": ("test_parameters.py",),
+    "dataset_loader": ("test_resumable.py",),
     "datasets": ("test_resumable.py",),
 }
 LONG = ("test_nbs.py", "test_benchmarks.py", "*_example.py")

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from minilearn import fashion_mnist
-from minilearn.data.download import places_of
+from minilearn.data.sets.download import places_of
 from minilearn.provenance import provenance
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))  # where one, page and the frameworks' files are

@@ -1,7 +1,7 @@
 """minilearn: a small, callback-driven training framework for PyTorch."""
 
 from . import optim, schedules
-from .callback import Callback, CallbackHost, Order
+from .callback import Callback, Order
 from .callbacks import (
     EMACB,
     SWACB,
@@ -62,6 +62,7 @@ from .events import (
     cancel_exception,
     with_cbs,
 )
+from .host import CallbackHost
 from .learner import Learner
 from .models import (
     MLP,

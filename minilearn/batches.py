@@ -24,7 +24,7 @@ def is_pair(batch: Any) -> bool:
     return len(batch) == 2
 
 
-def unpack(batch: Any, is_strict: bool = True) -> tuple[Any, Any]:
+def inputs_and_target(batch: Any, is_strict: bool = True) -> tuple[Any, Any]:
     """Return the inputs and the target of a batch; the target is None where there is none.
 
     A pair is (inputs, target). A mapping gives the target under "labels", "label", "target" or "targets", and

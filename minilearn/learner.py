@@ -13,26 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from . import weights
-from .batches import is_pair, is_several, n_samples, packed
-from .batches import unpack as unpacked
-from .callback import CallbackHost, Pass, default_step
+from .batches import inputs_and_target, is_pair, is_several, n_samples, packed
 from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
 from .callbacks.trained import CheckTrainedCB
-from .checks import check_fit, check_model, check_targets, infer_loss
 from .counting import Count, only_counted, zero_of
 from .data.loaders import DataLoaders
 from .events import CancelException, with_cbs
-from .fitting import batches_of, fit_of, pass_of, phase_of, plan, prepare_opt, side_run, started
-from .freezing import Modes
-from .interrupts import StopRequest, pause
-from .mean import StepMean
+from .fitting.checks import check_fit, check_model, check_targets, infer_loss
+from .fitting.interrupts import StopRequest, pause
+from .fitting.mean import StepMean
+from .fitting.modes import Modes
+from .fitting.passes import batches_of, fit_of, pass_of, phase_of, plan, prepare_opt, side_run, started
+from .fitting.run import Run
+from .host import CallbackHost, Pass, default_step
 from .optim.summary import summary
 from .plan import Plan
 from .processes import Processes
-from .run import Run
 from .seeding import kept_rng
 
 
@@ -54,7 +53,7 @@ class Learner(CallbackHost):
         default_cbs: whether DeviceCB, MetricsCB and ProgressCB come along. One of the same kind in
             `cbs` takes a default's place.
         unpack: batch -> (inputs, target), for batches that do not say which is which; see
-            `minilearn.batches.unpack`.
+            `minilearn.batches.inputs_and_target`.
 
     Fields, each with its one writer, for callbacks to read:
         batch (the loader, then DeviceCB), xb and yb (its inputs and target, by unpack), preds and loss (the
@@ -204,9 +203,10 @@ class Learner(CallbackHost):
 
     @default_step
     def unpack(self) -> None:
-        """Set xb and yb, the batch's inputs and target: by `unpack=`, or by `minilearn.batches.unpack`."""
+        """Set xb and yb: by `unpack=`, or by `minilearn.batches.inputs_and_target`."""
         if self.unpack_func is None:
-            self.xb, self.yb = unpacked(self.batch, is_strict=self.purpose not in ("predict", "measure"))
+            is_strict = self.purpose not in ("predict", "measure")
+            self.xb, self.yb = inputs_and_target(self.batch, is_strict)
             return
         parts = self.unpack_func(self.batch)
         if not isinstance(parts, tuple | list) or len(parts) != 2:

@@ -112,7 +112,7 @@ def _lrs_of(sched: Any, n_steps: int) -> list[list[float]]:
     """Return the lrs, (n_steps, groups), that a torch scheduler will set from where it stands."""
     from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-    from .optim.groups import put
+    from .optim.groups import set_value
 
     if not isinstance(sched, LRScheduler) or isinstance(sched, ReduceLROnPlateau):
         raise TypeError(
@@ -134,7 +134,7 @@ def _lrs_of(sched: Any, n_steps: int) -> list[list[float]]:
         sched.load_state_dict(state)
         for group, before in zip(groups, values, strict=True):
             for key, value in before.items():
-                put(group, key, value)
+                set_value(group, key, value)
     return lrs
 
 

@@ -17,11 +17,11 @@ from .callback import Callback
 from .callbacks.checkpoint import CheckpointCB
 from .callbacks.loggers import CSVLoggerCB, TensorBoardCB
 from .callbacks.progress import ProgressCB
-from .checkpoint import Saved, capture, position_of
-from .checks import is_whole
+from .checkpoints.codec import differences
+from .checkpoints.snapshot import Saved, capture, position_of
+from .fitting.checks import is_whole
 from .parameters import all_tensors
 from .seeding import kept_rng, set_seed
-from .state import differences
 
 if TYPE_CHECKING:
     from .learner import Learner

@@ -14,9 +14,9 @@ from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from minilearn import events
-from minilearn.data import imagenet_subsets
-from minilearn.data.cifar import CLASSES
-from minilearn.data.decoding import cache_folder
+from minilearn.data.sets import imagenet_subsets
+from minilearn.data.sets.cifar import CLASSES
+from minilearn.data.sets.decoding import cache_folder
 
 torch.set_num_threads(1)  # on tensors this small, threads wait for each other 100 times as long as they work
 

@@ -38,11 +38,11 @@ from minilearn import (
     TerminateOnNaNCB,
     set_seed,
 )
-from minilearn.checkpoint import capture_weights, checkpoints_in, read
+from minilearn.checkpoints.codec import first_difference
+from minilearn.checkpoints.snapshot import capture_weights, checkpoints_in, read
 from minilearn.events import STEPS, events
 from minilearn.files import written_whole
 from minilearn.schedules import cosine
-from minilearn.state import first_difference
 
 pytestmark = pytest.mark.usefixtures("quick_files")
 

@@ -10,8 +10,8 @@ import torch
 from toolbox import names_in
 
 from minilearn import files
+from minilearn.checkpoints.codec import first_difference
 from minilearn.files import read_torch, write_torch, written_whole
-from minilearn.state import first_difference
 
 VALUE = {"a": torch.arange(4.0), "b": [1, "x", ("tuple", [None])]}
 RAN = []

@@ -135,7 +135,7 @@ def test_objects_of_the_learner_are_changed_by_their_own_methods():
     }
     assert {file: names for file, names in inner.items() if names} == {}
     outer = {file for file, names in stored.items() if names & {f"learn.{name}" for name in OBJECTS}}
-    assert outer == {"fitting"}  # which plans a fit
+    assert outer == {"fitting.passes"}  # which plans a fit
 
 
 def test_cuda_is_named_only_where_another_accelerator_will_not_do():

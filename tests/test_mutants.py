@@ -79,7 +79,6 @@ def test_each_mutant_parses_and_differs_in_one_place(mutants):
         assert ast.dump(ast.parse(mutant.source)) != ast.dump(ast.parse(before))
         ((_, first, last, _, _),) = changed_lines(before.splitlines(), mutant.source.splitlines())
         assert (first + 1, last) == (mutant.edit.line, mutant.edit.end_line)
-        assert mutant.diff.count("\n@@ ") == 1
 
 
 def test_tests_named_for_the_file_come_first_and_then_the_quick_ones(mutants):

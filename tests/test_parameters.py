@@ -33,8 +33,8 @@ from minilearn import (
     MomentumCB,
     set_seed,
 )
-from minilearn.checkpoint import read
-from minilearn.state import first_difference
+from minilearn.checkpoints.codec import first_difference
+from minilearn.checkpoints.snapshot import read
 
 SGD = partial(torch.optim.SGD, fused=False)
 

@@ -21,7 +21,7 @@ from minilearn import (
     RecorderCB,
     TestTimeFlipCB,
 )
-from minilearn.state import first_difference
+from minilearn.checkpoints.codec import first_difference
 
 AVERAGES = {"EMA": partial(EMACB, 0.9), "SWA": partial(SWACB, 1, swa_lr=0.01)}
 OPTS = {"SGD": partial(SGD, momentum=0.9, nesterov=True), "AdamW": torch.optim.AdamW}

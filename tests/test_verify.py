@@ -27,9 +27,9 @@ from minilearn import (
     ScheduleCB,
     set_seed,
 )
-from minilearn.checkpoint import capture, position_of
+from minilearn.checkpoints.codec import first_difference
+from minilearn.checkpoints.snapshot import capture, position_of
 from minilearn.schedules import cosine
-from minilearn.state import first_difference
 
 
 class Noisy(Dataset):

@@ -11,7 +11,7 @@ from torch.nn.parallel import DataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from minilearn import CheckpointCB, Learner
-from minilearn.checkpoint import checkpoints_in
+from minilearn.checkpoints.snapshot import checkpoints_in
 from minilearn.weights import plain_name, tensors_by_name, unwrapped
 
 

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, ExponentialLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilearn import Callback, CheckpointCB, DataLoaders, Learner, MetricsCB, TensorLoader, set_seed
-from minilearn.checkpoint import capture, position_of
+from minilearn.checkpoints.snapshot import capture, position_of
 
 aten = torch.ops.aten
 
@@ -300,7 +300,7 @@ def state_of(learn, *left_out):
     """Return all that a checkpoint would hold, without clocks and counts of checkpoints.
 
     left_out: the keys of callbacks whose state is left out.
-    Compare two of them with `minilearn.state.first_difference`.
+    Compare two of them with `minilearn.checkpoints.codec.first_difference`.
     """
     saved = capture(learn, position_of(learn))
     saved["history"] = untimed_rows(learn)

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from ..callback import Callback, Order
-from ..checks import is_whole
-from ..optim.groups import groups_of, lr_of_each, put
+from ..fitting.checks import is_whole
+from ..optim.groups import groups_of, lr_of_each, set_value
 from ..parameters import all_tensors, extra_params
 from ..plan import sum_of
 from ..processes import like
@@ -138,15 +138,15 @@ class BaseAveragingCB(Callback):
                 self._put(learn)
                 yield
         finally:
-            _copy(kept, learn)
+            _write(kept, learn)
             self._is_swapped = False
 
     def _put(self, learn: Learner) -> None:
         """Write the average into the model, with its statistics."""
-        _copy(dict(zip(self._names, self._averages, strict=True)), learn)
+        _write(dict(zip(self._names, self._averages, strict=True)), learn)
         if not self._statistics:
             self._statistics = _measured(learn, self.n_norm_batches)
-        _copy(self._statistics, learn)
+        _write(self._statistics, learn)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average, with the statistics."""
@@ -311,7 +311,7 @@ class SWACB(BaseAveragingCB):
         if learn.n_steps and not self.n_averaged and not learn.is_failing:
             warnings.warn(f"{self!r}: the fit ended before anything was averaged", stacklevel=2)
         for group, lr in zip(groups_of(learn.opt) if self._before else (), self._before, strict=False):
-            put(group, "lr", lr)
+            set_value(group, "lr", lr)
         self._before = []
 
     def _write_lr(self, learn: Learner) -> None:
@@ -320,7 +320,7 @@ class SWACB(BaseAveragingCB):
         share = (1 - math.cos(math.pi * done)) / 2 if self.anneal == "cos" else done
         groups = groups_of(learn.opt) if self._lrs else []
         for group, lr, end in zip(groups, self._lrs, lr_of_each(self.swa_lr, groups), strict=False):
-            put(group, "lr", end if done == 1 else lr + (end - lr) * share)
+            set_value(group, "lr", end if done == 1 else lr + (end - lr) * share)
 
     def _average(self, averages: list[Tensor], weights: list[Tensor]) -> None:
         _swa(averages, weights, self.n_averaged)
@@ -455,7 +455,7 @@ def _is_measured(learn: Learner, module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _copy(values: dict[str, Tensor], learn: Learner) -> None:
+def _write(values: dict[str, Tensor], learn: Learner) -> None:
     """Write values into the parameters and buffers of these names, in place."""
     tensors = all_tensors(learn)
     for name, value in values.items():

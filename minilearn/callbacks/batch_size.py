@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback, Order
-from ..checks import check_reached, is_whole
 from ..data.adapters import adapter_of
+from ..fitting.checks import check_reached, is_whole
 
 if TYPE_CHECKING:
     from ..learner import Learner

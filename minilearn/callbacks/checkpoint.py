@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback, Order
-from ..checkpoint import (
+from ..checkpoints.snapshot import (
     BEST,
     Saved,
     capture_beginning,
@@ -25,8 +25,8 @@ from ..checkpoint import (
     settings_of,
     without_what_is_the_same,
 )
-from ..checks import is_whole
 from ..files import SIDE, check_folder, read_torch, write_torch
+from ..fitting.checks import is_whole
 from ..plan import Position
 from ..processes import whole_in_first
 from ..weights import tensors_by_name

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback, Order
-from ..checks import is_whole
+from ..fitting.checks import is_whole
 from ..optim.groups import params_of
 from ..processes import whole
 
@@ -23,9 +23,9 @@ class GradientAccumulationCB(Callback):
         grad = sum_i count_i * grad(loss_i) / sum_i count_i
 
     over the batches i of a step, count_i being what the loss of a batch is a mean over (learn.loss_count; see
-    `minilearn.mean`). The loss stays as it is: what is reported is not divided. The last step of an epoch has
-    the batches that are left. Before a step before_step sees the finished gradients; no event of the step
-    fires at the other batches. Schedules follow the optimizer's steps.
+    `minilearn.fitting.mean`). The loss stays as it is: what is reported is not divided. The last step of an
+    epoch has the batches that are left. Before a step before_step sees the finished gradients; no event of
+    the step fires at the other batches. Schedules follow the optimizer's steps.
 
     Args:
         n_batches: in a step, >= 1.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..callback import Callback
-from ..checks import is_whole
+from ..fitting.checks import is_whole
 from ..plot import new_figure
 
 if TYPE_CHECKING:

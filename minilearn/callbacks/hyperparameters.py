@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..callback import Callback, Order
-from ..checks import check_reached, is_whole
-from ..optim.groups import Group, groups_of, put
+from ..fitting.checks import check_reached, is_whole
+from ..optim.groups import Group, groups_of, set_value
 from ..optim.ranges import check_range
 from ..plan import sum_of
 from ..schedules import resolve
@@ -255,7 +255,7 @@ def _write(group: Group, name: str, value: Any) -> None:
         parts = list(group[key])
         parts[int(index)] = value
         value = tuple(parts)
-    put(group, key, value)
+    set_value(group, key, value)
 
 
 def _kept(value: Any) -> Any:

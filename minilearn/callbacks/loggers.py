@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback, Order
-from ..checks import is_whole
 from ..files import check_folder, written_whole
+from ..fitting.checks import is_whole
 from ..optim.groups import Group, groups_of
 from .metrics import MetricsCB
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback, Order
+from ..checkpoints.memory import Memory
 from ..events import CancelFitException
-from ..memory import Memory
-from ..optim.groups import groups_of, put
+from ..optim.groups import groups_of, set_value
 from ..parameters import roots_of
 from ..plot import new_figure
 from ..seeding import kept_rng
@@ -82,7 +82,7 @@ class LRFinderCB(Callback):
 
     def before_step(self, learn: Learner) -> None:
         for group in groups_of(learn.opt):
-            put(group, "lr", self.lrs[-1])
+            set_value(group, "lr", self.lrs[-1])
 
     def after_step(self, learn: Learner) -> None:
         if len(self.losses) >= self.n_steps:

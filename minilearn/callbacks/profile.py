@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback, Hook, Order
-from ..checks import is_whole
 from ..events import STEPS
 from ..files import check_folder
+from ..fitting.checks import is_whole
 
 if TYPE_CHECKING:
     from ..learner import Learner

@@ -45,14 +45,14 @@ def g(path: str) -> Callable[[Any], Any]:
     return read
 
 
-def _kept(value: Any) -> Any:
+def _as_it_is_now(value: Any) -> Any:
     """Return a value as it is now: a parameter, or a part of one, changes in place later."""
     if not isinstance(value, Tensor):
         return value
     return value.detach().clone() if value.is_leaf or value._is_view() else value.detach()
 
 
-def _packed(values: list[Any]) -> Any:
+def _as_tensor(values: list[Any]) -> Any:
     """Return floats as one tensor, float64, for a list of millions is slow to write."""
     return torch.tensor(values, dtype=torch.float64) if {float} == set(map(type, values)) else values
 
@@ -149,7 +149,7 @@ class RecorderCB(Callback):
         try:
             for append, read in self._readers:
                 value = read()
-                append(value if type(value) is float else _kept(value))
+                append(value if type(value) is float else _as_it_is_now(value))
         except BaseException:
             for new in self._new.values():
                 del new[self._n_new :]  # no half row
@@ -178,7 +178,7 @@ class RecorderCB(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the records; numbers as one tensor for each."""
         recs = self.recs.items()
-        return {name: _packed(values) for name, values in recs}
+        return {name: _as_tensor(values) for name, values in recs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the records back."""

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..callback import Callback, Order
 from ..optim.building import build_opt
-from ..optim.groups import Group, forget_schedule, put
+from ..optim.groups import Group, forget_schedule, set_value
 from ..parameters import extra_groups
 from ..plan import sum_of
 from .monitor import Monitor
@@ -267,7 +267,7 @@ def _hyperparameters(group: Group) -> Group:
 
 def _restore(group: Group, before: Group) -> None:
     for key, value in before.items():
-        put(group, key, value)
+        set_value(group, key, value)
     forget_schedule(group)
 
 

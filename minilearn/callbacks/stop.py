@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback, Order
-from ..checks import is_whole
 from ..events import CancelFitException
+from ..fitting.checks import is_whole
 from ..parameters import all_tensors
 from .averaging import seen_by_validation
 from .monitor import Monitor

@@ -2,17 +2,17 @@
 
 from ..batches import to_device
 from .adapters import Adapter, adapter_of, peek
-from .archives import unpack
 from .augment import Augment, Cutout, HorizontalFlip, Normalize, RandomCrop, RandomResizedCrop
-from .cifar import cifar10
-from .datasets import DatasetLoader
-from .folders import image_folder
-from .idx import fashion_mnist, mnist
-from .imagenet_subsets import imagenette, imagewoof
+from .dataset_loader import DatasetLoader
 from .images import ImageLoader
 from .loaders import DataLoaders
 from .resumable import ResumableLoader, TensorLoader
-from .shapes import shapes
+from .sets.archives import unpack
+from .sets.cifar import cifar10
+from .sets.folders import image_folder
+from .sets.idx import fashion_mnist, mnist
+from .sets.imagenet_subsets import imagenette, imagewoof
+from .sets.shapes import shapes
 
 __all__ = [
     "Adapter",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .adapters import Adapter, adapter_of
-from .adapters.base import short
+from .adapters.adapter import short
 from .adapters.iterables import StreamAdapter
 
 _NAMES = ("train", "valid", "test")

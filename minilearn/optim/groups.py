@@ -82,10 +82,10 @@ def set_lr(opt: Any, lr: float | Sequence[float]) -> None:
             for key in group.keys() & built.keys() & {"momentum", "betas"}:
                 group[key] = built[key]
         forget_schedule(group)
-        put(group, "lr", group_lr)
+        set_value(group, "lr", group_lr)
 
 
-def put(group: Group, key: str, value: Any) -> None:
+def set_value(group: Group, key: str, value: Any) -> None:
     """Set a hyperparameter of a group; a tensor in place, where a captured or compiled step reads it."""
     if isinstance(group[key], Tensor):
         group[key].fill_(value)

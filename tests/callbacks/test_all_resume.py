@@ -48,9 +48,9 @@ from minilearn import (
     set_seed,
 )
 from minilearn.callbacks import metrics
-from minilearn.checkpoint import read
+from minilearn.checkpoints.codec import first_difference
+from minilearn.checkpoints.snapshot import read
 from minilearn.schedules import cosine, one_cycle
-from minilearn.state import first_difference
 
 pytestmark = pytest.mark.usefixtures("quick_files")
 

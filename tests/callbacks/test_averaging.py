@@ -52,9 +52,9 @@ from minilearn import (
     ScheduleCB,
     TensorLoader,
 )
+from minilearn.checkpoints.codec import first_difference
 from minilearn.schedules import cosine
 from minilearn.seeding import rng_state
-from minilearn.state import first_difference
 
 BOTH = pytest.mark.parametrize("make", [lambda: SWACB(1), lambda: EMACB(0.8)], ids=["SWACB", "EMACB"])
 

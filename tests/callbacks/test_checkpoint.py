@@ -30,9 +30,9 @@ from minilearn import (
     RecorderCB,
     TensorLoader,
 )
-from minilearn.checkpoint import capture, checkpoints_in, position_of, read
+from minilearn.checkpoints.codec import first_difference
+from minilearn.checkpoints.snapshot import capture, checkpoints_in, position_of, read
 from minilearn.files import write_torch
-from minilearn.state import first_difference
 
 pytestmark = pytest.mark.usefixtures("quick_files")
 

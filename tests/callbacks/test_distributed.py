@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import distributed_worker as worker
 import pytest
 import torch
+from minilearn.fitting.passes.interrupts import StopRequest
 from toolbox import mentions, untimed_rows
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,8 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from minilearn import DataLoaders, DistributedCB, Learner, MetricsCB, TensorLoader
 from minilearn.callbacks import distributed
 from minilearn.data import adapter_of
-from minilearn.fitting import Plan
-from minilearn.interrupts import StopRequest
+from minilearn.fitting.passes import Plan
 from minilearn.processes import Processes
 
 WORKER = Path(worker.__file__)

@@ -26,7 +26,7 @@ from minilearn import (
     RecorderCB,
     ScheduleCB,
 )
-from minilearn.state import first_difference
+from minilearn.checkpoints.codec import first_difference
 
 OPTS = {"SGD with momentum": partial(SGD, momentum=0.9), "Adam": Adam}
 

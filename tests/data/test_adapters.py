@@ -21,10 +21,10 @@ from torch.utils.data import (
 )
 
 from minilearn import Callback, DataLoaders, Learner, MetricsCB, SingleBatchCB, TensorLoader, set_seed
+from minilearn.checkpoints.codec import first_difference
 from minilearn.data import Adapter, DatasetLoader, ImageLoader, ResumableLoader, adapter_of
 from minilearn.data.adapters import KINDS
 from minilearn.data.adapters.iterables import StreamAdapter
-from minilearn.state import first_difference
 
 N, BS = 7, 3  # samples, and how many are in a batch
 X = torch.arange(float(N))[:, None]

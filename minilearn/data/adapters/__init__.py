@@ -38,7 +38,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from .base import Adapter, short
+from .adapter import Adapter, short
 from .iterables import IterableAdapter, SequenceAdapter, StatefulAdapter, StreamAdapter
 from .ours import OursAdapter
 from .torchs import TorchAdapter, TorchStatefulAdapter, TorchStreamAdapter

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...seeding import is_same_state, kept_rng, rng_state, set_rng_state
-from .base import MEND, Adapter, has_state
+from .adapter import MEND, Adapter, has_state
 from .shards import Shard
 
 _END = object()

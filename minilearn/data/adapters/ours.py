@@ -9,9 +9,9 @@ from typing import Any, Self
 import torch
 
 from ...seeding import kept_rng
-from ..datasets import DatasetLoader
+from ..dataset_loader import DatasetLoader
 from ..resumable import ResumableLoader
-from .base import Adapter, short
+from .adapter import Adapter, short
 from .shards import Shard
 
 

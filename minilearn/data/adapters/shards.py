@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...batches import map_tensors, parts_in, tensors_in
 from ..resumable import share_of
-from .base import Adapter, short
+from .adapter import Adapter, short
 
 _TARGETS = ("labels", "label", "targets", "target")  # the usual keys of a batch that is a dict
 

@@ -10,9 +10,9 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from torch.utils.data.distributed import DistributedSampler
 
 from ...seeding import kept_rng
-from ..datasets import first_of
+from ..dataset_loader import first_of
 from ..resumable import spans_of
-from .base import MEND, Adapter, found, has_state
+from .adapter import MEND, Adapter, found, has_state
 from .iterables import IterableAdapter, StatefulAdapter
 from .shards import Shard
 

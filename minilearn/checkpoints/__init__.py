@@ -1,0 +1,1 @@
+"""What is on disk: the whole state of a run, taken, written, read and put back."""

@@ -1,0 +1,388 @@
+"""Values as a checkpoint holds them: plain data and tensors, so that reading it runs no code of the file."""
+
+from __future__ import annotations
+
+import enum
+import io
+import logging
+import random
+import struct
+import sys
+import weakref
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path, PurePath
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..processes import like, whole_in_first
+
+# Saved forms: numbers, text, None, tensors, lists and dicts are themselves. All else is a tuple (form, ...).
+LEFT = ("left",)  # what belongs to the program, not to the run: a function, an open file, the model
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
+_OF_ITEMS = {"set": set, "frozenset": frozenset, "tuple": tuple, "deque": deque}
+_OF_ENTRIES = {"Counter": Counter, "OrderedDict": OrderedDict, "defaultdict": defaultdict}
+_LEFT = (
+    *(FunctionType, BuiltinFunctionType, MethodType, partial, type, ModuleType),
+    *(io.IOBase, logging.Logger, weakref.ref),
+)
+
+
+ADVICE = "define state_dict(self), to leave it out or give data instead, and load_state_dict(self, state)"
+
+
+class Saver:
+    """Turn values into their saved forms.
+
+    Args:
+        shared: objects of the learner's (model, parameters, loaders, ...): left out wherever they are found,
+            for they are saved on their own or belong to the program.
+        module: the name of the module whose classes may be built anew when the value is loaded; that of
+            the callback that keeps the value.
+        advice: what to do about a value that has no saved form.
+
+    State: needs, the paths of objects that can be loaded only into one that is there already.
+    Raises: TypeError, with the path of the value, for what has no saved form.
+    """
+
+    def __init__(self, shared: Iterable[Any], module: str, advice: str = ADVICE) -> None:
+        self.shared = {id(value) for value in shared}
+        self.module, self.advice = module, advice
+        self.needs: set[str] = set()
+        self._inside: list[int] = []
+
+    def save(self, value: Any, path: str) -> Any:
+        """Return the saved form of a value, which shares its tensors."""
+        if id(value) in self.shared or isinstance(value, _LEFT):
+            return LEFT
+        if type(value) in _PLAIN:
+            return _unusual(value)
+        if isinstance(value, Tensor):
+            value = compact(value)
+            return value if value.device.type == "cpu" else ("tensor", value)
+        if id(value) in self._inside:
+            raise TypeError(f"{path} leads back to itself, which a checkpoint cannot hold; {self.advice}")
+        self._inside.append(id(value))
+        try:
+            return self._save(value, path)
+        finally:
+            self._inside.pop()
+
+    def _save(self, value: Any, path: str) -> Any:
+        for form_of in (self._container, self._data, self._generator):
+            if (saved := form_of(value, path)) is not None:
+                return saved
+        return self._object(value, path)
+
+    def _container(self, value: Any, path: str) -> Any:
+        """Return the form of a list, dict and the like, of these very classes; None for anything else."""
+        kind = type(value)
+        if kind is list:
+            return self._items(value, path)
+        if kind is dict:
+            return self._entries(value, path)
+        if kind is tuple:
+            return ("tuple", self._items(value, path))
+        if kind is torch.Size:
+            return ("tuple", list(value))
+        if kind in (set, frozenset):  # in one order, whatever the order in which it was filled
+            items = sorted(value, key=lambda item: (type(item).__name__, repr(item)))
+            return (kind.__name__, self._items(items, path))
+        if kind in (Counter, OrderedDict, defaultdict):
+            return (kind.__name__, self._entries(value, path))
+        if kind is deque:
+            return ("deque", self._items(value, path), value.maxlen)
+        return None
+
+    def _data(self, value: Any, path: str) -> Any:
+        """Return the form of what is written as text or numbers; None for anything else."""
+        if isinstance(value, PurePath):
+            return ("path", str(value))
+        if isinstance(value, torch.device):
+            return ("device", str(value))
+        if isinstance(value, enum.Enum):
+            self._note_need(value, path)
+            return ("enum", type(value).__name__, value.name)
+        is_array = type(value) is np.ndarray or isinstance(value, np.generic)
+        if is_array and value.dtype.kind in "biufc":
+            return ("numpy", value.dtype.str, list(value.shape), value.tobytes() or None)
+        return None
+
+    def _generator(self, value: Any, path: str) -> Any:
+        """Return the form of a generator of random numbers; None for anything else."""
+        if isinstance(value, torch.Generator):
+            return ("torch.Generator", value.get_state())
+        if isinstance(value, random.Random):
+            return ("random.Random", self.save(value.getstate(), path))
+        if isinstance(value, np.random.Generator):
+            return ("numpy.Generator", self.save(value.bit_generator.state, path))
+        return None
+
+    def _note_need(self, value: Any, path: str) -> None:
+        """Note that a value can be loaded only where there is one, unless the module can build it."""
+        kind = type(value)
+        if _class_in(self.module, kind.__name__) is not kind:
+            self.needs.add(path)
+
+    def _items(self, values: Iterable[Any], path: str) -> list[Any]:
+        return [self.save(value, f"{path}[{i}]") for i, value in enumerate(values)]
+
+    def _entries(self, values: Mapping[Any, Any], path: str) -> dict[Any, Any]:
+        for key in values:
+            if not all(type(part) in _PLAIN for part in (key if type(key) is tuple else [key])):
+                raise TypeError(
+                    f"{path} has the key {key!r}: a checkpoint holds keys that are text or numbers"
+                )
+        return {key: self.save(value, _inner(path, key)) for key, value in values.items()}
+
+    def _object(self, value: Any, path: str) -> Any:
+        kind = type(value)
+        if has_state(value):
+            self.needs.add(path)
+            return ("state", kind.__name__, self.save(value.state_dict(), path))
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            attributes = dict(zip(value._fields, value, strict=True))
+        elif hasattr(value, "__dict__") and not isinstance(value, Iterable) and not _holds_more(kind):
+            attributes = vars(value)
+        else:
+            raise TypeError(f"{path} is a {kind.__name__}, which a checkpoint cannot hold; {self.advice}")
+        self._note_need(value, path)
+        saved = {name: self.save(part, f"{path}.{name}") for name, part in attributes.items()}
+        return ("object", kind.__name__, saved)
+
+
+def _holds_more(kind: type) -> bool:
+    """Whether objects of a class hold more than their __dict__ shows: a number, an error's args, slots."""
+    return issubclass(kind, int | float | complex | BaseException) or any(
+        vars(base).get("__slots__") for base in kind.__mro__
+    )
+
+
+def _unusual(value: Any) -> Any:
+    """Return a form for what torch's reader without code cannot read: b"", and numbers of over 255 bytes."""
+    if type(value) is bytes and not value:
+        return ("bytes", None)
+    if type(value) is int and value.bit_length() > 2000:
+        return ("int", hex(value))
+    return value
+
+
+def _inner(path: str, key: Any) -> str:
+    return f"{path}.{key}" if isinstance(key, str) and key.isidentifier() else f"{path}[{key!r}]"
+
+
+def has_state(value: Any) -> bool:
+    """Whether an object gives its state, and takes it back."""
+    return callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
+
+
+def _class_in(module: str, name: str) -> Any:
+    return getattr(sys.modules.get(module), name, None)
+
+
+def compact(value: Tensor) -> Tensor:
+    """Return a tensor outside of its graph, and of a larger one, for all of its storage would be written."""
+    value = whole_in_first(value.detach())
+    is_part = value.layout is torch.strided and value.untyped_storage().nbytes() > value.nbytes
+    return value.clone() if is_part else value
+
+
+class Loader:
+    """Turn saved forms into values.
+
+    Args:
+        device: where tensors go that were not on the CPU.
+        module: see Saver.
+    """
+
+    def __init__(self, device: torch.device, module: str) -> None:
+        self.device, self.module = device, module
+        self._filled: dict[int, Any] = {}  # the lists and dicts that have their contents
+
+    def load(self, saved: Any, live: Any, path: str) -> Any:
+        """Return the value of a saved form; `live` is what is there now, and keeps its identity if it can.
+
+        Raises: ValueError for an object that neither is there nor can be built.
+        """
+        if isinstance(saved, list):
+            items = self._items(saved, live, path)
+            return self._in_place(live, items) if type(live) is list else items
+        if isinstance(saved, dict):
+            entries = self._entries(saved, live, path)
+            return self._in_place(live, entries) if type(live) is dict else entries
+        if isinstance(saved, Tensor):
+            return _loaded_tensor(saved, live)
+        if not isinstance(saved, tuple):
+            return saved
+        return live if saved == LEFT else self._load(saved, live, path)
+
+    def _load(self, saved: tuple[Any, ...], live: Any, path: str) -> Any:
+        form, value = saved[0], saved[1]
+        if form == "tensor":
+            return _loaded_tensor(value.to(self.device), live)
+        if form in _OF_ENTRIES or form in _OF_ITEMS:
+            return self._container(saved, live, path)
+        if form in ("torch.Generator", "random.Random", "numpy.Generator"):
+            return self._generator(form, value, live)
+        if form in ("state", "object"):
+            return self._object(saved, live, path)
+        return self._data(saved, live, path)
+
+    def _container(self, saved: tuple[Any, ...], live: Any, path: str) -> Any:
+        form, value = saved[0], saved[1]
+        if form in _OF_ENTRIES:
+            entries = self._entries(value, live, path)
+            if form == "defaultdict":
+                return defaultdict(getattr(live, "default_factory", None), entries)
+            return _OF_ENTRIES[form](entries)
+        items = self._items(value, live, path)
+        return deque(items, saved[2]) if form == "deque" else _OF_ITEMS[form](items)
+
+    def _data(self, saved: tuple[Any, ...], live: Any, path: str) -> Any:
+        form, value = saved[0], saved[1]
+        if form == "path":
+            return Path(value)
+        if form == "device":
+            return torch.device(value)
+        if form == "bytes":
+            return b""
+        if form == "int":
+            return int(value, 16)
+        if form == "enum":
+            kind = self._kind(value, live)
+            if not isinstance(kind, enum.EnumMeta):
+                raise ValueError(f"{path}: the checkpoint has a {value}, and here is {live!r}; {ADVICE}")
+            return kind[saved[2]]
+        if form == "numpy":
+            _, dtype, shape, data = saved
+            array = np.frombuffer(data or b"", dtype).reshape(shape).copy()
+            is_number = not shape and not isinstance(live, np.ndarray)
+            return array[()] if is_number else array
+        raise ValueError(f"{path}: the checkpoint has the unknown form {form!r}")
+
+    def _kind(self, name: str, live: Any) -> Any:
+        """Return the class of this name: that of the value that is there, or one of the module."""
+        return type(live) if type(live).__name__ == name else _class_in(self.module, name)
+
+    def _in_place(self, live: Any, value: Any) -> Any:
+        """Give a list or dict that a closure or a bound method may hold its new contents, once."""
+        if id(live) in self._filled:  # under another name; two were saved unless both hold the same
+            return live if not first_difference(live, value) else value
+        self._filled[id(live)] = live
+        live.clear()
+        live.extend(value) if isinstance(live, list) else live.update(value)
+        return live
+
+    def _items(self, saved: list[Any], live: Any, path: str) -> list[Any]:
+        now = list(live) if isinstance(live, list | tuple | deque) else []
+        now += [None] * (len(saved) - len(now))
+        return [self.load(item, now[i], f"{path}[{i}]") for i, item in enumerate(saved)]
+
+    def _entries(self, saved: dict[Any, Any], live: Any, path: str) -> dict[Any, Any]:
+        now = live if isinstance(live, Mapping) else {}
+        return {
+            key: self.load(item, now.get(key), _inner(path, key))
+            for key, item in saved.items()
+            if item != LEFT or key in now
+        }
+
+    def _generator(self, form: str, state: Any, live: Any) -> Any:
+        if form == "torch.Generator":
+            generator = live if isinstance(live, torch.Generator) else torch.Generator()
+            generator.set_state(state)
+            return generator
+        state = self.load(state, None, "")
+        if form == "random.Random":
+            own = live if isinstance(live, random.Random) else random.Random()
+            own.setstate(state)
+            return own
+        numpy = live
+        if not isinstance(live, np.random.Generator):
+            numpy = np.random.Generator(getattr(np.random, state["bit_generator"])())
+        numpy.bit_generator.state = state
+        return numpy
+
+    def _object(self, saved: tuple[Any, ...], live: Any, path: str) -> Any:
+        form, name, state = saved
+        if form == "state" and type(live).__name__ == name:
+            live.load_state_dict(self.load(state, None, path))
+            return live
+        kind = self._kind(name, live)
+        if form != "object" or not isinstance(kind, type):
+            raise ValueError(f"{path}: the checkpoint has a {name}, and here is {live!r}; {ADVICE}")
+        if issubclass(kind, tuple):
+            now = dict(zip(kind._fields, live, strict=True)) if type(live) is kind else {}
+            return kind(**self._entries(state, now, path))
+        value = live if type(live) is kind else kind.__new__(kind)
+        vars(value).update(self._entries(state, vars(value), path))
+        return value
+
+
+def _loaded_tensor(value: Tensor, live: Any) -> Tensor:
+    if isinstance(live, nn.Parameter) and live.shape == value.shape:
+        with torch.no_grad():
+            return live.copy_(like(value, live))
+    return value.clone()
+
+
+def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Give each place where two saved forms differ in a bit, and how."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *(key for key in b if key not in a)]:
+            inner = f"{path}.{key}" if path else str(key)
+            if key in a and key in b:
+                yield from differences(a[key], b[key], inner)
+            else:
+                yield inner, f"only in the {'first' if key in a else 'second'}"
+    elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from differences(x, y, f"{path}[{i}]")
+    elif how := _difference(a, b):
+        yield path, how
+
+
+def _difference(a: Any, b: Any) -> str:
+    """Say how two values differ that are no dicts or lists of one length; empty if they do not."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and (a.shape, a.dtype) == (b.shape, b.dtype):
+        n = _n_different(a, b)
+        return f"{n} of {a.numel()} numbers differ" if n else ""
+    is_tensor = isinstance(a, Tensor) or isinstance(b, Tensor)
+    if is_tensor or type(a) is not type(b) or not _is_same(a, b):
+        return f"{_short(a)} and {_short(b)}"
+    return ""
+
+
+def _n_different(a: Tensor, b: Tensor) -> int:
+    """Return how many numbers differ in a bit, of two tensors of one shape and dtype."""
+    if (bytes_a := _bytes_of(a)) == (bytes_b := _bytes_of(b)):
+        return 0
+    differ = np.frombuffer(bytes_a, np.uint8) != np.frombuffer(bytes_b, np.uint8)
+    return int(differ.reshape(-1, a.element_size()).any(1).sum())
+
+
+def first_difference(a: Any, b: Any) -> str:
+    """Name the first place where two saved forms differ in a bit; empty if there is none."""
+    return next((f"{path}: {how}" for path, how in differences(a, b)), "")
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray):
+        return (a.shape, a.dtype, a.tobytes()) == (b.shape, b.dtype, b.tobytes())
+    return struct.pack("d", a) == struct.pack("d", b) if isinstance(a, float) else bool(a == b)
+
+
+def _bytes_of(value: Tensor) -> bytes:
+    value = value.detach().cpu().resolve_conj().resolve_neg()
+    return value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {value.dtype}"
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:77]}..."

@@ -1,0 +1,325 @@
+"""Going on with a fit: the checkpoint is found and checked, and put back before the batch that comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..callback import Callback, Order
+from ..events import CancelFitException
+from ..optim.groups import SCHEDULE_KEYS
+from ..parameters import loss_tensors
+from ..plan import Position
+from ..seeding import set_rng_state
+from ..weights import SUFFIX, check_alike, tensors_by_name
+from .codec import Loader
+from .loss import check_loss
+from .snapshot import (
+    BEST,
+    Saved,
+    capture_beginning,
+    capture_rest,
+    capture_weights,
+    checkpoints_in,
+    loaders_of,
+    read,
+    restore,
+    restore_beginning,
+    restore_loaders,
+    with_what_is_the_same,
+)
+
+if TYPE_CHECKING:
+    from ..learner import Learner
+
+
+class Source:
+    """A checkpoint that a fit is resumed from, and what to put back if it does not come to that."""
+
+    def __init__(self, learn: Learner, path: Path, saved: Saved) -> None:
+        self.path, self.saved, self.position = path, saved, Position(**saved["position"])
+        self.rows = _loaded(saved["history"])
+        self.is_put = False
+        self._run = (learn.run_id, learn.n_fits)
+        self._loaders = [(part, part.state_dict()) for part, _ in _pure_loaders(learn, saved)]
+        self._before: tuple[Saved, list[Any]] | None = None
+
+    def begin(self, learn: Learner) -> None:
+        """Have the learner be of the run, and the loaders have its seeds."""
+        learn.run.resumes(self)
+        for loader, state in _pure_loaders(learn, self.saved):
+            loader.load_state_dict(state)
+        learn.run.is_at(self.saved["run"], self.saved["fit"]["index"])
+
+    def restore(self, learn: Learner) -> None:
+        """Put the checkpoint into the learner."""
+        restore(learn, self.saved)
+        restore_loaders(learn, self.saved["loaders"])
+        set_rng_state(_loaded(self.saved["rng"]))
+        self.is_put = True
+
+    def restore_beginning(self, learn: Learner, what: str) -> None:
+        """Put into the learner what its "epoch" or "validation" began with, all but weights."""
+        before = self._before or (capture_beginning(learn), list(learn.history))
+        beginning = self.saved.get("beginnings", {}).get(what)
+        if beginning is not None:
+            beginning = with_what_is_the_same(beginning, self.saved)
+            restore_beginning(learn, beginning, self.rows)
+            learn.run.began(what, beginning)
+        else:  # of version 0.1
+            learn.history[:] = self.rows
+            learn.n_epochs_trained = self.saved["fields"]["n_epochs_trained"] - (
+                self.position.phase == "train"
+            )
+        self._before = before
+
+    def undo(self, learn: Learner) -> None:
+        """Leave the learner as it was before it, unless the checkpoint was put."""
+        if self.is_put:
+            return
+        learn.run.is_at(*self._run)
+        if self._before is not None:
+            restore_beginning(learn, *self._before)
+        for loader, state in self._loaders:
+            loader.load_state_dict(state)
+
+
+# Before the fit -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def resumed(learn: Learner, resume: str | Path | bool | None) -> Iterator[Position | None]:
+    """Have a fit that is resumed continue where its checkpoint stood, which is given; None: it is finished.
+
+    Raises: what `Learner.fit` says of `resume`; the learner is then as it was.
+    """
+    start = Position(0) if resume is None else _find(learn, resume)
+    source: Source | None = learn.run.source
+    try:
+        with nullcontext() if source is None else learn.extra_cbs(_RestoreCB(source)):
+            yield start
+    except BaseException:
+        if source is not None:
+            source.undo(learn)
+        raise
+
+
+def _find(learn: Learner, resume: str | Path | bool) -> Position | None:
+    """Find and check the checkpoint to resume from; return where it stood, None if the fit is left out.
+
+    Of the checkpoint, the learner then has the name of the run and the loaders' seeds.
+    """
+    if (path := _found(learn, resume)) is None:  # the first start of a script that resumes itself
+        _say(learn, "There is no checkpoint yet: a new run begins")
+        return Position(0)
+    try:
+        saved = read(path)
+    except ValueError as error:
+        if older := checkpoints_in(path.parent)[:-1]:
+            raise ValueError(f"{error}; the one before it: resume={str(older[-1])!r}") from error
+        raise
+    check_alike(saved["model"], tensors_by_name(learn.model), path)
+    check_loss(learn, saved, path)
+    index, n_fits = saved["fit"]["index"], learn.n_fits
+    if path == Path(str(resume)).expanduser() or learn.run_id not in (None, saved["run"]):
+        n_fits = (
+            index  # asked for by name, or of another run than the learner's: no matter which fit it is of
+        )
+    if index < n_fits:
+        return Position(0)  # of a fit that is finished: this one starts from its end
+    if index > n_fits:
+        _skip(learn, saved)
+        if learn.rank == 0:
+            this, other = learn.n_fits + 1, index + 1
+            print(f"Left out fit {this} of this run, which is finished: {path} is of fit {other}")
+        return None
+    _check(learn, saved, path)
+    source = Source(learn, path, saved)
+    source.begin(learn)
+    position = source.position
+    over = ": this fit is finished, nothing is left to train" if position.is_over else ""
+    _say(learn, f"Resumed from {path}{over}")
+    if position.is_over:
+        _say_if_cut_short(learn, saved)
+    return position
+
+
+def _found(learn: Learner, resume: str | Path | bool) -> Path | None:
+    folders = [cb.saves_to for cb in learn.cbs if cb.saves_to is not None]
+    if resume is True:
+        if len(folders) != 1:
+            raise ValueError(
+                f"fit(resume=True) means the folder of the CheckpointCB: expected one, {len(folders)} here"
+            )
+        resume = folders[0]
+    if isinstance(resume, bool) or not isinstance(resume, str | Path):
+        raise TypeError(f"fit(resume={resume!r}): expected a folder of checkpoints, a checkpoint, or True")
+    path = Path(resume).expanduser()
+    if path.suffix == SUFFIX:
+        return path
+    if found := checkpoints_in(path):
+        return found[-1]
+    if (path / BEST).is_file():  # of a run that ended before its first checkpoint, but after an epoch
+        return path / BEST
+    if any(path.resolve() == folder.resolve() for folder in folders):
+        return None
+    raise FileNotFoundError(
+        f"fit(resume={str(resume)!r}): there is no checkpoint there, and no CheckpointCB writes to it"
+    )
+
+
+def _check(learn: Learner, saved: Saved, path: Path) -> None:
+    """Raise ValueError, with what differs, unless the learner is as the one of the checkpoint."""
+    now = capture_rest(learn, Position(0))
+    here: Any
+    there: Any
+    for name, what, why in (
+        ("n_epochs", "epochs", "for more of them, call fit once again after this one"),
+        ("phases", "phases", "is the validation loader missing?"),
+        ("epoch_steps", "steps in its epochs", "is it another batch size, or other data?"),
+    ):
+        here, there = now["fit"][name], saved["fit"][name]
+        if here != there:
+            raise ValueError(
+                f"{path} is of a fit with {_brief(there)} {what}, this one has {_brief(here)}; {why}"
+            )
+    here, there = capture_weights(learn)["opt"], saved["opt"]
+    if here["class"] != there["class"]:
+        raise ValueError(f"{path} is of a run with {there['class']}, the optimizer here is {here['class']}")
+    _check_groups(here, there, path)
+    here, there = now["cbs"], saved["cbs"]
+    if missing := [key for key, state in there.items() if state and key not in here]:
+        raise ValueError(
+            f"{path} has the state of {missing[0]}, not among the callbacks here: "
+            f"{', '.join(here) or 'none'}; give it too"
+        )
+    if added := [key for key, state in here.items() if state and key not in there]:
+        raise ValueError(
+            f"{path} has no state of {added[0]}: it is of a run with {', '.join(there) or 'none'}"
+        )
+    for name, now_state in now["loaders"].items():
+        if name in saved["loaders"] and (now_state is None) != (saved["loaders"][name] is None):
+            kinds = ("no state", "a state")
+            has = saved["loaders"][name] is not None
+            raise ValueError(
+                f"{path} is of a run with other data: its {name} loader had {kinds[has]}, this one has "
+                f"{kinds[not has]}"
+            )
+    for loader, state in _pure_loaders(learn, saved):
+        try:
+            copy(loader).load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{path} is of a run with other data: {error}") from None
+
+
+def _check_groups(here: Any, there: Any, path: Path) -> None:
+    if len(here["params"]) != len(there["params"]):
+        raise ValueError(
+            f"{path} is of an optimizer with {len(there['params'])} parameter groups, this one has "
+            f"{len(here['params'])}"
+        )
+    for i, (a, b) in enumerate(zip(here["params"], there["params"], strict=True)):
+        if a != b:
+            odd = [name for name in [*b, *a] if name not in a or name not in b] or ["their order"]
+            raise ValueError(f"{path} has other parameters in group {i} of the optimizer: {odd[0]}, for one")
+    groups = [part["state"]["param_groups"] for part in (here, there)]
+    for i, (a, b) in enumerate(zip(*groups, strict=True)):
+        if odd := sorted((a.keys() ^ b.keys()) - set(SCHEDULE_KEYS)):
+            place = "only here" if odd[0] in a else "only in the file"
+            raise ValueError(f"{path}: {odd[0]} is {place}, in group {i} of the optimizer")
+
+
+def _pure_loaders(learn: Learner, saved: Saved) -> list[tuple[Any, Any]]:
+    """Return the loaders whose order is a pure function of their state, each with its state."""
+    states = saved["loaders"]
+    known = {name: x for name, x in loaders_of(learn).items() if x is not None}
+    parts = [(x, states[name]) for name, x in known.items() if not learn.dls.adapter_of(x).moves_on]
+    return [(loader, _loaded(state)) for loader, state in parts if state]
+
+
+def _skip(learn: Learner, saved: Saved) -> None:
+    """Give a learner whose fit was finished before the newest weights and rows that there are."""
+    learn.run.named(saved["run"])
+    learn.history[:] = _loaded(saved["history"])
+    for name, t in tensors_by_name(learn.model).items():
+        t.detach().copy_(_loaded(saved["model"][name]))
+    for name, t in loss_tensors(learn).items():
+        t.detach().copy_(_loaded(saved["loss"]["tensors"][name]))
+
+
+def _loaded(saved: Any) -> Any:
+    return Loader(torch.device("cpu"), "").load(saved, None, "")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 1 and value.count(value[0]) == len(value):
+        return f"{len(value)} times {value[0]}"
+    return str(value)
+
+
+def _say_if_cut_short(learn: Learner, saved: Saved) -> None:
+    if (by := saved["fit"].get("cancelled_by")) and learn.rank == 0:
+        n_steps, total = saved["fields"]["n_steps"], learn.total_steps
+        of = "" if total is None else f" of {total}"
+        print(f"This fit was cut short by {by} after {n_steps}{of} steps; for more, call fit once again")
+
+
+def _say(learn: Learner, text: str) -> None:
+    if learn.rank == 0 and learn.shows_progress:
+        print(text)
+
+
+# In the fit ---------------------------------------------------------------------------------------
+
+
+class _RestoreCB(Callback):
+    """Put a checkpoint back, after all hooks that the run had behind it when it was written.
+
+    `before_fit` runs as in a new fit. Then the state is what the epoch began with, which hooks at the
+    beginning of an epoch and of training see, or of its validation, if it stood there; after the last of
+    these it is that of the checkpoint.
+    """
+
+    order = Order.RESTORE
+    in_nested = False
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def before_fit(self, learn: Learner) -> None:
+        position = self.source.position
+        if position.is_over:
+            raise CancelFitException  # what is left is to close what before_fit opened
+        if position.is_inside:
+            self.source.restore_beginning(learn, "epoch")
+        else:
+            self.source.restore(learn)
+            learn.run.began("epoch", capture_beginning(learn))
+
+    def before_epoch(self, learn: Learner) -> None:
+        if not self.source.is_put and self.source.position.phase == "eval":
+            self.source.restore_beginning(learn, "validation")
+
+    def before_train(self, learn: Learner) -> None:
+        self._put_inside(learn)
+
+    def before_validate(self, learn: Learner) -> None:
+        self._put_inside(learn)
+
+    def _put_inside(self, learn: Learner) -> None:
+        if not self.source.is_put:
+            self.source.restore(learn)
+            learn.modes.apply()
+
+    def cleanup_fit(self, learn: Learner) -> None:
+        if self.source.position.is_over:
+            self.source.restore(learn)
+            learn.cancelled_by["fit"] = self.source.saved["fit"].get("cancelled_by", "")

@@ -1,0 +1,371 @@
+"""The whole state of a run: its files, how it is taken from a learner at rest, how it is put into one."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..callback import Callback, Order
+from ..files import read_torch
+from ..optim.groups import keep_order_of_memory
+from ..parameters import check_brought, extra_params, loss_module, loss_tensors
+from ..plan import Position
+from ..processes import like
+from ..seeding import rng_state, set_rng_state
+from ..weights import SUFFIX, plain_name, tensors_by_name
+from .codec import Loader, Saver, compact, first_difference
+from .loss import capture_loss, restore_loss
+
+if TYPE_CHECKING:
+    from ..learner import Learner
+
+Saved = dict[str, Any]
+
+FORMAT = 1
+BEST = "best.pt"
+_NAME = re.compile(r"epoch-(\d+)-(train|valid)-(\d+)" + re.escape(SUFFIX))
+_OWN_ADVICE = "keep it on a callback, whose state_dict leaves it out"
+_FIELDS = ("epoch", "batch_idx", "n_steps", "n_epochs_trained", "loss")
+SAME = ("same",)
+_READ_AT_BEGINNINGS = ("before_epoch", "before_train", "before_validate")
+
+
+def position_of(learn: Learner) -> Position:
+    """Return where a learner that is at rest stands."""
+    if not learn.scopes:
+        return Position(learn.n_epochs, "over")
+    if learn.scopes[-1] in ("train", "validate"):
+        return Position(learn.epoch, learn.phase, learn.batch_idx + 1)
+    return Position(learn.epoch + 1)
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def name_of(n_epochs_trained: int, position: Position) -> str:
+    """Return a checkpoint's file name: which epoch of the learner's life and which batch come next."""
+    part = "valid" if position.phase == "eval" else "train"
+    epoch = n_epochs_trained - position.is_inside
+    return f"epoch-{epoch:04d}-{part}-{position.batch:06d}{SUFFIX}"
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the earliest first; not the copy of the best."""
+    return sorted((path for path in folder.glob("epoch-*") if _NAME.fullmatch(path.name)), key=is_at)
+
+
+def is_at(path: Path) -> tuple[int, str, int]:
+    """Return the place in the run that a checkpoint's name says, to be compared."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), match[2], int(match[3])
+
+
+def read(path: Path) -> Saved:
+    """Read a checkpoint. Raises: FileNotFoundError; ValueError for what is none, or is broken."""
+    saved = read_torch(path)
+    if not isinstance(saved, dict) or "minilearn" not in saved:
+        raise ValueError(f"{path} is no checkpoint of minilearn; weights alone are for learn.load")
+    if saved["minilearn"] != FORMAT:
+        raise ValueError(f"{path} has the format {saved['minilearn']}, this minilearn reads {FORMAT}")
+    return saved
+
+
+# Taking it ----------------------------------------------------------------------------------------
+
+
+def capture(learn: Learner, position: Position) -> Saved:
+    """Return the state of a learner that is at rest, in saved forms that share its tensors."""
+    return capture_rest(learn, position) | capture_weights(learn)
+
+
+def capture_weights(learn: Learner) -> Saved:
+    """Return what validation does not change: the model, the loss, gradients that are kept, the optimizer."""
+    check_opt(learn.opt)
+    check_brought(learn)
+    tensors, more = tensors_by_name(learn.model), extra_params(learn)
+    names = {id(t): name for name, t in (more | tensors).items()}
+    loss = capture_loss(learn)
+    kept = {name: compact(p.grad) for name, p in more.items() if p.grad is not None}
+    extra = {k: v for k, v in learn.model.state_dict().items() if k.endswith("_extra_state")}
+    saver = Saver([], "")
+    return {
+        "model": {name: compact(t) for name, t in tensors.items()},
+        "extra": saver.save(extra, "model"),
+        "grads": {name: compact(t.grad) for name, t in tensors.items() if t.grad is not None},
+        "opt": {
+            "class": type(learn.opt).__name__,
+            "params": [[names.get(id(p), "?") for p in group["params"]] for group in learn.opt.param_groups],
+            "state": saver.save(learn.opt.state_dict(), "opt"),
+        },
+        **({"loss": loss} if loss else {}),
+        **({"extra_grads": kept} if kept else {}),
+    }
+
+
+def capture_rest(learn: Learner, position: Position, needs: set[str] | None = None) -> Saved:
+    """Return all other state: the position, callbacks, history, loaders, random numbers.
+
+    Args:
+        needs: gets the paths of objects in callbacks that can be loaded only where they are there already.
+    """
+    shared, cbs = _shared(learn), {}
+    for key, cb in keyed(learn.cbs).items():
+        saver = Saver(shared, type(cb).__module__)
+        cbs[key] = saver.save(cb.state_dict(), key)
+        if needs is not None:
+            needs |= saver.needs
+    saver, model = Saver(shared, type(learn).__module__, _OWN_ADVICE), learn.model
+    norms = set(learn.modes.frozen_norms)
+    return {
+        "minilearn": FORMAT,
+        "run": learn.run_id,
+        "fit": {
+            "index": learn.n_fits,
+            "n_epochs": learn.n_epochs,
+            "phases": list(learn.phases),
+            "epoch_steps": list(learn.epoch_steps),
+            "cancelled_by": learn.cancelled_by.get("fit", "") if position.is_over else "",
+        },
+        "position": position._asdict(),
+        "mean": saver.save(learn.mean.state_dict(), "mean"),
+        "fields": saver.save({name: getattr(learn, name) for name in _FIELDS}, "learn"),
+        "own": saver.save(learn.own_fields(), "learn"),
+        "history": Saver([], "").save(learn.history, "history"),
+        "frozen": [plain_name(model, name) for name, p in model.named_parameters() if not p.requires_grad],
+        "in_eval": [plain_name(model, name) for name, m in model.named_modules() if not learn.modes.of(m)],
+        "frozen_norms": [plain_name(model, k) for k, m in model.named_modules() if m in norms],
+        "cbs": cbs,
+        "loaders": {k: saver.save(_state_of(learn, loader), k) for k, loader in loaders_of(learn).items()},
+        "rng": saver.save(_packed(rng_state()), "rng"),
+    }
+
+
+def capture_beginning(learn: Learner) -> Saved:
+    """Return a copy of what hooks at the beginning of an epoch or a phase see and may change.
+
+    Counters, rows, random numbers, loaders, and the states of callbacks with such hooks. Not the weights.
+    """
+    shared, saver = _shared(learn), Saver(_shared(learn), type(learn).__module__, _OWN_ADVICE)
+    cbs = {
+        key: Saver(shared, type(cb).__module__).save(cb.epoch_state(), key)
+        for key, cb in keyed(learn.cbs).items()
+        if any(hasattr(cb, event) for event in _READ_AT_BEGINNINGS)
+    }
+    return deepcopy(
+        {
+            "fields": saver.save({name: getattr(learn, name) for name in _FIELDS}, "learn"),
+            "own": saver.save(learn.own_fields(), "learn"),
+            "n_rows": len(learn.history),
+            "cbs": {key: state for key, state in cbs.items() if state},
+            "loaders": {
+                name: saver.save(_state_of(learn, loader), name) for name, loader in loaders_of(learn).items()
+            },
+            "rngs": [saver.save(state, "rng") for state in learn.processes.all_gather(_packed(rng_state()))],
+        }
+    )
+
+
+def without_what_is_the_same(beginning: Saved, saved: Saved) -> Saved:
+    """Return a beginning with SAME in place of each state of which a checkpoint has the same."""
+    parts = {}
+    for part in ("cbs", "loaders", "own"):
+        now = saved[part]
+        parts[part] = {
+            key: state if key not in now or first_difference(state, now[key]) else SAME
+            for key, state in beginning[part].items()
+        }
+    return beginning | parts
+
+
+def with_what_is_the_same(beginning: Saved, saved: Saved) -> Saved:
+    """Return a beginning with all states, some of them from the checkpoint that it is in."""
+    parts = {}
+    for part in ("cbs", "loaders", "own"):
+        states = beginning[part].items()
+        parts[part] = {key: saved[part][key] if state == SAME else state for key, state in states}
+    return beginning | parts
+
+
+def restore_beginning(learn: Learner, beginning: Saved, rows: list[Any]) -> None:
+    """Put into a learner what an epoch or a phase began with; see `capture_beginning`.
+
+    Args:
+        rows: the history then, perhaps with later rows.
+    """
+    device = next(learn.model.parameters()).device
+    _put_cbs(learn, beginning["cbs"], device)
+    loader = Loader(device, type(learn).__module__)
+    vars(learn).update(loader.load(beginning["own"], learn.own_fields(), "learn"))
+    vars(learn).update(loader.load(beginning["fields"], None, "learn"))
+    learn.history[:] = rows[: beginning["n_rows"]]
+    restore_loaders(learn, beginning["loaders"])
+    rngs = beginning["rngs"]
+    set_rng_state(loader.load(rngs[learn.rank if learn.rank < len(rngs) else 0], None, ""))
+
+
+def restore_loaders(learn: Learner, saved: Saved) -> None:
+    """Put the states of the loaders; the last is that of the phase."""
+    loader = Loader(torch.device("cpu"), "")
+    for name, part in loaders_of(learn).items():
+        if saved.get(name):
+            learn.dls.adapter_of(part).load_state(loader.load(saved[name], None, ""))
+
+
+def _packed(rng: Saved) -> Saved:
+    """Return the state of the generators with python's 625 numbers as one array, which is quick to save."""
+    version, words, gauss = rng["python"]
+    return rng | {"python": (version, np.array(words, dtype=np.uint32), gauss)}
+
+
+def keyed(cbs: tuple[Callback, ...]) -> dict[str, Callback]:
+    """Return callbacks by name: the class, and a number where there are several; not what restores them."""
+    found: dict[str, Callback] = {}
+    for cb in cbs:
+        if cb.order == Order.RESTORE:
+            continue
+        n = sum(type(other).__name__ == type(cb).__name__ for other in found.values())
+        found[f"{type(cb).__name__} {n + 1}" if n else type(cb).__name__] = cb
+    return found
+
+
+def settings_of(learn: Learner) -> Saved:
+    """Return numbers and text that users' callbacks took as arguments, and the optimizer's numbers."""
+    found: Saved = {}
+    for key, cb in keyed(learn.cbs).items():
+        if type(cb).state_dict is Callback.state_dict:  # all of its attributes travel
+            names = inspect.signature(type(cb).__init__).parameters.keys() & vars(cb).keys()
+            found[key] = {k: vars(cb)[k] for k in names if isinstance(vars(cb)[k], int | float | str)}
+    for i, group in enumerate(learn.opt.param_groups):
+        numbers = {k: v for k, v in group.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        betas = {f"betas[{j}]": beta for j, beta in enumerate(group.get("betas", ()))}
+        found[f"group {i} of the optimizer"] = numbers | betas
+    return found
+
+
+def loaders_of(learn: Learner) -> dict[str, Any]:
+    """Return a fit's loaders by name; "now" is that of the phase, where a callback may have put another."""
+    is_inside = learn.scopes and learn.scopes[-1] in ("train", "validate")
+    return {"train": learn.dls.train, "valid": learn.dls.valid} | ({"now": learn.dl} if is_inside else {})
+
+
+def _state_of(learn: Learner, loader: Any) -> Any:
+    return None if loader is None else learn.dls.adapter_of(loader).state()
+
+
+def check_opt(opt: Any) -> None:
+    """Raise TypeError for an optimizer whose state cannot be known."""
+    if not all(hasattr(opt, name) for name in ("state_dict", "load_state_dict", "param_groups")):
+        raise TypeError(
+            f"{type(opt).__name__} has no state_dict, so a checkpoint could not hold its state: expected a "
+            "torch.optim.Optimizer, or one on minilearn.optim.Optimizer"
+        )
+
+
+def _shared(learn: Learner) -> list[Any]:
+    parts = [learn, learn.dls, learn.dls.train, learn.dls.valid, learn.dls.test, learn.dl, learn.history]
+    parts += [learn.opt, learn.opt.param_groups, learn.opt.state, *learn.opt.param_groups, *learn.cbs]
+    parts += [*learn.model.modules(), *learn.model.parameters(), *learn.model.buffers()]
+    if tensors := loss_tensors(learn):
+        loss: Any = loss_module(learn.loss_func)
+        parts += [learn.loss_func, *loss.modules(), *tensors.values()]
+    return [part for part in parts if part is not None]
+
+
+# Putting it back ----------------------------------------------------------------------------------
+
+
+def restore(learn: Learner, saved: Saved) -> None:
+    """Put the state into a learner that was checked to be alike, but for random numbers.
+
+    What users' code does comes first: if it raises, weights, optimizer and history are as they were.
+    """
+    device = next(learn.model.parameters()).device
+    _put_cbs(learn, saved["cbs"], device)
+    loader = Loader(device, type(learn).__module__)
+    vars(learn).update(loader.load(saved["own"], learn.own_fields(), "learn"))
+    extra = loader.load(saved["extra"], None, "model")
+    if extra:
+        learn.model.load_state_dict(extra, strict=False)
+    _put_opt(learn.opt, loader.load(saved["opt"]["state"], None, "opt"))
+    for name, p in extra_params(learn).items():
+        grad = saved.get("extra_grads", {}).get(name)
+        p.grad = None if grad is None else like(grad.to(p.device, copy=True), p)
+    restore_loss(learn, saved.get("loss"), loader)
+    frozen, in_eval = set(saved["frozen"]), set(saved["in_eval"])
+    with torch.no_grad():
+        for name, t in tensors_by_name(learn.model).items():
+            t.copy_(like(saved["model"][name], t))
+            grad = saved["grads"].get(name)
+            t.grad = None if grad is None else like(grad.to(t.device, copy=True), t)
+            if isinstance(t, torch.nn.Parameter):
+                t.requires_grad_(name not in frozen)
+    named = [(plain_name(learn.model, name), module) for name, module in learn.model.named_modules()]
+    frozen_norms = [module for name, module in named if name in saved["frozen_norms"]]
+    learn.modes.restore({module: name not in in_eval for name, module in named}, frozen_norms)
+    learn.history[:] = loader.load(saved["history"], None, "history")
+    vars(learn).update(loader.load(saved["fields"], None, "learn"))
+    learn.mean.load_state_dict(loader.load(saved.get("mean") or _mean_of_version_0_1(saved), None, "mean"))
+
+
+def _mean_of_version_0_1(saved: Saved) -> Saved:
+    """Return the state of the mean over a step, from where GradientAccumulationCB had it."""
+    state = saved["cbs"].get("GradientAccumulationCB") or {}
+    n, total, unit = state.get("_n", 0), state.get("_weight", 0.0), state.get("_size", 0)
+    return {"n": n, "has_rest": n > 0, "_total": total, "_unit": float(unit) if n else 0.0, "_common": 0.0}
+
+
+def _put_cbs(learn: Learner, saved: Saved, device: torch.device) -> None:
+    """Put the callbacks' states; if one raises, those before it get back what they had."""
+    cbs = {key: cb for key, cb in keyed(learn.cbs).items() if key in saved}
+    shared = _shared(learn)
+    before = {
+        key: deepcopy(Saver(shared, type(cb).__module__).save(cb.state_dict(), key))
+        for key, cb in cbs.items()
+    }
+    done: list[str] = []
+    try:
+        for key, cb in cbs.items():
+            _put_cb(cb, key, saved[key], device)
+            done.append(key)
+    except BaseException:
+        for key in done:
+            _put_cb(cbs[key], key, before[key], device)
+        raise
+
+
+def _put_cb(cb: Callback, key: str, saved: Any, device: torch.device) -> None:
+    loader, now = Loader(device, type(cb).__module__), dict(cb.state_dict())
+    state = loader.load(saved, dict(now), key)
+    if type(cb).state_dict is Callback.state_dict:
+        for name in now.keys() - saved.keys():  # made later
+            delattr(cb, name)
+        now = {}
+    cb.load_state_dict(now | state)  # a beginning may have less
+
+
+def _put_opt(opt: Any, state: Any) -> None:
+    groups = opt.param_groups
+    params = [p for group in groups for p in group["params"]]
+    for i, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == params[i].shape:
+                values[key] = like(value, params[i])
+    opt.load_state_dict(state)
+    for old, new in zip(groups, opt.param_groups, strict=True):
+        old.clear()
+        old.update(new)
+    opt.param_groups = groups  # the same dicts as before, which callbacks hold
+    # torch casts state to the dtype of its parameter, which loses bits of a wider one.
+    for i, saved in state["state"].items():
+        for key, value in saved.items():
+            now = opt.state[params[i]].get(key)
+            if isinstance(value, torch.Tensor) and now is not None and now.dtype != value.dtype:
+                opt.state[params[i]][key] = value.to(now.device)
+    keep_order_of_memory(opt)

@@ -1,0 +1,114 @@
+"""CIFAR-10 as loaders, from torchvision's files or from an image folder, kept as bytes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..augment import Augment, HorizontalFlip, Normalize, RandomCrop
+from ..images import ImageLoader
+from ..loaders import DataLoaders
+from .decoding import Images, cached, read_images
+from .download import not_found, places_of, reason_of, waiting_at_most
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_NORMALIZE = Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_OFFICIAL = "cifar-10-batches-py"
+_PLACES = (_OFFICIAL, "cifar10", "cifar10.tgz")
+
+
+def cifar10(
+    bs: int = 128,
+    root: str | Path | None = None,
+    device: str | torch.device | None = None,
+    seed: int | None = None,
+    download: bool = True,
+    augment: Sequence[Augment] = (RandomCrop(4), HorizontalFlip()),
+) -> DataLoaders:
+    """Load CIFAR-10: 50,000 training and 10,000 validation images of ten kinds of things.
+
+    Read from torchvision's files (cifar-10-batches-py), or from images in fast.ai's layout: a folder
+    cifar10/{train,test}/<class>/, or its archive cifar10.tgz. Images are decoded once; afterwards a
+    file in the cache folder is memory-mapped (see `minilearn.data.sets.decoding.cached`).
+
+    Args:
+        bs: batch size.
+        root: the folder that has one of these three. Default: the folder that the environment variable
+            MINILEARN_DATA names, else a cache folder, where torchvision's files are downloaded to.
+        device: keep the data there, 184 MB, and augment there. Default: in main memory.
+        seed: of the order and the augmentation of the training images; see ImageLoader.
+        download: False raises instead.
+        augment: of the normalized training images.
+
+    Returns: loaders, with `source` saying where the data came from: images were coded as JPEG, so they
+        are not the published ones bit for bit, and accuracies come out a little lower.
+    Shapes: batches of (bs, 3, 32, 32) float32, normalized to mean 0 and standard deviation 1 over the
+        training set, and (bs,) int64 from 0 to 9.
+    Raises: FileNotFoundError that says where was looked; ValueError for broken files.
+    Source: Krizhevsky 2009; document 001.
+    """
+    path = _find(root, download)
+
+    def load(part: str) -> tuple[Tensor, Tensor]:
+        return cached(path, part, lambda: _read(path, part))[:2]
+
+    train, test = load("train"), load("test")
+    return DataLoaders(
+        ImageLoader(*train, [_NORMALIZE, *augment], bs=bs, shuffle=True, seed=seed, device=device),
+        ImageLoader(*test, [_NORMALIZE], bs=bs, device=device),
+        classes=CLASSES,
+        source="CIFAR-10" if path.name == _OFFICIAL else f"CIFAR-10, JPEG-coded ({path.name})",
+    )
+
+
+def _read(path: Path, part: str) -> Images:
+    if path.name != _OFFICIAL:
+        images, targets, classes = read_images(path, part)
+        if classes != CLASSES:
+            raise ValueError(f"{path}: {part} has the classes {', '.join(classes)}; expected CIFAR-10's ten")
+        return images, targets, classes
+    from torchvision.datasets import CIFAR10  # here, since it takes long to import
+
+    try:
+        found = CIFAR10(path.parent, train=part == "train")
+    except Exception as error:
+        raise ValueError(
+            f"{path}: a file is broken ({error or type(error).__name__}); delete the folder, and it is "
+            "downloaded again"
+        ) from error
+    images = torch.from_numpy(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)))
+    return images, torch.tensor(found.targets), CLASSES
+
+
+def _find(root: str | Path | None, download: bool) -> Path:
+    """Return the folder or archive, downloading torchvision's files if need be."""
+    places, home = places_of(root)
+    tried = []
+    for place in places:
+        for name in _PLACES:
+            if (place / name).exists():
+                return place / name
+        tried.append(f"{place} (none of {', '.join(_PLACES)})")
+    wanted = f"one of {', '.join(_PLACES)}"
+    if download:
+        try:
+            return _download(home)
+        except (OSError, RuntimeError) as error:
+            tried.append(f"downloading to {home} ({reason_of(error)})")
+            raise not_found("CIFAR-10", tried, wanted) from error
+    raise not_found("CIFAR-10", [*tried, "no download, for download=False"], wanted)
+
+
+def _download(home: Path) -> Path:
+    """Download to the side and rename, so that a download that broke off leaves nothing behind."""
+    from torchvision.datasets import CIFAR10
+
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home) as side, waiting_at_most():
+        CIFAR10(side, download=True)
+        return (Path(side) / _OFFICIAL).replace(home / _OFFICIAL)

@@ -1,0 +1,82 @@
+"""Folders and archives of images as loaders, a class in each folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..augment import Augment, HorizontalFlip, Normalize, RandomResizedCrop
+from ..images import ImageLoader
+from ..loaders import DataLoaders
+from .decoding import Images, cached, read_images
+
+IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def image_folder(
+    source: str | Path,
+    size: int | None = None,
+    bs: int = 64,
+    device: str | torch.device | None = None,
+    seed: int | None = None,
+    augment: Sequence[Augment] = (RandomResizedCrop(), HorizontalFlip()),
+    normalize: Normalize = IMAGENET,
+    parts: tuple[str, str] = ("train", "val"),
+    names: Mapping[str, str] | None = None,
+) -> DataLoaders:
+    """Load images that lie in a folder for each class: {train,val}/<class>/<image>.
+
+    They are decoded once, on all cores; afterwards a file in the cache folder is memory-mapped (see
+    `minilearn.data.sets.decoding.cached`), one for each `size`.
+
+    Args:
+        source: the folder, or a .tgz or .tar of it.
+        size: bring each image to size x size pixels: its middle square, resized. None: they are of one size.
+        bs: batch size.
+        device: keep the bytes there, and augment there. Default: in main memory.
+        seed: of the order and the augmentation of the training images; see ImageLoader.
+        augment: of the normalized training images.
+        normalize: default with mean and standard deviation of ImageNet.
+        parts: the names of the folders for training and validation.
+        names: folder -> the class's name, where it is another.
+
+    Returns: loaders, with `classes` in the order of the targets, which is that of the folders' names.
+    Shapes: batches of (bs, 3, size, size) float32, and (bs,) int64 from 0.
+    Raises: FileNotFoundError; ValueError for one class alone, a class of validation that training has not,
+        and what `read_images` refuses: broken images, other files, empty classes, more than one size.
+    """
+    source = Path(source).expanduser()
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: there is no such folder or archive")
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"size={size!r}: expected a whole number of pixels >= 1")
+
+    def load(part: str) -> Images:
+        name = part if size is None else f"{part}-{size}"
+        return cached(source, name, lambda: read_images(source, part, size))
+
+    images, targets, classes = load(parts[0])
+    if len(classes) < 2:
+        raise ValueError(
+            f"{source}: {parts[0]} has one class, {classes[0]}: expected two or more, each in a folder "
+            f"{parts[0]}/<class>; does the folder with the images of all classes lie one too deep?"
+        )
+    valid_images, valid_targets, found = load(parts[1])
+    if new := sorted(set(found) - set(classes)):
+        raise ValueError(
+            f"{source}: {parts[1]} has the class {new[0]}, which {parts[0]} has not: expected some of "
+            f"{', '.join(classes)}"
+        )
+    if valid_images.shape[1:] != images.shape[1:]:
+        sizes = [f"{x.shape[3]}x{x.shape[2]}" for x in (images, valid_images)]
+        raise ValueError(f"{source}: {parts[0]} is {sizes[0]}, {parts[1]} {sizes[1]}; give size=, for both")
+    of_train: Tensor = torch.tensor([classes.index(name) for name in found])
+    return DataLoaders(
+        ImageLoader(images, targets, [normalize, *augment], bs=bs, shuffle=True, seed=seed, device=device),
+        ImageLoader(valid_images, of_train[valid_targets], [normalize], bs=bs, device=device),
+        classes=[(names or {}).get(name, name) for name in classes],
+        source=f"{source.name.split('.')[0]}{'' if size is None else f', {size} px'}",
+    )

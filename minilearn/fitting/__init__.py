@@ -1,0 +1,1 @@
+"""What surrounds a fit, and is put back after it."""

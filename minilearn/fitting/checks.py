@@ -1,0 +1,227 @@
+"""Checks of what a fit is given, and what is inferred from it, made before the first step."""
+
+from __future__ import annotations
+
+import operator
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..counting import argument_of, is_cross_entropy, is_elementwise
+from ..data.resumable import TensorLoader
+from ..parameters import loss_params
+
+if TYPE_CHECKING:
+    from ..learner import Learner
+
+
+def check_model(model: Any, loss_func: Any, opt_func: Any) -> None:
+    """Raise TypeError for a model, loss or optimizer of the wrong kind."""
+    if isinstance(model, type) or not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r}: expected an instance of nn.Module")
+    if isinstance(loss_func, type):
+        name = loss_func.__name__
+        raise TypeError(f"loss_func is the class {name}: expected an instance; write {name}()")
+    if loss_func is not None and not callable(loss_func):
+        raise TypeError(f"loss_func={loss_func!r}: expected a function (preds, target) -> loss")
+    if not callable(opt_func):
+        raise TypeError(
+            f"opt_func is a {type(opt_func).__name__}: expected something that takes (params, lr) and makes "
+            "an optimizer, such as the class torch.optim.AdamW (the learner calls it)"
+        )
+
+
+def check_fit(learn: Learner, n_epochs: Any, train: bool, valid: bool, resume: Any = None) -> None:
+    """Raise for a fit that cannot run or would do nothing."""
+    if learn.is_fitting:
+        raise RuntimeError("fit inside a fit: this learner is running; a callback may call validate")
+    try:
+        if operator.index(n_epochs) < 1:
+            raise TypeError
+    except TypeError:
+        raise ValueError(f"fit({n_epochs!r}): expected a whole number of epochs, 1 or more") from None
+    for name, value in (("train", train), ("valid", valid)):
+        if not isinstance(value, bool):
+            raise TypeError(
+                f"fit({name}={value!r}): expected True or False; an lr is given by name, lr={value!r}"
+            )
+    if resume is not None and not train:
+        raise ValueError(f"fit(train=False, resume={resume!r}): only training can be resumed")
+    valid = valid and learn.dls.valid is not None
+    if not train and not valid:
+        raise ValueError(f"fit(train={train}) without validation does nothing: expected one of the two")
+    if train:
+        learn.dls.adapters["train"].check_not_empty("train")
+        if not any(p.requires_grad for p in [*learn.model.parameters(), *loss_params(learn).values()]):
+            raise ValueError(
+                f"{type(learn.model).__name__} has no parameter that needs a gradient: expected at least "
+                "one; was all of it frozen, or are its layers in a plain list instead of a ModuleList?"
+            )
+    if valid:
+        learn.dls.adapters["valid"].check_not_empty("valid")
+
+
+def check_alone(learn: Learner) -> None:
+    """Warn where several processes were started, and each is about to train alone."""
+    n = os.environ.get("WORLD_SIZE", "1")
+    if learn.n_processes == 1 and n != "1" and not torch.distributed.is_initialized():
+        warnings.warn(
+            f"WORLD_SIZE is {n}, so {n} processes were started, but there is no DistributedCB: each of them "
+            "trains on all of the data, alone",
+            stacklevel=5,
+        )
+
+
+def check_makers(before: tuple[Any, Any] | None, now: tuple[Any, Any]) -> None:
+    """Raise ValueError where a kept optimizer was made by something else than the learner has now."""
+    for name, old, new in zip(("opt_func", "param_groups"), before or now, now, strict=True):
+        if old is not new:
+            raise ValueError(
+                f"{name} is {new!r} now, and the optimizer, which is kept, was made with {old!r}: make a new "
+                "one, fit(reset_opt=True)"
+            )
+
+
+# Names that other libraries give to what a fit is told to do, and what to write instead.
+_FOREIGN = {
+    "stop_training": "raise CancelFitException",
+    "should_stop": "raise CancelFitException",
+}
+
+
+def check_fields(learn: Learner) -> None:
+    """Warn, once, of new fields that look like ours misspelt, or like another library's."""
+    ours = {name for name in dir(learn) if not name.startswith("_")} - learn.own_fields().keys()
+    for name in learn.own_fields():
+        if name.startswith("_") or name in learn._checked_fields:
+            continue
+        learn._checked_fields.add(name)
+        if name in _FOREIGN:
+            advice = f"nothing reads it; {_FOREIGN[name]}"
+        elif meant := next((other for other in sorted(ours) if _is_one_edit(name, other)), None):
+            advice = f"did you mean learn.{meant}?"
+        else:
+            continue
+        warnings.warn(
+            f"learn.{name} was set, which is no field of the learner: {advice} (A field of your own belongs "
+            "on the callback.)",
+            stacklevel=2,
+        )
+
+
+def _is_one_edit(a: str, b: str) -> bool:
+    """Whether a letter more, less or other, or a swap of neighbours, makes one name the other."""
+    if abs(len(a) - len(b)) > 1 or a == b:
+        return False
+    while a[:1] == b[:1] and a:
+        a, b = a[1:], b[1:]
+    return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[1::-1] == b[:2] and a[2:] == b[2:])
+
+
+def is_whole(value: Any, low: int) -> bool:
+    """Whether a value is a whole number (True and False are none) of `low` or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def check_reached(cb: Any, epochs: Iterable[int], n_epochs: int) -> None:
+    """Raise ValueError for an epoch in a callback's table that the fit does not have."""
+    if late := [epoch for epoch in epochs if epoch >= n_epochs]:
+        raise ValueError(
+            f"{cb!r}: epoch {late[0]} is never reached, the fit has {n_epochs} (0 to {n_epochs - 1})"
+        )
+
+
+def check_batch(learn: Learner) -> None:
+    """Raise ValueError for a batch that cannot be unpacked, or that has no target where one is needed."""
+    if learn.batch is None:
+        raise ValueError("the loader gave no batch: expected at least one")
+    if learn.yb is not None:
+        return
+    batch = learn.batch
+    found = f"a {type(batch).__name__}"
+    if isinstance(batch, Mapping):
+        found += f" with {', '.join(map(repr, batch))}"
+    elif isinstance(batch, tuple | list):
+        found += f" of {len(batch)}"
+    needy = next((repr(cb) for cb in learn.cbs if cb.needs_target), "loss_func")
+    raise ValueError(
+        f"the loader gives {found}, without a target, which {needy} needs: expected batches (inputs, "
+        "target), inputs perhaps a tuple or a dict, or a dict with 'labels' or 'target'; say what the target "
+        "is, Learner(..., unpack=lambda batch: (inputs, target)), or write a callback that owns get_loss"
+    )
+
+
+def check_reduction(learn: Learner) -> None:
+    """Raise ValueError for a loss that gives a value for each element."""
+    if argument_of(learn.loss_func, "reduction", "mean") == "none":
+        raise ValueError(
+            f"loss_func={learn.loss_func!r} has reduction='none', which gives a loss for each element: "
+            "expected one number for a batch, reduction='mean'"
+        )
+
+
+def infer_loss(target: Any) -> Callable[[Any, Any], Tensor]:
+    """Return cross-entropy for integer targets, mean squared error for floating ones."""
+    if isinstance(target, Tensor) and target.is_floating_point():
+        return F.mse_loss
+    if isinstance(target, Tensor) and not target.is_complex() and str(target.dtype) != "torch.bool":
+        return F.cross_entropy
+    if not isinstance(target, Tensor):
+        raise ValueError(
+            f"no loss can be inferred from targets of {type(target).__name__}: expected a tensor of integers "
+            "or floats; make one, torch.as_tensor, or give loss_func"
+        )
+    raise ValueError(
+        f"no loss can be inferred from targets of {target.dtype}: expected integers or floats; give loss_func"
+    )
+
+
+def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
+    """Raise ValueError for class numbers that the model has no output for, or shapes that would broadcast.
+
+    Looks at all targets of a loader that has them in memory, else at those of this batch.
+
+    Shapes: preds (N, C, ...), target (N, ...) for cross-entropy; preds and target alike for others.
+    """
+    if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
+        return
+    if is_cross_entropy(loss_func):
+        if preds.ndim < 2 or target.is_floating_point():
+            return
+        _check_class_numbers(preds, target)
+        if isinstance(loader, TensorLoader) and torch.equal(next(iter(loader))[-1].to(target.device), target):
+            target = loader.targets  # all of them, unless a callback gives the batches other targets
+        target = target[target != argument_of(loss_func, "ignore_index", -100)]
+        n_classes = preds.shape[1]
+        if not target.numel():
+            return
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= n_classes:
+            raise ValueError(
+                f"targets run from {low} to {high}, but the model gives {n_classes} outputs, for classes 0 "
+                f"to {n_classes - 1}: do the labels count from 1, or is the last layer too small? "
+                "(For regression the targets have to be floats.)"
+            )
+    elif is_elementwise(loss_func) and preds.shape != target.shape:
+        raise ValueError(
+            f"preds are {tuple(preds.shape)} and targets {tuple(target.shape)}: expected the same shape, for "
+            "the loss would broadcast one over the other; reshape the targets"
+        )
+
+
+def _check_class_numbers(preds: Tensor, target: Tensor) -> None:
+    """Raise ValueError for class numbers of a kind or shape that torch's cross-entropy refuses."""
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise ValueError(f"targets are {target.dtype}: expected class numbers as torch.int64; target.long()")
+    expected = preds.shape[:1] + preds.shape[2:]
+    if target.shape != expected:
+        hint = "; target.squeeze(1)" if target.shape == (*expected, 1) else ""
+        raise ValueError(
+            f"targets are {tuple(target.shape)} and preds {tuple(preds.shape)}: expected class numbers of "
+            f"shape {tuple(expected)}{hint}"
+        )

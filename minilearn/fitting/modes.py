@@ -1,0 +1,150 @@
+"""The modes of modules in a fit; freezing modules, and training them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..parameters import roots_of
+from ..weights import plain_name, unwrapped
+
+if TYPE_CHECKING:
+    from ..learner import Learner
+
+
+class Modes:
+    """The modes of the modules of a model and its loss, and which BatchNorms of the model are frozen.
+
+    found (module -> whether it was in training mode when the fit began, or when it came into the model; empty
+    outside of a fit), frozen_norms (BatchNorms that `freeze` keeps in evaluation mode).
+
+    Args:
+        learn: whose model and loss they are.
+    """
+
+    def __init__(self, learn: Learner) -> None:
+        self.learn = learn
+        self.found: dict[nn.Module, bool] = {}
+        self.frozen_norms: list[nn.Module] = []
+
+    # In a fit -------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Note each module's mode, at the beginning of a fit."""
+        self.found = {m: m.training for root in roots_of(self.learn) for m in root.modules()}
+
+    def find(self) -> None:
+        """Note the mode of each module that has come since: the whole's, or evaluation mode if it is in it.
+
+        Called before modes are set, so that a new module has the one in which it came.
+        """
+        for root in roots_of(self.learn):
+            for module in root.modules():  # the root comes first
+                if module not in self.found:
+                    self.found[module] = module.training and self.found.get(root, module.training)
+
+    def end(self) -> None:
+        """Leave each module in the mode in which the fit found it."""
+        self.find()
+        for module, training in self.found.items():
+            module.training = training
+        self.found = {}
+
+    def apply(self) -> None:
+        """Set the modes of model and loss for the phase; modules found in evaluation mode stay in it."""
+        self.find()
+        for root in roots_of(self.learn):
+            root.train(self.learn.training)
+            if self.learn.training and self.found[root]:
+                for module in root.modules():
+                    module.training = self.found[module]  # what the user put there stays
+        if not self.learn.training:
+            return
+        for norm in self.frozen_norms:
+            norm.training = False
+
+    def restore(self, found: dict[nn.Module, bool], frozen_norms: list[nn.Module]) -> None:
+        """Take the modes of a checkpoint."""
+        self.found.update(found)
+        self.frozen_norms = frozen_norms
+
+    def of(self, module: nn.Module) -> bool:
+        """Return the mode in which a fit found a module and leaves it; without a fit, the one that it has."""
+        return self.found.get(module, module.training)
+
+    def is_frozen(self, module: nn.Module) -> bool:
+        """Whether it is a BatchNorm that `freeze` keeps in evaluation mode."""
+        return any(module is norm for norm in self.frozen_norms)
+
+    # Freezing -------------------------------------------------------------------------------------
+
+    def freeze(self, which: Sequence[str | type[nn.Module]]) -> None:
+        """See `Learner.freeze`."""
+        model = self.learn.model
+        modules = _chosen(model, which) if which else _all_but_last(model)
+        own = [] if which else unwrapped(model).parameters(recurse=False)
+        for p in [*own, *(p for module in modules for p in module.parameters())]:
+            p.requires_grad_(False)
+            p.grad = None  # a step that is still to come would use it
+        norms = [part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)]
+        for norm in norms:
+            # In a model that is in evaluation mode, that of a part says nothing about the part.
+            if self.of(norm) or (not self.of(model) and not self.is_frozen(norm)):
+                self.frozen_norms.append(norm)
+                self._set(norm, False)
+
+    def unfreeze(self, which: Sequence[str | type[nn.Module]]) -> None:
+        """See `Learner.unfreeze`."""
+        model = self.learn.model
+        for module in _chosen(model, which) if which else [model]:
+            module.requires_grad_(True)
+            for part in module.modules():
+                if self.is_frozen(part):
+                    self.frozen_norms = [norm for norm in self.frozen_norms if norm is not part]
+                    self._set(part, self.of(model))
+
+    def _set(self, module: nn.Module, training: bool) -> None:
+        if module in self.found:  # a fit is running: what it leaves when it ends, and has in training
+            self.found[module] = training
+            training = training and self.learn.training
+        module.training = training
+
+
+def _chosen(model: nn.Module, which: Sequence[str | type[nn.Module]]) -> list[nn.Module]:
+    inner = unwrapped(model)
+    named = inner.named_modules(remove_duplicate=False)
+    modules = {plain_name(inner, name): module for name, module in named if name}
+    chosen = []
+    for wanted in which:
+        if not isinstance(wanted, str | type):
+            raise TypeError(
+                f"freeze({wanted!r}): expected names of modules, such as 'layer1' or '0', or classes"
+            )
+        if isinstance(wanted, type):
+            found = [module for module in modules.values() if isinstance(module, wanted)]
+            kinds = sorted({type(module).__name__ for module in modules.values()})
+            hint = f"the model has {', '.join(kinds)}"
+        else:
+            found = [modules[wanted]] if wanted in modules else []
+            close = get_close_matches(str(wanted), modules, n=1)
+            hint = (
+                f"did you mean {close[0]!r}?" if close else f"the model has {', '.join(list(modules)[:20])}"
+            )
+        if not found:
+            raise ValueError(f"{wanted!r} is no module of {type(unwrapped(model)).__name__}: {hint}")
+        chosen += found
+    return chosen
+
+
+def _all_but_last(model: nn.Module) -> list[nn.Module]:
+    children = [child for child in unwrapped(model).children() if next(child.parameters(), None) is not None]
+    if len(children) < 2:
+        raise ValueError(
+            f"freeze() leaves the last child that has parameters, and {type(unwrapped(model)).__name__} has "
+            f"{len(children)}: name what to freeze, freeze('body')"
+        )
+    return children[:-1]

@@ -1,0 +1,64 @@
+"""The run that a learner's fits belong to: what CheckpointCB names, and where it was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..learner import Learner
+
+
+class Run:
+    """A run on disk.
+
+    id (None without CheckpointCB), n_fits (finished ones), saved_to (the newest checkpoint of this fit),
+    source (the checkpoint that this fit is resumed from; None in a new one), savers (what writes one now),
+    beginnings (the state with which the epoch, or its validation, began).
+    """
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.n_fits = 0
+        self.begin()
+
+    def named(self, name: str) -> None:
+        """Give the run its name."""
+        self.id = name
+
+    def is_at(self, name: str | None, n_fits: int) -> None:
+        """Say which run it is, and how many of its fits are finished."""
+        self.id, self.n_fits = name, n_fits
+
+    def begin(self) -> None:
+        """Begin a fit, of which nothing is saved yet."""
+        self.saved_to: Path | None = None
+        self.source: Any = None
+        self.savers: list[Callable[[Learner], None]] = []
+        self.beginnings: dict[str, Any] = {}
+
+    def resumes(self, source: Any) -> None:
+        """Take the checkpoint that this fit is resumed from."""
+        self.source = source
+
+    def saved_by(self, saver: Callable[[Learner], None]) -> None:
+        """Take a function that writes a checkpoint, in a fit that is at rest."""
+        self.savers.append(saver)
+
+    def save(self, learn: Learner) -> None:
+        """Write a checkpoint now, if there is what writes one."""
+        for saver in self.savers:
+            saver(learn)
+
+    def began(self, what: str, state: Any) -> None:
+        """Take the state with which an "epoch" began, or its "validation"; that of an epoch is the first."""
+        self.beginnings = {what: state} if what == "epoch" else {**self.beginnings, what: state}
+
+    def saved(self, path: Path) -> None:
+        """Take the checkpoint that was just written."""
+        self.saved_to = path
+
+    def finish(self) -> None:
+        """Count a finished fit, if there is a run."""
+        self.n_fits += self.id is not None

@@ -1,0 +1,378 @@
+"""CallbackHost: keeps callbacks in order, finds the hooks of each kind of pass, and the owners of steps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from fastcore.basics import listify
+
+from .callback import Callback, Hook, check_attributes
+from .events import _LOOP, STEPS, CancelException, events
+
+_SETTERS = {"unpack": "xb and learn.yb", "predict": "preds", "get_loss": "loss"}  # what a step sets
+
+
+def default_step(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a host's own way to do a step, which a subclass or one callback may replace."""
+    method._is_default_step = True  # type: ignore[attr-defined]
+    return method
+
+
+def _check_callback(cb: Any) -> None:
+    if isinstance(cb, Callback):
+        return
+    name = cb.__name__ if isinstance(cb, type) else type(cb).__name__
+    if isinstance(cb, type) and issubclass(cb, Callback):
+        raise TypeError(f"cbs has the class {name}: expected an instance; write {name}()")
+    hint = ""
+    if "torch.optim" in getattr(cb, "__module__", ""):
+        hint = "; for a torch scheduler write BatchSchedulerCB(OneCycleLR), or EpochSchedulerCB(...)"
+    if getattr(cb, "__module__", "") == "minilearn.schedules":
+        hint = "; for a schedule write ScheduleCB('lr', ...)"
+    raise TypeError(f"cbs has {cb!r}: expected instances of Callback{hint}")
+
+
+def _check_only_one(cbs: Iterable[Callback]) -> None:
+    """Raise ValueError where two callbacks are of a class of which there can be one."""
+    found: dict[Any, Callback] = {}
+    for cb in cbs:
+        if not cb.only_one:
+            continue
+        kind: Any = next(cls for cls in type(cb).__mro__ if "only_one" in vars(cls))
+        if kind in found:
+            raise ValueError(f"{found[kind]!r} and {cb!r}: expected one of them, because {kind.only_one}")
+        found[kind] = cb
+
+
+# The events of passes that are no fit; a fit has all. `minilearn.events` has the loop.
+_BATCH = ("before_batch", "unpack", "before_forward", "predict", "cleanup_forward", "cleanup_batch")
+_EVENTS = {
+    "validate": (
+        *(*_BATCH, "after_predict", "get_loss", "after_loss", "after_forward", "after_batch"),
+        *("before_validate", "after_validate", "cleanup_validate"),
+    ),
+    "predict": (*_BATCH, "after_predict"),
+    "measure": _BATCH,
+}
+_NESTED = ("after_batch", "before_validate", "after_validate", "cleanup_validate")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What kind of pass over the data is running; it says which hooks run.
+
+    Args:
+        purpose: "fit", "lr_find", "validate", "predict", or "measure" (of BatchNorm statistics under an
+            average); None outside of a pass.
+        trains: whether it is a fit that trains; its own validation is a part of it.
+        is_nested: whether a callback called it in the middle of another one.
+        is_whole: whether the state is whole after each batch; not so while the model holds an average.
+    """
+
+    purpose: str | None = None
+    trains: bool = True
+    is_nested: bool = False
+    is_whole: bool = True
+
+    @property
+    def rests(self) -> bool:
+        """Whether the learner comes to rest after a batch."""
+        return self.is_whole and self.purpose in ("fit", "lr_find")
+
+    def takes(self, cb: Callback) -> bool:
+        """Whether a callback takes part."""
+        return self.trains or cb.in_evaluation
+
+    def has(self, cb: Callback, event: str) -> bool:
+        """Whether a callback's hook of an event runs."""
+        if not self.takes(cb) or not self.fires(event):
+            return False
+        return cb.in_nested or not self.is_nested or event not in _NESTED
+
+    def fires(self, event: str) -> bool:
+        """Whether there is such an event or step; those of a scope of the user's own are in every pass."""
+        if event == "at_rest" and not self.is_whole:
+            return False
+        return self.purpose not in _EVENTS or event in _EVENTS[self.purpose] or event not in _LOOP
+
+
+class CallbackHost:
+    """Something with callbacks: keeps them in order and runs their hooks. The Learner is one.
+
+    Hooks are looked up when callbacks are added or removed and when a pass starts, not at each event.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in vars(cls).keys() & set(events()) - set(STEPS):
+            raise TypeError(f"{cls.__name__}.{name} would never run: hooks belong to a Callback, in cbs")
+
+    _private: ClassVar[tuple[Callback, ...]] = ()  # the host's own, without state: last, and not among cbs
+
+    def __init__(self, cbs: Any = None, defaults: Iterable[Callback] = ()) -> None:
+        self.scopes: list[str] = []  # the scopes that are running, outermost first
+        self.is_failing = False  # in cleanup_ hooks: whether the scope is left by an error, no cancel
+        self.cancelled_by: dict[str, str] = {}  # scope -> the hook that cancelled it last in this pass
+        self._defaults = list(defaults)
+        self._given: list[Callback] = []
+        self._running: Hook | None = None  # the hook that runs
+        self._hooks: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {}
+        self._cbs: tuple[Callback, ...] = ()
+        self._pass = Pass()
+        self._set_cbs(listify(cbs))
+
+    @property
+    def cbs(self) -> tuple[Callback, ...]:
+        """The callbacks, default ones too, in the order in which they run."""
+        return self._cbs
+
+    @property
+    def purpose(self) -> str | None:
+        """What the running pass is for, see `Pass`; None outside of one."""
+        return self._pass.purpose
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether the running pass was called by a callback in the middle of another one."""
+        return self._pass.is_nested
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether there is a callback that shows the progress of a fit."""
+        return any(cb.shows_progress for cb in self._cbs)
+
+    @property
+    def rests(self) -> bool:
+        """Whether at_rest fires after each batch of the running pass."""
+        return self._pass.rests
+
+    @contextmanager
+    def no_rest(self) -> Iterator[None]:
+        """Have no at_rest fire inside a `with`, for the state is not whole there: nothing is saved."""
+        with self.extra_cbs(None, replace(self._pass, is_whole=False)):
+            yield
+
+    def takes_part(self, cb: Callback) -> bool:
+        """Whether a callback takes part in the running pass."""
+        return self._pass.takes(cb)
+
+    # The set of callbacks -------------------------------------------------------------------------
+
+    def add_cb(self, cb: Callback) -> None:
+        """Add a callback for good. In the middle of a fit it takes part from the next event on."""
+        self._set_cbs([*self._given, cb])
+
+    def remove_cb(self, cb: Callback) -> None:
+        """Remove a callback that was added."""
+        if not any(c is cb for c in self._given):
+            raise ValueError(f"{cb!r} is not among the callbacks that were added: {self._given}")
+        self._set_cbs([c for c in self._given if c is not cb])
+
+    @contextmanager
+    def extra_cbs(self, cbs: Any, kind: Pass | None = None) -> Iterator[None]:
+        """Have more callbacks, perhaps none, inside a `with`, however it ends; all hooks are looked up again.
+
+        Args:
+            kind: the pass that is about to run. None: as before.
+        """
+        extra, outer = listify(cbs), self._pass
+        self._pass = outer if kind is None else kind
+        try:
+            self._set_cbs([*self._given, *extra])
+        except BaseException:
+            self._pass = outer
+            raise
+        try:
+            yield
+        finally:
+            ids, self._pass = {id(cb) for cb in extra}, outer
+            self._keep([cb for cb in self._given if id(cb) not in ids])
+
+    def _set_cbs(self, given: list[Callback]) -> None:
+        for i, cb in enumerate(given):
+            _check_callback(cb)
+            check_attributes(cb)
+            if any(cb is other for other in given[:i]):
+                raise ValueError(
+                    f"{cb!r} is in cbs twice: expected each instance once, its hooks would run twice"
+                )
+        self._keep(given)
+
+    def _keep(self, given: list[Callback]) -> None:
+        # One of the same kind takes a default's place.
+        defaults = [d for d in self._defaults if not any(isinstance(cb, type(d)) for cb in given)]
+        cbs = tuple(sorted([*defaults, *given], key=lambda cb: cb.order))
+        _check_only_one(cbs)
+        self._hooks = self._find_hooks(cbs)
+        self._given, self._cbs = given, cbs
+
+    def _find_hooks(
+        self, cbs: tuple[Callback, ...]
+    ) -> dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]]:
+        hooks: dict[str, Any] = {}
+        for event in events():
+            found = [
+                (f"{type(cb).__name__}.{event}", getattr(cb, event))
+                for cb in cbs
+                if self._pass.has(cb, event) and callable(getattr(cb, event, None))
+            ]
+            if event in STEPS and self._pass.fires(event):
+                found = self._owner(event, found)
+            for cb in cbs:
+                if self._pass.takes(cb):
+                    found = [(name, cb.wrap_hook(name, hook)) for name, hook in found]
+            found += [
+                (f"{type(cb).__name__}.{event}", getattr(cb, event))
+                for cb in self._private
+                if self._pass.has(cb, event) and hasattr(cb, event)
+            ]
+            if found:
+                hooks[event] = tuple(found)
+        return hooks
+
+    def has_default(self, step: str) -> bool:
+        """Whether a step is done in this host's default way, by neither a callback nor a subclass."""
+        return step not in self._hooks or hasattr(self._hooks[step][0][1], "_is_default_step")
+
+    def _owner(self, step: str, found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """Return the one owner of a step; this host's own method counts if it is not a default."""
+        own = getattr(type(self), step, None)
+        if own is not None and (not found or not hasattr(own, "_is_default_step")):
+            found = [(f"{type(self).__name__}.{step}", own), *found]
+        if len(found) > 1:
+            names = " and ".join(name for name, _ in found)
+            raise ValueError(
+                f"{step} has {len(found)} owners, {names}: expected exactly one; remove all but one"
+            )
+        return found
+
+    @contextmanager
+    def without(self, cb: Callback | None) -> Iterator[None]:
+        """Have no hooks of one callback run inside a `with`; of None all do."""
+        outer = self._hooks
+        if cb is not None:
+            self._hooks = self._find_hooks(tuple(other for other in self._cbs if other is not cb))
+        try:
+            yield
+        finally:
+            self._hooks = outer
+
+    @property
+    def running_cb(self) -> Callback | None:
+        """The callback whose hook runs, if one does."""
+        owner = getattr(inspect.unwrap(self._running), "__self__", None) if self._running else None
+        return owner if isinstance(owner, Callback) else None
+
+    def left(self, cancel: CancelException) -> None:
+        """Take note that a scope was left by its Cancel exception."""
+
+    # Running --------------------------------------------------------------------------------------
+
+    def callback(self, event: str) -> None:
+        """Run the hooks of an event, or the owner of a step.
+
+        All hooks run before a cancel acts (of several, that of the outermost scope). An error ends
+        the event at once, except in a cleanup_ event, where the other hooks still run.
+        """
+        if event not in self._hooks:  # most events of a step
+            return
+        cancel: CancelException | None = None
+        error: BaseException | None = None
+        outer = self._running
+        try:
+            for name, hook in self._hooks[event]:
+                self._running = hook
+                try:
+                    if hook(self) is not None and event in _SETTERS:
+                        raise TypeError(
+                            f"{name} returned a value, which nobody reads: set learn.{_SETTERS[event]}"
+                        )
+                except CancelException as e:
+                    if cancel is None or not self.is_inside(e, cancel):
+                        cancel = e
+                        self.cancelled_by[e.scope] = name
+                except BaseException as e:
+                    self.add_note(e, name)
+                    if not event.startswith("cleanup_"):
+                        raise
+                    if error is None:
+                        error = e
+                    else:
+                        error.add_note(f"minilearn: then {name} failed too: {e!r}")
+        finally:
+            self._running = outer
+        if error is not None:
+            raise error
+        if cancel is not None:
+            if cancel.scope not in self.scopes:
+                running = ", ".join(self.scopes) or "none"
+                cancel.add_note(
+                    f"minilearn: no {cancel.scope} is running at {event} to cancel; running: {running}"
+                )
+            raise cancel
+
+    def planned_steps(self, n_epochs: int, n_batches: int | None) -> list[int | None]:
+        """Return the optimizer steps of each of n_epochs epochs, with what the callbacks make of them."""
+        host: Any = self
+        steps = [n_batches] * n_epochs
+        for cb in self.cbs:
+            steps = cb.plan_steps(host, steps)
+            if not isinstance(steps, list) or len(steps) != n_epochs:
+                raise ValueError(
+                    f"{cb!r}.plan_steps gave {steps!r}: expected a list of {n_epochs}, one for each epoch"
+                )
+            if any(n is not None and (not isinstance(n, int) or n < 0) for n in steps):
+                raise ValueError(f"{cb!r}.plan_steps gave {steps!r}: expected whole numbers >= 0, or None")
+        return steps
+
+    def scheduled_epochs(self, n_epochs: int) -> int:
+        """Return how many of n_epochs epochs the schedules of the lr rule, by what the callbacks plan."""
+        host: Any = self
+        for cb in self.cbs:
+            n_epochs = cb.plan_schedules(host, n_epochs)
+        return n_epochs
+
+    def _depth(self, cancel: CancelException) -> int:
+        return self.scopes.index(cancel.scope) if cancel.scope in self.scopes else -1
+
+    def is_inside(self, error: BaseException, cancel: CancelException) -> bool:
+        """Whether an error is a cancel of the same scope as `cancel`'s, or of one inside it."""
+        return isinstance(error, CancelException) and self._depth(error) >= self._depth(cancel)
+
+    def where(self) -> str:
+        """Say where in the loop we are, for the notes on errors."""
+        return f"inside {' > '.join(self.scopes)}"
+
+    def add_note(self, error: BaseException, name: str) -> None:
+        """Add to an error, once, in which callback or step and where in the loop it was raised."""
+        if isinstance(error, CancelException):
+            return
+        if any(note.startswith("minilearn: in ") for note in getattr(error, "__notes__", ())):
+            return
+        error.add_note(f"minilearn: in {name}, {self.where()}")
+        owner = error.obj if isinstance(error, AttributeError) else None
+        if (
+            isinstance(owner, Callback)
+            and hasattr(owner, "before_fit")
+            and not self._pass.fires("before_fit")
+        ):
+            error.add_note(
+                f"minilearn: before_fit does not run in a pass of {self.purpose!r}; what every pass needs is "
+                "made in __init__ or prepare(self, learn)"
+            )
+
+    def explain(self) -> None:
+        """Print the events in the order of the loop, each with the hooks that run at it, in order."""
+        shown = {
+            event: [name for name, hook in hooks if getattr(hook, "__self__", None) not in self._private]
+            for event, hooks in self._hooks.items()
+        }
+        width = max((len(event) for event, names in shown.items() if names), default=0)
+        for event in events():
+            if shown.get(event):
+                names = [name.removesuffix(f".{event}") for name in shown[event]]
+                print(f"{event:{width}}  {' -> '.join(names)}{'  (the owner)' if event in STEPS else ''}")

@@ -1,0 +1,383 @@
+import gzip
+import io
+import os
+import random
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from minilearn.data import unpack
+
+FILES = {"a.txt": b"first", "sub/b.bin": bytes(range(256)) * 8, "sub/deep/c.txt": b""}
+
+
+def write_tar(path, files=FILES, how="w"):
+    with tarfile.open(path, how) as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def write_zip(path, files=FILES, how=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", how) as parts:
+        for name, data in files.items():
+            parts.writestr(name, data)
+    return path
+
+
+def write_member(path, **attributes):
+    """A tar of a good file, then one member with these attributes of TarInfo."""
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("good.txt"))
+        member = tarfile.TarInfo("member")
+        for name, value in attributes.items():
+            setattr(member, name, value)
+        tar.addfile(member)
+    return path
+
+
+def write_tgz(path, files=FILES):
+    return write_tar(path, files, "w:gz")
+
+
+def write_tar_xz(path, files=FILES):
+    return write_tar(path, files, "w:xz")
+
+
+def write_tar_bz2(path, files=FILES):
+    return write_tar(path, files, "w:bz2")
+
+
+KINDS = [write_tar, write_tgz, write_tar_xz, write_tar_bz2, write_zip]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder of its own for what is unpacked, so that all that is left there can be seen."""
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+def contents(folder):
+    found = (path for path in folder.rglob("*") if not path.is_dir())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def refused(archive, place, message, error=ValueError):
+    with pytest.raises(error, match=message):
+        unpack(archive, place / "out")
+    assert os.listdir(place) == []
+
+
+@pytest.fixture(scope="module")
+def cifar10():
+    """Return the archive of CIFAR-10, or skip."""
+    repo = Path(__file__).parents[3]
+    for folder in (os.environ.get("MINILEARN_DATA"), repo.parent / "shared" / "data"):
+        if folder and (Path(folder) / "cifar10.tgz").is_file():
+            return Path(folder) / "cifar10.tgz"
+    pytest.skip("needs CIFAR-10's archive: set MINILEARN_DATA to a folder with cifar10.tgz")
+
+
+# What is unpacked -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", KINDS)
+def test_all_files_are_unpacked_into_the_folder_which_is_returned(write, tmp_path, place):
+    folder = unpack(write(tmp_path / "archive"), place / "out")
+    assert folder == place / "out"
+    assert contents(folder) == FILES
+    assert os.listdir(place) == ["out"]
+
+
+@pytest.mark.parametrize(("write", "name"), [(write_zip, "data.tgz"), (write_tgz, "data.zip")])
+def test_the_content_says_what_an_archive_is_not_its_name(write, name, tmp_path, place):
+    assert contents(unpack(write(tmp_path / name), place / "out")) == FILES
+
+
+def test_tar_whose_last_member_is_a_zip_is_a_tar(tmp_path, place):
+    inner = write_zip(tmp_path / "inner.zip").read_bytes()
+    files = {"a.txt": b"first", "inner.zip": inner}
+    assert contents(unpack(write_tar(tmp_path / "data.tar", files), place / "out")) == files
+
+
+def test_zip_behind_other_bytes_is_a_zip(tmp_path, place):
+    archive = write_zip(tmp_path / "data.zip")
+    archive.write_bytes(b"#!/bin/sh\n" * 100 + archive.read_bytes())
+    assert contents(unpack(archive, place / "out")) == FILES
+
+
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_names_may_be_text_and_begin_with_the_home(as_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_tgz(tmp_path / "data.tgz")
+    assert unpack(as_path("~/data.tgz"), as_path("~/out")) == tmp_path / "out"
+    assert contents(tmp_path / "out") == FILES
+
+
+def test_folders_above_are_made(tmp_path, place):
+    assert contents(unpack(write_tgz(tmp_path / "data.tgz"), place / "a" / "b")) == FILES
+    assert os.listdir(place / "a") == ["b"]
+
+
+@pytest.mark.parametrize("write", [write_tar, write_zip])
+def test_archive_without_members_gives_an_empty_folder(write, tmp_path, place):
+    assert os.listdir(unpack(write(tmp_path / "archive", {}), place / "out")) == []
+
+
+def test_zip_with_an_entry_for_its_own_folder_is_unpacked(tmp_path, place):
+    archive = write_zip(tmp_path / "data.zip", {"./": b"", "./a.txt": b"first"})
+    assert contents(unpack(archive, place / "out")) == {"a.txt": b"first"}
+
+
+def test_links_that_stay_inside_are_kept(tmp_path, place):
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        member = tarfile.TarInfo("sub/a.txt")
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"abc"))
+        for name, kind in (("soft", tarfile.SYMTYPE), ("hard", tarfile.LNKTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "sub/a.txt"
+            tar.addfile(link)
+    folder = unpack(tmp_path / "data.tar", place / "out")
+    assert contents(folder) == {"sub/a.txt": b"abc", "soft": b"abc", "hard": b"abc"}
+    assert os.readlink(folder / "soft") == "sub/a.txt"
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o777, 0o4755, 0o2777, 0o1666])
+def test_files_of_a_tar_can_be_read_and_written_by_their_owner_alone(mode, tmp_path, place):
+    folder = unpack(write_member(tmp_path / "data.tar", mode=mode), place / "out")
+    found = stat.S_IMODE((folder / "member").stat().st_mode)
+    assert found & 0o600 == 0o600
+    assert found & 0o7022 == 0
+
+
+def test_folders_of_a_tar_can_be_entered_whatever_their_mode(tmp_path, place):
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        for name, kind in (("sub", tarfile.DIRTYPE), ("sub/a.txt", tarfile.REGTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.mode = kind, 0o000
+            tar.addfile(member)
+    folder = unpack(tmp_path / "data.tar", place / "out")
+    assert stat.S_IMODE((folder / "sub").stat().st_mode) & 0o700 == 0o700
+
+
+@pytest.mark.parametrize("write", KINDS)
+def test_folder_itself_has_the_mode_of_any_new_folder(write, tmp_path, place):
+    (place / "other").mkdir()
+    folder = unpack(write(tmp_path / "archive"), place / "out")
+    assert folder.stat().st_mode == (place / "other").stat().st_mode
+
+
+def test_files_of_a_zip_have_the_mode_of_any_new_file(tmp_path, place):
+    member = zipfile.ZipInfo("a.txt")
+    member.external_attr = (stat.S_IFREG | 0o6777) << 16
+    (place / "other").touch()
+    folder = unpack(write_zip(tmp_path / "data.zip", {member: b"x"}), place / "out")
+    assert (folder / "a.txt").stat().st_mode == (place / "other").stat().st_mode
+
+
+# What would lie outside -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../evil.txt", "sub/../../evil.txt", "../out-2/evil.txt", ".."])
+def test_member_of_a_tar_above_the_folder_is_refused(name, tmp_path, place):
+    archive = write_member(tmp_path / "data.tar", name=name)
+    refused(archive, place, rf"data\.tar.*'{name}'")
+    assert not (tmp_path / "evil.txt").exists()
+
+
+def test_absolute_name_in_a_tar_comes_to_lie_inside(tmp_path, place):
+    target = tmp_path / "evil.txt"
+    folder = unpack(write_tar(tmp_path / "data.tar", {str(target): b"x"}), place / "out")
+    assert not target.exists()
+    assert contents(folder) == {str(target).lstrip("/"): b"x"}
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("to", ["../secret.txt", "sub/../../secret.txt", "/etc/hostname"])
+def test_link_out_of_the_folder_is_refused(kind, to, tmp_path, place):
+    (tmp_path / "secret.txt").write_text("secret")
+    archive = write_member(tmp_path / "data.tar", type=kind, linkname=to)
+    refused(archive, place, r"data\.tar.*'member'")
+
+
+def test_nothing_is_written_through_a_link(tmp_path, place):
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        link = tarfile.TarInfo("door")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(link)
+        tar.addfile(tarfile.TarInfo("door/evil.txt"))
+    refused(tmp_path / "data.tar", place, "'door'")
+    assert not (tmp_path / "evil.txt").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_device_is_refused(kind, tmp_path, place):
+    archive = write_member(tmp_path / "data.tar", type=kind)
+    refused(archive, place, r"data\.tar.*'member'.*special file")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/evil.txt",
+        "//evil.txt",
+        "../evil.txt",
+        "sub/../../evil.txt",
+        "..",
+        r"..\evil.txt",
+        r"sub\..\..\evil.txt",
+        r"\evil.txt",
+        r"\\server\evil.txt",
+        r"C:\evil.txt",
+        "C:evil.txt",
+        "c:/evil.txt",
+    ],
+)
+def test_name_in_a_zip_that_would_lie_outside_on_any_system_is_refused(name, tmp_path, place):
+    archive = write_zip(tmp_path / "data.zip", {"good.txt": b"x", name: b"x"})
+    with pytest.raises(ValueError, match=r"data\.zip") as caught:
+        unpack(archive, place / "out")
+    assert str(caught.value).endswith(repr(name))
+    assert os.listdir(place) == []
+
+
+def test_dots_within_a_name_are_no_way_out(tmp_path, place):
+    files = {"a..b/..c.txt": b"x", "...": b"y"}
+    for i, write in enumerate(KINDS):
+        assert contents(unpack(write(tmp_path / "archive", files), place / str(i))) == files
+
+
+def test_link_in_a_zip_becomes_a_plain_file(tmp_path, place):
+    link = zipfile.ZipInfo("link")
+    link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    folder = unpack(write_zip(tmp_path / "data.zip", {link: b"/etc/hostname"}), place / "out")
+    assert not (folder / "link").is_symlink()
+    assert contents(folder) == {"link": b"/etc/hostname"}
+
+
+# What is no whole archive -----------------------------------------------------------------------------
+
+
+BROKEN = r"archive.*cut short.*\("
+
+
+@pytest.mark.parametrize("write", KINDS)
+@pytest.mark.parametrize("part", [0.05, 0.3, 0.6, 0.9])
+def test_archive_that_is_cut_short_is_refused(write, part, tmp_path, place):
+    files = {f"{i}.bin": random.Random(i).randbytes(1000) for i in range(100)}
+    archive = write(tmp_path / "archive", files)
+    data = archive.read_bytes()
+    archive.write_bytes(data[: int(part * len(data)) // 512 * 512 + 700])
+    refused(archive, place, BROKEN)
+
+
+@pytest.mark.parametrize(
+    "n_bytes",
+    [
+        *(1024, 1024 + 100, 2048),
+    ],
+)
+def test_tar_that_is_cut_between_members_or_in_a_header_is_refused(n_bytes, tmp_path, place):
+    # Each of the three takes 512 bytes for the header and 512 for the data; the end is two blocks of zeros.
+    archive = write_tar(tmp_path / "archive", {"a": b"a", "b": b"b", "c": b"c"})
+    archive.write_bytes(archive.read_bytes()[:n_bytes])
+    refused(archive, place, BROKEN)
+
+
+def test_tar_with_a_damaged_header_is_refused(tmp_path, place):
+    archive = write_tar(tmp_path / "archive", {"a": b"a", "b": b"b"})
+    data = bytearray(archive.read_bytes())
+    data[1024] ^= 1  # the first letter of the second name
+    archive.write_bytes(data)
+    refused(archive, place, BROKEN)
+
+
+@pytest.mark.parametrize("write", [write_tgz, write_tar_xz, write_tar_bz2])
+def test_compressed_tar_without_its_last_bytes_is_refused(write, tmp_path, place):
+    archive = write(tmp_path / "archive")
+    archive.write_bytes(archive.read_bytes()[:-4])
+    refused(archive, place, BROKEN)
+
+
+def test_tgz_whose_checksum_is_wrong_is_refused(tmp_path, place):
+    plain = write_tar(tmp_path / "plain", {"a": b"a" * 5000}).read_bytes()
+    damaged = plain.replace(b"aaaa", b"aaab", 1)
+    data = gzip.compress(damaged)[:-8] + gzip.compress(plain)[-8:]
+    (tmp_path / "archive").write_bytes(data)
+    refused(tmp_path / "archive", place, BROKEN)
+
+
+def test_zip_whose_checksum_is_wrong_is_refused(tmp_path, place):
+    archive = write_zip(tmp_path / "archive", {"a": b"aaaa", "b": b"bbbb"}, zipfile.ZIP_STORED)
+    archive.write_bytes(archive.read_bytes().replace(b"bbbb", b"bbbc"))
+    refused(archive, place, BROKEN)
+
+
+def test_zip_with_a_damaged_stream_is_refused(tmp_path, place):
+    archive = write_zip(tmp_path / "archive", {"a": b"a" * 1000})
+    data = bytearray(archive.read_bytes())
+    data[31] = 0xFF  # behind the header of 30 bytes and the name: 3, in its last bits, is no kind of block
+    archive.write_bytes(data)
+    refused(archive, place, BROKEN)
+
+
+@pytest.mark.parametrize("data", [b"", b"no archive", b"\x1f\x8b", b"PK\x03\x04", b"\0" * 100, b"x" * 20_000])
+def test_what_is_no_archive_is_refused(data, tmp_path, place):
+    (tmp_path / "archive").write_bytes(data)
+    refused(tmp_path / "archive", place, BROKEN)
+
+
+@pytest.mark.parametrize("name", ["missing.tgz", "."])
+def test_archive_that_is_not_there_is_named(name, tmp_path, place):
+    archive = tmp_path / name
+    refused(archive, place, f"unpack: {archive}", FileNotFoundError)
+
+
+# The folder -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [{}, {"mine.txt": "kept"}])
+def test_folder_that_is_there_is_refused_and_stays_untouched(content, tmp_path, place):
+    (place / "out").mkdir()
+    for name, text in content.items():
+        (place / "out" / name).write_text(text)
+    with pytest.raises(FileExistsError, match=r"unpack: .*out.*delete"):
+        unpack(write_tgz(tmp_path / "data.tgz"), place / "out")
+    assert contents(place) == {f"out/{name}": text.encode() for name, text in content.items()}
+    assert os.listdir(place) == ["out"]
+
+
+def test_file_in_the_folder_s_place_is_refused_and_stays(tmp_path, place):
+    (place / "out").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"unpack: .*out.*delete"):
+        unpack(write_tgz(tmp_path / "data.tgz"), place / "out")
+    assert (place / "out").read_text() == "mine"
+
+
+def test_after_a_failure_a_good_archive_can_be_unpacked_to_the_same_place(tmp_path, place):
+    (tmp_path / "archive").write_bytes(b"no archive")
+    refused(tmp_path / "archive", place, BROKEN)
+    assert contents(unpack(write_tgz(tmp_path / "data.tgz"), place / "out")) == FILES
+
+
+def test_archive_stays_as_it_is(tmp_path, place):
+    archive = write_tgz(tmp_path / "data.tgz")
+    before = archive.read_bytes()
+    unpack(archive, place / "out")
+    assert archive.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_cifar10_has_its_60_000_images(cifar10, place):
+    folder = unpack(cifar10, place / "out")
+    assert os.listdir(folder) == ["cifar10"]
+    for part, n in (("train", 50_000), ("test", 10_000)):
+        assert len(list((folder / "cifar10" / part).glob("*/*"))) == n
+        assert len(os.listdir(folder / "cifar10" / part)) == 10

@@ -1,0 +1,296 @@
+import io
+import os
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toolbox import png
+
+from minilearn.data.sets import decoding as module
+from minilearn.data.sets.decoding import cached, read_images
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+CLASSES = ("cat", "dog")
+
+
+def files(n=2):
+    """Return what is in each file of a tiny data set; the values 0, 1, ... in the order of class and name."""
+    names = [f"{part}/{name}/{i}.png" for part in ("train", "test") for name in CLASSES for i in range(n)]
+    return {name: png(10 * i) for i, name in enumerate(names)}
+
+
+def write_folder(root, content):
+    for name, data in content.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def write_archive(path, content, top="set", mode="w:gz"):
+    with tarfile.open(path, mode) as tar:
+        for name, data in reversed(content.items()):
+            info = tarfile.TarInfo(f"{top}/{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write(kind, tmp_path, content):
+    if kind == "folder":
+        return write_folder(tmp_path / "set", content)
+    return write_archive(tmp_path / f"set.{kind}", content, mode="w:gz" if kind == "tgz" else "w")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tgz", "tar"])
+def test_images_are_sorted_by_class_and_name(tmp_path, kind):
+    images, targets, classes = read_images(write(kind, tmp_path, files()), "train")
+    assert (classes, targets.tolist(), targets.dtype) == (CLASSES, [0, 0, 1, 1], torch.int64)
+    assert (images.shape, images.dtype) == ((4, 3, 3, 4), torch.uint8)
+    assert images[:, 0].float().mean((1, 2)).tolist() == [0, 10, 20, 30]
+    assert images[:, 2].float().mean((1, 2)).tolist() == [255, 245, 235, 225]
+    assert images.is_contiguous()
+    assert read_images(tmp_path / ("set" if kind == "folder" else f"set.{kind}"), "test")[0][0, 0, 0, 0] == 40
+
+
+def test_pixels_are_those_of_pil(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(256, size=(3, 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    images, _, _ = read_images(write("folder", tmp_path, {"train/a/1.png": file.getvalue()}), "train")
+    assert torch.equal(images[0], torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tgz"])
+def test_gray_images_get_three_channels_and_hidden_files_are_left_out(tmp_path, kind):
+    content = {"train/a/1.PNG": png(7, mode="L"), "train/a/._1.PNG": b"x", "train/readme.png": b"x"}
+    content["train/a/.DS_Store"] = content["notes.txt"] = b"x"
+    images, _, classes = read_images(write(kind, tmp_path, content), "train")
+    assert images.unique().tolist() == [7]
+    assert classes == ("a",)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tgz"])
+def test_file_that_is_no_image_is_refused_with_its_name(tmp_path, kind):
+    source = write(kind, tmp_path, files() | {"train/cat/notes.txt": b"x"})
+    with pytest.raises(ValueError, match=r"set\S*: train/cat/notes.txt.*.jpg, .jpeg"):
+        read_images(source, "train")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tgz"])
+def test_empty_class_is_refused_with_its_name(tmp_path, kind):
+    source = write(kind, tmp_path, files())
+    if kind == "folder":
+        (source / "train" / "cow").mkdir()
+    else:
+        with tarfile.open(source, "w:gz") as tar:
+            for name in ("set/train/cow", "set/train/cat"):
+                info = tarfile.TarInfo(name)
+                info.type = tarfile.DIRTYPE
+                tar.addfile(info)
+            info = tarfile.TarInfo("set/train/cat/1.png")
+            info.size = len(png(1))
+            tar.addfile(info, io.BytesIO(png(1)))
+    with pytest.raises(ValueError, match=r"set\S*: train/cow"):
+        read_images(source, "train")
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_images_of_any_size_are_brought_to_their_middle_square(tmp_path, size):
+    wide = Image.new("RGB", (30, 10), (255, 0, 0))
+    wide.paste((0, 0, 255), (10, 0, 20, 10))  # the middle square
+    file = io.BytesIO()
+    wide.save(file, "PNG")
+    content = {"train/a/1.png": file.getvalue(), "train/a/2.png": png(9, (5, 7))}
+    images, _, _ = read_images(write("folder", tmp_path, content), "train", size)
+    assert images.shape == (2, 3, size, size)
+    red, _, blue = images[0].float()
+    assert red.max() < 40 < 215 < blue.min()  # PIL's window looks a little over the edge
+    assert images[1, 0].unique().tolist() == [9]
+
+
+def test_more_images_than_are_read_at_once_keep_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_AT_ONCE", 2)
+    images, targets, _ = read_images(write("tgz", tmp_path, files(4)), "train")
+    assert images[:, 0, 0, 0].tolist() == [10 * i for i in range(8)]
+    assert targets.tolist() == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize("kind", ["folder", "tgz"])
+def test_bar_is_shown_in_a_terminal_and_nothing_elsewhere(tmp_path, kind, capsys, monkeypatch):
+    source = write(kind, tmp_path, files())
+    read_images(source, "train")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    read_images(source, "train")
+    assert "train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["folder", "tgz"])
+def test_part_without_images_is_refused(tmp_path, kind):
+    source = write(kind, tmp_path, {name: data for name, data in files().items() if "test" in name})
+    with pytest.raises(ValueError, match=r"set\S*.*train/<class>/.*.jpg, .jpeg"):
+        read_images(source, "train")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tgz"])
+@pytest.mark.parametrize("broken", [b"", b"no image", png(5)[:50]], ids=["empty", "text", "cut"])
+def test_broken_image_is_refused_with_its_name(tmp_path, kind, broken):
+    source = write(kind, tmp_path, files() | {"train/dog/0.png": broken})
+    with pytest.raises(ValueError, match=r"set\S*: train/dog/0.png.*broken \("):
+        read_images(source, "train")
+
+
+def test_image_of_another_size_is_refused_with_both_sizes(tmp_path):
+    source = write("tgz", tmp_path, files() | {"train/dog/1.png": png(5, size=(5, 3))})
+    with pytest.raises(ValueError, match=r"set.tgz: train/dog/1.png.*5x3.*4x3.*size="):
+        read_images(source, "train")
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.6, 0.95])
+def test_archive_that_is_cut_short_is_refused_with_its_name(tmp_path, share):
+    source = write("tgz", tmp_path, files())
+    source.write_bytes(source.read_bytes()[: int(share * source.stat().st_size)])
+    with pytest.raises(ValueError, match=r"set.tgz.*cut short"):
+        read_images(source, "train")
+
+
+def test_damaged_archive_is_refused_with_its_name(tmp_path):
+    noise = np.random.default_rng(0).integers(256, size=20_000, dtype=np.uint8).tobytes()
+    source = write("tgz", tmp_path, {"train/a/0.png": noise})
+    data = source.read_bytes()
+    for at in range(600, 20_000, 1500):  # a few places inside of the image
+        source.write_bytes(data[:at] + b"\xff" * 40 + data[at + 40 :])
+        with pytest.raises(ValueError, match=r"set.tgz"):
+            read_images(source, "train")
+
+
+def test_damaged_png_is_refused_with_its_name(tmp_path):
+    data = png(5, size=(16, 16))
+    for at in range(8, len(data) - 12):
+        spoilt = data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
+        source = write("folder", tmp_path, {"train/a/0.png": spoilt})
+        try:
+            read_images(source, "train")  # some bytes do not matter
+        except ValueError as error:
+            assert "train/a/0.png is broken" in str(error)  # noqa: PT017
+
+
+# The cache --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Count the images that are decoded."""
+    names, real = [], module._decoded
+
+    def decode(name, data, size):
+        names.append(name)
+        return real(name, data, size)
+
+    monkeypatch.setattr(module, "_decoded", decode)
+    return names
+
+
+def load(source, part="train"):
+    return cached(source, part, lambda: read_images(source, part))
+
+
+@pytest.mark.parametrize("kind", ["folder", "tgz"])
+def test_images_are_decoded_once_and_memory_mapped_afterwards(tmp_path, cache, decoded, kind, monkeypatch):
+    source = write(kind, tmp_path, files())
+    first = load(source)
+    assert len(decoded) == 4
+    mapped, real = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kw: mapped.append(kw.get("mmap")) or real(*args, **kw))
+    second = load(source)
+    assert len(decoded) == 4
+    assert mapped == [True]
+    assert all(torch.equal(a, b) for a, b in zip(first[:2], second[:2], strict=True))
+    assert second[2] == CLASSES
+    load(source, "test")
+    assert len(decoded) == 8
+    assert len(list(cache.iterdir())) == 2
+    assert {path.name.split("-")[1] for path in cache.iterdir()} == {"train", "test"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "tgz"])
+@pytest.mark.parametrize("change", ["content", "time"])
+def test_images_are_decoded_anew_when_the_source_changes(tmp_path, decoded, kind, change):
+    source = write(kind, tmp_path, files())
+    before = load(source)[0]
+    if change == "content":
+        write(kind, tmp_path, files() | {"train/cat/0.png": png(200)})
+        assert load(source)[0][0, 0, 0, 0] == 200
+    else:
+        path = source / "train/cat/0.png" if kind == "folder" else source
+        os.utime(path, (1, 1))
+        assert torch.equal(load(source)[0], before)
+    assert len(decoded) == 8
+
+
+def test_file_of_an_older_version_is_not_taken(tmp_path, decoded, monkeypatch):
+    source = write("tgz", tmp_path, files())
+    monkeypatch.setattr(module, "_FORMAT", 1)
+    load(source)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    load(source)
+    assert len(list((tmp_path / "cache" / "minilearn").iterdir())) == 2
+
+
+def test_sources_of_one_name_in_two_places_are_two(tmp_path, decoded):
+    for name, value in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        source = write("tgz", tmp_path / name, {"train/cat/0.png": png(value)})
+        os.utime(source, (1, 1))
+        assert load(source)[0][0, 0, 0, 0] == value
+    assert len(decoded) == 2
+
+
+def test_failure_leaves_no_file_in_the_cache(tmp_path, cache):
+    source = write("tgz", tmp_path, files() | {"train/dog/1.png": b"broken"})
+    with pytest.raises(ValueError, match="is broken"):
+        load(source)
+    assert not cache.exists() or list(cache.iterdir()) == []
+
+
+def test_write_that_breaks_off_leaves_no_file_in_the_cache(tmp_path, cache, monkeypatch):
+    def save(value, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    source = write("tgz", tmp_path, files())
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="No space left on device"):
+        load(source)
+    assert list(cache.iterdir()) == []
+
+
+def test_source_is_only_read(tmp_path):
+    source = write("folder", tmp_path, files())
+    paths = [source, *source.rglob("*")]
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    load(source)
+    assert {path: path.stat().st_mtime_ns for path in [source, *source.rglob("*")]} == before
+
+
+def test_cache_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=str(tmp_path / "file")):
+        load(write("tgz", tmp_path, files()))
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_cache_file_that_is_cut_short_is_named(tmp_path, cache, share):
+    source = write("tgz", tmp_path, files())
+    load(source)
+    (path,) = cache.iterdir()
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=rf"{path}.*damaged \(.*\); delete"):
+        load(source)
