@@ -65,6 +65,7 @@ class Count:
     def __init__(self, loss_func: Any = None) -> None:
         self.loss_func = loss_func
         self.is_sum = argument_of(loss_func, "reduction", "mean") == "sum"
+        self.is_by_class = False  # whether it is the number of targets that are not ignored
         self.is_safe = False  # whether a loss over nothing has gradients of 0, and not nan
         own = getattr(loss_func, "count", None)
         self._count: Callable[[Any, Any], Any] | None = None
@@ -76,6 +77,7 @@ class Count:
             self._count = self._of_classes
             self._ignored = argument_of(loss_func, "ignore_index", -100)
             self._weight = argument_of(loss_func, "weight", None)
+            self.is_by_class = self._weight is None
             self.is_safe = not argument_of(loss_func, "label_smoothing", 0.0)
         elif is_elementwise(loss_func):
             self._count, self.is_safe = _of_elements, True
@@ -96,6 +98,12 @@ class Count:
                 "samples it has: expected a tensor in it; or set learn.loss_count where the loss is computed"
             )
         return on_host(count)
+
+    def is_free(self, targets: Tensor) -> bool:
+        """Whether the loss ignores none of these targets. It waits for the device."""
+        if not self.is_by_class or targets.is_floating_point():
+            return False
+        return bool((targets != self._ignored).all())
 
     def _of_classes(self, preds: Any, target: Any) -> Any:
         if not isinstance(target, Tensor) or not isinstance(preds, Tensor):

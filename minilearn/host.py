@@ -145,11 +145,6 @@ class CallbackHost:
         """Whether there is a callback that shows the progress of a fit."""
         return any(cb.shows_progress for cb in self._cbs)
 
-    @property
-    def rests(self) -> bool:
-        """Whether at_rest fires after each batch of the running pass."""
-        return self._pass.rests
-
     @contextmanager
     def no_rest(self) -> Iterator[None]:
         """Have no at_rest fire inside a `with`, for the state is not whole there: nothing is saved."""
@@ -209,6 +204,10 @@ class CallbackHost:
         _check_only_one(cbs)
         self._hooks = self._find_hooks(cbs)
         self._given, self._cbs = given, cbs
+        owners = {step: self._hooks[step][0][1] for step in STEPS if step in self._hooks}
+        own = {step for step, owner in owners.items() if not hasattr(owner, "_is_default_step")}
+        self._default_steps = frozenset(STEPS) - own
+        self.rests = self._pass.rests  # whether at_rest fires after each batch of the running pass
 
     def _find_hooks(
         self, cbs: tuple[Callback, ...]
@@ -236,7 +235,7 @@ class CallbackHost:
 
     def has_default(self, step: str) -> bool:
         """Whether a step is done in this host's default way, by neither a callback nor a subclass."""
-        return step not in self._hooks or hasattr(self._hooks[step][0][1], "_is_default_step")
+        return step in self._default_steps
 
     def _owner(self, step: str, found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """Return the one owner of a step; this host's own method counts if it is not a default."""

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from . import weights
-from .batches import inputs_and_target, is_pair, is_several, n_samples, packed
+from .batches import inputs_and_target, is_pair, is_several, packed
 from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
 from .callbacks.trained import CheckTrainedCB
-from .counting import Count, only_counted, zero_of
 from .data.loaders import DataLoaders
 from .events import CancelException, with_cbs
 from .fitting.checks import check_fit, check_model, check_targets, infer_loss
@@ -100,7 +99,7 @@ class Learner(CallbackHost):
         self.n_epochs_trained = self.epoch = self.n_steps = self.batch_idx = 0
         self.plan, self.modes, self.run = Plan(), Modes(self), Run()
         self.processes, self.stop = Processes(), StopRequest()
-        self.mean, self.count = StepMean(), Count()
+        self.mean = StepMean()
         self.is_accumulating = self.training = False
         self._fit_purpose = "fit"
         self.dl: Any = None
@@ -182,7 +181,7 @@ class Learner(CallbackHost):
         self.callback("after_predict")
         self.callback("get_loss")
         self.callback("after_loss")
-        self._take_count()
+        self.mean.take(self)
 
     def _update(self) -> None:
         is_done = None
@@ -510,6 +509,10 @@ class Learner(CallbackHost):
         self._set_part(1, target)
 
     def _unpack(self) -> list[Any]:
+        batch = self._batch_now
+        if type(batch) in (tuple, list) and len(batch) == 2 and not self._is_unpacked_first:
+            self._parts = [*batch]  # the usual batch, the quick way
+            return self._parts
         self._is_unpacking, self._parts = True, [None, None]
         try:
             self.callback("unpack")
@@ -520,6 +523,11 @@ class Learner(CallbackHost):
             self._is_unpacking = False
         return self._parts
 
+    @property
+    def is_unpacked(self) -> bool:
+        """Whether the batch's inputs and target were asked for."""
+        return self._parts is not None
+
     def _set_part(self, i: int, value: Any) -> None:
         parts = self._parts or self._unpack()
         parts[i] = value
@@ -529,30 +537,7 @@ class Learner(CallbackHost):
     @property
     def _is_unpacked_first(self) -> bool:
         """Whether a callback, a subclass or a function says what a batch is, rather than its form."""
-        return self.unpack_func is not None or not self.has_default("unpack")
-
-    def _take_count(self) -> None:
-        """Take over what the loss is a mean over, unless the owner of get_loss did."""
-        if self.loss is None:  # no loss is computed in this pass
-            return
-        if self.loss_count is None:
-            self.loss_count = self._counted()
-        if not isinstance(self.loss_count, Tensor):
-            if self.loss_count == 0:  # the mean over nothing is nan, and would spread
-                self.loss = zero_of(self.preds)
-        elif self.training and not self.count.is_safe:
-            only_counted(self.preds, self.loss_count)
-        if self.training:
-            self.mean.weigh(self)
-
-    def _counted(self) -> Any:
-        if not self.has_default("get_loss"):
-            self.count = self.count if self.count.loss_func is None else Count()
-            part = self.batch if self._parts is None else self.yb if self.yb is not None else self.xb
-            return n_samples(part) or n_samples(self.batch)
-        if self.count.loss_func is not self.loss_func:
-            self.count = Count(self.loss_func)
-        return self.count(self.preds, self.yb, self.xb)
+        return self.unpack_func is not None or "unpack" not in self._default_steps
 
     @property
     def loss_weight(self) -> Tensor | None:

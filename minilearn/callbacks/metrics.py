@@ -142,7 +142,7 @@ class MetricsCB(Callback):
     def _add(self, learn: Learner, loss: Tensor) -> None:
         assert self._sum is not None
         count = learn.loss_count
-        if learn.count.is_sum:
+        if learn.mean.count.is_sum:
             self._sum.add_(loss)
         elif isinstance(count, Tensor):
             self._sum.add_(torch.where(count > 0, loss * count, 0))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..batches import n_samples
-from ..counting import on_host
+from ..counting import Count, on_host, only_counted, zero_of
 from ..optim.groups import groups_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class StepMean:
     batches as one. With one batch a step and one process there is nothing to do.
 
     weight (by which backward multiplies the loss; None is 1), n (batches that were added since the last
-    step), has_rest (whether they wait for others to join them).
+    step), has_rest (whether they wait for others to join them), count (what says what a loss is a mean over).
     """
 
     def __init__(self) -> None:
@@ -33,6 +33,8 @@ class StepMean:
 
     def begin(self) -> None:
         """Begin a fit."""
+        self.count = Count()
+        self._given: tuple[Tensor, int] | None = None  # a target without ignored ones, and its version
         self._common = 0.0  # the unit of several processes, which has to be the same in all
         self.clear()
 
@@ -46,13 +48,55 @@ class StepMean:
         self._divisor: Any = None  # of the gradients, while the step is taken
         self._is_empty = False  # whether the batch, which is all of the step, counts nothing
 
-    def weigh(self, learn: Learner) -> None:
-        """Take a batch's count, after its forward."""
-        count, n_processes = learn.loss_count, learn.n_processes
+    def is_free(self, learn: Learner, targets: Tensor | None) -> bool:
+        """Whether the loss ignores none of all targets, so that they need not be counted in each batch."""
+        self._count_of(learn)
+        return targets is not None and self.count.is_free(targets)
+
+    def given(self, target: Tensor) -> None:
+        """Take a target of which the loss ignores nothing, unless a hook changes it."""
+        self._given = target, target._version
+
+    def take(self, learn: Learner) -> None:
+        """Take over what a batch's loss is a mean over, unless the owner of get_loss said it."""
+        if learn.loss is None:  # no loss is computed in this pass
+            return
+        if learn.loss_count is None:
+            learn.loss_count = self._counted(learn)
+        count = learn.loss_count
+        if not isinstance(count, Tensor):
+            if count == 0:  # the mean over nothing is nan, and would spread
+                learn.loss = zero_of(learn.preds)
+        elif learn.training and not self.count.is_safe:
+            only_counted(learn.preds, count)
+        if learn.training:
+            self._weigh(learn, count)
+
+    def _counted(self, learn: Learner) -> Any:
+        if not self._count_of(learn):
+            target = learn.yb if learn.is_unpacked else None
+            return n_samples(learn.batch if target is None else target) or n_samples(learn.batch)
+        target = learn.yb
+        if self._given is not None and self.count.is_by_class:
+            given, version = self._given
+            if target is given and target._version == version:
+                return target.numel()
+        return self.count(learn.preds, target, learn.xb)
+
+    def _count_of(self, learn: Learner) -> bool:
+        """Have the count be that of the loss; return whether it is known."""
+        is_known = learn.has_default("get_loss")
+        loss_func = learn.loss_func if is_known else None
+        if self.count.loss_func is not loss_func:
+            self.count = Count(loss_func)
+        return is_known
+
+    def _weigh(self, learn: Learner, count: Any) -> None:
+        n_processes = learn.processes.n
         self._is_empty = not isinstance(count, Tensor) and count == 0
         if not (learn.is_accumulating or self.n or n_processes > 1):
             self.weight = None
-        elif learn.count.is_sum:
+        elif self.count.is_sum:
             self.weight = None if n_processes == 1 else torch.full_like(learn.loss, n_processes)
         else:
             if not self._unit:
@@ -66,9 +110,9 @@ class StepMean:
 
     def add(self, learn: Learner) -> None:
         """Take a batch whose gradients were added."""
-        if learn.is_accumulating or self.n or learn.n_processes > 1:
+        if learn.is_accumulating or self.n or learn.processes.n > 1:
             self.n, self.has_rest = self.n + 1, self.has_rest or learn.is_accumulating
-            if not learn.count.is_sum:
+            if not self.count.is_sum:
                 self._total = self._total + learn.loss_count / self._unit
 
     def close(self, learn: Learner) -> bool:
@@ -77,7 +121,7 @@ class StepMean:
             return not self._is_empty
         if learn.n_processes > 1 and "batch" not in learn.scopes:  # a rest that was left to one process
             learn.processes.average(gradients(learn))
-        if learn.count.is_sum:
+        if self.count.is_sum:
             return True
         total = on_host(learn.processes.mean_of(self._total, learn.loss))
         if not isinstance(total, Tensor) and total == 0:
@@ -89,7 +133,9 @@ class StepMean:
 
     def end(self, learn: Learner, is_done: bool) -> None:
         """End the step. Where it was cancelled, the gradients are kept, and more may join them."""
-        if is_done or not self.n:
+        if not self.n:
+            return
+        if is_done:
             self.clear()
             return
         divisor, self._divisor, self.has_rest = (

@@ -116,6 +116,7 @@ def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
     adapter = learn.dls.adapter_of(learn.dl)
     with kept_rng() if first else nullcontext():  # the random numbers of a pass that began before
         batches = adapter.read(first)
+    is_free = not learn.is_nested and learn.mean.is_free(learn, adapter.targets)
     # Between batches all is at rest, unless the loader moves on while it reads, and remembers it.
     may_stop = learn.rests and not adapter.moves_on
     i, learn.batch_idx = first, first - 1  # of the batch before, for a stop while the first one is read
@@ -123,7 +124,7 @@ def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
         try:
             try:
                 learn.stop.begin_fetch(may_stop)
-                batch = next(batches, _END)
+                batch: Any = next(batches, _END)
             finally:
                 learn.stop.end_fetch()
         except StopFetchError:  # also one that comes when the batch was just read
@@ -132,6 +133,8 @@ def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
             raise stopped(learn) from None
         if batch is _END:
             break
+        if is_free:
+            learn.mean.given(batch[-1])
         yield i, batch
         if i == first and learn.epoch == learn.plan.start.epoch and not learn.is_nested:
             check_fields(learn)

@@ -33,7 +33,7 @@ def test_rows_count_each_step_and_hook(make_learner, capsys):
     make_learner(cbs=[cb, MetricsCB()], opt_func=SGD).fit(2)
     calls = {name: n for name, (n, _) in cb.seconds.items()}
     assert calls == {
-        **{"Learner.unpack": 8, "Learner.predict": 8, "Learner.get_loss": 8},
+        **{"Learner.predict": 8, "Learner.get_loss": 8},
         **{"MetricsCB.after_batch": 8, "data": 8},
         **{"Learner.backward": 6, "Learner.step": 6, "Learner.zero_grad": 6},
         **{"MetricsCB.before_train": 2, "MetricsCB.after_train": 2},
@@ -71,7 +71,7 @@ def test_rows_are_summed_by_callback_and_by_event(make_learner):
     of_metrics = [n for name, (n, _) in cb.seconds.items() if name.startswith("MetricsCB.")]
     assert calls("callback") == {
         **{"MetricsCB": sum(of_metrics), "SleepCB": 4, "data": 4},
-        **{"Learner.unpack": 4, "Learner.predict": 4, "Learner.get_loss": 4},
+        **{"Learner.predict": 4, "Learner.get_loss": 4},
         **{"Learner.backward": 3, "Learner.step": 3, "Learner.zero_grad": 3},
     }
     assert calls("event")["after_batch"] == 4

@@ -41,6 +41,11 @@ class Adapter:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({short(self.loader)})"
 
+    @property
+    def targets(self) -> Tensor | None:
+        """All targets, of which the last part of each batch has some as they are; None where not known."""
+        return None
+
     # What a kind has to say -----------------------------------------------------------------------
 
     @staticmethod

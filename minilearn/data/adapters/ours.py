@@ -7,10 +7,11 @@ from copy import copy
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from ...seeding import kept_rng
 from ..dataset_loader import DatasetLoader
-from ..resumable import ResumableLoader
+from ..resumable import ResumableLoader, TensorLoader
 from .adapter import Adapter, short
 from .shards import Shard
 
@@ -28,6 +29,11 @@ class OursAdapter(Adapter):
     def takes(loader: Any) -> bool:
         """Whether it has batches."""
         return callable(getattr(loader, "batches", None))
+
+    @property
+    def targets(self) -> Tensor | None:
+        """Those of a TensorLoader; a subclass may give others."""
+        return self.loader.targets if type(self.loader) is TensorLoader else None
 
     def read(self, start: int = 0) -> Iterator[Any]:
         """Begin a pass at batch `start`, without reading those before it."""
