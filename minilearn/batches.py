@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,53 @@ def is_several(inputs: Any) -> bool:
 def packed(batch: Any, inputs: Any, target: Any) -> Any:
     """Return a pair of the same kind as `batch`, of these inputs and this target."""
     return type(batch)(inputs, target) if hasattr(batch, "_fields") else type(batch)((inputs, target))
+
+
+class CurrentBatch:
+    """A batch, and its inputs and target once they are asked for.
+
+    batch, parts ([inputs, target]; None before), is_unpacking (whether they are being found out).
+    """
+
+    def __init__(self) -> None:
+        self.batch: Any = None
+        self.parts: list[Any] | None = [None, None]
+        self.is_unpacking = False
+
+    def set(self, batch: Any) -> None:
+        """Take a batch."""
+        self.batch, self.parts = batch, None
+
+    def kept(self) -> tuple[Any, list[Any] | None]:
+        """Return what there is, for a pass that runs in the middle of the batch."""
+        return self.batch, self.parts
+
+    def put_back(self, batch: Any, parts: list[Any] | None) -> None:
+        """Take back what was kept."""
+        self.batch, self.parts = batch, parts
+
+    def split(self) -> list[Any] | None:
+        """Take the parts of a plain pair; None for another batch."""
+        if type(self.batch) in (tuple, list) and len(self.batch) == 2:
+            self.parts = [*self.batch]
+        return self.parts
+
+    @contextmanager
+    def unpacking(self) -> Iterator[list[Any]]:
+        """Have the parts be found out inside a `with`, which are given."""
+        self.parts, self.is_unpacking = [None, None], True
+        try:
+            yield self.parts
+        except BaseException:
+            self.parts = None
+            raise
+        finally:
+            self.is_unpacking = False
+
+    def join(self) -> None:
+        """Write the parts into the batch, if it is a pair."""
+        if not self.is_unpacking and self.parts is not None and is_pair(self.batch):
+            self.batch = packed(self.batch, *self.parts)
 
 
 # Samples ------------------------------------------------------------------------------------------

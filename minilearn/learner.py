@@ -13,28 +13,29 @@ import torch
 from torch import Tensor, nn
 
 from . import weights
-from .batches import inputs_and_target, is_pair, is_several, packed
+from .batches import CurrentBatch, inputs_and_target, is_several
 from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
 from .callbacks.trained import CheckTrainedCB
-from .data.loaders import DataLoaders
 from .events import CancelException, with_cbs
+from .fields import Fields
 from .fitting.checks import check_fit, check_model, check_targets, infer_loss
 from .fitting.interrupts import StopRequest, pause
+from .fitting.made import Made
 from .fitting.mean import StepMean
 from .fitting.modes import Modes
 from .fitting.passes import batches_of, fit_of, pass_of, phase_of, plan, prepare_opt, side_run, started
 from .fitting.run import Run
-from .host import CallbackHost, Pass, default_step
+from .host import Pass, default_step
 from .optim.summary import summary
 from .plan import Plan
 from .processes import Processes
 from .seeding import kept_rng
 
 
-class Learner(CallbackHost):
+class Learner(Fields):
     """Train a model on data with callbacks.
 
     Args:
@@ -89,32 +90,22 @@ class Learner(CallbackHost):
     ) -> None:
         check_model(model, loss_func, opt_func)
         given = set(vars(self))  # by a subclass, before it came here
-        self.model, self.loss_func, self._lr, self._is_new_lr = model, loss_func, lr, False
-        self._dls = DataLoaders.of(dls)
+        self.model, self.loss_func, self.dls = model, loss_func, dls
         self.opt_func, self.param_groups = opt_func, param_groups
         self.opt: Any = None
-        self._opt_made_by: tuple[Any, Any] | None = None  # opt_func and param_groups of the optimizer
-        self._inferred_loss: Any = None
+        self._made = Made(lr)
         self.history: list[dict[str, Any]] = []
         self.n_epochs_trained = self.epoch = self.n_steps = self.batch_idx = 0
         self.plan, self.modes, self.run = Plan(), Modes(self), Run()
         self.processes, self.stop = Processes(), StopRequest()
         self.mean = StepMean()
         self.is_accumulating = self.training = False
-        self._fit_purpose = "fit"
         self.dl: Any = None
-        self.unpack_func = unpack
-        self._batch_now: Any = None
-        self._parts: list[Any] | None = [
-            None,
-            None,
-        ]  # of the batch: inputs and target, once they are asked for
-        self._is_unpacking = False
+        self.unpack_func, self._current = unpack, CurrentBatch()
         self.preds: Any = None
         self.loss: Any = None
         self.loss_count: Any = None
         super().__init__(cbs, [DeviceCB(), MetricsCB(), ProgressCB()] if default_cbs else [])
-        self._checked_fields: set[str] = set()  # of users, of which a warning was given if need be
         self._base_fields = frozenset({*vars(self), "_base_fields"} - given)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -164,8 +155,8 @@ class Learner(CallbackHost):
 
     @with_cbs("batch")
     def _batch(self) -> None:
-        if self._parts is None and self._is_unpacked_first:
-            self._unpack()
+        if not self.unpacks_by_form and not self.is_unpacked:
+            self._unpacked()
         self.preds = self.loss = self.loss_count = None
         self._forward()
         if self.training:
@@ -197,6 +188,11 @@ class Learner(CallbackHost):
         self.callback("step")
         self.n_steps += 1
         return True
+
+    def left(self, cancel: CancelException) -> None:
+        """Drop the gradients of a step or a batch that was cancelled with keep=False."""
+        if cancel.scope in ("step", "batch") and self.training:
+            self.mean.cancelled(self, cancel.scope, cancel.keep)
 
     # The steps, unless a subclass or a callback owns them -----------------------------------------
 
@@ -296,9 +292,22 @@ class Learner(CallbackHost):
         Raises: before the first step, for input that cannot work; errors from callbacks and the model
             as they are, with a note that says where in the loop they were raised.
         """
+        self._fit_for("fit", n_epochs, train, valid, cbs, lr, reset_opt, resume)
+
+    def _fit_for(
+        self,
+        purpose: str,
+        n_epochs: int,
+        train: bool = True,
+        valid: bool = True,
+        cbs: Any = None,
+        lr: Any = None,
+        reset_opt: bool = False,
+        resume: Any = None,
+    ) -> None:
         check_fit(self, n_epochs, train, valid, resume)
         valid = valid and self.dls.valid is not None
-        with fit_of(self, cbs, self._fit_purpose, train):
+        with fit_of(self, cbs, purpose, train):
             plan(self, n_epochs, train, valid)
             if train:
                 prepare_opt(self, lr, reset_opt)
@@ -445,189 +454,3 @@ class Learner(CallbackHost):
                     with phase_of(self, dl, training=False):
                         self._validate()
         return rows
-
-    # What users set between fits ------------------------------------------------------------------
-
-    @property
-    def lr(self) -> float | Sequence[float]:
-        """The learning rate that the optimizer is made with; set between fits, it acts once, as fit(lr=x).
-
-        The lr of the steps is in `learn.opt.param_groups`.
-        """
-        return self._lr
-
-    @lr.setter
-    def lr(self, lr: float | Sequence[float]) -> None:
-        if self.scopes:
-            raise RuntimeError(
-                f"learn.lr = {lr!r} in a fit would change nothing: expected ScheduleCB('lr', ...), a "
-                "scheduler, or pg['lr'] = ... for each pg in learn.opt.param_groups"
-            )
-        self._lr, self._is_new_lr = lr, True
-
-    @property
-    def dls(self) -> DataLoaders:
-        """The loaders; set, it takes what the constructor takes."""
-        return self._dls
-
-    @dls.setter
-    def dls(self, dls: Any) -> None:
-        self._dls = DataLoaders.of(dls)
-
-    # What callbacks read --------------------------------------------------------------------------
-
-    @property
-    def phase(self) -> str:
-        """Return "train" or "eval", the names in the rows of history."""
-        return "train" if self.training else "eval"
-
-    @property
-    def batch(self) -> Any:
-        """The batch, as the loader gave it and hooks changed it. Set, it is unpacked again."""
-        return self._batch_now
-
-    @batch.setter
-    def batch(self, batch: Any) -> None:
-        self._batch_now, self._parts = batch, None
-
-    @property
-    def xb(self) -> Any:
-        """The batch's inputs. What a hook sets stays until the batch is set; a pair gets it too."""
-        return (self._parts or self._unpack())[0]
-
-    @xb.setter
-    def xb(self, inputs: Any) -> None:
-        self._set_part(0, inputs)
-
-    @property
-    def yb(self) -> Any:
-        """The batch's target, None where there is none; set, it stays as `xb` does."""
-        return (self._parts or self._unpack())[1]
-
-    @yb.setter
-    def yb(self, target: Any) -> None:
-        self._set_part(1, target)
-
-    def _unpack(self) -> list[Any]:
-        batch = self._batch_now
-        if type(batch) in (tuple, list) and len(batch) == 2 and not self._is_unpacked_first:
-            self._parts = [*batch]  # the usual batch, the quick way
-            return self._parts
-        self._is_unpacking, self._parts = True, [None, None]
-        try:
-            self.callback("unpack")
-        except BaseException:
-            self._parts = None
-            raise
-        finally:
-            self._is_unpacking = False
-        return self._parts
-
-    @property
-    def is_unpacked(self) -> bool:
-        """Whether the batch's inputs and target were asked for."""
-        return self._parts is not None
-
-    def _set_part(self, i: int, value: Any) -> None:
-        parts = self._parts or self._unpack()
-        parts[i] = value
-        if not self._is_unpacking and not self._is_unpacked_first and is_pair(self._batch_now):
-            self._batch_now = packed(self._batch_now, *parts)
-
-    @property
-    def _is_unpacked_first(self) -> bool:
-        """Whether a callback, a subclass or a function says what a batch is, rather than its form."""
-        return self.unpack_func is not None or "unpack" not in self._default_steps
-
-    @property
-    def loss_weight(self) -> Tensor | None:
-        """Return by which backward multiplies the loss, for the mean over a step; None is 1."""
-        return self.mean.weight
-
-    @property
-    def is_gathering(self) -> bool:
-        """Return is_accumulating, by its name in version 0.1."""
-        return self.is_accumulating
-
-    @property
-    def n_epochs(self) -> int:
-        """Return how many epochs the fit has."""
-        return self.plan.n_epochs
-
-    @property
-    def phases(self) -> tuple[str, ...]:
-        """Return the phases of this fit: "train", "eval" or both."""
-        return self.plan.phases
-
-    @property
-    def epoch_steps(self) -> list[int | None]:
-        """Return the optimizer steps of each epoch of the fit, as planned; None where not known."""
-        return self.plan.epoch_steps
-
-    @property
-    def total_steps(self) -> int | None:
-        """Return the optimizer steps of the fit, as planned; None where the loader has no length."""
-        return self.plan.total_steps
-
-    @property
-    def schedule_epochs(self) -> int:
-        """Return how many epochs of the fit, from its first on, schedules of the lr rule."""
-        return self.plan.schedule_epochs
-
-    @property
-    def rank(self) -> int:
-        """Return this process's number among those that train together, from 0."""
-        return self.processes.rank
-
-    @property
-    def n_processes(self) -> int:
-        """Return how many processes train together."""
-        return self.processes.n
-
-    @property
-    def run_id(self) -> str | None:
-        """Return the name of the run that CheckpointCB writes; None without it."""
-        return self.run.id
-
-    @property
-    def n_fits(self) -> int:
-        """Return how many fits of the run are finished."""
-        return self.run.n_fits
-
-    @property
-    def saved_to(self) -> Path | None:
-        """Return the newest checkpoint of this fit."""
-        return self.run.saved_to
-
-    @property
-    def stop_signal(self) -> int | None:
-        """Return the signal that asked this fit to stop, if one came."""
-        return self.stop.signal
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether the last fit was left by `pause`."""
-        return self.stop.is_paused
-
-    @property
-    def is_fitting(self) -> bool:
-        """Whether a fit, or a validate or predict of its own, is running."""
-        return self.purpose is not None
-
-    def left(self, cancel: CancelException) -> None:
-        """Drop the gradients of a step or a batch that was cancelled with keep=False."""
-        if cancel.scope in ("step", "batch") and self.training:
-            self.mean.cancelled(self, cancel.scope, cancel.keep)
-
-    def own_fields(self) -> dict[str, Any]:
-        """Return the attributes that a subclass, a callback or a user gave this learner."""
-        return {name: value for name, value in vars(self).items() if name not in self._base_fields}
-
-    def where(self) -> str:
-        """Say where in the loop we are, for the notes on errors."""
-        if not ("train" in self.scopes or "validate" in self.scopes):
-            return f"epoch {self.epoch} of {self.n_epochs}"
-        # Outside of a batch, in the loader say, batch_idx is that of the last one, -1 before the first.
-        when = "" if "batch" in self.scopes else "after " if self.batch_idx >= 0 else "before "
-        batch = f"{when}{self.phase} batch {max(self.batch_idx, 0)}"
-        return f"epoch {self.epoch} of {self.n_epochs}, {batch}, step {self.n_steps}"

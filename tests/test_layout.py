@@ -116,7 +116,7 @@ print(*sorted(new & {"torchvision", "matplotlib", "rich", "torcheval", "IPython"
 
 # Owners -------------------------------------------------------------------------------------------
 
-OBJECTS = {"modes", "plan", "processes", "run", "stop"}  # of the learner
+OBJECTS = {"mean", "modes", "plan", "processes", "run", "stop", "_current", "_made"}  # of the learner
 
 
 def stored_in(path):
@@ -136,6 +136,57 @@ def test_objects_of_the_learner_are_changed_by_their_own_methods():
     assert {file: names for file, names in inner.items() if names} == {}
     outer = {file for file, names in stored.items() if names & {f"learn.{name}" for name in OBJECTS}}
     assert outer == {"fitting.passes"}  # which plans a fit
+
+
+# What hooks may set, as their own step or in place of what is there.
+OPEN = {"batch", "xb", "yb", "preds", "loss", "loss_count", "dl", "model", "is_accumulating"}
+# What begins, ends or surrounds a pass sets these too: passes.py, and lr_find and version 0.1's checkpoints.
+SURROUNDED = {
+    "fitting.passes": {
+        *("batch_idx", "dls", "epoch", "history", "loss_func", "n_steps", "opt", "plan", "training"),
+    },
+    "callbacks.lr_finder": {"_defaults", "cancelled_by"},
+    "checkpoints.resuming": {"n_epochs_trained"},
+}
+
+
+def fields_set_in(path):
+    """Return the learner's fields that a file assigns: learn.epoch, and self.epoch in its own files."""
+    own = {"learn", "self"} if name_of(path) in ("learner", "fields", "host") else {"learn"}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            owner = node.value
+            if isinstance(owner, ast.Name) and owner.id in own:
+                found.add(node.attr)
+    return found
+
+
+def test_each_field_of_the_learner_is_assigned_in_one_file():
+    writers = {}
+    for path in FILES:
+        for field in fields_set_in(path) - OPEN - SURROUNDED.get(name_of(path), set()):
+            writers.setdefault(field, set()).add(name_of(path))
+    assert {field: files for field, files in writers.items() if len(files) > 1} == {}
+    assert set().union(*writers.values()) <= {"learner", "fields", "host"}
+
+
+def test_the_learner_has_few_fields_of_its_own():
+    tree = ast.parse((PACKAGE / "learner.py").read_text())
+    (init,) = [node for node in ast.walk(tree) if getattr(node, "name", "") == "__init__"]
+    stored = [node for node in ast.walk(init) if isinstance(node, ast.Attribute)]
+    assert len({node.attr for node in stored if isinstance(node.ctx, ast.Store)}) <= 27  # 39 in version 0.1
+
+
+def test_the_loops_over_epochs_and_batches_are_in_the_learner():
+    tree = ast.parse((PACKAGE / "learner.py").read_text())
+    loops = [ast.unparse(node.target) for node in ast.walk(tree) if isinstance(node, ast.For)]
+    assert {"self.epoch", "(self.batch_idx, self.batch)"} <= set(loops)
+
+
+def test_the_learner_imports_no_checkpoints_and_no_averaging():
+    imported = imports_of(PACKAGE / "learner.py")
+    assert [name for name in imported if is_in(name, "checkpoints") or "averaging" in name] == []
 
 
 def test_cuda_is_named_only_where_another_accelerator_will_not_do():

@@ -147,7 +147,7 @@ def lr_find(learn: Learner, **kwargs: Any) -> LRFinderCB:
     with _untouched(learn):
         # A new optimizer: the kept one's state is not touched, and its moments fit its own lr.
         try:
-            learn.fit(n_epochs, valid=False, cbs=[finder], reset_opt=True)
+            learn._fit_for("lr_find", n_epochs, valid=False, cbs=[finder], reset_opt=True)
         except BaseException as error:
             error.add_note("minilearn: in lr_find; a callback that is to sit it out sets in_lr_find = False")
             raise
@@ -174,7 +174,6 @@ def _untouched(learn: Learner) -> Iterator[None]:
         try:
             learn._defaults = [cb for cb in learn._defaults if cb.in_lr_find]
             learn._set_cbs([cb for cb in learn._given if cb.in_lr_find])
-            learn._fit_purpose = "lr_find"
             yield
         finally:
             vars(learn).clear()

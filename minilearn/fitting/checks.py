@@ -98,9 +98,9 @@ def check_fields(learn: Learner) -> None:
     """Warn, once, of new fields that look like ours misspelt, or like another library's."""
     ours = {name for name in dir(learn) if not name.startswith("_")} - learn.own_fields().keys()
     for name in learn.own_fields():
-        if name.startswith("_") or name in learn._checked_fields:
+        if name.startswith("_") or name in learn._made.warned:
             continue
-        learn._checked_fields.add(name)
+        learn._made.warned.add(name)
         if name in _FOREIGN:
             advice = f"nothing reads it; {_FOREIGN[name]}"
         elif meant := next((other for other in sorted(ours) if _is_one_edit(name, other)), None):

@@ -87,12 +87,14 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
     if learn.epoch and not learn.is_nested:
         check_fields(learn)
     outer, is_idle = {name: getattr(learn, name) for name in ("dl", "training")}, learn.processes.is_idle
+    batch = None
     modes = []
     if {"train", "validate"} & set(learn.scopes):
         learn.modes.find()
         modules = [m for root in roots_of(learn) for m in root.modules()]
         modes = [(m, m.training, learn.modes.found.get(m)) for m in modules]
-        inner = ("_batch_now", "_parts", "batch_idx", "preds", "loss", "loss_count", "is_accumulating")
+        batch = learn._current.kept()
+        inner = ("batch_idx", "preds", "loss", "loss_count", "is_accumulating")
         outer |= {name: getattr(learn, name) for name in inner}
     try:
         learn.dl, learn.training = dl, training
@@ -104,6 +106,8 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
     finally:
         vars(learn).update(outer)
         learn.processes.are_idle(is_idle)
+        if batch is not None:
+            learn._current.put_back(*batch)
         learn.modes.apply()
         for module, mode, found in modes:
             if learn.modes.found.get(module) == found:  # else it was frozen, or the contrary, in this phase
@@ -164,15 +168,15 @@ def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
             check_batch(learn)
         if not learn.has_default("get_loss"):
             return
-        if learn.loss_func is learn._inferred_loss:  # None, or inferred from other data
-            learn.loss_func = learn._inferred_loss = infer_loss(learn.yb)
+        if learn.loss_func is learn._made.loss_func:  # None, or inferred from other data
+            learn.loss_func = learn._made.infer(infer_loss(learn.yb))
         check_reduction(learn)
 
 
 def prepare_opt(learn: Learner, lr: float | Sequence[float] | None, reset_opt: bool) -> None:
     """Build the optimizer, or set the lr of the one that lives on."""
     is_new, makers = learn.opt is None or reset_opt, (learn.opt_func, learn.param_groups)
-    if lr is None and learn._is_new_lr:
+    if lr is None and learn._made.is_new_lr:
         lr = learn.lr
     if is_new:
         first_lr = learn.lr if lr is None else lr
@@ -180,11 +184,11 @@ def prepare_opt(learn: Learner, lr: float | Sequence[float] | None, reset_opt: b
             *(learn.opt_func, learn.model, first_lr, learn.param_groups),
             *(extra_groups(learn), elsewhere(learn)),
         )
-        learn._opt_made_by = makers
+        learn._made.made_by(makers)
     else:
         check_kept(learn.opt, named_params(learn), elsewhere(learn))
-        check_makers(learn._opt_made_by, makers)
-    learn._is_new_lr = False
+        check_makers(learn._made.makers, makers)
+    learn._made.use_lr()
     if lr is not None and (not is_new or learn.param_groups):  # it rules over an lr that a group has
         set_lr(learn.opt, lr)
     if learn.has_default("step"):

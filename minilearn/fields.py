@@ -1,0 +1,215 @@
+"""What callbacks and users read of a learner, and what users set between its fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .batches import CurrentBatch
+from .data.loaders import DataLoaders
+from .host import CallbackHost
+
+if TYPE_CHECKING:
+    from .fitting.interrupts import StopRequest
+    from .fitting.made import Made
+    from .fitting.mean import StepMean
+    from .fitting.run import Run
+    from .plan import Plan
+    from .processes import Processes
+
+
+class Fields(CallbackHost):
+    """The fields of a Learner that are derived from others, or that belong to an object of it."""
+
+    _current: CurrentBatch
+    _dls: DataLoaders
+    _made: Made
+    unpack_func: Callable[[Any], tuple[Any, Any]] | None
+    is_accumulating: bool
+    training: bool
+    epoch: int
+    n_steps: int
+    batch_idx: int
+    mean: StepMean
+    plan: Plan
+    processes: Processes
+    run: Run
+    stop: StopRequest
+    _base_fields: frozenset[str]
+
+    # What users set between fits ------------------------------------------------------------------
+
+    @property
+    def lr(self) -> float | Sequence[float]:
+        """The learning rate that the optimizer is made with; set between fits, it acts once, as fit(lr=x).
+
+        The lr of the steps is in `learn.opt.param_groups`.
+        """
+        return self._made.lr
+
+    @lr.setter
+    def lr(self, lr: float | Sequence[float]) -> None:
+        if self.scopes:
+            raise RuntimeError(
+                f"learn.lr = {lr!r} in a fit would change nothing: expected ScheduleCB('lr', ...), a "
+                "scheduler, or pg['lr'] = ... for each pg in learn.opt.param_groups"
+            )
+        self._made.set_lr(lr)
+
+    @property
+    def dls(self) -> DataLoaders:
+        """The loaders; set, it takes what the constructor takes."""
+        return self._dls
+
+    @dls.setter
+    def dls(self, dls: Any) -> None:
+        self._dls = DataLoaders.of(dls)
+
+    # What callbacks read --------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> str:
+        """Return "train" or "eval", the names in the rows of history."""
+        return "train" if self.training else "eval"
+
+    @property
+    def batch(self) -> Any:
+        """The batch, as the loader gave it and hooks changed it. Set, it is unpacked again."""
+        return self._current.batch
+
+    @batch.setter
+    def batch(self, batch: Any) -> None:
+        self._current.set(batch)
+
+    @property
+    def xb(self) -> Any:
+        """The batch's inputs. What a hook sets stays until the batch is set; a pair gets it too."""
+        return (self._current.parts or self._unpacked())[0]
+
+    @xb.setter
+    def xb(self, inputs: Any) -> None:
+        self._set_part(0, inputs)
+
+    @property
+    def yb(self) -> Any:
+        """The batch's target, None where there is none; set, it stays as `xb` does."""
+        return (self._current.parts or self._unpacked())[1]
+
+    @yb.setter
+    def yb(self, target: Any) -> None:
+        self._set_part(1, target)
+
+    @property
+    def is_unpacked(self) -> bool:
+        """Whether the batch's inputs and target were asked for."""
+        return self._current.parts is not None
+
+    @property
+    def unpacks_by_form(self) -> bool:
+        """Whether the form of a batch says what is what, and no function, callback or subclass."""
+        return self.unpack_func is None and self.has_default("unpack")
+
+    def _unpacked(self) -> list[Any]:
+        current = self._current
+        if self.unpacks_by_form and (parts := current.split()) is not None:  # the usual batch, the quick way
+            return parts
+        with current.unpacking() as parts:
+            self.callback("unpack")
+        return parts
+
+    def _set_part(self, i: int, value: Any) -> None:
+        parts = self._current.parts or self._unpacked()
+        parts[i] = value
+        if self.unpacks_by_form:
+            self._current.join()
+
+    @property
+    def loss_weight(self) -> Tensor | None:
+        """Return by which backward multiplies the loss, for the mean over a step; None is 1."""
+        return self.mean.weight
+
+    @property
+    def is_gathering(self) -> bool:
+        """Return is_accumulating, by its name in version 0.1."""
+        return self.is_accumulating
+
+    @property
+    def n_epochs(self) -> int:
+        """Return how many epochs the fit has."""
+        return self.plan.n_epochs
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Return the phases of this fit: "train", "eval" or both."""
+        return self.plan.phases
+
+    @property
+    def epoch_steps(self) -> list[int | None]:
+        """Return the optimizer steps of each epoch of the fit, as planned; None where not known."""
+        return self.plan.epoch_steps
+
+    @property
+    def total_steps(self) -> int | None:
+        """Return the optimizer steps of the fit, as planned; None where the loader has no length."""
+        return self.plan.total_steps
+
+    @property
+    def schedule_epochs(self) -> int:
+        """Return how many epochs of the fit, from its first on, schedules of the lr rule."""
+        return self.plan.schedule_epochs
+
+    @property
+    def rank(self) -> int:
+        """Return this process's number among those that train together, from 0."""
+        return self.processes.rank
+
+    @property
+    def n_processes(self) -> int:
+        """Return how many processes train together."""
+        return self.processes.n
+
+    @property
+    def run_id(self) -> str | None:
+        """Return the name of the run that CheckpointCB writes; None without it."""
+        return self.run.id
+
+    @property
+    def n_fits(self) -> int:
+        """Return how many fits of the run are finished."""
+        return self.run.n_fits
+
+    @property
+    def saved_to(self) -> Path | None:
+        """Return the newest checkpoint of this fit."""
+        return self.run.saved_to
+
+    @property
+    def stop_signal(self) -> int | None:
+        """Return the signal that asked this fit to stop, if one came."""
+        return self.stop.signal
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the last fit was left by `pause`."""
+        return self.stop.is_paused
+
+    @property
+    def is_fitting(self) -> bool:
+        """Whether a fit, or a validate or predict of its own, is running."""
+        return self.purpose is not None
+
+    def own_fields(self) -> dict[str, Any]:
+        """Return the attributes that a subclass, a callback or a user gave this learner."""
+        return {name: value for name, value in vars(self).items() if name not in self._base_fields}
+
+    def where(self) -> str:
+        """Say where in the loop we are, for the notes on errors."""
+        if not ("train" in self.scopes or "validate" in self.scopes):
+            return f"epoch {self.epoch} of {self.n_epochs}"
+        # Outside of a batch, in the loader say, batch_idx is that of the last one, -1 before the first.
+        when = "" if "batch" in self.scopes else "after " if self.batch_idx >= 0 else "before "
+        batch = f"{when}{self.phase} batch {max(self.batch_idx, 0)}"
+        return f"epoch {self.epoch} of {self.n_epochs}, {batch}, step {self.n_steps}"
