@@ -13,9 +13,9 @@ from .data.loaders import DataLoaders
 from .host import CallbackHost
 
 if TYPE_CHECKING:
-    from .fitting.interrupts import StopRequest
     from .fitting.made import Made
     from .fitting.mean import StepMean
+    from .fitting.request import StopRequest
     from .fitting.run import Run
     from .plan import Plan
     from .processes import Processes

@@ -22,11 +22,11 @@ from .callbacks.trained import CheckTrainedCB
 from .events import CancelException, with_cbs
 from .fields import Fields
 from .fitting.checks import check_fit, check_model, check_targets, infer_loss
-from .fitting.interrupts import StopRequest, pause
 from .fitting.made import Made
 from .fitting.mean import StepMean
 from .fitting.modes import Modes
 from .fitting.passes import batches_of, fit_of, pass_of, phase_of, plan, prepare_opt, side_run, started
+from .fitting.request import StopRequest, pause
 from .fitting.run import Run
 from .host import Pass, default_step
 from .optim.summary import summary

@@ -18,7 +18,8 @@ from ..parameters import elsewhere, extra_groups, named_params, roots_of
 from ..plan import Plan
 from ..seeding import kept_rng
 from .checks import check_alone, check_batch, check_fields, check_makers, check_reduction, infer_loss
-from .interrupts import Paused, StopFetchError, interrupts, stopped
+from .interrupts import interrupts
+from .request import Paused, StopFetchError, stopped
 
 if TYPE_CHECKING:
     from ..learner import Learner
