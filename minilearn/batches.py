@@ -99,12 +99,6 @@ class CurrentBatch:
         """Take back what was kept."""
         self.batch, self.parts = batch, parts
 
-    def split(self) -> list[Any] | None:
-        """Take the parts of a plain pair; None for another batch."""
-        if type(self.batch) in (tuple, list) and len(self.batch) == 2:
-            self.parts = [*self.batch]
-        return self.parts
-
     @contextmanager
     def unpacking(self) -> Iterator[list[Any]]:
         """Have the parts be found out inside a `with`, which are given."""
@@ -118,9 +112,9 @@ class CurrentBatch:
             self.is_unpacking = False
 
     def join(self) -> None:
-        """Write the parts into the batch, if it is a pair."""
+        """Write the parts into the batch, if it is a pair, which has them then."""
         if not self.is_unpacking and self.parts is not None and is_pair(self.batch):
-            self.batch = packed(self.batch, *self.parts)
+            self.batch, self.parts = packed(self.batch, *self.parts), None
 
 
 # Samples ------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ class Fields(CallbackHost):
     @property
     def xb(self) -> Any:
         """The batch's inputs. What a hook sets stays until the batch is set; a pair gets it too."""
-        return (self._current.parts or self._unpacked())[0]
+        return self._part(0)
 
     @xb.setter
     def xb(self, inputs: Any) -> None:
@@ -96,7 +96,7 @@ class Fields(CallbackHost):
     @property
     def yb(self) -> Any:
         """The batch's target, None where there is none; set, it stays as `xb` does."""
-        return (self._current.parts or self._unpacked())[1]
+        return self._part(1)
 
     @yb.setter
     def yb(self, target: Any) -> None:
@@ -113,12 +113,15 @@ class Fields(CallbackHost):
         return self.unpack_func is None and self.has_default("unpack")
 
     def _unpacked(self) -> list[Any]:
-        current = self._current
-        if self.unpacks_by_form and (parts := current.split()) is not None:  # the usual batch, the quick way
-            return parts
-        with current.unpacking() as parts:
+        with self._current.unpacking() as parts:
             self.callback("unpack")
         return parts
+
+    def _part(self, i: int) -> Any:
+        batch, parts = self._current.batch, self._current.parts
+        if parts is None and type(batch) in (tuple, list) and len(batch) == 2 and self.unpacks_by_form:
+            return batch[i]  # the usual batch: not kept, because a hook may change a list
+        return (parts or self._unpacked())[i]
 
     def _set_part(self, i: int, value: Any) -> None:
         parts = self._current.parts or self._unpacked()

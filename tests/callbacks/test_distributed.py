@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import distributed_worker as worker
 import pytest
 import torch
-from minilearn.fitting.passes.interrupts import StopRequest
 from toolbox import mentions, untimed_rows
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,7 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from minilearn import DataLoaders, DistributedCB, Learner, MetricsCB, TensorLoader
 from minilearn.callbacks import distributed
 from minilearn.data import adapter_of
-from minilearn.fitting.passes import Plan
+from minilearn.fitting.request import StopRequest
+from minilearn.plan import Plan
 from minilearn.processes import Processes
 
 WORKER = Path(worker.__file__)
