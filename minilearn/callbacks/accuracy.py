@@ -1,4 +1,4 @@
-"""MulticlassAccuracy, torcheval's, for targets of which the loss ignores some. Slow to import."""
+"""torcheval's MulticlassAccuracy, for targets some of which the loss ignores. Slow to import."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ with warnings.catch_warnings():  # importing torcheval uses torch.jit.script, wh
 
 
 class MulticlassAccuracy(metrics.MulticlassAccuracy):  # type: ignore[misc]
-    """The share of the targets that are predicted; those that the loss ignores are left out.
+    """Measure the share of targets that are predicted correctly; those that the loss ignores are left out.
 
     Args:
         ignored: the target that is left out.
@@ -26,7 +26,7 @@ class MulticlassAccuracy(metrics.MulticlassAccuracy):  # type: ignore[misc]
         self.ignored = ignored
 
     def update(self, preds: Tensor, target: Tensor) -> Self:
-        """Take a batch; nothing is indexed by a mask, which would wait for the device."""
+        """Add a batch. Indexing by a mask would wait for the device, so none is used."""
         kept = target != self.ignored
         self.num_correct += ((preds.argmax(1) == target) & kept).sum()
         self.num_total += kept.sum()

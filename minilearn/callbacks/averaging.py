@@ -34,17 +34,17 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 class BaseAveragingCB(Callback):
     """Average the weights while they are trained; a subclass says when and how.
 
-    Averaged is what is trained: the model's parameters, those of a loss that is a module, and those that
-    callbacks bring; checkpoints' weights alone and `learn.save` are of the model.
+    Everything that is trained is averaged: the model's parameters, those of a loss that is a module, and
+    those that callbacks bring. `learn.save` and the weights of a checkpoint have only the model's.
 
-    From the first average on, an epoch has two rows of validation: "iterate", of the weights that are being
-    trained, and "eval", of their average; so what watches "eval" (early stopping, the best checkpoint) goes
-    by the average. When the fit ends, the model holds the average; when an error or a signal breaks it off,
-    the iterate. `with learn.averaged():` has it at any other moment.
+    From the first average on, an epoch has two rows of validation: "iterate", for the weights that are being
+    trained, and "eval", for their average. So what watches "eval" (early stopping, the best checkpoint) uses
+    the average. When the fit ends, the model holds the average; when an error or a signal interrupts it, the
+    iterate. `with learn.averaged():` puts the average into the model at any other time.
 
-    BatchNorms get statistics of their own under the average, measured on training data, in the order and with
-    the augmentation of the epoch. To callbacks that is a validation inside another, which ends each batch
-    after after_predict; nothing is saved in it. Training goes on bit for bit as if there were no average.
+    Under the average, BatchNorms get their own statistics, measured on training data in the order and with
+    the augmentation of the epoch. Callbacks see this as a nested validation that ends each batch after
+    after_predict; nothing is saved in it. Training is bit for bit the same as without an average.
 
     Args:
         n_norm_batches: how many training batches the BatchNorms' statistics are measured on, >= 1, at most
@@ -52,7 +52,7 @@ class BaseAveragingCB(Callback):
 
     State: n_averaged, how many iterates are in the average; the average, float32 or wider, on the device of
         the weights; the statistics.
-    Differs: from torch's update_bn, which has dropout on while it measures.
+    Differs: torch's update_bn leaves dropout on while it measures.
     """
 
     order = Order.AVERAGING
@@ -68,9 +68,9 @@ class BaseAveragingCB(Callback):
         self.n_norm_batches = n_norm_batches
         self.n_averaged = 0
         self._names: list[str] = []
-        self._params: list[Tensor] = []  # those that are averaged, by these names
-        self._averages: list[Tensor] = []  # of each, in its shape
-        self._is_wider = False  # than some weights
+        self._params: list[Tensor] = []  # the averaged parameters, in the order of these names
+        self._averages: list[Tensor] = []  # one for each, in its shape
+        self._is_wider = False  # whether the average is wider than some weights
         self._statistics: dict[str, Tensor] = {}  # of the BatchNorms under the average; empty: to be measured
         self._swapped = ExitStack()  # open while the model holds the average
         self._is_swapped = False
@@ -86,7 +86,7 @@ class BaseAveragingCB(Callback):
         self.n_averaged, self._averages, self._statistics = 0, [], {}
 
     def after_train(self, learn: Learner) -> None:
-        # A fit without validation has no rows "eval", and no others beside them.
+        # A fit without validation has no "eval" rows, and so no "iterate" rows.
         if self.n_averaged and "eval" in learn.phases and (row := learn.validate()):
             learn.history.append({**row, "train": "iterate"})
 
@@ -100,7 +100,7 @@ class BaseAveragingCB(Callback):
     def cleanup_fit(self, learn: Learner) -> None:
         if self.n_averaged and not learn.is_failing:
             if not self._statistics:
-                with self.applied(learn):  # which measures, and leaves nothing behind if that fails
+                with self.applied(learn):  # measures, and leaves nothing behind if that fails
                     pass
             self._put(learn)
 
@@ -108,10 +108,10 @@ class BaseAveragingCB(Callback):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights as they are now into the average."""
+        """Add the present weights to the average."""
         if self._averages:
             params: list[Tensor] = self._params
-            if self._is_wider:  # than the weights
+            if self._is_wider:
                 params = [p.to(a.dtype) for p, a in zip(params, self._averages, strict=True)]
             self._average(self._averages, params)
         else:
@@ -121,7 +121,7 @@ class BaseAveragingCB(Callback):
         self._statistics = {}
 
     def _average(self, averages: list[Tensor], weights: list[Tensor]) -> None:
-        """Change the averages, in place, by the weights of one more step."""
+        """Update the averages in place with the weights of one more step."""
         raise NotImplementedError
 
     @contextmanager
@@ -130,7 +130,7 @@ class BaseAveragingCB(Callback):
         if self._is_swapped:
             yield
             return
-        # All there is, for measuring may fail half-way.
+        # All tensors, because measuring may fail half-way.
         kept = {name: t.detach().clone() for name, t in all_tensors(learn).items()}
         self._is_swapped = True
         try:
@@ -164,29 +164,29 @@ class BaseAveragingCB(Callback):
         return self.applied(learn)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back; before_fit has looked at the model."""
+        """Load the average; before_fit has already looked at the model."""
         self.n_averaged, self._statistics = state["n_averaged"], state["statistics"]
         named = zip(self._names if state["averages"] else (), self._params, strict=False)
         self._averages = [like(state["averages"][name], p) for name, p in named]
 
 
 class SWACB(BaseAveragingCB):
-    """Average the weights from some epoch on, all alike: stochastic weight averaging.
+    """Average the weights from some epoch on, with equal weight: stochastic weight averaging.
 
         avg = mean of the weights at the end of each epoch from `start` on
 
-    Which rules the lr: a schedule of the lr rules the epochs before `start`, and has that length; from
-    `start` on this callback does, with momentum and betas as they were before the fit. With swa_lr=None the
-    schedule rules the whole fit. So `[BatchSchedulerCB(OneCycleLR), SWACB(20, swa_lr=0.01)]` in a fit of 30
+    Who sets the lr: a schedule of the lr covers the epochs before `start` and has that length; from `start`
+    on this callback sets it, with momentum and betas as they were before the fit. With swa_lr=None the
+    schedule covers the whole fit. So `[BatchSchedulerCB(OneCycleLR), SWACB(20, swa_lr=0.01)]` in a fit of 30
     epochs is one cycle of 20, and then 10 epochs at 0.01.
 
     Args:
         start: an epoch of the fit, from 0, as a whole number; or a share of the fit, as a float between 0
             and 1, which is rounded down to an epoch.
         swa_lr: the lr from `start` on, one number >= 0 or one per parameter group. None: see above.
-        anneal_epochs: over how many epochs the lr goes from where it stands to swa_lr; 0 is at once.
+        anneal_epochs: over how many epochs the lr moves from its present value to swa_lr; 0 is at once.
         anneal: "cos" or "linear".
-        every_steps: average every so many optimizer steps from `start` on, instead of after each epoch.
+        every_steps: from `start` on, average every so many optimizer steps instead of after each epoch.
         n_norm_batches: see BaseAveragingCB.
 
     Runs at: before_fit, before_train, before_validate, after_step, after_train, cleanup_validate,
@@ -277,7 +277,7 @@ class SWACB(BaseAveragingCB):
             raise ValueError(f"{self!r}: {error}") from None
         if any("lr" not in group for group in groups):
             raise TypeError(f"{self!r}: {type(learn.opt).__name__} has no lr to set")
-        if not any(isinstance(cb, BaseSchedulerCB) for cb in learn.cbs):  # it puts back what was before it
+        if not any(isinstance(cb, BaseSchedulerCB) for cb in learn.cbs):  # it restores the earlier lr
             self._before = [float(group["lr"]) for group in groups]
         places = {id(group): i for i, group in enumerate(groups)}
         for cb in learn.cbs:
@@ -326,25 +326,25 @@ class SWACB(BaseAveragingCB):
         _swa(averages, weights, self.n_averaged)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average, where it began, and the lrs before the fit."""
+        """Return the average, the step where it began, and the lrs before the fit."""
         own = {"first_step": self._first_step, "lrs": self._lrs, "before": self._before}
         return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back."""
+        """Load them."""
         super().load_state_dict(state)
         self._first_step, self._lrs, self._before = state["first_step"], state["lrs"], state["before"]
 
 
 class EMACB(BaseAveragingCB):
-    """Average the weights over the latest steps, the newest ones the most (exponential moving average).
+    """Average the weights of the latest steps, weighting the newest most (exponential moving average).
 
         avg = d * avg + (1 - d) * p    after each optimizer step; at first avg = p, before the first step
         d = min(decay, (1 + t) / (10 + t)) at update t = 0, 1, ...; d = decay without warm-up
 
     Args:
         decay: 0 < decay < 1; it looks back over about 1 / (1 - decay) updates.
-        warmup: let d rise to decay, so that the first weights are soon forgotten.
+        warmup: let d rise to `decay`, so that the first weights are soon forgotten.
         every_steps: update after every so many optimizer steps, >= 1.
         n_norm_batches: see BaseAveragingCB.
 
@@ -384,7 +384,7 @@ class EMACB(BaseAveragingCB):
             self.update()
 
     def _average(self, averages: list[Tensor], weights: list[Tensor]) -> None:
-        t = self.n_averaged - 1  # the first in it were taken as they are
+        t = self.n_averaged - 1  # the first weights were copied, not averaged
         decay = min(self.decay, (1 + t) / (10 + t)) if self.warmup else self.decay
         average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         average(averages, weights, self.n_averaged)
@@ -394,7 +394,7 @@ class EMACB(BaseAveragingCB):
 
 
 def seen_by_validation(learn: Learner) -> AbstractContextManager[None]:
-    """Have the model hold, inside a `with`, the weights that an epoch's row "eval" is of."""
+    """Have the model hold, inside a `with`, the weights that the "eval" row of an epoch measures."""
     has_average = any(isinstance(cb, BaseAveragingCB) and cb.n_averaged for cb in learn.cbs)
     return learn.averaged() if has_average else nullcontext()
 
@@ -403,7 +403,7 @@ def seen_by_validation(learn: Learner) -> AbstractContextManager[None]:
 
 
 class _MeasureNormsCB(Callback):
-    """Have BatchNorms take their statistics from the batches; nothing is done with the predictions."""
+    """Let BatchNorms take their statistics from the batches; the predictions are not used."""
 
     def __init__(self, norms: list[_BatchNorm]) -> None:
         self.norms = norms
@@ -414,7 +414,7 @@ class _MeasureNormsCB(Callback):
 
 
 def _measured(learn: Learner, n_batches: int) -> dict[str, Tensor]:
-    """Return the statistics of the BatchNorms for the weights that the model holds; they are left in it."""
+    """Return the statistics of the BatchNorms for the model's present weights; they stay in the model."""
     named = {name: module for name, module in learn.model.named_modules() if _is_measured(learn, module)}
     norms = list(named.values())
     if not norms:
@@ -423,7 +423,7 @@ def _measured(learn: Learner, n_batches: int) -> dict[str, Tensor]:
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # the mean over all batches, each alike
+            norm.momentum = None  # the plain mean over all batches
         train = learn.dls.adapters["train"]
         with kept_rng(*train.generators()), _not_compiled(learn.model):
             learn._evaluate(train.head(n_batches), [_MeasureNormsCB(norms)], "measure")
@@ -435,12 +435,12 @@ def _measured(learn: Learner, n_batches: int) -> dict[str, Tensor]:
         for name, norm in named.items()
         for key in _STATISTICS
     }
-    learn.processes.average(statistics.values())  # each process has measured on its part of the batches
+    learn.processes.average(statistics.values())  # each process has measured on its shard of the batches
     return statistics
 
 
 def _not_compiled(model: nn.Module) -> AbstractContextManager[None]:
-    """Run modules as written inside a `with`: a mean over all batches breaks the graph of compiled ones."""
+    """Run modules uncompiled inside a `with`: a mean over all batches breaks the graph of compiled ones."""
     if any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules()):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
@@ -449,7 +449,7 @@ def _not_compiled(model: nn.Module) -> AbstractContextManager[None]:
 def _is_measured(learn: Learner, module: nn.Module) -> bool:
     if not isinstance(module, _BatchNorm) or module.running_mean is None:
         return False
-    # Frozen ones keep theirs; a model found in evaluation mode as a whole is trained all the same.
+    # Frozen ones keep theirs; a model found in evaluation mode as a whole is still trained.
     is_frozen = learn.modes.is_frozen(module)
     return not is_frozen and (learn.modes.of(module) or not learn.modes.of(learn.model))
 

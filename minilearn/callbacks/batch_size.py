@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class BatchSizeCB(Callback):
-    """Change the training loader's batch size at given epochs: "increase the batch size" in place of the lr.
+    """Change the training loader's batch size at given epochs, for instance instead of lowering the lr.
 
-    `BatchSizeCB({6: 2560, 11: 25600})` trains epochs 0 to 5 with the loader's own size, from epoch 6 on
-    with 2560, from 11 on with 25600. Schedules know the number of steps that this makes.
+    `BatchSizeCB({6: 2560, 11: 25600})` trains epochs 0 to 5 with the loader's own size, epochs 6 to 10 with
+    2560, and from epoch 11 on with 25600. Schedules take the changed number of steps into account.
 
     Args:
         sizes: epoch of the fit (from 0) -> batch size.
 
-    Runs at: before_fit, before_train, cleanup_fit; order -95. Reads: epoch. Writes: dl. The order of the
-        samples stays the loader's; after the fit its batch size is what it was.
+    Runs at: before_fit, before_train, cleanup_fit; order -95. Reads: epoch. Writes: dl. The samples
+        keep the loader's order; after the fit its batch size is what it was.
     Raises: before the first batch: ValueError for an epoch that the fit does not have, for a size that
         leaves no batch; TypeError for a loader of another kind than TensorLoader or DataLoader.
     Source: document 002; Smith et al. 2018, "Don't decay the learning rate, increase the batch size".
@@ -43,7 +43,7 @@ class BatchSizeCB(Callback):
                     f"BatchSizeCB({{{epoch!r}: {bs!r}}}): expected an epoch from 0 up and a size >= 1"
                 )
         self.sizes = dict(sorted(sizes.items()))
-        self._loaders: dict[int, Any] = {}  # size -> loader, kept for the fit, with its workers
+        self._loaders: dict[int, Any] = {}  # size -> loader, kept during the fit, with its workers
 
     def __repr__(self) -> str:
         return f"BatchSizeCB({self.sizes})"

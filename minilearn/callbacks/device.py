@@ -24,14 +24,14 @@ def default_device() -> torch.device:
 class DeviceCB(Callback):
     """Move the model, a loss that is a module, the optimizer's state and each batch to a device.
 
-    And the parameters and modules among the attributes of callbacks that bring parameters.
+    Also the parameters and modules among the attributes of callbacks that bring parameters.
 
     Args:
         device: default the accelerator that torch finds, else the CPU.
 
     Runs at: prepare; before_batch; order -100, before all others. Writes: batch.
     Shapes: a batch keeps its nesting of tuples, lists and dicts; see `minilearn.data.to_device`.
-    Raises: ValueError before training for a device that is not there.
+    Raises: ValueError before training for a device that this machine lacks.
     """
 
     order = Order.DEVICE
@@ -49,7 +49,7 @@ class DeviceCB(Callback):
             raise ValueError(f"DeviceCB({str(device)!r}): expected an index below {n}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: a run may go on on another device."""
+        """Return nothing: a run may resume on another device."""
         return {}
 
     def prepare(self, learn: Learner) -> None:

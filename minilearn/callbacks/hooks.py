@@ -1,4 +1,4 @@
-"""Hooks on the model's modules for the length of a fit, and the statistics of their activations."""
+"""Hooks on the model's modules during a fit, and the statistics of their activations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Which = type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[nn.Module], bo
 
 
 class HooksCB(Callback):
-    """Call a function after each forward of chosen modules, in training; the hooks end with the fit.
+    """Call a function after each forward of chosen modules in training; the hooks are removed after the fit.
 
     Args:
         function: takes (learn, name of the module in the model, module, its inputs as a tuple, its
-            output). What it returns is not read.
+            output). What it returns is ignored.
         which: a class of modules or a tuple of classes, or a function module -> bool. None: all that
-            have no modules inside.
+            contain no other module.
 
     Runs at: before_fit, cleanup_fit. State: names, of the modules chosen.
     Raises: ValueError before training if no module of the model is chosen.
@@ -47,7 +47,7 @@ class HooksCB(Callback):
         self._handles: list[Any] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the hooks are made anew."""
+        """Return nothing: each fit makes new hooks."""
         return {}
 
     def before_fit(self, learn: Learner) -> None:
@@ -82,7 +82,7 @@ class HooksCB(Callback):
 
 @dataclass
 class ModuleStats:
-    """The statistics of one module's activations, an entry for each forward that was recorded."""
+    """Hold the statistics of one module's activations, an entry for each recorded forward."""
 
     kind: str  # the module's class
     means: list[Tensor] = field(default_factory=list)  # () each, on the model's device
@@ -94,8 +94,8 @@ class StoreModuleStatsCB(HooksCB):
     """Store mean, standard deviation and histogram of the activations of chosen modules in training.
 
     Args:
-        which: see HooksCB. Default: all modules that have none inside.
-        every: record each so many steps.
+        which: see HooksCB. Default: all modules that contain no other.
+        every: record every so many steps.
         bounds: the ends of the histogram; activations beyond them count in the outer bins.
         n_bins: of the histogram.
 
@@ -103,7 +103,7 @@ class StoreModuleStatsCB(HooksCB):
     State: stats, name -> ModuleStats, of the last fit. Tensors stay on their device, so that no step
         waits for them; `plot_stats()` and `plot_hists()` draw them.
     Source: fast.ai's and document 003's library, which returns it from `train_1cycle`. Differs: there
-        the histogram is of absolute values, and what is beyond its end is not counted.
+        the histogram is of absolute values, and values beyond its end are not counted.
     """
 
     in_lr_find = False
@@ -147,7 +147,7 @@ class StoreModuleStatsCB(HooksCB):
         return {name: [torch.stack(part) for part in three if part] for name, three in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the statistics back."""
+        """Load the statistics."""
         for name, stacked in state.items():
             stats = self.stats[name]
             if stacked:
@@ -156,7 +156,7 @@ class StoreModuleStatsCB(HooksCB):
     # Pictures -------------------------------------------------------------------------------------
 
     def plot_stats(self, width: float = 4.5, height: float = 3.0) -> Any:
-        """Return a figure of means and of standard deviations over recorded steps, a line a module."""
+        """Return a figure of means and of standard deviations over recorded steps, one line per module."""
         from matplotlib import colormaps
 
         found = self._found()
@@ -174,13 +174,13 @@ class StoreModuleStatsCB(HooksCB):
             axes[0, 0].lines, [""] * len(found), title="module", loc="outside right upper", fontsize=7
         )
         for text, name in zip(legend.get_texts(), found, strict=True):
-            text.set_text(name)  # as a label, a name that begins with an underscore would be left out
+            text.set_text(name)  # a label that begins with an underscore would be left out
         return figure
 
     def plot_hists(self, n_cols: int = 4, width: float = 2.6, height: float = 1.8) -> Any:
         """Return the "colourful dimension": each module's histograms side by side, over recorded steps.
 
-        Colour is the logarithm of the share of activations in a bin: bright is much, dark is 1e-5 or less.
+        The colour is the logarithm of the share of activations in a bin: bright is a lot, dark 1e-5 or less.
         """
         found = self._found()
         n_cols = min(n_cols, len(found))

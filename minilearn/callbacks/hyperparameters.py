@@ -31,20 +31,20 @@ class ScheduleCB(Callback):
 
     Args:
         name: a key of the optimizer's groups: lr, momentum, weight_decay, wd, ...; betas.0 and betas.1
-            are the parts of torch's betas.
-        schedule: a function step -> multiplier of the value that the group has when the fit begins, steps
-            counted from 0; or a function with an argument n_steps that makes one, such as `cosine` or
-            `partial(one_cycle, pct_start=0.2)`, which gets the fit's steps; or a table {epoch of the fit,
-            from 0: value}, where the value before the first epoch named is the group's own.
-        group: the index of a group, or several. None: all that there are when the fit begins.
-        base: for a function, what it multiplies, instead of the value when the fit begins; with base=1
+            are the two elements of torch's betas.
+        schedule: a function step -> multiplier of the value that the group has when the fit begins (steps
+            count from 0); or a function with an argument n_steps that makes one, such as `cosine` or
+            `partial(one_cycle, pct_start=0.2)`, which gets the fit's number of steps; or a table {epoch of
+            the fit, from 0: value}. Before the first epoch in the table, the group's own value holds.
+        group: the index of a group, or several. None: all groups that exist when the fit begins.
+        base: for a function, what it multiplies instead of the value when the fit begins; with base=1
             the function gives the values themselves.
 
     Runs at: before_fit, before_epoch, after_step, after_fit, cleanup_fit; order 65, after the recorder and
-        the schedulers. Writes: the groups. After the fit they have the values from before it.
+        the schedulers. Writes: the groups. After the fit they have their earlier values.
     Raises: before the first batch: ValueError for a name that is not in the groups, an epoch that the fit
         does not have, a value out of range, a multiplier of 0, and two callbacks that would write the
-        same; later ValueError for a multiplier that leads out of range.
+        same one; later, ValueError for a multiplier that leads out of range.
     Source: document 002, which changes momentum and lr in `param_groups` by hand.
     """
 
@@ -81,8 +81,8 @@ class ScheduleCB(Callback):
                 "of minilearn.schedules, or a table {epoch: value}"
             )
         self._at: Callable[[int], Any] | None = None
-        self._n_epochs, self._until = 0, 0.0  # of the fit, and steps, in which it sets the value
-        self._bases: list[tuple[Group, Any]] = []  # each group with the value that it began with
+        self._n_epochs, self._until = 0, 0.0  # the epochs and the steps of the fit in which it is active
+        self._bases: list[tuple[Group, Any]] = []  # each group with its initial value
 
     def __repr__(self) -> str:
         is_table = isinstance(self.schedule, Mapping)
@@ -134,7 +134,7 @@ class ScheduleCB(Callback):
         return {"before": [before for _, before in self._bases]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back."""
+        """Load them."""
         groups = [group for group, _ in self._bases]
         self._bases = list(zip(groups, state["before"], strict=False))
 
@@ -145,7 +145,7 @@ class ScheduleCB(Callback):
         return self._bases
 
     def _ruled_epochs(self, learn: Learner) -> int:
-        """Return how many epochs of the fit are this schedule's."""
+        """Return how many epochs of the fit this schedule covers."""
         if self.name != "lr":
             return learn.n_epochs
         n_epochs = learn.schedule_epochs  # from there on the lr is SWACB's to set
@@ -172,7 +172,7 @@ class ScheduleCB(Callback):
             ) from None
 
     def _check_value(self, value: Any, step: int) -> None:
-        if isinstance(value, Tensor):  # one on a device would have to be waited for
+        if isinstance(value, Tensor):  # reading one on a device would wait for it
             return
         try:
             check_range(self.name, value)
@@ -234,7 +234,7 @@ def _check_table(name: str, table: Mapping[int, Any]) -> None:
 
 
 def _overlap(a: str, b: str) -> bool:
-    """Whether two names are the same, or one is a part of the other, as betas.0 of betas."""
+    """Whether two names are the same, or one is an element of the other, as betas.0 is of betas."""
     return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
 
 

@@ -18,9 +18,9 @@ _WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile tha
 
 
 class ChannelsLastCB(Callback):
-    """Keep the model's weights and each batch of images in channels-last order, which convolutions like best.
+    """Keep the weights and each batch of images in channels-last order, in which convolutions are fastest.
 
-    Values and shapes are the same; what changes is the order in memory, (N, H, W, C). The model stays so
+    Values and shapes stay the same; only the order in memory changes, to (N, H, W, C). The model keeps it
     after the fit.
 
     Runs at: prepare, before_batch; order 30. Writes: xb (images: inputs of four dimensions).
@@ -40,16 +40,16 @@ class ChannelsLastCB(Callback):
 class CompileCB(Callback):
     """Compile the model with torch.compile at the first fit; it stays compiled.
 
-    Compiled in place, by `model.compile()`: the learner's model is the same module, with the same names in
-    its state_dict and in checkpoints.
+    It is compiled in place, by `model.compile()`: the learner's model stays the same module, with the same
+    names in its state_dict and in checkpoints.
 
     Args:
         **kwargs: torch.compile's: mode ("reduce-overhead" records CUDA graphs, which help where a step is
             short; "max-autotune"), dynamic, backend, fullgraph, options.
 
-    Runs at: before_fit, before_batch, after_predict; order -20. Writes: preds (a copy of them, with CUDA
-        graphs, whose memory the next batch uses).
-    Raises: errors of the compiler come at the first batch, with its own text.
+    Runs at: before_fit, before_batch, after_predict; order -20. Writes: preds (with CUDA graphs a copy,
+        because the next batch reuses their memory).
+    Raises: errors of the compiler at the first batch, with its own text.
     """
 
     order = Order.COMPILE
@@ -63,12 +63,12 @@ class CompileCB(Callback):
         return f"CompileCB({', '.join(f'{name}={value!r}' for name, value in self.kwargs.items())})"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: a run may go on without it."""
+        """Return nothing: a run may resume without it."""
         return {}
 
     def before_fit(self, learn: Learner) -> None:
         if getattr(learn.model, "_compiled_call_impl", None) is not None or hasattr(learn.model, "_orig_mod"):
-            return  # by a fit before, or by the user
+            return  # compiled by an earlier fit, or by the user
         learn.model.compile(**self.kwargs)
 
     def before_batch(self, learn: Learner) -> None:

@@ -1,4 +1,4 @@
-"""Loggers: the rows of history and what steps used, for TensorBoard or as CSV."""
+"""Loggers: the rows of history and the values that steps used, for TensorBoard or as CSV."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from .metrics import MetricsCB
 if TYPE_CHECKING:
     from ..learner import Learner
 
-_FLUSH_S = 60.0  # in a long epoch what is new is written so often, which waits for the device
+_FLUSH_S = 60.0  # how often new values are written in a long epoch; writing waits for the device
 
 
 class TensorBoardCB(Callback):
     """Log a fit for TensorBoard: `tensorboard --logdir runs` shows it while it runs.
 
-    Under "loss", "MulticlassAccuracy", ...: the rows of history, as "loss/train" and "loss/eval". Under
-    "step": the loss, and lr, momentum and weight decay of each group as the step used them. The horizontal
-    axis is optimizer steps in this callback's life, over all fits.
+    The rows of history appear under "loss", "MulticlassAccuracy", ..., as "loss/train" and "loss/eval". Under
+    "step" are the loss, and lr, momentum and weight decay of each group as the step used them. The horizontal
+    axis counts optimizer steps in this callback's life, over all fits.
 
     Args:
-        folder: for all runs; made if need be.
-        name: of the run, a folder in it. Where there is one already, "name-2" is taken, and so on, so each
-            fit has its own. Default: date and time.
+        folder: for all runs; created if it is missing.
+        name: of the run, a folder inside `folder`. If it exists already, "name-2" is used, and so on, so that
+            each fit has its own. Default: date and time.
         every: log every so many steps, >= 1.
-        images: so many of each phase's first batch, >= 0.
-        hparams: more entries for the table of hyperparameters, numbers or text. In it are the optimizer, its
-            lr, and the number of epochs.
+        images: how many images of each phase's first batch to log, >= 0.
+        hparams: more entries for the table of hyperparameters, numbers or text. It always has the optimizer,
+            its lr, and the number of epochs.
 
     Runs at: before_fit, after_step, after_batch, cleanup_epoch, cleanup_fit; order 55, before the schedulers
         set the next step's values. Reads: history, loss, opt, batch.
-    State: the run's name, and how far it is logged: a fit that goes on from a checkpoint goes on there, and
-        what was logged after the checkpoint is replaced.
+    State: the run's name, and how far it is logged: a fit that resumes from a checkpoint continues that run,
+        and what was logged after the checkpoint is replaced.
     Raises: before training: ImportError without tensorboard; OSError, with its name, for a folder that cannot
-        be written; ValueError for images of inputs that are none.
+        be written; ValueError for `images` where the inputs are not images.
     Needs: pip install "minilearn[tensorboard]".
     """
 
@@ -76,9 +76,9 @@ class TensorBoardCB(Callback):
         self.every, self.images, self.hparams = every, images, dict(hparams or {})
         self._run: str | None = None  # the name of this fit's run, once something was written
         self._n_steps = 0  # in this callback's life
-        self._rows: dict[str, float] = {}  # what was written last of history, and after which step
+        self._rows: dict[str, float] = {}  # the rows of history written last, and after which step
         self._rows_at = 0
-        self._goes_on_at: int | None = None  # the step after which a checkpoint was loaded
+        self._resumed_at: int | None = None  # the step after which a checkpoint was loaded
         self._n_rows = 0  # of history, written or from before this fit
         self._writer: Any = None
         self._facts: dict[str, Any] = {}
@@ -129,7 +129,7 @@ class TensorBoardCB(Callback):
         self._run, self._writer, self._readers = None, None, []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the run's name and how far it is logged; all that is new is written first."""
+        """Return the run's name and how far it is logged; new values are written first."""
         self._write_steps()
         if self._writer is not None:
             self._writer.flush()
@@ -137,20 +137,20 @@ class TensorBoardCB(Callback):
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back; what a process that broke off wrote later is to be replaced."""
+        """Load them; what an interrupted process wrote later is to be replaced."""
         vars(self).update(state)
-        self._goes_on_at = self._n_steps
+        self._resumed_at = self._n_steps
 
     # Writing --------------------------------------------------------------------------------------
 
     def _open(self) -> Any:
-        """Return the writer of this fit's run, beginning the run or going on with it."""
+        """Return the writer of this fit's run; begin or resume the run."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            purge = self._goes_on_at if self._run is not None else None
-            self._run, self._goes_on_at = self._run or self._free_name(), None
-            # Readers drop what has this step or a later one.
+            purge = self._resumed_at if self._run is not None else None
+            self._run, self._resumed_at = self._run or self._free_name(), None
+            # TensorBoard drops entries of this step and later ones.
             self._writer = SummaryWriter(str(self.folder / self._run), purge_step=purge)
             if purge is None:
                 self._write_hparams()
@@ -168,7 +168,7 @@ class TensorBoardCB(Callback):
     def _write_hparams(self) -> None:
         from torch.utils.tensorboard import summary
 
-        make: Any = summary.hparams  # not add_hparams, which makes a run of its own for them
+        make: Any = summary.hparams  # not add_hparams, which would make a separate run
         for part in make(self._facts, {"loss/eval": 0.0}):
             self._writer.file_writer.add_summary(part)
 
@@ -185,11 +185,11 @@ class TensorBoardCB(Callback):
         self._new.clear()
 
     def _write_rows(self, learn: Learner) -> None:
-        self._open()  # before there are new ones
+        self._open()  # before the rows change
         self._rows, self._rows_at = {}, self._n_steps
         for row in learn.history[self._n_rows :]:
             for name, value in row.items():
-                if isinstance(value, int | float):  # not the phase, nor the lists of some metrics
+                if isinstance(value, int | float):  # not the phase, and not the lists that some metrics give
                     self._rows["epoch" if name == "epoch" else f"{name}/{row['train']}"] = value
         self._n_rows = len(learn.history)
         self._add_rows()
@@ -210,7 +210,7 @@ def _is_images(inputs: Any) -> bool:
 
 
 def _readers(groups: list[Group]) -> Any:
-    """Give, for each group, the tag of each hyperparameter and what reads it now."""
+    """Give, for each group, the tag of each hyperparameter and a function that reads it."""
     for i, group in enumerate(groups):
         end = "" if len(groups) == 1 else f" of group {i}"
         for key, tag in (
@@ -225,14 +225,14 @@ def _readers(groups: list[Group]) -> Any:
 
 
 class CSVLoggerCB(Callback):
-    """Write the rows of history to a CSV file, a line for each phase of each epoch.
+    """Write the rows of history to a CSV file, one line for each phase of each epoch.
 
     Columns: epoch, train ("train" or "eval"), the metrics, loss, lr (of the last step, of the first group)
-    and time_s. The file is whole at any moment. Lines that it has already stay, and new ones come after them;
-    in a fit that goes on from a checkpoint, those written after the checkpoint are replaced.
+    and time_s. The file is complete at any moment. Existing lines stay, new ones are appended, and in a fit
+    that resumes from a checkpoint, those written after the checkpoint are replaced.
 
     Args:
-        path: of the file; its folder is made if need be.
+        path: of the file; its folder is created if it is missing.
 
     Runs at: before_fit, after_train, cleanup_epoch; order 85, when rows are finished. Reads: history, opt.
     State: the rows written.
@@ -247,7 +247,7 @@ class CSVLoggerCB(Callback):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        self._lines: list[dict[str, Any]] | None = None  # those of the file
+        self._lines: list[dict[str, Any]] | None = None  # the lines of the file
         self._n_rows = 0  # of history, written or from before this fit
         self._lr: float | None = None
 

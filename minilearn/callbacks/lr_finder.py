@@ -32,7 +32,7 @@ class LRFinderCB(Callback):
         smooth: 0 <= smooth < 1, weight of the past in the average of losses.
 
     Runs at: before_fit, after_forward, before_step, after_step; order 60. Writes: lr.
-    State: lrs and losses, a number a step; suggestion, see `lr_find`.
+    State: lrs and losses, one number per step; suggestion, see `lr_find`.
     Source: Smith 2015, "Cyclical learning rates"; document 003's library has the class.
     """
 

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class MomentumCB(Callback):
-    """Give a plain SGD momentum: instead of clearing gradients, keep `mom` times each.
+    """Give plain SGD a momentum: instead of clearing the gradients, keep `mom` times each.
 
     g <- mom * g, to which the next backward adds its gradient, so that the step uses
-    buf = mom * buf + g: torch's convention (dampening 0), and equal to torch.optim.SGD(momentum=mom). Of a
-    parameter that is frozen in the middle of a fit nothing is kept.
+    buf = mom * buf + g: torch's convention (dampening 0), and equal to torch.optim.SGD(momentum=mom). For a
+    parameter that is frozen during a fit, nothing is kept.
 
     Args:
         mom: 0 <= mom < 1.
 
-    Runs at: before_step, cleanup_fit. Owns: zero_grad. Writes: the parameters' grad. What is kept ends with
-        the fit.
+    Runs at: before_step, cleanup_fit. Owns: zero_grad. Writes: the parameters' grad. What is kept is
+        cleared after the fit.
     Source: document 003, whose first table trains with MomentumCB().
     Differs: there a method of the learner hides this hook, so it never ran.
     """
@@ -40,7 +40,7 @@ class MomentumCB(Callback):
 
     def before_step(self, learn: Learner) -> None:
         for p in params_of(learn.opt, learn.model):
-            if not p.requires_grad:  # frozen since the last step: what is kept would move it on
+            if not p.requires_grad:  # frozen since the last step: the kept gradient would still move it
                 p.grad = None
 
     def cleanup_fit(self, learn: Learner) -> None:

@@ -18,7 +18,7 @@ class Monitor:
     A bare name means validation's value, or training's in a fit without validation.
 
     Args:
-        mode: "min" or "max", which is better; known of a loss.
+        mode: "min" or "max", whichever is better; it is known for a loss.
     """
 
     def __init__(self, name: str, mode: str | None = None) -> None:
@@ -39,7 +39,7 @@ class Monitor:
         return math.inf if self.mode == "min" else -math.inf
 
     def check(self, learn: Learner) -> None:
-        """Raise ValueError, with the names there are, if there will be no such value, or no known mode."""
+        """Raise ValueError, listing the names, if there will be no such value or its mode is not known."""
         measured = [name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names]
         names = measured + [f"{phase}/{name}" for phase in learn.phases for name in measured]
         if self.name not in names:

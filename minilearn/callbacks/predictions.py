@@ -1,4 +1,4 @@
-"""PredictionsCB: what `learn.predict(dl)` gathers."""
+"""PredictionsCB: collect what `learn.predict(dl)` returns."""
 
 from __future__ import annotations
 

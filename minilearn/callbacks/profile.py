@@ -16,27 +16,27 @@ from ..fitting.checks import is_whole
 if TYPE_CHECKING:
     from ..learner import Learner
 
-_STEPS = tuple(f"Learner.{step}" for step in STEPS)  # rows of their own, whoever sums up
+_STEPS = tuple(f"Learner.{step}" for step in STEPS)  # they have rows of their own in every table
 
 
 class ProfileCB(Callback):
     """Measure the seconds of each step and hook and of waiting for data, and print a table when the fit ends.
 
-    A row is a step of the algorithm with its owner, such as "Learner.backward", a hook, such as
-    "RecorderCB.after_step", "data", the time between batches, or "the loop", what is left of the fit: the
-    calls between these, and this callback's own clock, some 0.2 us for each. A hook that validates has in its
-    time what runs in that validation, which has rows of its own too.
+    A row is a step of the algorithm with its owner, such as "Learner.backward"; a hook, such as
+    "RecorderCB.after_step"; "data", the time between batches; or "the loop", the rest of the fit: the calls
+    between these, and about 0.2 us for each to read the clock. The time of a hook that validates includes
+    what runs in that validation, which also has its own rows.
 
     Args:
-        sync: wait for the device after each step and hook, so that a row has what it started and not what it
-            waited for; the fit itself is slower then.
+        sync: wait for the device after each step and hook, so that a row has the time of what it started, not
+            of what it waited for; this slows the fit down.
         trace: also write a trace of torch.profiler to this file, for chrome://tracing or Perfetto.
-        at: the batches of the first epoch that the trace has, from and to.
+        at: the batches of the first epoch to trace, from and to.
 
     Runs at: before_fit, before_batch, after_batch, cleanup_fit; order -1000, before all others.
-    State: `seconds`, name -> (calls, seconds), of the last fit; total_s and n_steps of it.
-    Raises: ValueError for a range that is none; before training ValueError for one that is not reached, and
-        OSError for a folder that cannot be written.
+    State: of the last fit: `seconds`, name -> (calls, seconds); total_s; n_steps.
+    Raises: ValueError for an invalid range; before training, ValueError for a range that is never reached,
+        and OSError for a folder that cannot be written.
     """
 
     order = Order.PROFILE
@@ -54,8 +54,8 @@ class ProfileCB(Callback):
         self.seconds: dict[str, tuple[int, float]] = {}
         self.total_s, self.n_steps = 0.0, 0
         self._start_s, self._left_s = 0.0, 0.0
-        self._depth = 0  # of hooks within hooks
-        self._inside_s = 0.0  # of the rows that lie in no other
+        self._depth = 0  # of nested hooks
+        self._inside_s = 0.0  # of the rows that are not nested in others
         self._profiler: Any = None
 
     def wrap_hook(self, name: str, hook: Hook) -> Hook:
@@ -86,7 +86,7 @@ class ProfileCB(Callback):
         self._start_s = self._left_s = time.perf_counter()
 
     def before_batch(self, learn: Learner) -> None:
-        if self._depth == 0:  # else of a validation in a hook, whose time is that hook's
+        if self._depth == 0:  # else it is a validation in a hook, and part of that hook's time
             self._add("data", time.perf_counter() - self._left_s)
         if self.trace is not None and learn.training and learn.epoch == 0:
             self._trace(learn)
@@ -101,11 +101,11 @@ class ProfileCB(Callback):
             print(self.table())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: times are of this process."""
+        """Return nothing: the times belong to this process."""
         return {}
 
     def table(self, by: str = "hook") -> str:
-        """Return the rows as text, those with the most seconds first.
+        """Return the rows as text, the slowest first.
 
         Args:
             by: "hook", or "callback" or "event" for the sums over each of these.

@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from ..learner import Learner
 
 _MIN_WAIT_S = 0.1  # at most 10 refreshes a second
-_MAX_SHARE = 0.01  # and no more than this share of the time spent on drawing
+_MAX_SHARE = 0.01  # and at most this share of the time spent on drawing
 
 
 class ProgressCB(Callback):
-    """Show how far the fit is, with the loss, steps per second and the time left, and its rows.
+    """Show the progress of the fit, with the loss, steps per second, the time left, and its rows.
 
-    In a terminal, two bars (epochs, batches) with the table of rows growing above; in a notebook the
-    same as HTML; anywhere else (a file, a pipe) one plain line for each epoch.
+    In a terminal, two bars (epochs, batches) below a growing table of rows; in a notebook the same as HTML;
+    anywhere else (a file, a pipe) one plain line per epoch.
 
     Args:
-        plot: in a notebook, also draw the history's curves anew after each epoch.
+        plot: in a notebook, also redraw the history's curves after each epoch.
         console: the rich Console to write to. Default: standard output.
 
     Runs at: before_fit, before_epoch, before_train, before_validate, after_batch, after_train,
         after_validate, cleanup_epoch, cleanup_fit, release; order 80. Reads: history, loss (at most 10 times
         a second, because reading it waits for the device).
-    Raises: ValueError before training for plot=True where there is no notebook.
+    Raises: ValueError before training for plot=True outside a notebook.
     """
 
     order = Order.PROGRESS
@@ -48,7 +48,7 @@ class ProgressCB(Callback):
         self._view: _Lines | _Bars | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: a run may go on in another terminal."""
+        """Return nothing: a run may resume in another terminal."""
         return {}
 
     def before_fit(self, learn: Learner) -> None:
@@ -60,7 +60,7 @@ class ProgressCB(Callback):
         console = self.console or Console()
         if self.plot and not console.is_jupyter:
             raise ValueError(
-                "ProgressCB(plot=True) draws in a notebook, and this is none: use plot_history(learn.history)"
+                "ProgressCB(plot=True) draws only in a notebook: here use plot_history(learn.history)"
             )
         self._n_shown = len(learn.history)
         if console.is_jupyter:
@@ -71,7 +71,7 @@ class ProgressCB(Callback):
             self._view = _Lines(console, learn.n_epochs)
 
     def before_epoch(self, learn: Learner) -> None:
-        source = learn.run.source  # whose rows were shown, also one of this epoch
+        source = learn.run.source  # its rows were shown already, including any of this epoch
         self._n_shown = max(len(learn.history), 0 if source is None else len(source.saved["history"]))
 
     def before_train(self, learn: Learner) -> None:
@@ -130,7 +130,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 class _Lines:
-    """One plain line for each epoch."""
+    """Print one plain line per epoch."""
 
     def __init__(self, console: Console, n_epochs: int) -> None:
         self.console, self.n_epochs = console, n_epochs
@@ -143,14 +143,14 @@ class _Lines:
             values = [f"{k} {_cell(k, v)}" for k, v in row.items() if k not in ("epoch", "train", "time_s")]
             parts.append(f"{row['train']}: {', '.join(values)}")
         parts.append(f"{sum(row['time_s'] for row in rows):.1f} s")
-        print("  ".join(parts), file=self.console.file, flush=True)  # not wrapped at a width, as rich would
+        print("  ".join(parts), file=self.console.file, flush=True)  # rich would wrap it
 
     def stop(self) -> None:
         pass
 
 
 class _Bars:
-    """Two bars of rich in a terminal, and the rows printed above them."""
+    """Show two bars of rich in a terminal, with the rows printed above them."""
 
     def __init__(self, console: Console, n_epochs: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -163,7 +163,7 @@ class _Bars:
             "{task.fields[info]}",
         )
         self.console, self.n_rows = console, 0
-        # Refreshed by hand: a thread of rich's own would take its share of the interpreter.
+        # Refreshed by hand: rich's own thread would compete for the interpreter.
         self.progress = Progress(
             *(TextColumn(c) if isinstance(c, str) else c for c in columns),
             console=console,
@@ -213,7 +213,7 @@ class _Bars:
         self._update_bars()
 
     def _update_bars(self) -> None:
-        if self.is_new:  # a task made anew, for only a new one can have no total; making it draws
+        if self.is_new:  # a new task, because only a new one can have no total; making it also draws
             self.progress.remove_task(self.batches)
             self.batches = self.progress.add_task(**self.batch)
             self.is_new = False
@@ -241,14 +241,14 @@ class _Bars:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """Return rows as a table of HTML, with the names of the first one above."""
+    """Return rows as an HTML table, with the names of the first row as its head."""
     lines = ["".join(f"<th>{escape(name)}</th>" for name in rows[0])] if rows else []
     lines += ["".join(f"<td>{escape(_cell(k, v))}</td>" for k, v in row.items()) for row in rows]
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 class _Notebook(_Bars):
-    """The same as HTML, in one output that is replaced."""
+    """Show the same as HTML, in one output that is replaced."""
 
     def __init__(self, console: Console, n_epochs: int, plot: bool) -> None:
         self.plot = plot

@@ -1,4 +1,4 @@
-"""RecorderCB: what each step used, over the learner's life."""
+"""RecorderCB: the values that each step used, over the learner's life."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def g(path: str) -> Callable[[Any], Any]:
     """
     parts = path.split(".")
     if not all(parts):
-        raise ValueError(f"path={path!r}: expected names divided by single dots, such as 'pg.betas.0'")
+        raise ValueError(f"path={path!r}: expected names separated by single dots, such as 'pg.betas.0'")
 
     def read(start: Any) -> Any:
         value = start
@@ -46,14 +46,14 @@ def g(path: str) -> Callable[[Any], Any]:
 
 
 def _as_it_is_now(value: Any) -> Any:
-    """Return a value as it is now: a parameter, or a part of one, changes in place later."""
+    """Return a value as it is now: a parameter, or a view of one, changes in place later."""
     if not isinstance(value, Tensor):
         return value
     return value.detach().clone() if value.is_leaf or value._is_view() else value.detach()
 
 
 def _as_tensor(values: list[Any]) -> Any:
-    """Return floats as one tensor, float64, for a list of millions is slow to write."""
+    """Return floats as one tensor, float64, because a list of millions is slow to write."""
     return torch.tensor(values, dtype=torch.float64) if {float} == set(map(type, values)) else values
 
 
@@ -61,15 +61,15 @@ class RecorderCB(Callback):
     """Record values at each optimizer step, as the step used them.
 
     Args:
-        **what: name -> a path (`g("pg.lr")` or plainly "pg.lr"), or a function of this callback (which
-            has `.learn` and `.pg`, the first parameter group). With none: lr, mom (momentum or beta1,
+        **what: name -> a path (`g("pg.lr")` or simply "pg.lr"), or a function of this callback (which
+            has `.learn` and `.pg`, the first parameter group). Default: lr, mom (momentum or beta1,
             where the optimizer has one) and loss.
 
     Runs at: before_fit, after_step, cleanup_train, cleanup_fit; order 50, before the schedulers (60) set the
         next step's values.
-    State: `recs`, a dict of lists, one entry a step, going on from fit to fit. Tensors are copied and
+    State: `recs`, a dict of lists, one entry per step, continued from fit to fit. Tensors are copied and
         stay on their device until `recs` is read or the epoch ends.
-    Raises: ValueError before training for a path into `pg` that is not there.
+    Raises: ValueError before training for a path into `pg` that does not exist.
     Source: document 003. Differs: there `[scheduler, recorder]` records the next step's lr.
     """
 
@@ -105,7 +105,7 @@ class RecorderCB(Callback):
         self._readers = [(self._new[name].append, self._bound(value)) for name, value in self._what.items()]
 
     def _bound(self, value: Callable[[Any], Any]) -> Callable[[], Any]:
-        """Return what reads a value now: quicker than walking the path at each step, for the usual paths."""
+        """Return a function that reads a value, for the usual paths without walking them at each step."""
         match getattr(value, "path", "").split("."):
             case ["pg", key] if key in self.pg:
                 return partial(self.pg.__getitem__, key)
@@ -136,7 +136,7 @@ class RecorderCB(Callback):
             hint = f"; did you mean 'pg.{path}'?" if path in self.pg else ""
             raise ValueError(f"RecorderCB({name}={path!r}): expected a path from pg or learn{hint}")
         if not path.startswith("pg."):
-            return  # of the learner: what a step makes is not there yet
+            return  # a path of the learner: what a step makes does not exist yet
         try:
             value(self)
         except (KeyError, IndexError, AttributeError, ValueError) as error:
@@ -165,7 +165,7 @@ class RecorderCB(Callback):
         self.learn = self.pg = None
 
     def _stack(self) -> None:
-        """Put what is new aside: numbers into recs, tensors into one tensor a chunk, on their device."""
+        """Store the new values: numbers in recs, tensors as one tensor per chunk, on their device."""
         for name, new in self._new.items():
             if new and all(isinstance(value, Tensor) and value.shape == new[0].shape for value in new):
                 self._chunks[name].append(torch.stack(new))
@@ -176,12 +176,12 @@ class RecorderCB(Callback):
         self._n_new = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the records; numbers as one tensor for each."""
+        """Return the records, numbers as one tensor each."""
         recs = self.recs.items()
         return {name: _as_tensor(values) for name, values in recs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the records back."""
+        """Load the records."""
         _ = self.recs
         for name, values in state.items():
             kept = values.tolist() if isinstance(values, Tensor) else values
@@ -189,7 +189,7 @@ class RecorderCB(Callback):
 
     @property
     def recs(self) -> dict[str, list[Any]]:
-        """What was recorded: name -> list with one value a step."""
+        """What was recorded: name -> list with one value per step."""
         self._stack()
         for name in self._chunks:
             self._read_chunks(name)
@@ -205,7 +205,7 @@ class RecorderCB(Callback):
         return plot_lines(self.recs, xlabel="step", **kwargs)
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the records to a file: a column each, beside the step, counted from 0."""
+        """Write the records to a file: the step, counted from 0, and a column for each record."""
         recs = self.recs
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)

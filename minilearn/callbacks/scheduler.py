@@ -1,4 +1,4 @@
-"""Schedulers of torch as callbacks, per step or per epoch, with what the fit knows filled in."""
+"""torch's schedulers as callbacks, per step or per epoch; arguments that the fit knows are filled in."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
 class BaseSchedulerCB(Callback):
     """Make a scheduler on the learner's optimizer when a fit begins; a subclass says when it steps.
 
-    Each fit has a schedule of its own, which starts from the lr that the fit starts with. When the
-    fit ends, lr, momentum and betas are again what they were before it. Where SWACB rules the lr from some
-    epoch on, the schedule's length is the part of the fit before it; then momentum and betas are put back.
+    Each fit has its own schedule, which starts from the lr at the start of the fit. When the fit ends, lr,
+    momentum and betas are what they were before it. If SWACB sets the lr from some epoch on, the schedule
+    covers only the part of the fit before that epoch; then momentum and betas are restored.
 
     Args:
         scheduler_f: a class of torch.optim.lr_scheduler, or a function that takes the optimizer (and
             perhaps some of the arguments below, by name) and returns a scheduler.
         monitor: for ReduceLROnPlateau only, the value it watches: "loss", "eval/loss",
             "train/MulticlassAccuracy", ... Default "loss".
-        **kwargs: arguments of the scheduler. Those not given that the fit knows are filled in:
+        **kwargs: arguments of the scheduler. Those that you leave out and the fit knows are filled in:
             total_steps, T_max, total_iters (the length of the fit), epochs, steps_per_epoch, all in
             the unit in which this callback steps; max_lr (the lr of each group); step_size_up (half of the
             fit; torch has 2000); and cycle_momentum, False where the optimizer has no momentum to cycle.
 
     State: `sched`, the torch scheduler.
     Raises: before the first batch: ValueError for an argument that contradicts the fit's length, for a
-        monitored name that is not measured, for a length that is needed and not known; TypeError for
+        monitored name that is not measured, for a length that is needed but not known; TypeError for
         a scheduler instance, or an optimizer without parameter groups.
     Source: document 003. Differs: there it is stepped once more after the last batch, which turns
         OneCycleLR's lr up again, and in document 001 "per epoch" steps every batch.
@@ -87,7 +87,7 @@ class BaseSchedulerCB(Callback):
         self.monitor = Monitor(monitor or "loss", kwargs.get("mode")) if self.is_plateau else None
         self.sched: Any = None
         self._has_length = False  # whether it was made for the fit's length
-        self._until: float = 0  # it is not stepped after this many units
+        self._until: float = 0  # it is stepped for at most this many units
         self._before: list[Group] = []  # the groups' hyperparameters when the fit began
 
     def __repr__(self) -> str:
@@ -109,13 +109,13 @@ class BaseSchedulerCB(Callback):
         if self.sched is not None and learn.epoch >= learn.schedule_epochs:  # from here on SWACB sets the lr
             self._until = 0
             for group, values in zip(learn.opt.param_groups, self._before, strict=False):
-                if "max_momentum" in group:  # it was cycled, until here
+                if "max_momentum" in group:  # it was cycled until here
                     _restore(group, {key: value for key, value in values.items() if key != "lr"})
 
     def cleanup_fit(self, learn: Learner) -> None:
         self.sched, before = None, self._before
         self._before = []
-        # A group that was added in this fit had no values before it.
+        # A group added during this fit had no values before it.
         for group, values in zip(learn.opt.param_groups if before else (), before, strict=False):
             _restore(group, values)
 
@@ -125,11 +125,11 @@ class BaseSchedulerCB(Callback):
         return {"sched": sched, "before": self._before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back; the scheduler was made anew by before_fit."""
+        """Load them; before_fit has made a new scheduler."""
         self._before = state["before"]
         if self.sched is not None and state["sched"] is not None:
             self.sched.load_state_dict(state["sched"])
-            # Steps were taken before the stop; torch looks at the new optimizer, and would warn of none.
+            # Steps were taken before the stop, but torch sees none on the new optimizer and would warn.
             self.sched.optimizer._opt_called = True
 
     # Preview --------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class BaseSchedulerCB(Callback):
     ) -> list[float]:
         """Return the lr of each step of `learn.fit(n_epochs)`, without training.
 
-        Where SWACB rules the lr from some epoch on: of each step before it.
+        If SWACB sets the lr from some epoch on, only the steps before it.
 
         Args:
             group: which parameter group's.
@@ -167,7 +167,7 @@ class BaseSchedulerCB(Callback):
         return lrs
 
     def _planned(self, learn: Learner, n_epochs: int) -> list[int]:
-        """Return the steps of the epochs that the schedule would rule in a fit of n_epochs."""
+        """Return the steps of the epochs that the schedule would cover in a fit of n_epochs."""
         planned = learn.planned_steps(n_epochs, learn.dls.adapters["train"].n_batches)
         ruled = planned[: learn.scheduled_epochs(n_epochs)]
         known = [n for n in ruled if n is not None]
@@ -178,9 +178,9 @@ class BaseSchedulerCB(Callback):
         return known
 
     def _ruled(self, learn: Learner, steps: list[int | None]) -> list[int | None]:
-        """Return the steps of the epochs that are the schedule's."""
+        """Return the steps of the epochs that the schedule covers."""
         if not learn.schedule_epochs:
-            raise ValueError(f"{self!r} has no epoch to rule: SWACB sets the lr from the first one on")
+            raise ValueError(f"{self!r} has no epoch of its own: SWACB sets the lr from the first one on")
         return steps[: learn.schedule_epochs]
 
     def _make(self, opt: Any, epoch_steps: list[int | None]) -> Any:
@@ -207,8 +207,8 @@ class BatchSchedulerCB(BaseSchedulerCB):
 
     Runs at: before_fit, before_epoch, after_step, after_fit, cleanup_fit; order 60. Writes: the groups' lr
         (momentum, betas).
-    Arguments and errors: see BaseSchedulerCB. A callback that cancels steps, to gather gradients, says
-    in `plan_steps` how many will be taken.
+    Arguments and errors: see BaseSchedulerCB. A callback that cancels steps says in `plan_steps` how
+    many will be taken.
     """
 
     unit = "steps"
@@ -223,12 +223,12 @@ class BatchSchedulerCB(BaseSchedulerCB):
 
 
 def warn_of_plan(cb: Callback, learn: Learner) -> None:
-    """Warn when fewer steps were taken than planned, so that a schedule did not come to its end."""
-    skipped = sum(getattr(cb, "n_skipped", 0) for cb in learn.cbs)  # by MixedPrecisionCB: no one's mistake
+    """Warn if fewer steps were taken than planned, so that a schedule did not reach its end."""
+    skipped = sum(getattr(cb, "n_skipped", 0) for cb in learn.cbs)  # by MixedPrecisionCB, rightly
     if learn.total_steps is not None and learn.n_steps + skipped < learn.total_steps:
         warnings.warn(
             f"{cb!r}: the fit took {learn.n_steps} of {learn.total_steps} planned steps, so the schedule did "
-            "not come to its end; a callback that cancels steps says so in plan_steps",
+            "not reach its end; a callback that cancels steps says so in plan_steps",
             stacklevel=2,
         )
 
@@ -257,7 +257,7 @@ def _check_opt(cb: Callback, opt: Any) -> None:
 
 
 def _hyperparameters(group: Group) -> Group:
-    """Copy what a scheduler changes in a group."""
+    """Copy the hyperparameters that a scheduler changes in a group."""
     return {
         k: v.clone() if isinstance(v, Tensor) else v
         for k, v in group.items()
@@ -272,7 +272,7 @@ def _restore(group: Group, before: Group) -> None:
 
 
 def _stand_in(learn: Learner) -> Any:
-    """Make an optimizer like the learner's, of one number a group, for a schedule to run on."""
+    """Make an optimizer like the learner's, with one number per group, for a schedule to run on."""
     if learn.opt is None:
         real = build_opt(learn.opt_func, learn.model, learn.lr, learn.param_groups, extra_groups(learn))
     else:

@@ -1,4 +1,4 @@
-"""The arguments of a scheduler of torch: those given, checked, and those that the fit knows."""
+"""The arguments of a torch scheduler: those given are checked, those that the fit knows are filled in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COUNTS = ("epochs", "steps_per_epoch")  # OneCycleLR takes these in place of to
 
 @dataclass(frozen=True)
 class FitLength:
-    """How long the fit is, or the part of it that a schedule rules, in the unit that the scheduler counts.
+    """Hold how long the fit is, or the part that a schedule covers, in the unit that the scheduler counts.
 
     Args:
         unit: "steps" or "epochs".
@@ -66,14 +66,14 @@ def is_plateau(scheduler_f: Any) -> bool:
 
 
 def unpacked(scheduler_f: Any, kwargs: Arguments) -> tuple[Any, Arguments]:
-    """Return the class inside a partial, and all arguments; those given later win."""
+    """Return the class inside a partial, and all arguments; those given later take precedence."""
     if isinstance(scheduler_f, partial) and not scheduler_f.args:
         return scheduler_f.func, {**scheduler_f.keywords, **kwargs}
     return scheduler_f, kwargs
 
 
 def check_scheduler(name: str, scheduler_f: Any) -> None:
-    """Raise TypeError for what is no class of torch's schedulers, and no function that makes one."""
+    """Raise TypeError for anything but a class of torch's schedulers or a function that makes one."""
     if isinstance(scheduler_f, LRScheduler):
         raise TypeError(
             f"{name} was given a {type(scheduler_f).__name__} instance: expected the class, and its "
@@ -99,7 +99,7 @@ def check_scheduler(name: str, scheduler_f: Any) -> None:
 
 
 def check_given(name: str, scheduler_f: Any, given: Arguments, opt: Any, length: FitLength) -> None:
-    """Raise ValueError for an argument that cannot be meant in this fit, with both numbers."""
+    """Raise ValueError, with both numbers, for an argument that contradicts this fit."""
     if isinstance(scheduler_f, type):
         _check_restart(name, given, length)
         if length.total is not None:
@@ -121,7 +121,7 @@ def _check_restart(name: str, given: Arguments, length: FitLength) -> None:
 
 
 def _check_counts(name: str, given: Arguments, length: FitLength) -> None:
-    """Check what has to be exactly the fit's own."""
+    """Check the arguments that have to equal the fit's own."""
     if length.steps_per_epoch is None and given.keys() & set(_COUNTS):
         raise ValueError(
             f"{name}: epochs differ in their steps, and {length}; leave epochs and steps_per_epoch out"
@@ -143,7 +143,7 @@ def _check_ends(name: str, given: Arguments, length: FitLength) -> None:
             continue
         is_in_epochs = end == length.n_epochs != length.total
         if is_in_epochs or end > length.total:
-            why = "is in epochs" if end == length.n_epochs else "would never come to its end"
+            why = "is in epochs" if end == length.n_epochs else "would never be reached"
             raise ValueError(f"{name}: {key}={end} {why}: {length}; leave {key} out for {length.total}")
 
 
@@ -180,7 +180,7 @@ def _check_no_cycle(name: str, given: Arguments, opt: Any) -> None:
 
 
 def from_the_fit(name: str, scheduler_f: Any, given: Arguments, opt: Any, length: FitLength) -> Arguments:
-    """Return the arguments that were not given, of those that the fit knows.
+    """Return the arguments that the fit knows and that were not given.
 
     Raises: ValueError for one that the fit cannot know, because the length is missing.
     """
@@ -193,7 +193,7 @@ def from_the_fit(name: str, scheduler_f: Any, given: Arguments, opt: Any, length
         "step_size_up": None if length.total is None else max(1, length.total // 2),
     }
     if not has_momentum(opt):
-        known["cycle_momentum"] = False  # torch would turn momentum on, without a word
+        known["cycle_momentum"] = False  # torch would silently turn momentum on
     needless = _needless(scheduler_f, given)
     found = {
         key: value
@@ -208,14 +208,14 @@ def from_the_fit(name: str, scheduler_f: Any, given: Arguments, opt: Any, length
 
 
 def has_the_length(arguments: Arguments) -> bool:
-    """Whether some of the arguments that the fit filled in are its length."""
+    """Whether an argument that the fit filled in is its length."""
     return bool(arguments.keys() - {"max_lr", "cycle_momentum"})
 
 
 def _needless(scheduler_f: Any, given: Arguments) -> Sequence[str]:
-    """Return the arguments that say the length once more, in another way: OneCycleLR takes either."""
+    """Return the arguments that would give the length a second time: OneCycleLR takes either."""
     if not isinstance(scheduler_f, type):
-        return ()  # a function gets all that it names
+        return ()  # a function gets every argument that it names
     if given.keys() & set(_COUNTS):
         return ("total_steps",)
     return _COUNTS if "total_steps" in _parameters(scheduler_f) else ()

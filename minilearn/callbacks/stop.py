@@ -1,4 +1,4 @@
-"""Callbacks that end something early: one batch only, no progress, or a loss that is not finite."""
+"""Callbacks that end something early: only one batch, no progress, or a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class SingleBatchCB(Callback):
-    """Train and validate on one batch an epoch: does everything go through?
+    """Train and validate on one batch per epoch: does everything run?
 
-    Runs at: before_train, before_validate; order -90. Writes: dl (the first batch of it).
+    Runs at: before_train, before_validate; order -90. Writes: dl (only its first batch).
     Schedules run their whole course.
     """
 
@@ -40,22 +40,22 @@ class SingleBatchCB(Callback):
 
 
 class EarlyStoppingCB(Callback):
-    """End the fit when a monitored value has not become better for a while; keep the best weights.
+    """End the fit when a monitored value has not improved for a while; keep the best weights.
 
-    However the fit ends (stopped, run to its end, interrupted, by an error), the model then has the
-    weights and buffers of the best epoch, and so have a loss that is a module and the parameters that
-    callbacks bring; beside SWACB or EMACB, the average of that epoch. The optimizer's state stays that of the
-    last.
+    However the fit ends (stopped early, at its end, interrupted, with an error), the model then has the
+    weights and buffers of the best epoch, as do a loss that is a module and the parameters that callbacks
+    bring. With SWACB or EMACB, these are the average of that epoch. The optimizer's state stays that of the
+    last epoch.
 
     Args:
         monitor: a name in the rows of history: "loss", "eval/loss", "train/MulticlassAccuracy", ...
             A bare name means validation's value, or training's in a fit without validation.
-        patience: stop after so many epochs in a row that are not better, >= 1.
+        patience: stop after so many epochs in a row without improvement, >= 1.
         mode: "min" or "max"; may be left out for a loss.
         min_delta: better means better by more than this, >= 0.
         restore_best: False leaves the last weights.
 
-    Runs at: before_fit, after_epoch, cleanup_fit; order 90, after all that look at the weights. Reads:
+    Runs at: before_fit, after_epoch, cleanup_fit; order 90, after all that read the weights. Reads:
         history. Writes: weights and buffers, at cleanup_fit.
     State: best (the value), best_epoch and stopped_epoch (counted in this fit; None if it was not stopped).
     Raises: ValueError before training for a name that is not measured.
@@ -132,9 +132,9 @@ class TerminateOnNaNCB(Callback):
     """Raise FloatingPointError at the first training loss that is nan or infinite, and say its step.
 
     Args:
-        every: look after so many batches, since looking waits for the device. Default 1 on the CPU,
-            where it costs nothing and the weights stay as they were before the bad step; 50
-            elsewhere. The step that is named is the exact one in any case.
+        every: check after every so many batches, because checking waits for the device. Default: 1 on the
+            CPU, where it costs nothing and the weights stay as they were before the bad step; 50
+            elsewhere. The error names the exact step in any case.
 
     Runs at: before_train, after_forward, cleanup_train. Reads: loss.
     """

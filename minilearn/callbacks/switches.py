@@ -1,4 +1,4 @@
-"""SwitchPointsCB: when each tensor went from Adam to SGD under SWATS, and at which learning rate."""
+"""SwitchPointsCB: when each tensor switched from Adam to SGD under SWATS, and at which learning rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class SwitchPoint(NamedTuple):
-    """Where a parameter switched: its name, after how many of its steps, and the lr that SGD began with."""
+    """Say where a parameter switched: its name, after how many of its steps, and SGD's first lr."""
 
     name: str
     step: int
@@ -23,8 +23,8 @@ class SwitchPoint(NamedTuple):
 class SwitchPointsCB(Callback):
     """Keep the switch points of optim.SWATS.
 
-    Runs at: before_fit, cleanup_epoch; order 95, after all that trains. Reads: opt's state, at the end of an
-        epoch alone, for the optimizer itself keeps the points.
+    Runs at: before_fit, cleanup_epoch; order 95, after all that trains. Reads: opt's state, only at the end
+        of an epoch, because the optimizer itself keeps the points.
     State: `points`, in the order of their steps, and `names`, those of all trained parameters.
     Raises: TypeError before training for another optimizer.
     Source: document 004, whose tables these are.
@@ -42,7 +42,7 @@ class SwitchPointsCB(Callback):
     def before_fit(self, learn: Learner) -> None:
         if not isinstance(learn.opt, SWATS):
             raise TypeError(
-                f"{self!r} with {type(learn.opt).__name__}: expected optim.SWATS, which alone switches"
+                f"{self!r} with {type(learn.opt).__name__}: expected optim.SWATS, the only one that switches"
             )
 
     def cleanup_epoch(self, learn: Learner) -> None:
@@ -59,23 +59,23 @@ class SwitchPointsCB(Callback):
         self.n_steps = int(max((state["step"].item() for state in states.values() if state), default=0))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the points, as plain lists."""
+        """Return the points as plain lists."""
         return {"points": [list(p) for p in self.points], "names": self.names, "n_steps": self.n_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back."""
+        """Load them."""
         self.points = [SwitchPoint(*point) for point in state["points"]]
         self.names, self.n_steps = list(state["names"]), state["n_steps"]
 
     def table(self) -> str:
-        """Return the document's table: layer, steps, and the lr estimated for SGD, a line each."""
+        """Return the document's table, a line per tensor: layer, steps, and the lr estimated for SGD."""
         width = max([len("Layer"), *(len(point.name) for point in self.points)])
         lines = [f"{'Layer':{width}}  {'Steps':>7}  Estimated lr for SGD"]
         lines += [f"{point.name:{width}}  {point.step:7}  {point.lr:.6f}" for point in self.points]
         return "\n".join([*lines, f"{len(self.points)} of {len(self.names)} tensors have switched"])
 
     def plot(self) -> Any:
-        """Return a figure with a bar for each parameter: its steps by Adam, then those by SGD."""
+        """Return a figure with a bar for each parameter: its steps with Adam, then those with SGD."""
         at = {point.name: point.step for point in self.points}
         figure, axes = new_figure(1, 1, 6.5, max(2.0, 0.16 * len(self.names)))
         ax = axes[0][0]

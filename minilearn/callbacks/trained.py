@@ -1,4 +1,4 @@
-"""CheckTrainedCB: parameters that nobody trains are found when they appear."""
+"""CheckTrainedCB: find parameters that nothing trains as soon as they appear."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class CheckTrainedCB(Callback):
-    """See, where hooks may have put new parameters into the model, that all of them are trained.
+    """Check that all parameters are trained, at the events whose hooks may add new ones to the model.
 
-    The learner's own: it runs last, and is not among `learn.cbs`.
+    It belongs to the learner: it runs last, and is not among `learn.cbs`.
 
     Runs at: before_fit, _epoch, _train; after_epoch. Reads: the parameters, opt.
     Raises: ValueError for a trainable parameter that no optimizer has.
