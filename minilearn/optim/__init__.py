@@ -11,7 +11,7 @@ from .sgd import SGD
 from .sgd_alternate import SGDAlternate
 from .swats import SWATS
 
-# Every optimizer that comes with minilearn. What is in here is put through all of tests/optim.
+# Every optimizer that comes with minilearn. All of these go through the tests in tests/optim.
 OPTIMIZERS = {cls.__name__: cls for cls in (SGD, MomentumSGD, RMSProp, Adam, SGDAlternate, SWATS, AdaBound)}
 
 __all__ = [

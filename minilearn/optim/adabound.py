@@ -1,4 +1,4 @@
-"""AdaBound: Adam whose lr of each element is kept between bounds that close on SGD's."""
+"""AdaBound: Adam with the lr of each element kept between bounds that close in on SGD's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .groups import Group
 
 
 class AdaBound(Optimizer):
-    """Step as Adam does, but at an lr of each element that is bounded, more tightly with each step::
+    """Step like Adam, but bound the lr of each element, more tightly with each step::
 
         g       <- g + weight_decay * p
         avg     <- beta1 * avg + (1 - beta1) * g                        (from 0)
@@ -25,9 +25,9 @@ class AdaBound(Optimizer):
     Args:
         lr: Adam's learning rate, >= 0.
         betas: shares of the past in the averages, 0 <= beta < 1.
-        final_lr: > 0, SGD's learning rate, to which the bounds close.
+        final_lr: > 0, SGD's learning rate, on which the bounds close in.
         gamma: > 0, how fast they close: after 1 / gamma steps they are at half and at twice final_lr.
-        eps: > 0, beside the root.
+        eps: > 0, outside of the root.
         weight_decay: >= 0, added to the gradient (not decoupled).
         amsbound: divide by the root of the largest sqr_avg so far.
         foreach: see `minilearn.optim.Optimizer`.
@@ -59,13 +59,13 @@ class AdaBound(Optimizer):
         super().__init__(params, defaults, foreach)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; the lr that it has now is what a schedule's lr is compared with."""
+        """Add a group; its present lr is the one that a schedule's lr is compared with."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("base_lr", group["lr"])
 
     def init_state(self, p: Tensor, grad: Tensor) -> State:
-        """Return the averages and the count at their start."""
+        """Return the initial averages and count."""
         state = {"step": torch.tensor(0.0), "avg": torch.zeros_like(p), "sqr_avg": torch.zeros_like(p)}
         return state | ({"max_sqr_avg": torch.zeros_like(p)} if self.group_of(p)["amsbound"] else {})
 

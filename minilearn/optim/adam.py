@@ -11,7 +11,7 @@ from .base import Optimizer, State
 
 
 class Adam(Optimizer):
-    """Divide the average gradient by the root of the average square, both corrected for their start::
+    """Divide the average gradient by the root of the average square, both bias-corrected::
 
         p       <- p * (1 - lr * wd)
         t       <- t + 1                                        (t counts this parameter's steps)
@@ -27,13 +27,13 @@ class Adam(Optimizer):
             gradient below about 0.003 takes a shorter step here.
         foreach: see `minilearn.optim.Optimizer`.
 
-    Momentum: an average, (1 - beta1) * g, without bias. OneCycleLR cycles only what torch calls momentum
+    Momentum: an average, (1 - beta1) * g, bias-corrected. OneCycleLR cycles only what torch calls momentum
         or betas; ScheduleCB("beta1", ...) does it here.
     State: step (an int), avg and sqr_avg, like p.
 
     Source: Kingma & Ba 2015; document 003. Differs: torch.optim.Adam has eps outside of the root, and
-        beta2 0.999 and eps 1e-8 by default. The document counts steps once for all parameters; here a
-        parameter that joins late starts without bias too. Document 002 prints the update with a plus
+        beta2 0.999 and eps 1e-8 by default. The document has one count of steps for all parameters; here
+        a parameter that joins late starts without bias too. Document 002 prints the update with a plus
         sign and multiplies it by the gradient once more, and corrects the averages in place.
     """
 
@@ -52,7 +52,7 @@ class Adam(Optimizer):
         super().__init__(params, defaults, foreach)
 
     def init_state(self, p: Tensor, grad: Tensor) -> State:
-        """Return the averages and the count at their start."""
+        """Return the initial averages and count."""
         return {"step": 0, "avg": torch.zeros_like(p), "sqr_avg": torch.zeros_like(p)}
 
     def update(self, p: Tensor, grad: Tensor, state: State, pg: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Adam(Optimizer):
         torch._foreach_lerp_(avgs, grads, 1 - pg["beta1"])
         torch._foreach_mul_(sqr_avgs, pg["beta2"])
         torch._foreach_addcmul_(sqr_avgs, grads, grads, 1 - pg["beta2"])
-        # One number a tensor, for parameters may have joined at different times.
+        # One number per tensor, because parameters may have joined at different times.
         roots = torch._foreach_div(sqr_avgs, [1 - pg["beta2"] ** state["step"] for state in states])
         torch._foreach_add_(roots, pg["eps"])
         torch._foreach_sqrt_(roots)

@@ -1,4 +1,4 @@
-"""Optimizer: what every optimizer here shares, so that a new one is its equation and little else."""
+"""Optimizer: the base of all optimizers here, so that a new one is its equation and little else."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ State = dict[str, Any]  # of one parameter; torch saves and loads it with the op
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Give each parameter with a gradient to `update`; a subclass writes that, and its state at first.
+    """Call `update` for each parameter with a gradient; a subclass writes it, and the initial state.
 
-    State lives in `self.state[p]`, hyperparameters in the groups, as torch has it, so its schedulers,
-    state_dict, hooks and add_param_group work. Decoupled weight decay is done here, before `update`,
+    State lives in `self.state[p]` and hyperparameters in the groups, as in torch, so torch's schedulers,
+    state_dict, hooks and add_param_group work. Decoupled weight decay is applied here, before `update`,
     for a group that has `wd`: p <- p * (1 - lr * wd).
 
     Args:
         params: parameters, or groups of them as torch takes them.
-        defaults: name -> value of each hyperparameter, "lr" among them, for groups without their own.
+        defaults: name -> value of each hyperparameter, including "lr", for groups without their own.
         foreach: call `update_all` with lists of tensors, which is faster; False calls `update` for
-            each parameter alone, with the same result.
+            one parameter at a time, with the same result.
 
     Raises: ValueError for a hyperparameter out of its range; TypeError for complex parameters, and for a
         group with a hyperparameter of another optimizer, which would do nothing. At the step,
-        before anything is changed, TypeError for sparse gradients.
-    Source: document 003's SGD is the ancestor. Differs: there state is kept on the tensors and the
-        hyperparameters on the optimizer, where no scheduler, group or state_dict finds them.
+        before anything is changed: TypeError for sparse gradients.
+    Source: document 003's SGD is the ancestor. Differs: there the tensors hold the state and the
+        optimizer the hyperparameters, where no scheduler, group or state_dict finds them.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -46,7 +46,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(params, {**defaults, "foreach": foreach})
 
     def group_of(self, p: Tensor) -> dict[str, Any]:
-        """Return the group that a parameter is in, by going through all: for its first step, not for each."""
+        """Return the group of a parameter by searching all groups: for its first step, not for each step."""
         return next(pg for pg in self.param_groups if any(p is other for other in pg["params"]))
 
     def init_state(self, p: Tensor, grad: Tensor) -> State:
@@ -60,12 +60,12 @@ class Optimizer(torch.optim.Optimizer):
     def update_all(
         self, params: list[Tensor], grads: list[Tensor], states: list[State], pg: dict[str, Any]
     ) -> None:
-        """Do the same as `update` for lists, of the same length. Unless a subclass does, one by one."""
+        """Do the same as `update` for lists of the same length: one by one, unless a subclass has its own."""
         for p, grad, state in zip(params, grads, states, strict=True):
             self.update(p, grad, state, pg)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; return what `closure`, called first with gradients on, returned."""
+        """Take one step; call `closure` first, with gradients enabled, and return what it returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -101,10 +101,10 @@ class Optimizer(torch.optim.Optimizer):
             self.update(p, grad, state, pg)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, with hyperparameters of its own or the defaults; the constructor comes here too."""
+        """Add a group, with its own hyperparameters or the defaults; the constructor calls this too."""
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # raises, and says what it expected
-        # torch puts `differentiable` into the defaults of an optimizer that was copied or loaded.
+        # torch adds `differentiable` to the defaults of an optimizer that was copied or loaded.
         own = [key for key in self.defaults if key not in ("foreach", "differentiable")]
         name = type(self).__name__
         for key in param_group.keys() - self.defaults.keys() - set(SCHEDULE_KEYS):

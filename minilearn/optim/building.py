@@ -1,4 +1,4 @@
-"""Build an optimizer of any kind, with parameter groups for the model and for what is beside it."""
+"""Build an optimizer of any kind, with parameter groups for the model and for parameters outside it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def build_opt(
             where the device has such a kernel, unless its arguments say fused, foreach,
             differentiable or capturable.
         lr: one number >= 0, or one per group of the model; the extra groups then have the last one. A list
-            may name the extra groups' lrs too.
+            may also give the extra groups' lrs.
         param_groups: model -> list of groups, each a dict as torch takes it ("params" and its own
             lr, weight_decay, ...) or a list of parameters. None: one group of all parameters.
-        extra: groups of parameters beside the model's, which come last. What the model's groups have is left
-            out of them.
+        extra: groups of parameters outside the model, which come last. Parameters that the model's groups
+            have are left out of them.
         elsewhere: the ids of parameters that another optimizer has, which `param_groups` may leave out.
 
-    Raises: ValueError for a trainable parameter in no group, or another number of lrs than groups;
+    Raises: ValueError for a trainable parameter in no group, or if the numbers of lrs and groups differ;
         TypeError for an optimizer without groups where there are extra ones.
     """
     params: list[Any] = list(model.parameters())
@@ -89,7 +89,7 @@ def _names(extra: Sequence[Group]) -> str:
 
 
 def _left_over(extra: Sequence[Group], groups: Sequence[Any]) -> list[Group]:
-    """Return the extra groups without parameters that are in groups before them, and without empty ones."""
+    """Return the extra groups without parameters that earlier groups have, and without empty groups."""
     known = {id(p) for g in groups for p in (g["params"] if isinstance(g, dict) else [g])}
     found = []
     for group in extra:
@@ -101,7 +101,7 @@ def _left_over(extra: Sequence[Group], groups: Sequence[Any]) -> list[Group]:
 
 
 def _listed(group: Any) -> Group:
-    """Copy a group; parameters that are one tensor, or go only once, become a list, to be checked too."""
+    """Copy a group; make a list of its parameters if they are one tensor or an iterator."""
     if isinstance(group, Tensor | str | tuple) or (isinstance(group, dict) and "params" not in group):
         found = ", ".join(map(repr, group)) if isinstance(group, dict) else f"a {type(group).__name__}"
         raise TypeError(
@@ -119,7 +119,7 @@ def _listed(group: Any) -> Group:
 def _fused(opt_func: Callable[..., Any], params: list[Any], lr: Any) -> Any:
     try:
         return opt_func(params, lr, fused=True)
-    except RuntimeError:  # how torch says that it has no fused kernel for this device or dtype
+    except RuntimeError:  # torch has no fused kernel for this device or dtype
         return opt_func(params, lr)
 
 
@@ -142,11 +142,11 @@ def _may_fuse(opt_func: Callable[..., Any], model: nn.Module, more: Sequence[Ten
     # The fused kernels refuse sparse gradients, but only at the first step.
     sparse = any(getattr(module, "sparse", False) for module in model.modules())
     params = [*model.parameters(), *more]
-    real = all(p.is_floating_point() for p in params)  # they refuse others just as late
+    real = all(p.is_floating_point() for p in params)  # they refuse other dtypes just as late
     if len({p.device.type for p in params}) > 1:
         return False
     try:
         accepted = inspect.signature(opt_func).parameters
-    except ValueError:  # a partial with an argument that the optimizer has not, which it says better itself
+    except ValueError:  # a partial with a wrong argument, for which the optimizer has the better error
         return False
     return real and not sparse and "fused" in accepted

@@ -1,4 +1,4 @@
-"""An optimizer's parameter groups: whose they are, and how their lr is set."""
+"""An optimizer's parameter groups: what they belong to, and how their lr is set."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .ranges import check_range
 
 Group = dict[str, Any]
 
-# What torch's schedulers write into a group beside lr, momentum and betas. A new scheduler on a kept
-# optimizer would read the old values: LambdaLR, say, starts from a stale initial_lr.
+# What torch's schedulers write into a group besides lr, momentum and betas. A new scheduler on a kept
+# optimizer would read the old values: LambdaLR, for instance, would start from a stale initial_lr.
 SCHEDULE_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
-# The key of a group beside those of the model, that says whose its parameters are.
+# The key by which a group outside the model says whose its parameters are.
 EXTRA = "extra"
 
 
 def groups_of(opt: Any) -> list[Group]:
-    """Return an optimizer's parameter groups; of a bare class without any, its attributes as one group."""
+    """Return an optimizer's parameter groups; for a bare class without any, its attributes as one group."""
     groups: list[Group] = getattr(opt, "param_groups", None) or [vars(opt)]
     return groups
 
@@ -35,7 +35,7 @@ def params_of(opt: Any, model: nn.Module | None = None) -> list[Tensor]:
 
 
 def keep_order_of_memory(opt: Any) -> None:
-    """Have each parameter's state in its order of memory: fused kernels go through memory, not indices."""
+    """Give each parameter's state its memory order, because fused kernels go by memory, not by indices."""
     for p, state in getattr(opt, "state", {}).items():
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
@@ -46,7 +46,8 @@ def by_layer(model: nn.Module) -> list[Group]:
     """Return a parameter group for each child of a model that has parameters, from the inputs to the outputs.
 
     For `Learner(..., param_groups=by_layer, lr=[1e-4, 1e-3, 1e-2])`. Each group has its child's name under
-    "name"; parameters that the model itself has come first, under "". Shared ones are in the first group.
+    "name"; the model's own parameters come first, under "". Shared parameters are in the first group that
+    has them.
     """
     seen: set[int] = set()
     groups: list[Group] = []
@@ -64,13 +65,13 @@ def set_lr(opt: Any, lr: float | Sequence[float]) -> None:
     """Set every group's lr to exactly `lr`, one number or a list as in `build_opt`, and forget old schedules.
 
     What a finished schedule left in the groups (initial_lr, max_lr, ...) is removed, and a momentum
-    or beta1 that one cycled goes back to what the group was built with.
+    or beta1 that it cycled is reset to what the group was built with.
 
-    Raises: TypeError for an optimizer of no lr.
+    Raises: TypeError for an optimizer without an lr.
     """
     groups = groups_of(opt)
     lrs = lr_of_each(lr, groups)
-    as_built = getattr(opt, "as_built", [])  # not so after a deep copy, or of a group that came later
+    as_built = getattr(opt, "as_built", [])  # missing after a deep copy, and for a group added later
     for i, (group, group_lr) in enumerate(zip(groups, lrs, strict=True)):
         check_lr(group_lr)
         if "lr" not in group:
@@ -86,7 +87,7 @@ def set_lr(opt: Any, lr: float | Sequence[float]) -> None:
 
 
 def set_value(group: Group, key: str, value: Any) -> None:
-    """Set a hyperparameter of a group; a tensor in place, where a captured or compiled step reads it."""
+    """Set a hyperparameter of a group; a tensor in place, because a captured or compiled step reads it."""
     if isinstance(group[key], Tensor):
         group[key].fill_(value)
     else:
@@ -102,7 +103,7 @@ def lr_of_each(lr: Any, groups: Sequence[Group]) -> list[Any]:
 def one_each(lr: Any, n: int, n_extra: int) -> list[Any]:
     """Return an lr for each of the model's n groups and the extra ones.
 
-    Raises: ValueError for another number of them.
+    Raises: ValueError if `lr` has another number of them.
     """
     is_list = isinstance(lr, Sequence) and not isinstance(lr, str)
     lrs = list(lr) if is_list else [lr] * (n + n_extra)
@@ -115,26 +116,26 @@ def one_each(lr: Any, n: int, n_extra: int) -> list[Any]:
 
 
 def forget_schedule(group: Group) -> None:
-    """Remove from a group what torch's schedulers keep there."""
+    """Remove from a group what torch's schedulers left there."""
     for key in SCHEDULE_KEYS:
         group.pop(key, None)
 
 
 def check_lr(lr: Any) -> None:
-    """Raise ValueError for an lr that is no number >= 0."""
-    if not isinstance(lr, Tensor):  # one that a captured or compiled step reads
+    """Raise ValueError unless an lr is a number >= 0."""
+    if not isinstance(lr, Tensor):  # a captured or compiled step reads a tensor
         check_range("lr", lr)
 
 
 def left_out(named: Mapping[str, Tensor], groups: Sequence[Group], elsewhere: Collection[int] = ()) -> str:
-    """Name the trainable parameters that are in no group, nor among the ids elsewhere; empty if none are."""
+    """Name the trainable parameters that are in no group and not among the ids `elsewhere`; "" if none."""
     inside = {id(p) for g in groups for p in g["params"]}.union(elsewhere)
     names = [name for name, p in named.items() if p.requires_grad and id(p) not in inside]
     return f"{', '.join(names[:5])} ({len(names)} in all)" if names else ""
 
 
 def check_kept(opt: Any, named: Mapping[str, Tensor], elsewhere: Collection[int] = ()) -> None:
-    """Raise ValueError if a kept optimizer's groups no longer fit the parameters there are.
+    """Raise ValueError if a kept optimizer's groups no longer match the present parameters.
 
     Args:
         named: all parameters, of the model, the loss and the callbacks.
@@ -145,7 +146,7 @@ def check_kept(opt: Any, named: Mapping[str, Tensor], elsewhere: Collection[int]
     if groups and (names := left_out(named, groups, elsewhere)):
         raise ValueError(f"{names} are not in the kept optimizer and would not be trained: {hint}")
     now = {id(p) for p in named.values()}
-    before: set[int] = getattr(opt, "of_model", set())  # not so after a deep copy
+    before: set[int] = getattr(opt, "of_model", set())  # missing after a deep copy
     for i, group in enumerate(groups):
         if gone := [p for p in group["params"] if id(p) in before - now]:
             whose = (
@@ -160,14 +161,14 @@ def check_kept(opt: Any, named: Mapping[str, Tensor], elsewhere: Collection[int]
 def check_step(opt: Any) -> None:
     """Raise TypeError if `opt` cannot be stepped with `opt.step()`.
 
-    Raises: for something without step and zero_grad, and for one whose step needs a closure (LBFGS).
+    That is: something without step and zero_grad, or an optimizer whose step needs a closure (LBFGS).
     """
     name = type(opt).__name__
     for method in ("step", "zero_grad"):
         if not callable(getattr(opt, method, None)):
             raise TypeError(f"opt_func gave a {name}: expected an optimizer, with step() and zero_grad()")
     parameters = list(inspect.signature(opt.step).parameters.values())
-    if hasattr(type(opt), "step"):  # of the class, because a scheduler puts a step of its own on the instance
+    if hasattr(type(opt), "step"):  # the class's, because a scheduler replaces the instance's step
         parameters = list(inspect.signature(type(opt).step).parameters.values())[1:]  # without self
     needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if needed:

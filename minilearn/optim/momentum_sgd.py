@@ -23,8 +23,8 @@ class MomentumSGD(Optimizer):
         mom: momentum, 0 <= mom < 1.
         foreach: see `minilearn.optim.Optimizer`.
 
-    Momentum: an average, (1 - mom) * g, so its length is that of a gradient and lr can be 1 / (1 - mom)
-        times as large as torch's. It is not corrected for its start at 0: the first steps are small.
+    Momentum: an average, (1 - mom) * g, so it is as long as a gradient, and lr can be 1 / (1 - mom) times
+        torch's. It is not corrected for its start at 0: the first steps are small.
         OneCycleLR cycles only what torch calls momentum or betas; ScheduleCB("mom", ...) does it here.
     State: avg, like p.
 
@@ -38,7 +38,7 @@ class MomentumSGD(Optimizer):
         super().__init__(params, {"lr": lr, "wd": wd, "mom": mom}, foreach)
 
     def init_state(self, p: Tensor, grad: Tensor) -> State:
-        """Return the average at its start."""
+        """Return the initial average."""
         return {"avg": torch.zeros_like(p)}
 
     def update(self, p: Tensor, grad: Tensor, state: State, pg: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 _FROM_0 = ("lr", "wd", "weight_decay")
-# To 0 eps is added where a gradient is 0, and 0 / 0 is nan; nothing is nearer than a threshold of 0.
+# With eps=0, a gradient of 0 would give 0 / 0, nan; and nothing is closer than a threshold of 0.
 _ABOVE_0 = ("eps", "threshold", "sgd_scale", "final_lr", "gamma")
 _SHARES = ("mom", "momentum", "sqr_mom", "alpha", "beta1", "beta2", "betas.0", "betas.1")
 _SWITCHES = ("nesterov", "maximize", "amsgrad", "amsbound", "centered")
@@ -16,7 +16,7 @@ HYPERPARAMETERS = frozenset((*_FROM_0, *_ABOVE_0, *_SHARES, *_SWITCHES, *_CHOICE
 
 
 def check_range(name: str, value: Any) -> None:
-    """Raise ValueError for a value that a hyperparameter of this name cannot have; unknown names pass."""
+    """Raise ValueError for a value that a hyperparameter of this name cannot take; unknown names pass."""
     if name in HYPERPARAMETERS and not (name == "sgd_scale" and value is None):
         fits, expected = _range(name, value)
         if not fits:
@@ -24,7 +24,7 @@ def check_range(name: str, value: Any) -> None:
 
 
 def _range(name: str, value: Any) -> tuple[bool, str]:
-    """Return whether a value is in the range of its name, and what is expected there."""
+    """Return whether a value is in the range of its name, and what is expected."""
     if name == "betas":
         is_pair = isinstance(value, tuple | list) and len(value) == 2
         return is_pair and all(_is_share(beta) for beta in value), "two numbers, 0 <= beta < 1"

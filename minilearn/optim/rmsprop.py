@@ -28,7 +28,7 @@ class RMSProp(Optimizer):
     State: sqr_avg, like p.
 
     Source: Hinton, Coursera lecture 6e, 2012; document 003. Differs: torch.optim.RMSprop starts the
-        average at 0, which makes its first step 1 / sqrt(1 - alpha), ten times, as long, and adds weight
+        average at 0, which makes its first step 1 / sqrt(1 - alpha) = 10 times as long, and adds weight
         decay to the gradient. Document 002 prints the update with a plus sign, which would climb.
     """
 
@@ -45,7 +45,7 @@ class RMSProp(Optimizer):
         super().__init__(params, {"lr": lr, "wd": wd, "sqr_mom": sqr_mom, "eps": eps}, foreach)
 
     def init_state(self, p: Tensor, grad: Tensor) -> State:
-        """Return the average at its start."""
+        """Return the initial average."""
         return {"sqr_avg": grad.square()}
 
     def update(self, p: Tensor, grad: Tensor, state: State, pg: dict[str, Any]) -> None:

@@ -24,8 +24,8 @@ class SGD(Optimizer):
     No momentum, no state.
 
     Source: document 003. Differs: torch.optim.SGD adds weight_decay * p to the gradient. Without
-        momentum that is the same, as the document says; with an average of gradients it is not, for
-        then the decay is averaged too.
+        momentum that is the same, as the document says; with an average of gradients it is not,
+        because then the decay is averaged too.
     """
 
     def __init__(self, params: Any, lr: float, wd: float = 0.0, *, foreach: bool = True) -> None:

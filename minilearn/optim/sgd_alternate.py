@@ -11,7 +11,7 @@ from .base import Optimizer, State
 
 
 class SGDAlternate(Optimizer):
-    """Descend a buffer that gathers whole steps::
+    """Descend a buffer that accumulates whole steps::
 
         buf <- momentum * buf + lr * g          (buf starts at lr * g)
         p   <- p - buf
@@ -22,7 +22,7 @@ class SGDAlternate(Optimizer):
         foreach: see `minilearn.optim.Optimizer`.
 
     Momentum: lr inside the buffer. At a constant lr it is torch's convention; when the lr falls, the
-        steps gathered at the old lr go on at their old length, and lr=0 does not stop it at once.
+        steps accumulated at the old lr keep their old length, and lr=0 does not stop it at once.
     State: momentum_buffer, like p.
 
     Source: document 002, its `SGD_Alternate`; no weight decay there, so none here. Differs:
@@ -33,7 +33,7 @@ class SGDAlternate(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum}, foreach)
 
     def init_state(self, p: Tensor, grad: Tensor) -> State:
-        """Return the buffer at its start."""
+        """Return the initial buffer."""
         return {"momentum_buffer": torch.zeros_like(p)}
 
     def update(self, p: Tensor, grad: Tensor, state: State, pg: dict[str, Any]) -> None:

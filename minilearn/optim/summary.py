@@ -1,4 +1,4 @@
-"""What is in an optimizer, as text: its groups, their hyperparameters, its state and the memory of that."""
+"""The contents of an optimizer as text: its groups, their hyperparameters, its state and its memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .groups import EXTRA, SCHEDULE_KEYS, Group, groups_of
 
 
 def summary(opt: Any) -> str:
-    """Return what an optimizer holds, to be read by people.
+    """Return what an optimizer holds, for people to read.
 
-    Of each group: how many parameters, the hyperparameters that it steps with, what torch's schedulers left
-    in it, and its state: the names, which of them are tensors like the parameter, and the count of steps.
-    Switches that are off or None are left out. Reading a count of steps waits for the device.
+    For each group: how many parameters it has, its hyperparameters, what torch's schedulers left in it, and
+    its state: the names, which of them are tensors like the parameter, and the count of steps. Switches that
+    are off or None are left out. Reading a count of steps waits for the device.
     """
     groups = groups_of(opt)
     params = [p for group in groups for p in group.get("params", ())]
@@ -67,7 +67,7 @@ def _state(opt: Any, group: Group) -> str:
 
 
 def _entries(states: Mapping[Tensor, Mapping[str, Any]]) -> str:
-    """Name what the states have: first what is like the parameter, then numbers and other things."""
+    """Name the entries of the states: first tensors like the parameter, then numbers and the rest."""
     kinds: dict[str, str] = {}
     for p, values in states.items():
         for key, value in values.items():
@@ -77,7 +77,7 @@ def _entries(states: Mapping[Tensor, Mapping[str, Any]]) -> str:
     for key, kind in kinds.items():
         if kind == "number":
             numbers = [float(values[key]) for values in states.values() if key in values]
-            ends = dict.fromkeys((min(numbers), max(numbers)))  # one, where all are the same
+            ends = dict.fromkeys((min(numbers), max(numbers)))  # only one if all are the same
             parts.append(f"{key} {' to '.join(f'{n:g}' for n in ends)}")
         elif kind != "like":
             parts.append(f"{key} ({kind})")

@@ -1,4 +1,4 @@
-"""SWATS: Adam, until SGD's learning rate can be told from its steps, then SGD."""
+"""SWATS: Adam until its steps tell a learning rate for SGD, then SGD."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .base import Optimizer, State
 from .groups import Group
 
 _HALVES = (torch.float16, torch.bfloat16)
-_CHUNK = 2**15  # elements: what a step makes besides them then stays in a core's cache
+_CHUNK = 2**15  # elements: the temporary tensors of a step then fit in a core's cache
 
 Part = tuple[Tensor, Tensor, State]  # parameter, gradient, state
 
 
 class SWATS(Optimizer):
-    """Step by Adam, estimate the lr of SGD whose steps these would be, and when it has settled go on by SGD.
+    """Step with Adam, estimate the lr at which SGD would take these steps; once it settles, step with SGD.
 
     Adam's phase, for a tensor p with gradient g (both flat, k counts its steps)::
 
@@ -42,22 +42,23 @@ class SWATS(Optimizer):
     Args:
         lr: Adam's learning rate, >= 0.
         betas: shares of the past in Adam's averages, 0 <= beta < 1; the first is SGD's momentum too.
-        eps: > 0, beside the root.
-        threshold: > 0, of the difference in the lr. The paper has 1e-9; document 004, for which nothing
-            switched then, 1e-5.
+        eps: > 0, outside of the root.
+        threshold: > 0, for the difference in the lr. The paper has 1e-9; document 004, where nothing switched
+            at that value, 1e-5.
         switch: "global": all tensors switch when the first has settled, at its lr; "local": each by itself.
         weight_decay: >= 0, added to the gradient (not decoupled).
         amsgrad: divide by the root of the largest sqr_avg so far.
         nesterov: in SGD's phase, look a step ahead.
-        sgd_scale: None: the lr of SGD's phase follows `lr`, r = lr / lr at the switch, so torch's schedulers
-            rule both phases. A number > 0: it has a course of its own, r = sgd_scale / sgd_scale at the
-            switch, for ScheduleCB("sgd_scale", {75: 0.1, 150: 0.01}) beside a schedule of `lr`.
+        sgd_scale: None: the lr of SGD's phase follows `lr`, with r = lr / (lr at the switch), so torch's
+            schedulers control both phases. A number > 0: it has its own schedule, with r = sgd_scale /
+            (sgd_scale at the switch), as in ScheduleCB("sgd_scale", {75: 0.1, 150: 0.01}) beside a schedule
+            of `lr`.
         foreach: see `minilearn.optim.Optimizer`.
 
     Momentum: Adam's is an average; SGD's is torch's buffer, v = beta1 * v + g, times (1 - beta1).
-    State: tensors alone. In Adam's phase step (the count), avg and sqr_avg, like p, max_sqr_avg with amsgrad,
+    State: only tensors. In Adam's phase step (the count), avg and sqr_avg, like p, max_sqr_avg with amsgrad,
         estimate; in SGD's phase step, switched_at, sgd_lr, sgd_ref (what r is relative to) and
-        momentum_buffer, like p. While a tensor is in Adam's phase a step waits once for the device.
+        momentum_buffer, like p. While a tensor is in Adam's phase, each step waits once for the device.
 
     Source: Keskar & Socher 2017, algorithm 1; document 004. Differs: the paper has one gamma for all
         parameters together; here, as in the code that document 004 starts from and in its own, each tensor
@@ -68,7 +69,7 @@ class SWATS(Optimizer):
         divides sqr_avg by its correction before eps is added.
     """
 
-    _settling: list[tuple[Any, ...]]  # what this step did by Adam
+    _settling: list[tuple[Any, ...]]  # what this step did with Adam
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class SWATS(Optimizer):
         return {**state, "estimate": torch.zeros((), dtype=_wide(p))}
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step, and switch what has settled; return what `closure` returned."""
+        """Take one step, and switch the tensors that have settled; return what `closure` returned."""
         self._settling = []
         try:
             loss = super().step(closure)
@@ -113,7 +114,7 @@ class SWATS(Optimizer):
                 with torch.no_grad():
                     self._switch()
         finally:
-            del self._settling  # it is no state
+            del self._settling  # it is not state
         return loss
 
     def update(self, p: Tensor, grad: Tensor, state: State, pg: Group) -> None:
@@ -142,7 +143,7 @@ class SWATS(Optimizer):
         """Take the step of the class's equation."""
         torch._foreach_add_([state["step"] for state in states], 1)
         by_sgd: list[Part] = []
-        by_adam: dict[float, list[Part]] = {}  # of one count of steps, but for what joined late
+        by_adam: dict[float, list[Part]] = {}  # usually one count of steps, unless a parameter joined late
         for part in zip(params, grads, states, strict=True):
             state = part[2]
             some = by_sgd if "sgd_lr" in state else by_adam.setdefault(state["step"].item(), [])
@@ -185,7 +186,7 @@ class SWATS(Optimizer):
     # The switch -----------------------------------------------------------------------------------
 
     def _switch(self) -> None:
-        """Move the estimates on, and put what has settled, or everything, into SGD's phase."""
+        """Update the estimates, and put the tensors that have settled, or all, into SGD's phase."""
         products = [t for _, *both, _, _, _, _ in self._settling for t in both]
         if len({(t.device, t.dtype) for t in products}) > 1:
             dtype = max((t.dtype for t in products), key=lambda dtype: torch.finfo(dtype).bits)
@@ -193,10 +194,10 @@ class SWATS(Optimizer):
         numbers = iter(torch.stack(products).tolist())  # the one wait
         for p, _, _, size, k, state, pg in self._settling:
             uu, ug = next(numbers), next(numbers)  # of u / size
-            if ug == 0 or "sgd_lr" in state:  # another one took it along
+            if ug == 0 or "sgd_lr" in state:  # another tensor took it along
                 continue
             gamma, beta2 = -size * uu / ug, pg["betas"][1]
-            kept = _on_cpu(state, "estimate").numpy()  # the same memory, quicker to read and write
+            kept = _on_cpu(state, "estimate").numpy()  # shares the memory, and is faster to read and write
             estimate = beta2 * kept.item() + (1 - beta2) * gamma
             kept.fill(estimate)
             lr = estimate / (1 - beta2**k)
@@ -212,17 +213,17 @@ class SWATS(Optimizer):
                 _to_sgd(other, self.state[other], lr, group)
 
     def _switched_together(self) -> dict[Tensor, Group]:
-        """Return each parameter that a global switch takes along, and its group."""
+        """Return each parameter that a global switch takes along, with its group."""
         return {p: pg for pg in self.param_groups if pg["switch"] == "global" for p in pg["params"]}
 
 
 def _wide(p: Tensor) -> torch.dtype:
-    """Return the dtype of an estimate: an average with beta2 of .999 stands still in 16 bits."""
+    """Return the dtype of an estimate: in 16 bits an average with beta2 = 0.999 would stand still."""
     return torch.float32 if p.dtype in _HALVES else p.dtype
 
 
 def _products(p: Tensor, grad: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Return u . u and u . g, which are read later, all at once."""
+    """Return u . u and u . g; all of them are read later, at once."""
     u, grad = u.reshape(-1), grad.reshape(-1)
     if p.dtype in _HALVES:
         u, grad = u.float(), grad.float()
@@ -230,7 +231,7 @@ def _products(p: Tensor, grad: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _columns(parts: list[Part], pg: Group) -> tuple[list[Tensor], list[Tensor], list[State]]:
-    """Return parameters, gradients with the weight decay in them, and states."""
+    """Return parameters, gradients with weight decay added, and states."""
     params, grads, states = (list(column) for column in zip(*parts, strict=True))
     if wd := pg["weight_decay"]:
         grads = list(torch._foreach_add(grads, params, alpha=wd))
@@ -238,7 +239,7 @@ def _columns(parts: list[Part], pg: Group) -> tuple[list[Tensor], list[Tensor], 
 
 
 def _in_chunks(parts: list[Part]) -> Iterator[list[Part]]:
-    """Give the parts whole on an accelerator, and on the CPU so many at a time as its caches hold."""
+    """Give all parts at once on an accelerator; on the CPU, as many at a time as its caches hold."""
     some: list[Part] = []
     size = 0
     for part in parts:
@@ -257,18 +258,18 @@ def _step_size(pg: Group, k: float) -> Any:
 
 
 def _ref(pg: Group) -> float:
-    """Return what a schedule of SGD's phase changes."""
+    """Return the value that a schedule of SGD's phase changes."""
     return float(pg["lr"] if pg["sgd_scale"] is None else pg["sgd_scale"])
 
 
 def _lr_of(state: State, pg: Group) -> float:
-    """Return the lr that SGD's phase has now."""
+    """Return the present lr of SGD's phase."""
     return _on_cpu(state, "sgd_lr").item() * (_ref(pg) / _on_cpu(state, "sgd_ref").item())
 
 
 def _on_cpu(state: State, name: str) -> Tensor:
-    """Return a number of the state, which is kept where reading it waits for no device."""
-    if state[name].device.type != "cpu":  # where load_state_dict puts it
+    """Return a number of the state, kept on the CPU, where reading it waits for no device."""
+    if state[name].device.type != "cpu":  # load_state_dict moves it
         state[name] = state[name].cpu()
     return state[name]
 
