@@ -1,4 +1,4 @@
-"""Augmentation of whole batches of images, on the device that they are on, each sample in its own way."""
+"""Augmentation of whole batches of images, on their device, with random numbers for each sample."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 
 class Augment:
-    """Change a batch of images, each by random numbers of its own.
+    """Change a batch of images, each by its own random numbers.
 
-    A subclass says in `n_random` how many numbers it needs for an image, and in `__call__` what it does
-    with them. The loader draws them, so that they are a pure function of (seed, epoch, index). Where
-    `alternates` is True, those of an image are the same in each even epoch, and 1 minus them in each odd one.
+    A subclass says in `n_random` how many numbers it needs per image, and in `__call__` what it does with
+    them. The loader draws them, so that they are a pure function of (seed, epoch, index). If `alternates` is
+    True, an image has the same numbers u in each even epoch, and 1 - u in each odd one.
     """
 
     n_random: int = 0
@@ -29,7 +29,7 @@ class Augment:
         raise NotImplementedError(f"{type(self).__name__} has to define __call__(images, random)")
 
     def __repr__(self) -> str:
-        # What is as the class has it goes unsaid: checkpoints compare this text, also older ones.
+        # Values that equal the class's are left out: checkpoints, older ones too, compare this text.
         nothing = object()
         own = {k: v for k, v in vars(self).items() if v != getattr(type(self), k, nothing)}
         values = ", ".join(f"{name}={value!r}" for name, value in own.items())
@@ -37,12 +37,12 @@ class Augment:
 
 
 class RandomCrop(Augment):
-    """Move each image by up to `padding` pixels each way.
+    """Shift each image by up to `padding` pixels in each direction.
 
     Args:
         padding: pixels, >= 1.
-        padding_mode: what comes in: "constant", 0, the mean of normalized images; or "reflect", "replicate",
-            as torch's pad has them.
+        padding_mode: what fills the border: "constant", 0, the mean of normalized images; or "reflect" or
+            "replicate", as in torch's pad.
     """
 
     n_random = 2
@@ -69,16 +69,16 @@ class RandomCrop(Augment):
 
 
 class RandomResizedCrop(Augment):
-    """Cut a random part out of each image, and bring it to one size.
+    """Crop a random part of each image, and resize it.
 
     Args:
         size: of the new images, in pixels a side, >= 1. None: height and width stay.
         scale: the part's share of the area, from and to, each in (0, 1].
-        ratio: its width by its height, from and to, each > 0; drawn on a logarithmic scale.
+        ratio: its width divided by its height, from and to, each > 0; drawn on a logarithmic scale.
 
     Source: Szegedy et al. 2015; torchvision's RandomResizedCrop. Differs: a part that would be wider or
-        higher than the image is cut to it, where torchvision draws anew; it is bilinear without antialiasing,
-        so for a `size` well below the image's let the loader bring images near to it first.
+        higher than the image is clipped to it, where torchvision draws again; it is bilinear without
+        antialiasing, so for a `size` well below the image's, have the loader resize images close to it first.
     """
 
     n_random = 4
@@ -113,12 +113,12 @@ class RandomResizedCrop(Augment):
 
 
 class HorizontalFlip(Augment):
-    """Mirror each image, left to right, with probability p.
+    """Flip each image, left to right, with probability p.
 
     Args:
         p: the probability.
-        alternates: which images are mirrored is drawn once, and in odd epochs it is the others: so two epochs
-            in a row have each image both ways. Needs p=0.5.
+        alternates: draw once which images are flipped, and flip the others in odd epochs: so two epochs in a
+            row have each image both ways. Needs p=0.5.
 
     Source of `alternates`: Jordan 2024, 94% on CIFAR-10 in 3.29 seconds.
     """
@@ -143,7 +143,7 @@ class Cutout(Augment):
     """Set a square in each image to 0, the mean of normalized images.
 
     Args:
-        size: of a side, in pixels, >= 1. The square's middle is any pixel, so it may lie half outside.
+        size: of a side, in pixels, >= 1. Its centre may be any pixel, so half of it may lie outside.
 
     Source: DeVries & Taylor 2017.
     """
@@ -167,7 +167,7 @@ class Cutout(Augment):
 
 
 class Normalize(Augment):
-    """Bring pixels to mean 0 and standard deviation 1: (pixel / 255 - mean) / std, float32.
+    """Scale pixels to mean 0 and standard deviation 1: (pixel / 255 - mean) / std, float32.
 
     Args:
         mean, std: of each channel over the training set, for pixels from 0 to 1.

@@ -22,24 +22,24 @@ from .resumable import ResumableLoader, spans_of
 class DatasetLoader(ResumableLoader):
     """Give batches of a dataset through torch's DataLoader, with augmentation that can be resumed.
 
-    Before each sample the generators of python, numpy and torch are seeded by (seed, epoch, index), and
-    before a batch is collated by (seed, epoch, index of its first sample). So random augmentation gives the
-    same numbers with any number of workers, and in a run that goes on from the middle of an epoch; the
-    generators of the main process are left as they were.
+    The generators of python, numpy and torch are seeded with (seed, epoch, index) before each sample, and
+    with (seed, epoch, index of its first sample) before a batch is collated. So random augmentation draws the
+    same numbers with any number of workers, and in a run that resumes in the middle of an epoch; the
+    generators of the main process stay as they were.
 
-    What it needs of the dataset: `dataset[i]` depends on i and on random numbers alone, not on which samples
-    were read before. Generators that the dataset or its transforms keep (numpy's Generator and RandomState,
-    random.Random, torch's Generator; looked for in their attributes, and around functions) are seeded too.
-    `learn.verify_resume()` shows whether it holds.
+    The dataset must meet one condition: `dataset[i]` depends only on i and on random numbers, not on which
+    samples were read before. Generators that the dataset or its transforms keep (numpy's Generator and
+    RandomState, random.Random, torch's Generator; found in their attributes, and in closures, defaults and
+    globals of functions) are seeded too. `learn.verify_resume()` shows whether the condition holds.
 
     Args:
         dataset: with __getitem__ and __len__.
         bs, shuffle, drop_last, seed: see ResumableLoader.
-        sampler: an iterable of indices with a length, instead of shuffle; its numbers may come from the
-            generators of python, numpy and torch, or from some of its own. Since it may give a sample
-            twice, augmentation then also depends on the sample's place in the epoch.
+        sampler: an iterable of indices with a length, instead of shuffle; it may use the generators of
+            python, numpy and torch, or its own. Because it may give a sample twice, augmentation then also
+            depends on the sample's place in the epoch.
         num_workers: processes that read the samples; 0 reads in this one.
-        **kwargs: torch's DataLoader's: collate_fn, pin_memory, persistent_workers, ...
+        **kwargs: those of torch's DataLoader: collate_fn, pin_memory, persistent_workers, ...
 
     Raises: TypeError for an IterableDataset, which has no index to start from.
     Differs: from torch's DataLoader, whose order and worker seeds are drawn from the global generator.
@@ -63,7 +63,7 @@ class DatasetLoader(ResumableLoader):
             )
         for name, instead in (("batch_size", "bs"), ("batch_sampler", "sampler"), ("generator", "seed")):
             if name in kwargs:
-                raise TypeError(f"DatasetLoader({name}=...): give {instead}=, the order is made here")
+                raise TypeError(f"DatasetLoader({name}=...): give {instead}=, because the order is made here")
         if sampler is not None and (shuffle or not isinstance(sampler, Sized)):
             raise ValueError(f"sampler={sampler!r}: expected one with a length, and shuffle=False beside it")
         if hasattr(sampler, "set_epoch"):
@@ -76,7 +76,7 @@ class DatasetLoader(ResumableLoader):
         self._loader: DataLoader[Any] | None = self._make()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_loader": None, "_plan": _Plan()}  # workers that are running are not copied
+        return {**vars(self), "_loader": None, "_plan": _Plan()}  # running workers are not copied
 
     def _make(self) -> DataLoader[Any]:
         return DataLoader(
@@ -84,7 +84,7 @@ class DatasetLoader(ResumableLoader):
             batch_sampler=self._plan,  # type: ignore[arg-type]  # its keys take the place of lists of indices
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
-            generator=torch.Generator(),  # torch's draws a seed of its workers there, not from the global one
+            generator=torch.Generator(),  # torch seeds its workers from it, not from the global one
             **self._kwargs,
         )
 
@@ -118,7 +118,7 @@ class DatasetLoader(ResumableLoader):
     def peek(self) -> Any:
         """Return a batch of the first two samples, read in this process; None if there are none.
 
-        Where these are left out by the collate function, which gives None, it is the first batch that is not.
+        If the collate function leaves these out, by returning None, it is the first batch that it keeps.
         """
         order = range(self.n_samples) if self.sampler is None else self.order().tolist()
         read = _Seeded(self.dataset, self._collate).__getitems__
@@ -132,12 +132,12 @@ class DatasetLoader(ResumableLoader):
         return None if self.sampler is None else first
 
 
-# seed, epoch, the indices of a batch, and the place of its first in the epoch, where one may come twice
+# seed, epoch, indices of a batch, and the place in the epoch of its first, where samples may come twice
 _Key = tuple[int, int, list[int], int | None]
 
 
 class _Plan:
-    """Stand as torch's batch_sampler: the keys of the batches to come."""
+    """Serve as torch's batch_sampler: the keys of the batches to come."""
 
     def __init__(self) -> None:
         self.keys: list[_Key] = []
@@ -150,7 +150,7 @@ class _Plan:
 
 
 def first_of(collated: Callable[[Sequence[Any]], Any], batches: Iterable[Sequence[Any]]) -> Any:
-    """Return the first batch that is not None, of two samples if that will do; None if there is none."""
+    """Return the first batch that is not None, of two samples if possible; None if there is none."""
     for index in batches:
         for part in (index[:2], index if len(index) > 2 else ()):
             if len(part) and (batch := collated(part)) is not None:
@@ -159,7 +159,7 @@ def first_of(collated: Callable[[Sequence[Any]], Any], batches: Iterable[Sequenc
 
 
 def _check_steady(sampler: Any) -> None:
-    """Raise ValueError for a sampler that has another length in another epoch."""
+    """Raise ValueError for a sampler whose length changes from epoch to epoch."""
     lengths = []
     for epoch in range(3):
         told = copy(sampler)
@@ -197,7 +197,7 @@ class _Seeded(Dataset[Any]):
 
 
 def _seed_all(seed: int, own: list[Any]) -> None:
-    """Seed the global generators, and others each differently, so that no two draw the same numbers."""
+    """Seed the global generators, and each other one differently, so that no two draw the same numbers."""
     seed_cpu(seed)
     for i, generator in enumerate(own):
         part = seed_of(seed, i)
@@ -210,7 +210,7 @@ def _seed_all(seed: int, own: list[Any]) -> None:
 
 
 def _used_by(function: FunctionType) -> list[Any]:
-    """Return what a function finds around it and in its defaults, and generators among its globals."""
+    """Return what a function has in its closure and defaults, and the generators among its globals."""
     near: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # it is empty
@@ -220,7 +220,7 @@ def _used_by(function: FunctionType) -> list[Any]:
 
 
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
-_MOST = 64  # entries of a container that is looked into: transforms are few, samples are many
+_MOST = 64  # entries of a container to search: transforms are few, samples are many
 _DEEPEST = 8
 
 

@@ -13,19 +13,19 @@ from ..seeding import generator_of
 from .augment import Augment
 from .resumable import TensorLoader
 
-_DRAWS = 1  # beside (seed, epoch), which is the order's
+_DRAWS = 1  # added to (seed, epoch), which seeds the order
 
 
 class ImageLoader(TensorLoader):
-    """Give batches of images that are kept as bytes, augmented as whole batches where the images are.
+    """Give batches of images that are kept as bytes, augmented as whole batches on the images' device.
 
     The random numbers of an image are a pure function of (seed, epoch, its index): they are the same with
-    any batch size, and in a run that goes on from the middle of an epoch.
+    any batch size, and in a run that resumes in the middle of an epoch.
 
     Args:
         images: (N, C, H, W) uint8; may be memory-mapped.
         targets: (N, ...).
-        augment: what is done to a batch, in this order; the first usually is Normalize.
+        augment: what is done to a batch, in this order; the first is usually Normalize.
         bs, shuffle, drop_last, seed, device: see TensorLoader.
 
     Shapes: a batch is (images (bs, C, H, W) as `augment` leaves them, targets (bs, ...)).
@@ -74,5 +74,5 @@ class ImageLoader(TensorLoader):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what order and augmentation depend on."""
-        # Without the addresses of functions and the like, which are others in another process.
+        # Without the addresses of functions and the like, which differ between processes.
         return {**super().state_dict(), "augment": re.sub(r" at 0x\w+", "", repr(self.augment))}

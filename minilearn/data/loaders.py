@@ -13,7 +13,7 @@ _NAMES = ("train", "valid", "test")
 
 
 class _Loader:
-    """An attribute of DataLoaders: the user's own loader; setting it makes its adapter."""
+    """Hold an attribute of DataLoaders, the user's own loader; setting it makes its adapter."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -28,7 +28,7 @@ class _Loader:
         adapter = None if loader is None else dls.adapter_of(loader, f"dls {self.name}")
         if isinstance(adapter, StreamAdapter):
             raise TypeError(
-                f"dls {self.name} is a {type(loader).__name__}, which can be gone through only once: "
+                f"dls {self.name} is a {type(loader).__name__}, which can be read only once: "
                 "expected an iterable that starts again each epoch; make it a list, or a class with __iter__"
             )
         if adapter is None:
@@ -41,17 +41,17 @@ class DataLoaders:
     """Hold the loaders of a task: any iterables of batches (inputs, target).
 
     Args:
-        train, valid, test: each is gone through once an epoch, so it must give the batches again each
-            time. valid=None: there is no validation. Read as attributes or by name:
-            dls["train"], dls["eval"] (or "valid"), dls["test"].
+        train, valid, test: each is read once per epoch, so it must give the batches again each time.
+            valid=None: there is no validation. Available as attributes or by name: dls["train"],
+            dls["eval"] (or "valid"), dls["test"].
         classes: the names of the classes, in the order of the targets, where there are any.
         source: where the data came from, for reports.
 
     Attributes:
-        adapters: what answers questions about each loader, by "train", "valid" and "test", for those that
-            there are; see `minilearn.data.adapters`.
+        adapters: the adapter of each loader, under "train", "valid" and "test"; see
+            `minilearn.data.adapters`.
 
-    Raises: ValueError without train; TypeError for what is no iterable, or only goes once.
+    Raises: ValueError without train; TypeError for what is not iterable, or can be read only once.
     """
 
     train, valid, test = _Loader(), _Loader(), _Loader()
@@ -81,7 +81,7 @@ class DataLoaders:
         return loader
 
     def adapter_of(self, loader: Any, name: str = "the loader") -> Adapter:
-        """Return the adapter of a loader: the one that is kept, if it is one of these, or a new one.
+        """Return the adapter of a loader: the kept one, if the loader is one of these, or a new one.
 
         Raises: TypeError, with the name, for what gives no batches.
         """
@@ -91,14 +91,14 @@ class DataLoaders:
         return adapter_of(loader, name)
 
     def with_valid(self, loader: Any) -> DataLoaders:
-        """Return DataLoaders like these, with another loader to validate on; it may be one that goes once."""
+        """Return DataLoaders like these, with another validation loader; it may be readable only once."""
         dls = DataLoaders(self.adapters["train"], classes=self.classes, source=self.source)
         dls.adapters["valid"] = self.adapter_of(loader, "dls valid")
         return dls
 
     @classmethod
     def of(cls, dls: Any) -> DataLoaders:
-        """Return `dls` as DataLoaders, from a mapping with "train" and perhaps "eval" and "test" too."""
+        """Return `dls` as DataLoaders; it may be a mapping with "train" and perhaps "eval" and "test"."""
         if isinstance(dls, DataLoaders):
             return dls
         if isinstance(dls, Mapping):

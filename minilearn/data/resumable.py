@@ -1,4 +1,4 @@
-"""Loaders that can go on from any batch, for their order is a pure function; TensorLoader."""
+"""Loaders that can resume at any batch, because their order is a pure function; TensorLoader."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..seeding import generator_of
 
 
 def share_of(n: int, rank: int, n_parts: int) -> tuple[int, int]:
-    """Return from where to where part `rank` of n samples goes; parts differ by at most a sample."""
+    """Return where shard `rank` of n samples begins and ends; shards differ by at most one sample."""
     return n * rank // n_parts, n * (rank + 1) // n_parts
 
 
@@ -25,13 +25,14 @@ def spans_of(n: int, size: int) -> Iterator[range]:
 class ResumableLoader:
     """Give batches in an order that is a pure function of (seed, epoch), from any batch on.
 
-    The Learner calls `set_epoch` before each epoch; a loop of your own has to, or else each epoch has
+    The Learner calls `set_epoch` before each epoch; your own loop has to do so too, or else each epoch has
     the order of epoch 0 (as with torch's DistributedSampler). A subclass says in `batches` what a batch is.
 
     Args:
         n_samples: in an epoch.
-        bs: samples in a batch; the last one is smaller where n_samples does not divide, or dropped.
+        bs: samples in a batch; the last one may be smaller.
         shuffle: whether to shuffle.
+        drop_last: drop a smaller last batch.
         seed: default torch.initial_seed(), which `set_seed` sets.
     """
 
@@ -48,31 +49,31 @@ class ResumableLoader:
         self.n_samples, self.bs, self.shuffle, self.drop_last = n_samples, bs, shuffle, drop_last
         self.seed = torch.initial_seed() if seed is None else seed
         self.epoch = 0
-        self.part = (0, 1)  # of each batch: which, of how many
+        self.part = (0, 1)  # the shard of each batch: which, of how many
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the samples that the next pass has."""
+        """Choose the epoch, and so the order of the samples, of the next pass."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.n_samples // self.bs if self.drop_last else -(-self.n_samples // self.bs)
 
     def part_of(self, rank: int, n: int) -> Self:
-        """Return a loader of part `rank` of each batch, of n that differ by at most a sample."""
+        """Return a loader of shard `rank` of n of each batch; shards differ by at most one sample."""
         loader = copy(self)
         loader.part = (rank, n)
         return loader
 
     def sizes(self, i: int) -> tuple[int, int]:
-        """Return how many samples batch i has in this part, and how many in all."""
+        """Return how many samples batch i has in this shard, and how many in all."""
         joint = min(self.bs, self.n_samples - i * self.bs)
         first, stop = share_of(joint, *self.part)
         return stop - first, joint
 
     def span(self, i: int) -> tuple[int, int]:
-        """Return where batch i lies in the order, from and to; of a part, its own samples.
+        """Return where batch i, or this shard of it, begins and ends in the order.
 
-        A part that has none has the next one, for all processes have to take part in a step.
+        A shard without samples gets the next one, because all processes have to take part in a step.
         """
         own, joint = self.sizes(i)
         first = i * self.bs + share_of(joint, *self.part)[0]
@@ -97,16 +98,13 @@ class ResumableLoader:
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the seed of a run that is to go on.
+        """Take the seed of the run to be resumed.
 
-        Raises: ValueError, with both values, if the loader is another in its number of samples, its batch
-            size or the like.
+        Raises: ValueError, with both values, if the number of samples, the batch size or the like differs.
         """
         for name, now in self.state_dict().items():
             if name != "seed" and now != state.get(name):
-                raise ValueError(
-                    f"the loader has {name}={now!r}, the run that is to go on {state.get(name)!r}"
-                )
+                raise ValueError(f"the loader has {name}={now!r}, the run to be resumed {state.get(name)!r}")
         self.seed = state["seed"]
 
 
@@ -115,12 +113,12 @@ class TensorLoader(ResumableLoader):
 
     Args:
         *tensors: all with the same first dimension N; the inputs first, the targets last.
-        bs, shuffle, drop_last, seed: see ResumableLoader. Nothing else draws from the order or is drawn
-            from, so it is the same in a resumed run.
+        bs, shuffle, drop_last, seed: see ResumableLoader. The order uses no other random numbers, so it is
+            the same in a resumed run.
         device: keep the tensors there, and index there too.
 
-    Shapes: a batch is a tuple of tensors (bs, ...), one of each of `tensors`; copies, so that what changes a
-        batch in place leaves the data as it is.
+    Shapes: a batch is a tuple of tensors (bs, ...), one for each of `tensors`. They are copies, so that
+        changing a batch in place leaves the data as it is.
     """
 
     def __init__(

@@ -12,12 +12,12 @@ from .layers import Layers
 
 
 class GeneralReLU(nn.Module):
-    """Apply a ReLU that leaks, is shifted and has a ceiling: min(leaky_relu(x, leak) - sub, max_value).
+    """Apply a leaky, shifted and clipped ReLU: min(leaky_relu(x, leak) - sub, max_value).
 
     Args:
         leak: slope below 0; None or 0 for none.
         sub: subtracted afterwards, so that the mean can be 0.
-        max_value: no output is above this.
+        max_value: the largest output.
 
     Source: document 003 (its `GeneralReLU`).
     """
@@ -39,7 +39,7 @@ class GeneralReLU(nn.Module):
 
 
 def init_leaky(module: nn.Module, leak: float = 0.0) -> None:
-    """Initialize a convolution's weights by Kaiming's rule for a ReLU that leaks; for `model.apply`.
+    """Initialize a convolution's weights by Kaiming's rule for a leaky ReLU; for `model.apply`.
 
     Source: He et al. 2015, eq. 15; document 003 (its `init_leaky_weights`).
     """
@@ -50,18 +50,18 @@ def init_leaky(module: nn.Module, leak: float = 0.0) -> None:
 class StridedCNN(Layers):
     """Make document 003's CNN: convolutions of stride 2, each followed by GeneralReLU and BatchNorm.
 
-    Four of these (1 -> 8 -> 16 -> 32 -> 64 channels, the first with a 5x5 kernel), then a convolution
-    to one value a class; initialized by `init_leaky`.
+    There are four of these (1 -> 8 -> 16 -> 32 -> 64 channels, the first with a 5x5 kernel), then a
+    convolution to one value per class; weights are initialized by `init_leaky`.
 
-    Shapes: (N, n_channels, 28, 28) -> (N, n_classes); any image that five halvings bring to 1x1
-    (17 to 32 pixels) does.
+    Shapes: (N, n_channels, 28, 28) -> (N, n_classes); other images too, if five halvings reduce them
+        to 1x1 (17 to 32 pixels).
 
     Args:
         leak: slope of the ReLU below 0.
-        norm: makes a normalization of so many channels.
+        norm: n_channels -> a normalization.
 
     Source: document 003, `CNNWithGeneralReLUAndBatchNorm`.
-    Differs: BatchNorm is torch's, through whose batch statistics gradients flow; the document's own
+    Differs: this BatchNorm is torch's, with gradients through the batch statistics; the document's own
         computes them under no_grad.
     """
 

@@ -24,13 +24,13 @@ class _Layer(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Make a densely connected network, in which a layer sees what all earlier ones of its block made.
+    """Make a densely connected network, in which a layer gets the outputs of all earlier ones in its block.
 
     Args:
         depths: layers in each block; between blocks height, width and channels are halved.
         growth: channels that a layer adds; the stem has twice as many.
 
-    Shapes: (N, n_channels, H, W) -> (N, n_classes); H and W of 32 are meant.
+    Shapes: (N, n_channels, H, W) -> (N, n_classes); it is designed for H and W of 32.
 
     Source: Huang et al. 2017, whose stem is for large images (7x7 and pooling); document 004.
     """

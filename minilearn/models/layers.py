@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Layers(nn.Sequential):
-    """A Sequential with a constructor of its own: a slice of it, such as model[:6], is a plain Sequential."""
+    """Be a Sequential with its own constructor: a slice of it, such as model[:6], is a plain Sequential."""
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):  # torch would call the subclass's constructor with the layers

@@ -10,16 +10,16 @@ from .layers import Layers
 
 
 class MLP(Layers):
-    """Make linear layers of the given sizes with ReLU between them, over flattened inputs.
+    """Make linear layers of the given sizes with ReLU between them, on flattened inputs.
 
     `MLP(784, 32, 10)` has one hidden layer.
 
     Args:
         *sizes: of the inputs, each hidden layer, and the outputs.
         norm: put a BatchNorm between each hidden linear layer and its ReLU.
-        dropout: share of hidden activations set to 0 in training, after the ReLU; 0 for no such layer.
+        dropout: share of hidden activations set to 0 in training, after the ReLU; 0 means no such layer.
 
-    Shapes: (N, ...) with sizes[0] numbers a sample -> (N, sizes[-1]).
+    Shapes: (N, ...) with sizes[0] numbers per sample -> (N, sizes[-1]).
     """
 
     def __init__(self, *sizes: int, norm: bool = False, dropout: float = 0.0) -> None:

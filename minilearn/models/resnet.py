@@ -44,14 +44,14 @@ class ResNet(nn.Module):
         depths: blocks in each stage; each stage but the first halves height and width.
         widths: channels of each stage.
         norm: "batch" for BatchNorm, or "group" for GroupNorm with weight standardization, which does not
-            look at other images of the batch.
+            depend on the other images of the batch.
         stem_stride: 2 halves height and width at once, for images of 64 pixels.
 
-    Shapes: (N, n_channels, H, W) -> (N, n_classes); H and W of 32 are meant, any from 2 ** stages on do.
+    Shapes: (N, n_channels, H, W) -> (N, n_classes); for H and W of 32, but any from 2 ** stages on work.
 
     Source: He et al. 2016, whose ResNet-18 has a stem for large images (7x7 and pooling); document 001.
     Differs: where a block changes the number of channels, its shortcut is a 1x1 convolution and a norm (the
-        paper's option B) in ResNet-20 too, for which the paper pads with zeros.
+        paper's option B) in ResNet-20 too, where the paper pads with zeros.
     """
 
     def __init__(

@@ -983,8 +983,8 @@ def test_plain_dataloader_is_told_what_to_write():
         (map(int, "12"), "a map"),
     ],
 )
-def test_stream_that_does_not_say_where_it_stands_is_told_what_to_have(made, kind):
+def test_stream_that_does_not_tell_its_position_is_told_what_to_have(made, kind):
     assert adapter_of(made).why_not_resumable() == (
-        f"{kind} does not say where it stands: expected a TensorLoader, a DatasetLoader, a list of batches, "
+        f"{kind} does not tell its position: expected a TensorLoader, a DatasetLoader, a list of batches, "
         "or a loader with batches(start), or with state_dict() and load_state_dict()"
     )

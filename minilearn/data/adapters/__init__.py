@@ -1,4 +1,4 @@
-"""One adapter for each kind of loader: what resuming, predicting, sharding and planning ask of a loader.
+"""One adapter for each kind of loader: it answers what resuming, predicting, sharding and planning ask.
 
     adapter = adapter_of(loader)
     adapter.n_batches, adapter.peek(), adapter.read(start), adapter.shard(rank, n), adapter.state(), ...
@@ -6,28 +6,28 @@
 | kind | adapter | a pass is resumed |
 |---|---|---|
 | a loader with batches(start): ours, and users' own | OursAdapter | at any batch |
-| torch's DataLoader over a dataset | TorchAdapter | not |
-| ... over an IterableDataset | TorchStreamAdapter | not |
+| torch's DataLoader over a dataset | TorchAdapter | no |
+| ... over an IterableDataset | TorchStreamAdapter | no |
 | ... with state_dict and load_state_dict | TorchStatefulAdapter | from its state |
 | a list, a class with __getitem__ and __len__ | SequenceAdapter | at any batch |
 | an iterable with state_dict and load_state_dict | StatefulAdapter | from its state |
-| an iterable | IterableAdapter | not |
-| an iterator, such as a generator | StreamAdapter | not, nor begun again |
+| an iterable | IterableAdapter | no |
+| an iterator, such as a generator | StreamAdapter | no, nor begun again |
 
-To support a new kind, write one class: a subclass of the adapter that is nearest, or of `Adapter`, with
+To support a new kind, write one class: a subclass of the closest adapter, or of `Adapter`, with
 
 - `takes(loader)`: whether it is this kind;
 - `read(start)`: an iterator over the batches from number `start` on;
-- `peek(epoch)`: a batch, so that order, state and random numbers stay as they are (`kept_rng`); where a batch
-  can be seen only by beginning a pass, derive from IterableAdapter, which keeps that pass for `read`;
+- `peek(epoch)`: a batch, read so that order, state and random numbers stay as they are (`kept_rng`); if that
+  takes beginning a pass, derive from IterableAdapter, which keeps the pass for `read`;
 - `why_not_resumable()`: "", or a sentence that ends with what to write instead;
 
 and, where the kind has more to say, `why_no_order` (for predict), `shard` (for DistributedCB), `resized` (for
 BatchSizeCB), `parts` (samplers, for set_epoch and their random numbers), `state` and `moves_on`.
 
-One that is a part of minilearn goes into `KINDS`, before the kinds that would take its loaders too, and gets
-a line in the table of `tests/data/test_adapters.py`, which puts every kind to the same tests. One of your own
-is given in the loader's place, `DataLoaders(MyAdapter(train), ...)`.
+An adapter that becomes part of minilearn goes into `KINDS`, before the kinds that would also take its
+loaders, and gets a line in the table of `tests/data/test_adapters.py`, which runs the same tests on every
+kind. Your own adapter goes in the place of the loader, `DataLoaders(MyAdapter(train), ...)`.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ KINDS: list[type[Adapter]] = [
 def adapter_of(loader: Any, name: str = "the loader") -> Adapter:
     """Return the adapter of a loader: the first of `KINDS` that takes it; an adapter is returned as it is.
 
-    A new one each time: `DataLoaders.adapter_of` has those that are kept.
+    It is a new one each time: `DataLoaders.adapter_of` returns the kept ones.
 
     Args:
-        name: what to call it in a message.
+        name: what to call the loader in a message.
 
-    Raises: TypeError for what gives no batches.
+    Raises: TypeError for what does not give batches.
     """
     if isinstance(loader, Adapter):
         return loader
@@ -74,9 +74,9 @@ def adapter_of(loader: Any, name: str = "the loader") -> Adapter:
 
 
 def peek(loader: Any) -> Any:
-    """Return a small batch as `loader` makes them, leaving its order and all random numbers as they are.
+    """Return a small batch of `loader`, leaving its order and all random numbers as they are; None if empty.
 
-    A DataLoader's workers are not started: two samples are read here and collated. Of an iterable without an
-    index the first batch is read, from an iterator of its own. None if it has none.
+    A DataLoader's workers are not started: two samples are read and collated here. For an iterable without an
+    index, the first batch is read, from a separate iterator.
     """
     return adapter_of(loader).peek()

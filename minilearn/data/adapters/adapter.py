@@ -22,13 +22,13 @@ MEND = (
 class Adapter:
     """Answer what is asked of one kind of loader; `minilearn.data.adapters` says how to write one.
 
-    An adapter keeps no batches and changes no loader, but for the pass that `peek` may open. Methods that
-    make another loader, or an adapter in its place (in_order, resized, shard, head), leave this one as it is.
+    An adapter keeps no batches and changes no loader, except for the pass that `peek` may open. Methods that
+    make another loader or adapter (in_order, resized, shard, head) leave this one as it is.
 
     Attributes:
         loader: the user's own object.
-        moves_on: whether it remembers where it stands while it is read, so that its state is that of a place
-            in the pass. False where state, if any, says the order of a whole pass.
+        moves_on: whether the loader remembers its position while it is read, so that its state describes a
+            place in the pass. False where its state, if any, describes the order of a whole pass.
         opens_to_peek: whether `peek` opens a pass, which the next `read` then continues.
     """
 
@@ -43,44 +43,44 @@ class Adapter:
 
     @property
     def targets(self) -> Tensor | None:
-        """All targets, of which the last part of each batch has some as they are; None where not known."""
+        """All targets, if the last part of each batch has unchanged ones of them; None if not known."""
         return None
 
     # What a kind has to say -----------------------------------------------------------------------
 
     @staticmethod
     def takes(loader: Any) -> bool:
-        """Whether this is the kind of a loader."""
+        """Whether the loader is of this kind."""
         raise NotImplementedError
 
     def read(self, start: int = 0) -> Iterator[Any]:
         """Begin a pass; return an iterator over its batches from number `start` on.
 
-        A loader that moves on starts from where its state was loaded, whatever `start` is.
+        A loader that moves on starts where its loaded state says, whatever `start` is.
         Raises: TypeError for a start where a pass can begin only at its first batch.
         """
         raise NotImplementedError
 
     def peek(self, epoch: int | None = None) -> Any:
-        """Return a batch as the loader makes them, perhaps a small one; None if it has none.
+        """Return a batch of the loader, perhaps a small one; None if it has none.
 
-        For what must be known before training, such as the kind of target. Order and all random numbers
+        It shows what must be known before training, such as the kind of target. Order and all random numbers
         stay as they are.
 
         Args:
-            epoch: which epoch's pass is going to be read next, for a loader that opens it; None: no matter.
+            epoch: the epoch of the pass that is read next, for a loader that opens it; None: any.
         """
         raise NotImplementedError
 
     def why_not_resumable(self) -> str:
-        """Say why a pass cannot be resumed in its middle; "" if it can be."""
+        """Say why a pass cannot be resumed in the middle; "" if it can be."""
         raise NotImplementedError
 
     # How many -------------------------------------------------------------------------------------
 
     @property
     def n_batches(self) -> int | None:
-        """The number of batches in an epoch, None where the loader does not know."""
+        """The number of batches in an epoch; None if the loader does not know."""
         try:
             return len(self.loader)
         except TypeError:  # no __len__, or a DataLoader over an IterableDataset without one
@@ -97,26 +97,26 @@ class Adapter:
             raise ValueError(f"the {name} loader is empty, it has 0 batches{hint}")
 
     def check_read(self, n: int) -> None:
-        """Warn if a whole pass has given another number of batches than the loader says that it has."""
+        """Warn if a complete pass gave a different number of batches than the loader says it has."""
         if self.n_batches not in (None, n):
             warnings.warn(
                 f"a {type(self.loader).__name__} says that it has {self.n_batches} batches, and gave {n}: "
-                "schedules were planned for as many as it says; is its __len__ right?",
+                "schedules were planned for the former; is its __len__ right?",
                 stacklevel=2,
             )
 
     def sizes(self, i: int) -> tuple[int, int] | None:
-        """Return how many samples batch i has in this shard, and in all; None where it is not known."""
+        """Return how many samples batch i has in this shard, and in all; None if not known."""
         return None
 
     # Order and random numbers ---------------------------------------------------------------------
 
     def parts(self) -> list[Any]:
-        """Return the loader, and what in it may have an order of its own, such as a sampler."""
+        """Return the loader and the parts of it that may have their own order, such as a sampler."""
         return [self.loader, *found(self.loader, "sampler")]
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next pass is of, to all parts that ask for it."""
+        """Tell all parts that have a set_epoch which epoch comes next."""
         for part in self.parts():
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
@@ -127,15 +127,15 @@ class Adapter:
         return list({id(g): g for g in own if isinstance(g, torch.Generator)}.values())
 
     def agree(self, broadcast: Callable[[Any], Any]) -> None:
-        """Have the order of the first of several processes, where it can be told."""
+        """Take the order of the first of several processes, where that is possible."""
 
     def follow(self, loader: Any, *names: str) -> None:
-        """Take fields, such as "epoch", of the loader that this one was made from, where it keeps its own."""
+        """Copy fields, such as "epoch", from the loader that this one was made from, if it has its own."""
 
     def why_no_order(self) -> str:
         """Say why samples do not come in the order of the data, each once; "" if they do.
 
-        Lists, iterables and streams are their own order.
+        Lists, iterables and streams define their own order.
         """
         if getattr(self.loader, "shuffle", False) is True:
             return "shuffles"
@@ -144,14 +144,14 @@ class Adapter:
         return ""
 
     def in_order(self) -> Any:
-        """Return a loader that gives all samples in the order of their data; this one, where it does.
+        """Return a loader that gives all samples in the order of their data; this one, if it does.
 
-        Raises: ValueError where the order is not known, or samples are left out.
+        Raises: ValueError if the order is not known, or samples are left out.
         """
         if why := self.why_no_order():
             raise ValueError(
-                f"predict: this {type(self.loader).__name__} {why}, so no one could tell whose predictions "
-                "these are: expected a loader that gives all samples in the order of their data; of some "
+                f"predict: this {type(self.loader).__name__} {why}, so predictions could not be matched "
+                "with samples: expected a loader that gives all samples in the order of their data; for some "
                 "samples, give it torch.utils.data.Subset(dataset, indices)"
             )
         return self.loader
@@ -159,7 +159,7 @@ class Adapter:
     # State ----------------------------------------------------------------------------------------
 
     def state(self) -> Any:
-        """Return what the loader says of its state, None if it has none."""
+        """Return the loader's state; None if it has none."""
         return self.loader.state_dict() if has_state(self.loader) else None
 
     def load_state(self, state: Any) -> None:
@@ -167,40 +167,40 @@ class Adapter:
         self.loader.load_state_dict(state)
 
     def unmoved(self) -> AbstractContextManager[None]:
-        """Leave the loader's state as it was, inside a `with` that reads from it."""
+        """Restore the loader's state after a `with` that reads from it."""
         return nullcontext()
 
     # Other loaders --------------------------------------------------------------------------------
 
     def beside(self) -> Self:
-        """Return an adapter like this one, to begin a new pass while another one may be under way."""
+        """Return an adapter like this one, for a new pass while another one may be running."""
         return copy(self)
 
     def head(self, n: int) -> Any:
-        """Return a loader of the first n batches of a pass, while a pass of this one may be under way.
+        """Return a loader of the first n batches of a pass, while another pass may be running.
 
         Order, state and workers of the loader stay as they are; for random numbers, see `generators`.
         """
         return Head(self, n)
 
     def resized(self, bs: int) -> Any:
-        """Return a loader like this one, with its order, in batches of `bs`.
+        """Return a loader like this one, in the same order, with batches of `bs`.
 
-        Raises: TypeError for what does not make batches by a size.
+        Raises: TypeError for a loader without a batch size.
         """
         raise TypeError(
             f"the batch size of {short(self.loader)} cannot be changed: expected a TensorLoader, a "
-            "DatasetLoader, or a DataLoader with batch_size, no subclass and no batch_sampler of one's own"
+            "DatasetLoader, or a DataLoader with batch_size, no subclass and no batch_sampler of your own"
         )
 
     def shard(self, rank: int, n: int) -> Any:
-        """Return a loader of the shard of process `rank` of n: its part of each batch.
+        """Return a loader of the shard of process `rank` of n of each batch.
 
-        Raises: TypeError for a loader that may give other batches in each process, and for batches that
-            cannot be cut; ValueError for one that is sharded already, in another way.
+        Raises: TypeError for a loader that may give different batches in each process, and for batches that
+            cannot be sharded; ValueError for a loader that is already sharded differently.
         """
         raise TypeError(
-            f"a {type(self.loader).__name__} may give other batches in each process: expected a "
+            f"a {type(self.loader).__name__} may give different batches in each process: expected a "
             "TensorLoader, a DatasetLoader, a list of batches, or a loader with batches(start)"
         )
 
@@ -214,7 +214,7 @@ class Adapter:
 
 
 class Head:
-    """The first batches of a pass, read from a pass of its own.
+    """Give the first batches of a pass, read from a separate pass.
 
     Args:
         whole: the adapter of the loader.
@@ -234,16 +234,16 @@ class Head:
 
 
 def found(part: Any, *names: str) -> list[Any]:
-    """Return the attributes of these names that there are."""
+    """Return those attributes of these names that exist and are not None."""
     return [x for name in names if (x := getattr(part, name, None)) is not None]
 
 
 def has_state(loader: Any) -> bool:
-    """Whether a loader gives its state, and takes it back."""
+    """Whether a loader has state_dict and load_state_dict."""
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
 def short(value: Any) -> str:
-    """Return what stands for a value in a message."""
+    """Return a short text for a value, for a message."""
     text = repr(value)
     return text if len(text) < 80 else f"a {type(value).__name__}"

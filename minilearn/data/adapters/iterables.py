@@ -1,4 +1,4 @@
-"""The adapters of sequences and iterables: by index, by state, from the start, and once."""
+"""The adapters of sequences and iterables: read by index, by state, from the start, or only once."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _END = object()
 
 
 class SequenceAdapter(Adapter):
-    """A sequence of batches, read by index: a list, or a class with __getitem__ and __len__."""
+    """Adapt a sequence of batches, read by index: a list, or a class with __getitem__ and __len__."""
 
     @staticmethod
     def takes(loader: Any) -> bool:
-        """Whether it has an index and a length; what has an __iter__ too has to be a Sequence by type."""
+        """Whether it has an index and a length; with an __iter__ too, it has to be a Sequence by type."""
         has_index = hasattr(loader, "__getitem__") and callable(getattr(loader, "__len__", None))
         return has_index and (isinstance(loader, Sequence) or not hasattr(loader, "__iter__"))
 
     def read(self, start: int = 0) -> Iterator[Any]:
-        """Read from index `start` on; the whole by its __iter__, if it has one."""
+        """Read from index `start` on; all of it by its __iter__, if it has one."""
         if start == 0 and hasattr(self.loader, "__iter__"):
             return iter(self.loader)
         return (self.loader[i] for i in range(start, len(self.loader)))
@@ -40,32 +40,32 @@ class SequenceAdapter(Adapter):
         return ""
 
     def shard(self, rank: int, n: int) -> Any:
-        """Cut each batch by rows."""
+        """Shard each batch by rows."""
         return Shard(self, rank, n)
 
 
 class StatefulAdapter(Adapter):
-    """An iterable that knows where it stands, by state_dict and load_state_dict."""
+    """Adapt an iterable that knows its position, with state_dict and load_state_dict."""
 
     moves_on = True
 
     @staticmethod
     def takes(loader: Any) -> bool:
-        """Whether it gives its state, and takes it back."""
+        """Whether it has state_dict and load_state_dict."""
         return has_state(loader)
 
     def read(self, start: int = 0) -> Iterator[Any]:
-        """Read from where its state was loaded."""
+        """Read from the position of its loaded state."""
         return iter(self.loader)
 
     def peek(self, epoch: int | None = None) -> Any:
-        """Return the first batch, and put the state back."""
+        """Return the first batch, and restore the state."""
         with kept_rng(*self.generators()), self.unmoved():
             return next(iter(self.loader), None)
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:
-        """Put the state back, since it moves on while it is read."""
+        """Restore the state, because it moves on while it is read."""
         state = deepcopy(self.state())
         try:
             yield
@@ -73,13 +73,13 @@ class StatefulAdapter(Adapter):
             self.load_state(state)
 
     def why_not_resumable(self) -> str:
-        """Return "": its state says where it stands."""
+        """Return "": its state has its position."""
         return ""
 
 
 @dataclass
 class _Opened:
-    """A pass that was opened to see its first batch, and what that drew."""
+    """Hold a pass that was opened to see its first batch, and the random numbers that this drew."""
 
     batch: Any
     rest: Iterator[Any]
@@ -89,11 +89,11 @@ class _Opened:
 
 
 class IterableAdapter(Adapter):
-    """An iterable that can only be read from its start, such as a class with __iter__.
+    """Adapt an iterable that can be read only from its start, such as a class with __iter__.
 
     `peek` opens the pass that comes next, which then begins with the batch that was seen: so __iter__ is
-    called once for each pass, and what cannot be read twice loses no batch. The pass takes its random numbers
-    as if nobody had looked, unless others were drawn in between.
+    called once for each pass, and what cannot be read twice loses no batch. The pass draws the same random
+    numbers as without the peek, unless others were drawn in between.
     """
 
     opens_to_peek = True
@@ -107,11 +107,11 @@ class IterableAdapter(Adapter):
 
     @staticmethod
     def takes(loader: Any) -> bool:
-        """Whether it has __iter__, or __getitem__, which is read from 0 on."""
+        """Whether it has __iter__, or __getitem__, which is then read from 0 on."""
         return isinstance(loader, Iterable) or hasattr(loader, "__getitem__")
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next pass is of, unless it was opened for this epoch already."""
+        """Set the epoch of the next pass, unless the pass was already opened for this epoch."""
         if self._opened is None or self._opened.epoch != epoch:
             self._opened = None
             super().set_epoch(epoch)
@@ -151,12 +151,12 @@ class IterableAdapter(Adapter):
             generator.set_state(state)
 
     def why_not_resumable(self) -> str:
-        """Say that nothing tells where it stands."""
-        return f"a {type(self.loader).__name__} does not say where it stands: {MEND}"
+        """Say that its position is not known."""
+        return f"a {type(self.loader).__name__} does not tell its position: {MEND}"
 
 
 class StreamAdapter(IterableAdapter):
-    """An iterator, such as a generator: it is gone through once, in validate or predict."""
+    """Adapt an iterator, such as a generator: it is read once, in validate or predict."""
 
     def __init__(self, loader: Any) -> None:
         super().__init__(loader)
@@ -170,7 +170,7 @@ class StreamAdapter(IterableAdapter):
     def read(self, start: int = 0) -> Iterator[Any]:
         """Begin the pass. Raises: RuntimeError for a second one."""
         if self._is_read:
-            raise RuntimeError(f"a {type(self.loader).__name__} can be gone through only once, and was")
+            raise RuntimeError(f"a {type(self.loader).__name__} can be read only once, and was")
         batches = super().read(start)
         self._is_read = True
         return batches

@@ -17,22 +17,22 @@ from .shards import Shard
 
 
 class OursAdapter(Adapter):
-    """A loader with batches(start): ours, and users' own with this protocol.
+    """Adapt a loader with batches(start): ours, and users' own with this protocol.
 
-    The order of a pass is a pure function of the loader's state, so a pass begins at any batch, and another
-    one that is under way does not matter. What else such a loader may have: `__len__`, `set_epoch(epoch)`,
-    `state_dict()` and `load_state_dict(state)` for what the order depends on, `seed`, `peek()`, and
-    `part_of(rank, n)` with `sizes(i)`, where it shards by itself, as a ResumableLoader does.
+    The order of a pass is a pure function of the loader's state, so a pass can begin at any batch, even while
+    another one is running. Such a loader may also have `__len__`, `set_epoch(epoch)`, `state_dict()` and
+    `load_state_dict(state)` for what the order depends on, `seed`, `peek()`, and `part_of(rank, n)` with
+    `sizes(i)` if it shards by itself, like a ResumableLoader.
     """
 
     @staticmethod
     def takes(loader: Any) -> bool:
-        """Whether it has batches."""
+        """Whether it has a method batches."""
         return callable(getattr(loader, "batches", None))
 
     @property
     def targets(self) -> Tensor | None:
-        """Those of a TensorLoader; a subclass may give others."""
+        """The targets of a TensorLoader; a subclass may give others."""
         return self.loader.targets if type(self.loader) is TensorLoader else None
 
     def read(self, start: int = 0) -> Iterator[Any]:
@@ -40,14 +40,14 @@ class OursAdapter(Adapter):
         return self.loader.batches(start) if start else iter(self.loader)
 
     def peek(self, epoch: int | None = None) -> Any:
-        """Return a batch of two samples where the loader makes one, or else its first batch."""
+        """Return a batch of two samples if the loader makes one, or else its first batch."""
         with kept_rng(*self.generators()):
             if hasattr(self.loader, "peek"):
                 return self.loader.peek()
             return next(self.loader.batches(0), None)
 
     def why_not_resumable(self) -> str:
-        """Return "": it begins at any batch."""
+        """Return "": it can begin at any batch."""
         return ""
 
     def sizes(self, i: int) -> tuple[int, int] | None:
@@ -60,13 +60,13 @@ class OursAdapter(Adapter):
             self.loader.seed = broadcast(self.loader.seed)
 
     def follow(self, loader: Any, *names: str) -> None:
-        """Take the fields that both have."""
+        """Copy the fields that both have."""
         for name in names:
             if hasattr(loader, name) and hasattr(self.loader, name):
                 setattr(self.loader, name, getattr(loader, name))
 
     def why_no_order(self) -> str:
-        """Say which sampler a DatasetLoader has; of other ResumableLoaders the order can be had."""
+        """Say which sampler a DatasetLoader has; the order of other ResumableLoaders is known."""
         if isinstance(self.loader, DatasetLoader) and self.loader.sampler is not None:
             return f"has a sampler, {type(self.loader.sampler).__name__}"
         if not isinstance(self.loader, ResumableLoader):
@@ -75,7 +75,7 @@ class OursAdapter(Adapter):
         return "" if is_known else "has an order of its own"
 
     def in_order(self) -> Any:
-        """Return the loader, or one that neither shuffles nor drops, and has all of each batch."""
+        """Return the loader, or one that neither shuffles nor drops, and is not sharded."""
         loader = super().in_order()
         return self._unshuffled() if isinstance(loader, ResumableLoader) else loader
 
@@ -88,14 +88,14 @@ class OursAdapter(Adapter):
         return loader
 
     def beside(self) -> Self:
-        """Return one of a copy, because workers that persist would leave their pass for the new one."""
+        """Return one of a copy, because persistent workers would leave their pass for the new one."""
         beside = super().beside()
         if isinstance(self.loader, ResumableLoader):
             beside.loader = copy(self.loader)
         return beside
 
     def resized(self, bs: int) -> Any:
-        """Return a copy of another batch size."""
+        """Return a copy with another batch size."""
         if not isinstance(self.loader, ResumableLoader):
             return super().resized(bs)
         loader = copy(self.loader)
@@ -103,12 +103,12 @@ class OursAdapter(Adapter):
         return loader
 
     def shard(self, rank: int, n: int) -> Any:
-        """Return the loader's own part, by indices, or its batches cut by rows."""
+        """Return the loader's own shard, by indices, or shard its batches by rows."""
         sampler = getattr(self.loader, "sampler", None)
         if hasattr(sampler, "num_replicas"):
             raise ValueError(
-                f"{short(self.loader)} has a {type(sampler).__name__}, which gives a part of the data, and "
-                "divides each batch by itself too: expected it without this sampler"
+                f"{short(self.loader)} has a {type(sampler).__name__}, which gives a shard of the data, and "
+                "shards each batch by itself too: expected it without this sampler"
             )
         if hasattr(self.loader, "part_of"):
             return self.loader.part_of(rank, n)

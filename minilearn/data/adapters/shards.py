@@ -1,4 +1,4 @@
-"""Shard: the rows of one of several processes, of batches that all of them read alike."""
+"""Shard: the rows of one of several processes, from batches that are the same in all of them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from ...batches import map_tensors, parts_in, tensors_in
 from ..resumable import share_of
 from .adapter import Adapter, short
 
-_TARGETS = ("labels", "label", "targets", "target")  # the usual keys of a batch that is a dict
+_TARGETS = ("labels", "label", "targets", "target")  # the usual names in a batch that is a dict
 
 
 class Shard(Adapter):
-    """Give one of n parts of each batch of a loader, by the rows of its tensors.
+    """Give one of n shards of each batch of a loader, by the rows of its tensors.
 
-    Batches are cut only where all of their tensors have as many rows as the target. Of what has another
-    length (weights of classes, say, packed sequences, or nodes of graphs) no one can tell which rows belong
-    to a sample.
+    Batches are cut only where all of their tensors have as many rows as the target. For anything of another
+    length (class weights, packed sequences, nodes of graphs), nothing tells which rows belong to a sample.
 
-    It is a loader too, and its own adapter.
+    It is both a loader and its own adapter.
 
     Args:
         whole: the adapter of the loader, which gives the same batches in each process.
-        rank, n: which part, of how many.
+        rank, n: which shard, of how many.
 
-    Raises: TypeError for a batch that cannot be cut; of the first one as soon as the shard is made.
+    Raises: TypeError for a batch that cannot be cut; for the first one as soon as the shard is made.
     """
 
     def __init__(self, whole: Adapter, rank: int, n: int) -> None:
@@ -53,43 +52,43 @@ class Shard(Adapter):
             yield self._cut(batch)
 
     def peek(self, epoch: int | None = None) -> Any:
-        """Return a batch that is not cut."""
+        """Return a whole batch."""
         return self.whole.peek(epoch)
 
     def sizes(self, i: int) -> tuple[int, int] | None:
-        """Return how many samples the batch that was given last has in this shard, and how many in all."""
+        """Return how many samples the last batch has in this shard, and how many in all."""
         return self._sizes
 
     def parts(self) -> list[Any]:
-        """Return those of the whole."""
+        """Return those of the whole loader."""
         return self.whole.parts()
 
     def state(self) -> Any:
-        """Return nothing: the whole has the state."""
+        """Return nothing: the whole loader has the state."""
         return None
 
     def why_not_resumable(self) -> str:
-        """Say it of the whole."""
+        """Say why the whole loader is not."""
         return self.whole.why_not_resumable()
 
     def in_order(self) -> Any:
-        """Return a loader of all rows: that of the whole."""
+        """Return a loader of all rows: that of the whole loader."""
         return self.whole.in_order()
 
     def shard(self, rank: int, n: int) -> Any:
-        """Return the shard of the whole: rows are never cut twice."""
+        """Return the shard of the whole loader: rows are never cut twice."""
         return self if (rank, n) == (self.rank, self.n) else self.whole.shard(rank, n)
 
     def _cut(self, batch: Any) -> Any:
         n = _n_rows(batch)
         first, stop = share_of(n, self.rank, self.n)
         self._sizes = (stop - first, n)
-        rows = slice(first, max(stop, first + 1))  # one without samples has a row too: all take the step
+        rows = slice(first, max(stop, first + 1))  # a shard without samples gets a row too: all take the step
         return map_tensors(lambda t: t[rows], batch)
 
 
 def _n_rows(batch: Any) -> int:
-    """Return how many rows a batch has. Raises: TypeError where not all of it has the target's."""
+    """Return how many rows a batch has. Raises: TypeError if some tensor has not as many as the target."""
     target = _target_of(batch)
     n = next((len(t) for t in tensors_in(target) if t.ndim), None)
     if n is None:

@@ -16,7 +16,7 @@ from .adapter import MEND, Adapter, found, has_state
 from .iterables import IterableAdapter, StatefulAdapter
 from .shards import Shard
 
-# What with_batch_size has to hand over, besides dataset, sampler and drop_last.
+# What `resized` has to pass on, besides dataset, sampler and drop_last.
 _SETTINGS = (
     *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator", "in_order"),
     *("multiprocessing_context", "prefetch_factor", "persistent_workers"),
@@ -24,7 +24,7 @@ _SETTINGS = (
 
 
 class TorchAdapter(Adapter):
-    """torch's DataLoader over a dataset with an index. Each pass draws its order, so none is resumed."""
+    """Adapt torch's DataLoader over a dataset with an index. Each pass draws its order; none is resumed."""
 
     loader: DataLoader[Any]
 
@@ -50,7 +50,7 @@ class TorchAdapter(Adapter):
         return isinstance(self.loader.dataset, IterableDataset)
 
     def parts(self) -> list[Any]:
-        """Return the loader and its samplers, inner ones too; of a stream its dataset."""
+        """Return the loader and its samplers, including inner ones; for a stream, its dataset."""
         if self._is_stream():
             return [self.loader, self.loader.dataset]
         batches = getattr(self.loader, "batch_sampler", None)
@@ -58,7 +58,7 @@ class TorchAdapter(Adapter):
         return list({id(part): part for part in parts}.values())
 
     def _sampler(self) -> Any:
-        """Return what says the order of the samples: a sampler, or a batch sampler of the user's own."""
+        """Return what sets the order of the samples: a sampler, or the user's own batch sampler."""
         batches: Any = self.loader.batch_sampler
         if batches is None:  # batch_size=None: a sample is a batch
             return self.loader.sampler
@@ -67,7 +67,7 @@ class TorchAdapter(Adapter):
     # peek -----------------------------------------------------------------------------------------
 
     def peek(self, epoch: int | None = None) -> Any:
-        """Return two samples, read and collated here, so that no workers are started."""
+        """Return two samples, read and collated here, so that no workers start."""
         with kept_rng(*self.generators()):
             return self._peek()
 
@@ -80,16 +80,16 @@ class TorchAdapter(Adapter):
         if _is_torchs(batches, BatchSampler) and _is_torchs(
             batches.sampler, SequentialSampler, RandomSampler
         ):
-            batches = spans_of(len(loader.dataset), batches.batch_size)  # no permutation of all, to see two
+            batches = spans_of(len(loader.dataset), batches.batch_size)  # no permutation for two samples
         else:
-            # Of a copy, for a sampler may have random numbers of its own; the dataset in it is not copied.
+            # From a copy: a sampler may have its own random numbers. The dataset in it is not copied.
             batches = deepcopy(batches, {id(loader.dataset): loader.dataset})
         return first_of(lambda index: loader.collate_fn([loader.dataset[i] for i in index]), batches)
 
     # Order ----------------------------------------------------------------------------------------
 
     def why_no_order(self) -> str:
-        """Say what draws the order, or leaves samples out."""
+        """Say what draws the order, or leaves out samples."""
         if self._is_stream():
             is_short = getattr(self.loader.batch_sampler, "drop_last", False)
             why = "has drop_last=True, which may leave out the last samples" if is_short else ""
@@ -111,10 +111,10 @@ class TorchAdapter(Adapter):
     # Other loaders --------------------------------------------------------------------------------
 
     def beside(self) -> Self:
-        """Return one of a copy, whose workers end with the pass."""
+        """Return one of a copy whose workers end with the pass."""
         beside, loader = super().beside(), copy(self.loader)
-        # Workers that persist would leave their pass for the new one. Samplers of its own, because one may
-        # have random numbers of its own; the dataset in it is not copied. Torch lets no one set these.
+        # Persistent workers would leave their pass for the new one. The samplers are copied, because they may
+        # have their own random numbers; the dataset in them is not. torch does not allow to set these.
         memo = {id(loader.dataset): loader.dataset}
         own = {name: deepcopy(getattr(loader, name), memo) for name in ("sampler", "batch_sampler")}
         vars(loader).update(own, persistent_workers=False)
@@ -122,7 +122,7 @@ class TorchAdapter(Adapter):
         return beside
 
     def resized(self, bs: int) -> Any:
-        """Return a DataLoader with the same settings; what a subclass does besides would be lost."""
+        """Return a DataLoader with the same settings; what a subclass adds would be lost."""
         loader: Any = self.loader
         batches: Any = loader.batch_sampler
         if type(loader) is not DataLoader or type(batches) is not BatchSampler:
@@ -143,7 +143,7 @@ class TorchAdapter(Adapter):
             orders = self.loader.dataset if self._is_stream() else sampler
             raise TypeError(
                 f"a DataLoader that shuffles, streams, or has a sampler of its own (here a "
-                f"{type(orders).__name__}), may give other batches in each process: write "
+                f"{type(orders).__name__}), may give different batches in each process: write "
                 "DatasetLoader(dataset, bs=64, shuffle=True, num_workers=2), or give it torch's "
                 "DistributedSampler"
             )
@@ -151,7 +151,7 @@ class TorchAdapter(Adapter):
 
 
 class TorchStreamAdapter(IterableAdapter, TorchAdapter):
-    """torch's DataLoader over an IterableDataset."""
+    """Adapt torch's DataLoader over an IterableDataset."""
 
     @staticmethod
     def takes(loader: Any) -> bool:
@@ -159,25 +159,25 @@ class TorchStreamAdapter(IterableAdapter, TorchAdapter):
         return isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)
 
     def why_not_resumable(self) -> str:
-        """Say that nothing tells where it stands."""
-        return f"an IterableDataset does not say where it stands: {MEND}"
+        """Say that its position is not known."""
+        return f"an IterableDataset does not tell its position: {MEND}"
 
 
 class TorchStatefulAdapter(StatefulAdapter, TorchAdapter):
-    """A subclass of torch's DataLoader that knows where it stands, such as torchdata's StatefulDataLoader."""
+    """Adapt a subclass of torch's DataLoader that knows its position: torchdata's StatefulDataLoader."""
 
     @staticmethod
     def takes(loader: Any) -> bool:
-        """Whether it is torch's, and gives its state and takes it back."""
+        """Whether it is torch's, with state_dict and load_state_dict."""
         return isinstance(loader, DataLoader) and has_state(loader)
 
     def peek(self, epoch: int | None = None) -> Any:
-        """Return two samples; of a stream the first batch."""
+        """Return two samples; for a stream, the first batch."""
         return (StatefulAdapter if self._is_stream() else TorchAdapter).peek(self, epoch)
 
 
 def _is_torchs(part: Any, *kinds: type) -> bool:
-    """Whether it is of a class of torch or torchdata; what a subclass of another's does is not known."""
+    """Whether its class is torch's or torchdata's; what a user's subclass does is not known."""
     return isinstance(part, kinds) and type(part).__module__.split(".")[0] in ("torch", "torchdata")
 
 
@@ -192,5 +192,5 @@ def _check_distributed(sampler: Any, rank: int, n: int) -> None:
         raise ValueError(
             f"a DistributedSampler gives {n - n_samples % n} of {n_samples} samples twice, so that {n} "
             "processes have as many each: expected drop_last=True, or a DatasetLoader or TensorLoader, which "
-            "divide each batch exactly"
+            "shard each batch exactly"
         )

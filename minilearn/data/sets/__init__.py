@@ -1,1 +1,1 @@
-"""Data sets that come as loaders, and how they are found, read and kept."""
+"""Data sets as loaders, and how they are found, read and cached."""

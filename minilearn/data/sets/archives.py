@@ -17,16 +17,16 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
     """Unpack a .tgz, .tar or .zip into a new folder, all of it or nothing.
 
     Args:
-        archive: the file; by its content, not its name.
-        folder: is made, and must not be there yet.
+        archive: the file; its content decides, not its name.
+        folder: it is created, and must not exist yet.
 
     Returns: the folder.
-    Raises: FileExistsError; ValueError, with the name, for a member that would come to lie outside of the
-        folder, a link out of it or a device, and for a file that is cut short or no archive. Nothing is left.
+    Raises: FileExistsError; ValueError, with the name, for a member that would end up outside of the folder,
+        a link out of it or a device, and for a file that is cut short or not an archive. Nothing is left.
     """
     archive, folder = Path(archive).expanduser(), Path(folder).expanduser()
     if folder.exists():
-        raise FileExistsError(f"unpack: {folder} is there already: delete it first, or choose another folder")
+        raise FileExistsError(f"unpack: {folder} exists already: delete it first, or choose another folder")
     if not archive.is_file():
         raise FileNotFoundError(f"unpack: {archive}: there is no such file")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
         inside = Path(side) / folder.name
         inside.mkdir()
         try:
-            # A tar may end with a zip among its members, which is_zipfile would find.
+            # A tar may end with a zip as a member, which is_zipfile would find.
             if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):
                 _unzip(archive, inside)
             else:
@@ -42,7 +42,7 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
         except tarfile.FilterError as error:
             raise ValueError(f"{archive} would write outside of its folder: {error}") from error
         except _DAMAGE as error:
-            raise ValueError(f"{archive} is cut short, or no archive ({error})") from error
+            raise ValueError(f"{archive} is cut short, or not an archive ({error})") from error
         shutil.move(inside, folder)
     return folder
 
@@ -55,10 +55,10 @@ def _untar(archive: Path, folder: Path) -> None:
         tar.extractall(folder, filter="data")  # no .., no links out, no devices; absolute names made relative
         file: Any = tar.fileobj
         file.seek(tar.offset)
-        # To tarfile a header that is cut short or damaged is the end, too.
+        # tarfile also takes a truncated or damaged header for the end.
         if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("it does not end as a tar does")
-        while file.read(2**20):  # up to the checksum of a compressed one
+            raise tarfile.ReadError("it does not end like a tar")
+        while file.read(2**20):  # as far as the checksum, if it is compressed
             pass
 
 

@@ -39,17 +39,17 @@ def cifar10(
     Args:
         bs: batch size.
         root: the folder that has one of these three. Default: the folder that the environment variable
-            MINILEARN_DATA names, else a cache folder, where torchvision's files are downloaded to.
-        device: keep the data there, 184 MB, and augment there. Default: in main memory.
-        seed: of the order and the augmentation of the training images; see ImageLoader.
+            MINILEARN_DATA names, else a cache folder, to which torchvision's files are downloaded.
+        device: keep the data (184 MB) there, and augment there. Default: main memory.
+        seed: for the order and the augmentation of the training images; see ImageLoader.
         download: False raises instead.
-        augment: of the normalized training images.
+        augment: for the normalized training images.
 
-    Returns: loaders, with `source` saying where the data came from: images were coded as JPEG, so they
-        are not the published ones bit for bit, and accuracies come out a little lower.
+    Returns: loaders, with `source` saying where the data came from: images that were coded as JPEG are not
+        bit for bit the published ones, and accuracies come out a little lower.
     Shapes: batches of (bs, 3, 32, 32) float32, normalized to mean 0 and standard deviation 1 over the
         training set, and (bs,) int64 from 0 to 9.
-    Raises: FileNotFoundError that says where was looked; ValueError for broken files.
+    Raises: FileNotFoundError that says where it looked; ValueError for broken files.
     Source: Krizhevsky 2009; document 001.
     """
     path = _find(root, download)
@@ -72,7 +72,7 @@ def _read(path: Path, part: str) -> Images:
         if classes != CLASSES:
             raise ValueError(f"{path}: {part} has the classes {', '.join(classes)}; expected CIFAR-10's ten")
         return images, targets, classes
-    from torchvision.datasets import CIFAR10  # here, since it takes long to import
+    from torchvision.datasets import CIFAR10  # here, because it is slow to import
 
     try:
         found = CIFAR10(path.parent, train=part == "train")
@@ -86,7 +86,7 @@ def _read(path: Path, part: str) -> Images:
 
 
 def _find(root: str | Path | None, download: bool) -> Path:
-    """Return the folder or archive, downloading torchvision's files if need be."""
+    """Return the folder or archive, downloading torchvision's files if necessary."""
     places, home = places_of(root)
     tried = []
     for place in places:
@@ -101,11 +101,11 @@ def _find(root: str | Path | None, download: bool) -> Path:
         except (OSError, RuntimeError) as error:
             tried.append(f"downloading to {home} ({reason_of(error)})")
             raise not_found("CIFAR-10", tried, wanted) from error
-    raise not_found("CIFAR-10", [*tried, "no download, for download=False"], wanted)
+    raise not_found("CIFAR-10", [*tried, "no download, because of download=False"], wanted)
 
 
 def _download(home: Path) -> Path:
-    """Download to the side and rename, so that a download that broke off leaves nothing behind."""
+    """Download to a temporary folder and rename it, so that an interrupted download leaves nothing behind."""
     from torchvision.datasets import CIFAR10
 
     home.mkdir(parents=True, exist_ok=True)

@@ -22,20 +22,20 @@ from .download import cache_folder
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 _AT_ONCE = 512  # files read before they are decoded
-_FORMAT = 2  # of a cache file, so that those of older versions are not taken for it
+_FORMAT = 2  # of a cache file, so that those of older versions are not mistaken for it
 
 Images = tuple[Tensor, Tensor, tuple[str, ...]]  # (N, 3, H, W) uint8, (N,) int64, names of the classes
-_Found = tuple[str, str, bytes]  # class, class/name, what is in the file
+_Found = tuple[str, str, bytes]  # class, class/name, content of the file
 
 
 def cached(source: Path, part: str, make: Callable[[], Images]) -> Images:
     """Return images, targets and classes, made once and memory-mapped from the cache folder afterwards.
 
-    The file's name comes of the source's path, size and times, so what changed is decoded anew. The cache
-    folder is $XDG_CACHE_HOME/minilearn, or ~/.cache/minilearn.
+    The file's name is derived from the source's path, size and times, so what changed is decoded again. The
+    cache folder is $XDG_CACHE_HOME/minilearn, or ~/.cache/minilearn.
 
     Args:
-        part: names what is made, such as "train-64".
+        part: a name for what is made, such as "train-64".
     """
     stamp = repr((_FORMAT, str(source.resolve()), _stamp(source))).encode()
     digest = hashlib.blake2b(stamp, digest_size=8).hexdigest()
@@ -51,9 +51,9 @@ def cached(source: Path, part: str, make: Callable[[], Images]) -> Images:
             raise
     try:
         saved = torch.load(path, mmap=True, weights_only=True)
-    except Exception as error:  # torch has several
+    except Exception as error:  # torch raises several
         reason = str(error).strip().split(". ")[0]
-        raise ValueError(f"{path} is damaged ({reason}); delete it, and it is made anew") from error
+        raise ValueError(f"{path} is damaged ({reason}); delete it, and it is made again") from error
     return saved["images"], saved["targets"], tuple(saved["classes"])
 
 
@@ -65,15 +65,15 @@ def _stamp(source: Path) -> Any:
 def read_images(source: Path, part: str, size: int | None = None) -> Images:
     """Decode one part of an image folder, such as "train", or of a .tgz or .tar of one, on all cores.
 
-    In a terminal or a notebook a bar shows how far it is. Files whose name begins with a dot are left out.
+    A bar shows the progress in a terminal or a notebook. Files whose name begins with a dot are left out.
 
     Args:
         source: a folder with <part>/<class>/<image>, or an archive with <folder>/<part>/<class>/<image>.
-        size: bring each image to size x size pixels: its middle square, resized. None: as they are.
+        size: the centre square of each image is resized to size x size pixels. None: images stay as they are.
 
     Returns: images (N, 3, H, W) uint8 and targets (N,) int64, sorted by class and name; the classes' names.
-    Raises: ValueError, with its name, for an image that is broken, for a file that is no image, for a class
-        without any, and, unless `size` is given, for an image of another size than the first.
+    Raises: ValueError, with its name, for a broken image, for a file that is not an image, for a class
+        without images, and, unless `size` is given, for an image whose size is not that of the first.
     """
     classes: set[str] = set()
     read = _in_folder if source.is_dir() else _in_archive
@@ -99,7 +99,7 @@ def read_images(source: Path, part: str, size: int | None = None) -> Images:
             sizes = [f"{w}x{h}" for h, w, _ in (image.shape, pixels.shape[1:])]
             raise ValueError(
                 f"{source}: {part}/{path} is {sizes[0]}, others are {sizes[1]}: expected one size; give "
-                "size=, to which they are brought"
+                "size=, to which they are resized"
             )
         pixels[i] = image
     targets = torch.tensor([names.index(name) for name, _, _ in images])
@@ -147,11 +147,11 @@ def _in_archive(archive: Path, part: str, classes: set[str]) -> Iterator[_Found]
                 assert content is not None
                 yield path.parent.name, name, content.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{archive} is cut short, or no archive ({error})") from error
+        raise ValueError(f"{archive} is cut short, or not an archive ({error})") from error
 
 
 def _console() -> Any:
-    """Return a console that can show a bar, None where there is none."""
+    """Return a console that can show a bar; None if there is none."""
     from rich.console import Console
 
     console = Console()
@@ -160,11 +160,13 @@ def _console() -> Any:
 
 def _check_suffix(name: str, suffix: str) -> None:
     if suffix.lower() not in _SUFFIXES:
-        raise ValueError(f"{name} is no image: expected {', '.join(_SUFFIXES)}; move it out of the folder")
+        raise ValueError(
+            f"{name} is not an image: expected {', '.join(_SUFFIXES)}; move it out of the folder"
+        )
 
 
 def _decoded(name: str, data: bytes, size: int | None) -> Any:
-    from PIL import Image, ImageOps  # torchvision brings it
+    from PIL import Image, ImageOps  # installed with torchvision
 
     try:
         with Image.open(io.BytesIO(data)) as image:

@@ -1,4 +1,4 @@
-"""Where data that is downloaded or decoded is kept, and how long is waited for a server."""
+"""Where downloaded and decoded data is kept, and how long to wait for a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-_WAIT_S = 15  # torchvision itself waits for a silent server without end
+_WAIT_S = 15  # torchvision itself waits for a silent server forever
 
 
 def cache_folder() -> Path:
@@ -22,7 +22,7 @@ def places_of(root: str | Path | None) -> tuple[list[Path], Path]:
     Args:
         root: the only one. None: the one that the environment variable MINILEARN_DATA names, and the cache.
 
-    Raises: FileNotFoundError for a root that is not there.
+    Raises: FileNotFoundError for a root that does not exist.
     """
     if root is None:
         named = os.environ.get("MINILEARN_DATA")
@@ -34,12 +34,12 @@ def places_of(root: str | Path | None) -> tuple[list[Path], Path]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the last line of what an error says."""
+    """Return the last line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def not_found(name: str, tried: Sequence[str], wanted: str) -> FileNotFoundError:
-    """Return the error that says where a data set was looked for, and what a folder has to have."""
+    """Return the error that says where a data set was looked for, and what its folder must contain."""
     lines = "".join(f"\n  - {line}" for line in tried)
     advice = f"Set MINILEARN_DATA, or give root=, to a folder with {wanted}."
     return FileNotFoundError(f"{name} was not found. Tried:{lines}\n{advice}")
@@ -47,7 +47,7 @@ def not_found(name: str, tried: Sequence[str], wanted: str) -> FileNotFoundError
 
 @contextmanager
 def waiting_at_most(seconds: float = _WAIT_S) -> Iterator[None]:
-    """Have sockets wait for so many seconds and no longer, inside a `with`."""
+    """Let sockets wait for at most so many seconds, inside a `with`."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

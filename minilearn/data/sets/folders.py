@@ -1,4 +1,4 @@
-"""Folders and archives of images as loaders, a class in each folder."""
+"""Folders and archives of images as loaders, one folder per class."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ def image_folder(
     parts: tuple[str, str] = ("train", "val"),
     names: Mapping[str, str] | None = None,
 ) -> DataLoaders:
-    """Load images that lie in a folder for each class: {train,val}/<class>/<image>.
+    """Load images from one folder per class: {train,val}/<class>/<image>.
 
     They are decoded once, on all cores; afterwards a file in the cache folder is memory-mapped (see
     `minilearn.data.sets.decoding.cached`), one for each `size`.
 
     Args:
         source: the folder, or a .tgz or .tar of it.
-        size: bring each image to size x size pixels: its middle square, resized. None: they are of one size.
+        size: the centre square of each image is resized to size x size pixels. None: all have one size.
         bs: batch size.
-        device: keep the bytes there, and augment there. Default: in main memory.
-        seed: of the order and the augmentation of the training images; see ImageLoader.
-        augment: of the normalized training images.
-        normalize: default with mean and standard deviation of ImageNet.
+        device: keep the bytes there, and augment there. Default: main memory.
+        seed: for the order and the augmentation of the training images; see ImageLoader.
+        augment: for the normalized training images.
+        normalize: default: mean and standard deviation of ImageNet.
         parts: the names of the folders for training and validation.
-        names: folder -> the class's name, where it is another.
+        names: folder -> the class's name, where the two differ.
 
     Returns: loaders, with `classes` in the order of the targets, which is that of the folders' names.
     Shapes: batches of (bs, 3, size, size) float32, and (bs,) int64 from 0.
-    Raises: FileNotFoundError; ValueError for one class alone, a class of validation that training has not,
-        and what `read_images` refuses: broken images, other files, empty classes, more than one size.
+    Raises: FileNotFoundError; ValueError for only one class, for a validation class that training lacks, and
+        for what `read_images` refuses: broken images, other files, empty classes, more than one size.
     """
     source = Path(source).expanduser()
     if not source.exists():
@@ -62,12 +62,12 @@ def image_folder(
     if len(classes) < 2:
         raise ValueError(
             f"{source}: {parts[0]} has one class, {classes[0]}: expected two or more, each in a folder "
-            f"{parts[0]}/<class>; does the folder with the images of all classes lie one too deep?"
+            f"{parts[0]}/<class>; is the folder with the images of all classes one level too deep?"
         )
     valid_images, valid_targets, found = load(parts[1])
     if new := sorted(set(found) - set(classes)):
         raise ValueError(
-            f"{source}: {parts[1]} has the class {new[0]}, which {parts[0]} has not: expected some of "
+            f"{source}: {parts[1]} has the class {new[0]}, which {parts[0]} lacks: expected some of "
             f"{', '.join(classes)}"
         )
     if valid_images.shape[1:] != images.shape[1:]:

@@ -27,14 +27,14 @@ def fashion_mnist(
     Args:
         bs: batch size.
         root: the folder that has (or is to have) FashionMNIST/raw. Default: the folder that the
-            environment variable MINILEARN_DATA names, else a cache folder, where it is downloaded to.
-        device: keep the data there. Default: in main memory.
-        seed: of the order of the training images; see TensorLoader.
+            environment variable MINILEARN_DATA names, else a cache folder, to which it is downloaded.
+        device: keep the data there. Default: main memory.
+        seed: for the order of the training images; see TensorLoader.
         download: False raises instead.
 
     Shapes: batches of (bs, 1, 28, 28) float32, normalized to mean 0 and standard deviation 1 over
         the training set, and (bs,) int64 from 0 to 9.
-    Raises: FileNotFoundError that says where was looked; ValueError for a broken file.
+    Raises: FileNotFoundError that says where it looked; ValueError for a broken file.
     Source: Xiao, Rasul & Vollgraf 2017; documents 002 and 003 call the validation set "test" or "eval".
     """
     return _idx_loaders("FashionMNIST", (0.2860, 0.3530), bs, root, device, seed, download)
@@ -63,7 +63,7 @@ def _idx_loaders(
     seed: int | None,
     download: bool,
 ) -> DataLoaders:
-    from torchvision import datasets  # here, since it takes longer to import than torch's own half
+    from torchvision import datasets  # here, because it is slow to import
 
     dataset = getattr(datasets, name)
     folder = _find(name, dataset, root, download)
@@ -98,7 +98,7 @@ def _check(images: Tensor, targets: Tensor, n_classes: int) -> None:
 
 
 def _find(name: str, dataset: Callable[..., Any], root: str | Path | None, download: bool) -> Path:
-    """Return the folder that has the four files, downloading them if need be."""
+    """Return the folder that has the four files, downloading them if necessary."""
     places, home = places_of(root)
     tried = []
     for place in places:
@@ -113,14 +113,14 @@ def _find(name: str, dataset: Callable[..., Any], root: str | Path | None, downl
         except (OSError, RuntimeError) as error:
             tried.append(f"downloading to {home} ({reason_of(error)})")
             raise not_found(name, tried, f"{name}/raw") from error
-    raise not_found(name, [*tried, "no download, for download=False"], f"{name}/raw")
+    raise not_found(name, [*tried, "no download, because of download=False"], f"{name}/raw")
 
 
 _FILES = [f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
 
 
 def _download(name: str, dataset: Callable[..., Any], home: Path) -> Path:
-    """Download to the side and rename, so that a download that broke off leaves nothing behind."""
+    """Download to a temporary folder and rename it, so that an interrupted download leaves nothing behind."""
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home) as side, waiting_at_most():
         dataset(side, download=True)

@@ -28,7 +28,7 @@ _NAMES = {
         "n02115641": "dingo",
     },
 }
-_DOWNLOADED = 160  # pixels of the shorter side of what is fetched
+_DOWNLOADED = 160  # pixels of the shorter side of the downloaded images
 _URL = "https://s3.amazonaws.com/fast-ai-imageclas"
 
 
@@ -43,20 +43,20 @@ def imagenette(
 ) -> DataLoaders:
     """Load Imagenette: 9,469 training and 3,925 validation images of ten kinds of things.
 
-    Read from fast.ai's layout, imagenette2 of any size (imagenette2, imagenette2-320, -160, ...), as a folder
-    or as an archive (.tgz); of several, the smallest that is not below `size`. For decoding, see
-    `image_folder`.
+    They are read from fast.ai's layout, imagenette2 of any size (imagenette2, imagenette2-320, -160, ...), as
+    a folder or an archive (.tgz); if there are several, the smallest that is not below `size`. For decoding,
+    see `image_folder`.
 
     Args:
         bs: batch size.
-        size: of the images, in pixels a side: their middle squares, resized.
+        size: of the images, in pixels a side: their centre squares, resized.
         root: the folder that has it. Default: the folder that the environment variable MINILEARN_DATA
-            names, else a cache folder, where torchvision downloads imagenette2-160 to.
+            names, else a cache folder, to which torchvision downloads imagenette2-160.
         device, seed, augment: see `image_folder`.
         download: False raises instead.
 
     Shapes: batches of (bs, 3, size, size) float32, and (bs,) int64 from 0 to 9.
-    Raises: FileNotFoundError that says where was looked; ValueError for what is broken.
+    Raises: FileNotFoundError that says where it looked; ValueError for broken files.
     Source: Howard 2019, https://github.com/fastai/imagenette; document 000.
     """
     return _load("imagenette", bs, size, root, device, seed, download, augment)
@@ -72,9 +72,9 @@ def imagewoof(
 ) -> DataLoaders:
     """Load Imagewoof: 9,025 training and 3,929 validation images of ten breeds of dogs.
 
-    As `imagenette`, with imagewoof2 in place of imagenette2; but it is not downloaded.
+    Like `imagenette`, with imagewoof2 in place of imagenette2; but it is not downloaded.
 
-    Raises: FileNotFoundError that says what to fetch and where to put it; ValueError for what is broken.
+    Raises: FileNotFoundError that says what to download and where to put it; ValueError for broken files.
     """
     return _load("imagewoof", bs, size, root, device, seed, False, augment)
 
@@ -94,7 +94,7 @@ def _load(
 
 
 def _find(name: str, size: int, root: str | Path | None, download: bool) -> Path:
-    """Return the folder or archive, downloading it if need be."""
+    """Return the folder or archive, downloading it if necessary."""
     places, home = places_of(root)
     tried = []
     for place in places:
@@ -116,7 +116,7 @@ def _find(name: str, size: int, root: str | Path | None, download: bool) -> Path
 
 
 def _pixels(path: Path) -> float:
-    """Return the size that the name of a folder or archive says; 0 for another file."""
+    """Return the size in the name of a folder or archive; 0 for any other file."""
     match = re.fullmatch(r"image\w+2(?:-(\d+))?(\.tgz|\.tar|\.tar\.gz)?", path.name)
     if not match or path.is_dir() is bool(match[2]):
         return 0
@@ -124,7 +124,7 @@ def _pixels(path: Path) -> float:
 
 
 def _download(home: Path) -> Path:
-    """Download to the side and rename, so that a download that broke off leaves nothing behind."""
+    """Download to a temporary folder and rename it, so that an interrupted download leaves nothing behind."""
     from torchvision.datasets import Imagenette
 
     home.mkdir(parents=True, exist_ok=True)
