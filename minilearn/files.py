@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written to the side, synced, then renamed."""
+"""Files that are complete or absent: written under a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDE = ".part"  # the suffix of a file that is being written
 
 
 def check_folder(cb: Any, folder: Path) -> None:
-    """Make a folder if need be; raise OSError, with the callback's name, if nothing can be written there."""
+    """Create a folder if necessary; raise OSError, with the callback's name, if it cannot be written to."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{cb!r}: there is a file named {folder}; expected a folder")
     try:
@@ -32,11 +32,11 @@ def check_folder(cb: Any, folder: Path) -> None:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Give a file to write to that becomes `path` when the `with` ends; on an error it is removed.
 
-    At any moment `path` is the old file or the new one, after a crash of the machine too.
+    At any moment `path` is the old file or the new one, even after a crash of the machine.
 
     Raises: OSError, with the path, for a full disk and the like.
     """
-    outer = sys.exception()  # one that is being handled while this file is written
+    outer = sys.exception()  # being handled while this file is written
     side = path.with_name(f".{path.name}.{os.getpid()}{SIDE}")
     try:
         with open(side, "wb") as file:
@@ -46,7 +46,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         os.replace(side, path)
         _sync_folder(path.parent)
     except BaseException as error:
-        with suppress(OSError):  # not there, and no file can be
+        with suppress(OSError):  # it does not exist, or cannot
             side.unlink()
         if cause := _os_error(error, outer):
             text = f"{cause.strerror}; what was at this place before is still there"
@@ -55,7 +55,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def _os_error(error: BaseException | None, outer: BaseException | None) -> OSError | None:
-    """Find the OSError under an error of torch, which hides it."""
+    """Find the OSError that an error of torch hides."""
     while error is not None and error is not outer and isinstance(error, Exception):
         if isinstance(error, OSError) and error.errno is not None:
             return error
@@ -65,12 +65,12 @@ def _os_error(error: BaseException | None, outer: BaseException | None) -> OSErr
 
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
-        return  # no handle of a folder there
+        return  # folders have no handles there
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)  # the new name itself
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot
             raise
     finally:
         os.close(handle)
@@ -83,22 +83,22 @@ def write_torch(path: Path, value: Any) -> None:
 
 
 def read_torch(path: Path, check: bool = True) -> Any:
-    """Read what `write_torch` wrote, on the CPU; nothing in the file is run.
+    """Read what `write_torch` wrote, on the CPU; no code from the file runs.
 
     Args:
-        check: read all of it, and compare its checksums; False reads tensors when they are used.
+        check: read all of it and compare its checksums; False reads tensors only when they are used.
 
     Raises: FileNotFoundError; ValueError for a file that is cut short, changed, or holds anything else.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
-        with zipfile.ZipFile(path) as parts:  # torch does not look at its own checksums
+        with zipfile.ZipFile(path) as parts:  # torch does not check its own checksums
             broken = parts.testzip() if check else None
-            # torch reads zeros for a part that is marked as a folder.
+            # For a part that is marked as a folder, torch reads zeros.
             broken = next((part.filename for part in parts.infolist() if part.external_attr & 0x10), broken)
-    except Exception as error:  # zipfile raises others too: NotImplementedError for a damaged method, say
-        raise ValueError(f"{path} is cut short, or is no checkpoint ({error})") from error
+    except Exception as error:  # zipfile raises others too, such as NotImplementedError for a damaged method
+        raise ValueError(f"{path} is cut short, or is not a checkpoint ({error})") from error
     if broken is not None:
         raise ValueError(f"{path} is damaged: the checksum of its part {broken!r} is wrong")
     try:

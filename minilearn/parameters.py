@@ -1,4 +1,4 @@
-"""What is trained and kept beside the model: a loss that is a module, and parameters that callbacks bring."""
+"""What is trained and saved besides the model: a loss that is a module, and callbacks' parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOSS = "learn.loss_func"
 
 
 def loss_module(loss_func: Any) -> nn.Module | None:
-    """Return the module that a loss is, or is a method or a partial of; None for a function."""
+    """Return a loss that is a module, or the module of which it is a method or partial; else None."""
     while isinstance(loss_func, partial):
         loss_func = loss_func.func
     owner = getattr(loss_func, "__self__", loss_func)
@@ -37,7 +37,7 @@ def roots_of(learn: Learner) -> list[nn.Module]:
 
 
 def loss_tensors(learn: Learner) -> dict[str, Tensor]:
-    """Return the parameters and buffers of the loss by name, but for those that are the model's too."""
+    """Return the parameters and buffers of the loss by name, except those that the model shares."""
     if (loss := loss_module(learn.loss_func)) is None:
         return {}
     of_model = {id(t) for t in tensors_by_name(learn.model).values()}
@@ -53,7 +53,7 @@ def loss_params(learn: Learner) -> dict[str, nn.Parameter]:
 def brought_by(cb: Callback, learn: Learner) -> dict[str, nn.Parameter]:
     """Return the parameters that a callback brings, by name, such as "log_scale".
 
-    Raises: TypeError for something else than an iterable of nn.Parameter.
+    Raises: TypeError for anything but an iterable of nn.Parameter.
     """
     kind, given = type(cb).__name__, cb.extra_params(learn)
     if isinstance(given, Tensor | nn.Module | str | dict) or not isinstance(given, Iterable):
@@ -74,7 +74,7 @@ def brought_by(cb: Callback, learn: Learner) -> dict[str, nn.Parameter]:
 
 
 def _kept_by(cb: Callback) -> Iterator[tuple[str, nn.Parameter]]:
-    """Give the parameters among a callback's attributes, or in a module among them, with their names."""
+    """Give the parameters in a callback's attributes, or in a module among them, with their names."""
     for name, value in list(vars(cb).items()):
         if isinstance(value, nn.Parameter):
             yield name, value
@@ -83,7 +83,7 @@ def _kept_by(cb: Callback) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _by_owner(learn: Learner) -> dict[str, dict[str, nn.Parameter]]:
-    """Return the loss's parameters, and those of each callback that brings some, by owner and name."""
+    """Return the loss's parameters, and those that each callback brings, by owner and name."""
     found, n_of = {"loss_func": loss_params(learn)}, Counter[str]()
     for cb in learn.cbs:
         kind = type(cb).__name__
@@ -95,7 +95,7 @@ def _by_owner(learn: Learner) -> dict[str, dict[str, nn.Parameter]]:
 
 
 def extra_params(learn: Learner) -> dict[str, nn.Parameter]:
-    """Return all parameters by name that the loss has and that callbacks bring, the model's left out."""
+    """Return by name all parameters that the loss has or that callbacks bring, without the model's."""
     of_model = {id(p) for p in learn.model.parameters()}
     owned = [params.items() for params in _by_owner(learn).values()]
     return {name: p for params in owned for name, p in params if id(p) not in of_model}
@@ -104,7 +104,7 @@ def extra_params(learn: Learner) -> dict[str, nn.Parameter]:
 def extra_groups(learn: Learner) -> list[Group]:
     """Return a parameter group for the loss, and one for each callback that brings parameters.
 
-    There is none where nothing in it is trainable.
+    A group without trainable parameters is left out.
     """
     return [
         {"params": list(params.values()), EXTRA: name}
@@ -131,7 +131,7 @@ def named_params(learn: Learner) -> dict[str, nn.Parameter]:
 
 
 def elsewhere(learn: Learner) -> set[int]:
-    """Return the ids of parameters in optimizers that callbacks, or the user on the learner, keep."""
+    """Return the ids of parameters in other optimizers, kept by callbacks or on the learner."""
     holders = [*(vars(cb) for cb in learn.cbs), learn.own_fields()]
     found: set[int] = set()
     for value in [value for holder in holders for value in holder.values()]:
@@ -143,8 +143,8 @@ def elsewhere(learn: Learner) -> set[int]:
 
 
 def check_trained(learn: Learner) -> None:
-    """Raise ValueError for a trainable parameter, of the model, loss or a callback, that no optimizer has."""
-    groups = getattr(learn.opt, "param_groups", ())  # none in a bare class, which cannot be looked into
+    """Raise ValueError for a trainable parameter of the model, loss or a callback that no optimizer has."""
+    groups = getattr(learn.opt, "param_groups", ())  # none in a bare class, which cannot be inspected
     named = named_params(learn)
     if not groups or not left_out(named, groups):
         return
@@ -171,7 +171,7 @@ def check_brought(learn: Learner) -> None:
 
 
 def warn_of_forgotten(learn: Learner) -> None:
-    """Warn of a callback's parameter that has a gradient, and is in no optimizer."""
+    """Warn of a callback's parameter that has a gradient but is in no optimizer."""
     known: set[int] = set()
     for cb in learn.cbs:
         for name, p in _kept_by(cb):
@@ -180,7 +180,7 @@ def warn_of_forgotten(learn: Learner) -> None:
             known = known or {id(p) for p in [*named_params(learn).values(), *params_of(learn.opt)]}
             if id(p) not in known | elsewhere(learn):
                 warnings.warn(
-                    f"{type(cb).__name__}.{name} has a gradient, is in no optimizer and so not trained: "
+                    f"{type(cb).__name__}.{name} has a gradient and no optimizer, so it is not trained: "
                     "return it from extra_params(self, learn), which gives it to the learner's optimizer",
                     stacklevel=2,
                 )

@@ -1,4 +1,4 @@
-"""Figures. Each function returns a matplotlib Figure, and shows or saves nothing."""
+"""Figures. Each function returns a matplotlib Figure and neither shows nor saves it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @cache
 def _figure_class() -> Any:
-    from matplotlib.figure import Figure  # no pyplot: its figures stay in memory until they are closed
+    from matplotlib.figure import Figure  # not pyplot, whose figures stay in memory until they are closed
 
     class NotebookFigure(Figure):
-        def _repr_png_(self) -> bytes:  # a notebook shows only pyplot's figures by itself
+        def _repr_png_(self) -> bytes:  # by itself, a notebook shows only pyplot's figures
             png = io.BytesIO()
             self.savefig(png, format="png")
             return png.getvalue()
@@ -35,7 +35,7 @@ def new_figure(n_rows: int, n_cols: int, width: float, height: float) -> tuple[F
 def plot_lines(
     series: Mapping[str, Sequence[Any]], xlabel: str = "", width: float = 4.0, height: float = 3.0
 ) -> Figure:
-    """Draw one panel for each series, beside each other; an entry that is a list gives several lines.
+    """Draw one panel for each series, side by side; an entry that is a list gives several lines.
 
     Args:
         width, height: of a panel, in inches.
@@ -57,7 +57,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], width: float = 4.0, heigh
         raise ValueError("plot_history: the history has no row yet")
     figure, axes = new_figure(1, len(names), width, height)
     for ax, name in zip(axes[0], names, strict=True):
-        for phase in ("train", "iterate", "eval"):  # "iterate": the weights of which "eval" has the average
+        for phase in ("train", "iterate", "eval"):  # "iterate": the weights whose average "eval" measures
             rows = [row for row in history if row["train"] == phase and name in row]
             if rows:
                 ax.plot([row["epoch"] for row in rows], [row[name] for row in rows], marker=".", label=phase)
@@ -69,17 +69,17 @@ def plot_history(history: Sequence[Mapping[str, Any]], width: float = 4.0, heigh
 
 
 def plot_scheduler(sched: Any, n_steps: int, width: float = 4.0, height: float = 3.0) -> Figure:
-    """Draw what a scheduler gives at each of n_steps steps, without training and leaving it as it was.
+    """Draw the values of a scheduler at each of n_steps steps, without training or changing it.
 
     Args:
         sched: a scheduler of torch's (its lr, one line a parameter group), a schedule of
             `minilearn.schedules` or a function of n_steps that makes one (its multiplier), or a mapping of
-            names to such, a panel each.
+            names to these, with a panel for each.
 
     Raises: TypeError for anything else, and for ReduceLROnPlateau, which follows measured values.
     Source: document 003. Differs: there the optimizer is stepped too, and neither is put back.
     """
-    name = getattr(sched, "__qualname__", "<")  # "cosine.<locals>.<lambda>" is no title
+    name = getattr(sched, "__qualname__", "<")  # "cosine.<locals>.<lambda>" is not a title
     scheds = dict(sched) if isinstance(sched, Mapping) else {"" if "<" in name else name: sched}
     if not scheds or n_steps < 1:
         raise ValueError(f"plot_scheduler({sched!r}, {n_steps!r}): expected a schedule, and a step or more")
@@ -97,11 +97,11 @@ def plot_scheduler(sched: Any, n_steps: int, width: float = 4.0, height: float =
 
 
 def _course(sched: Any, n_steps: int) -> tuple[str, list[Any]]:
-    """Return what a scheduler or a schedule gives, "lr" or "multiplier", and its values at each step."""
+    """Return what a scheduler or schedule gives, "lr" or "multiplier", and its value at each step."""
     from .schedules import resolve
 
     is_scheduler = hasattr(sched, "optimizer")
-    is_class = isinstance(getattr(sched, "func", sched), type)  # of torch: has still to be made a scheduler
+    is_class = isinstance(getattr(sched, "func", sched), type)  # torch's class: not a scheduler yet
     if is_scheduler or is_class or not callable(sched):
         return "lr", _lrs_of(sched, n_steps)
     schedule = resolve(sched, n_steps)
@@ -109,7 +109,7 @@ def _course(sched: Any, n_steps: int) -> tuple[str, list[Any]]:
 
 
 def _lrs_of(sched: Any, n_steps: int) -> list[list[float]]:
-    """Return the lrs, (n_steps, groups), that a torch scheduler will set from where it stands."""
+    """Return the lrs, (n_steps, groups), that a torch scheduler will set from its present step on."""
     from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
     from .optim.groups import set_value
@@ -125,10 +125,10 @@ def _lrs_of(sched: Any, n_steps: int) -> list[list[float]]:
     lrs = []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that no optimizer step was taken: so it is meant
+            warnings.simplefilter("ignore", UserWarning)  # that no optimizer step was taken, as intended
             for step in range(n_steps):
                 lrs.append([float(group["lr"]) for group in groups])
-                if step + 1 < n_steps:  # as in training, OneCycleLR cannot be stepped beyond its end
+                if step + 1 < n_steps:  # OneCycleLR cannot be stepped beyond its end
                     sched.step()
     finally:
         sched.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What several processes that train together agree on. With one process each of these changes nothing."""
+"""What several processes that train together agree on. With one process, nothing here changes anything."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FAILED = "minilearn/failed"  # where the first process that fails leaves its me
 _groups: dict[str, Any] = {}
 
 
-# Meeting and parting ------------------------------------------------------------------------------
+# Joining and leaving ------------------------------------------------------------------------------
 
 
 def join(device: torch.device, timeout_s: float) -> None:
-    """Meet the other processes that torchrun started, unless that was done."""
+    """Join the other processes that torchrun started, unless this was done already."""
     if _FAILED in _groups:
-        raise RuntimeError("the processes parted when a fit failed: start the script anew")
+        raise RuntimeError("the processes left the group when a fit failed: start the script again")
     timeout = timedelta(seconds=timeout_s)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -44,7 +44,7 @@ def join(device: torch.device, timeout_s: float) -> None:
 
 
 def _control() -> Any:
-    """Return the group for what the CPU says to the CPU, beside the tensors of training."""
+    """Return the group for messages between the CPUs, apart from the tensors of training."""
     return _groups["control"]
 
 
@@ -55,25 +55,25 @@ def _part() -> None:
 
 
 def fail(rank: int, error: BaseException | None) -> None:
-    """Leave a message for the others and part from them, or add that of the one that failed first."""
+    """Leave a message for the other processes and leave the group; add the message of the first to fail."""
     if _FAILED in _groups or not dist.is_initialized():
         return
     _groups[_FAILED] = True
-    with suppress(Exception):  # the one that had the store may be gone
+    with suppress(Exception):  # the process with the store may be gone
         store = dist.distributed_c10d._get_default_store()
         own = f"process {rank}: {type(error).__name__}: {error}"
         first = store.compare_set(_FAILED, "", own).decode()
         if error is not None and first != own:
             error.add_note(f"minilearn: first to fail was {first}")
     if dist.get_backend() == "gloo":
-        dist.destroy_process_group()  # those who wait for this one get an error now
+        dist.destroy_process_group()  # processes that wait for this one get an error now
 
 
 # Asking -------------------------------------------------------------------------------------------
 
 
 def ask(values: Sequence[float]) -> Callable[[], list[float]]:
-    """Begin to exchange numbers; what is returned waits for the largest of each, over all processes."""
+    """Begin an all-reduce of numbers; the returned function waits and returns the largest of each."""
     said = torch.tensor(values, dtype=torch.float64)
     work: Any = dist.all_reduce(said, dist.ReduceOp.MAX, group=_control(), async_op=True)
 
@@ -86,11 +86,11 @@ def ask(values: Sequence[float]) -> Callable[[], list[float]]:
 
 @dataclass
 class Processes:
-    """The processes that train together, of which this is one. With one process no method changes anything.
+    """Hold the processes that train together, including this one. With one process, methods change nothing.
 
     rank (of this process, from 0), n (how many there are), is_idle (whether this one has no sample of the
-    batch, and only takes part in the step), clock_s (the first one's clock, as all have it since the last
-    step; None before). DistributedCB says which there are.
+    batch and only takes part in the step), clock_s (the first process's clock at the last step, the same in
+    all; None before). DistributedCB sets them.
     """
 
     rank: int = 0
@@ -99,7 +99,7 @@ class Processes:
     is_idle: bool = False
 
     def are(self, rank: int, n: int) -> None:
-        """Say which process this is, of how many."""
+        """Set which process this is, and of how many."""
         self.rank, self.n, self.clock_s, self.is_idle = rank, n, None, False
 
     def tick(self, clock_s: float) -> None:
@@ -107,7 +107,7 @@ class Processes:
         self.clock_s = clock_s
 
     def broadcast(self, value: Any) -> Any:
-        """Return the first process's value, in all of them; any value that can be pickled."""
+        """Return the first process's value in all of them; it may be any value that can be pickled."""
         if self.n == 1:
             return value
         box = [value]
@@ -126,11 +126,11 @@ class Processes:
         """Write the first process's values into the tensors of all of them."""
         if self.n > 1:
             for tensor in tensors:
-                if not is_part(tensor):  # of which each process has a part of its own
+                if not is_part(tensor):  # a shard, different in each process
                     dist.broadcast(tensor.detach(), src=0)
 
     def joint(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Return metrics of the samples of all processes; with one process these themselves."""
+        """Return metrics over the samples of all processes; with one process, the same objects."""
         if self.n == 1 or not metrics:
             return metrics
         from torcheval.metrics.toolkit import get_synced_metric_collection
@@ -146,7 +146,7 @@ class Processes:
         return sums.tolist()
 
     def mean_of(self, value: Any, like: Tensor) -> Any:
-        """Return the mean of a number over all processes, on the device of a tensor; no one waits."""
+        """Return the mean of a number over all processes, on the device of a tensor, without waiting."""
         if self.n == 1:
             return value
         dtype = torch.float32 if like.device.type == "mps" else torch.float64
@@ -155,7 +155,7 @@ class Processes:
         return total / self.n
 
     def are_idle(self, is_idle: bool) -> None:
-        """Say whether this process has no sample of the batch, and only takes part in the step."""
+        """Set whether this process has no sample of the batch and only takes part in the step."""
         self.is_idle = is_idle
 
     def average(self, tensors: Iterable[Tensor]) -> None:
@@ -166,23 +166,23 @@ class Processes:
                 tensor.div_(self.n) if tensor.is_floating_point() else tensor.floor_divide_(self.n)
 
 
-# Tensors in parts ---------------------------------------------------------------------------------
+# Sharded tensors ----------------------------------------------------------------------------------
 
 
 def is_part(tensor: Any) -> bool:
-    """Whether a tensor is one of which each process has a part."""
-    module = sys.modules.get("torch.distributed.tensor")  # which takes long to import
+    """Whether a tensor is sharded over the processes (a DTensor)."""
+    module = sys.modules.get("torch.distributed.tensor")  # slow to import
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor of which each process has a part; all of them have to ask."""
+    """Return the full tensor of a sharded one; all processes have to call this."""
     full: Any = tensor
     return full.full_tensor() if is_part(tensor) else tensor
 
 
 def whole_in_first(tensor: Tensor) -> Tensor:
-    """Return all of a tensor in the first process, on its CPU, and nothing of it in the others."""
+    """Return the full tensor in the first process, on the CPU, and an empty one in the others."""
     if not is_part(tensor):
         return tensor
     part: Any = tensor
@@ -191,11 +191,11 @@ def whole_in_first(tensor: Tensor) -> Tensor:
 
 
 def like(value: Tensor, tensor: Tensor) -> Tensor:
-    """Return a whole tensor's values as `tensor` has them: the same part in each process, or all of it."""
+    """Return a full tensor sharded like `tensor`, or as it is if that is not sharded."""
     if not is_part(tensor) or is_part(value):
         return value
     from torch.distributed.tensor import distribute_tensor
 
     part: Any = tensor
-    # Each process has read the whole: nothing is to be sent.
+    # Each process has the full tensor: nothing has to be sent.
     return distribute_tensor(value.to(part.device), part.device_mesh, part.placements, src_data_rank=None)

@@ -17,16 +17,16 @@ UNKNOWN = "unknown"
 
 
 def provenance() -> dict[str, Any]:
-    """Return what it takes to trust a result of this process, and to make it again, as values for JSON.
+    """Return what is needed to trust a result of this process and to make it again, as values for JSON.
 
     Keys:
-        command: as it can be pasted into a shell.
+        command: ready to paste into a shell.
         date: now, in UTC.
-        commit: of the git checkout in which the script lies; "unknown" outside of one.
+        commit: of the git checkout that has the script; "unknown" outside of one.
         uncommitted: Python files that differ from that commit; "unknown" outside of a checkout.
         device: name of the GPU if there is one, else of the CPU.
         threads: of torch in this process, on the CPU.
-        processes: that train together, under torchrun; else 1.
+        processes: how many train together under torchrun; else 1.
         torch, python, minilearn: versions.
     """
     from . import __version__
@@ -68,7 +68,7 @@ def _cpu_name() -> str:
 
 
 def _checkout(folder: Path) -> dict[str, Any]:
-    """Return the commit of the checkout that a folder is in, and which Python files differ from it."""
+    """Return the commit of the checkout that has a folder, and which Python files differ from it."""
     commit = _git(folder, "rev-parse", "HEAD")
     changed = _git(folder, "status", "--porcelain", "--", ":/*.py")
     if commit is None or changed is None:
@@ -77,7 +77,7 @@ def _checkout(folder: Path) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git says of a folder; None where there is no git or no checkout."""
+    """Return what git says about a folder; None if there is no git or no checkout."""
     try:
         done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True)
     except OSError:

@@ -1,15 +1,15 @@
 """Schedules: pure functions from a step to a multiplier of a hyperparameter.
 
-Each function here returns such a function. Steps count from 0, and the multiplier is of the value at
-which training starts, so 1 is "as it was"::
+Each function here returns such a function. Steps count from 0, and the multiplier applies to the value at the
+start of training, so 1 leaves it as it was::
 
-    LambdaLR(opt, cosine(1000))                             # torch's scheduler, with any of them
+    LambdaLR(opt, cosine(1000))                             # any of them works in torch's scheduler
     ScheduleCB("lr", cosine)                                # the fit's length is filled in
     ScheduleCB("weight_decay", multi_step([600, 900]))      # any hyperparameter of any group
     sequence([warm_up(100), cosine(900)], milestones=[100]) # composed
     cycled(triangular(200), 200, decay=0.5)
 
-A schedule of a length stays where it ended, where torch's cosine and polynomial would turn or raise.
+After its length, a schedule keeps its last value, where torch's cosine and polynomial would turn or raise.
 
 Source: document 002 (step, exponential, cosine, triangular, warm-up, cycles) and document 003 (one-cycle).
 """
@@ -62,7 +62,7 @@ def cosine(n_steps: int, low: float = 0.0) -> Schedule:
 
 
 def polynomial(n_steps: int, power: float = 1.0, low: float = 0.0) -> Schedule:
-    """Fall from 1 to `low` in n_steps along a power; 1 is a straight line. Torch: PolynomialLR.
+    """Fall from 1 to `low` in n_steps along a power of the rest; power 1 is a line. Torch: PolynomialLR.
 
     low + (1 - low) * (1 - step / n_steps) ** power
     """
@@ -72,10 +72,10 @@ def polynomial(n_steps: int, power: float = 1.0, low: float = 0.0) -> Schedule:
 
 
 def warm_up(n_steps: int) -> Schedule:
-    """Rise on a straight line to 1, which it has from step n_steps on: u / n_steps at step u.
+    """Rise on a straight line to 1 at step n_steps, and stay there: u / n_steps at step u.
 
-    Differs: document 002 counts its iterations from 1, and torch and we from 0, where the multiplier
-        is 0. `shifted(warm_up(U), 1)` gives the document's U iterations: 1/U, 2/U, ..., 1.
+    Differs: document 002 counts its iterations from 1; torch and minilearn count from 0, where the
+        multiplier is 0. `shifted(warm_up(U), 1)` gives the document's U iterations: 1/U, 2/U, ..., 1.
     """
     _check_length("n_steps", n_steps)
     return lambda step: min(step / n_steps, 1.0)
@@ -98,7 +98,7 @@ def triangular(n_steps: int, pct_start: float = 0.5, low: float = 0.0) -> Schedu
 
 
 def cycled(schedule: Schedule, n_steps: int, decay: float = 1.0, low: float = 0.0) -> Schedule:
-    """Start `schedule` anew every n_steps, its height above `low` `decay` times that of the cycle before.
+    """Restart `schedule` every n_steps, each time at `decay` times the previous cycle's height above `low`.
 
     cycled(triangular(n, low=l), n, decay=0.5, low=l) is torch's CyclicLR in mode "triangular2".
 
@@ -115,12 +115,12 @@ def cycled(schedule: Schedule, n_steps: int, decay: float = 1.0, low: float = 0.
 
 
 def cosine_restarts(n_steps: int, factor: int = 1, decay: float = 1.0, low: float = 0.0) -> Schedule:
-    """Fall along half a cosine, start anew, and so on. Torch: CosineAnnealingWarmRestarts, for decay 1.
+    """Fall along half a cosine, again and again. Torch: CosineAnnealingWarmRestarts, for decay=1.
 
     Args:
-        n_steps: of the first cycle.
-        factor: each cycle is so many times as long as the one before.
-        decay: each peak is so many times as high above `low` as the one before.
+        n_steps: length of the first cycle.
+        factor: how many times as long each cycle is as the one before.
+        decay: how many times as high above `low` each peak is as the one before.
 
     Source: Loshchilov & Hutter 2017, SGDR (T_0 = n_steps, T_mult = factor).
     """
@@ -144,12 +144,12 @@ def cosine_restarts(n_steps: int, factor: int = 1, decay: float = 1.0, low: floa
 def one_cycle(
     n_steps: int, pct_start: float = 0.3, start: float = 1 / 25, peak: float = 1.0, end: float = 4e-6
 ) -> Schedule:
-    """Go from `start` to `peak` and on to `end`, each along half a cosine. Torch: OneCycleLR.
+    """Go from `start` to `peak` and then to `end`, each along half a cosine. Torch: OneCycleLR.
 
-    The peak is at step pct_start * n_steps - 1 (at the first, where that is below 0) and the end at the
-    last step, n_steps - 1, as in torch, whose div_factor is 1 / start and final_div_factor start / end.
+    The peak is at step pct_start * n_steps - 1 (or at the first step, if that is negative) and the end at
+    the last step, n_steps - 1, as in torch, whose div_factor is 1 / start and final_div_factor start / end.
 
-    `one_cycle(n, start=1, peak=0.85 / 0.95, end=1)` is the momentum that goes with it, of 0.95.
+    `one_cycle(n, start=1, peak=0.85 / 0.95, end=1)` is the matching schedule for a momentum of 0.95.
 
     Source: Smith & Topin 2018, "Super-convergence"; document 003.
     """
@@ -166,7 +166,7 @@ def one_cycle(
 
 
 def sequence(schedules: Sequence[Schedule], milestones: Sequence[int]) -> Schedule:
-    """Follow one schedule after the other; each counts from 0 at its milestone. Torch: SequentialLR.
+    """Run one schedule after the other; each counts from 0 at its milestone. Torch: SequentialLR.
 
     Args:
         milestones: the steps at which the second, third, ... begin.
@@ -192,19 +192,19 @@ def product(*schedules: Schedule) -> Schedule:
 
 
 def shifted(schedule: Schedule, n_steps: int) -> Schedule:
-    """Be `n_steps` ahead: schedule(step + n_steps)."""
+    """Run `n_steps` ahead: schedule(step + n_steps)."""
     _check_length("n_steps", n_steps)
     return lambda step: schedule(step + n_steps)
 
 
 def resolve(schedule: Callable[..., Any], n_steps: int | None) -> Schedule:
-    """Return what a function of n_steps makes of this number, such as `cosine`; a schedule as it is.
+    """Return the schedule that a function of n_steps, such as `cosine`, makes; a schedule as it is.
 
     Args:
-        n_steps: the length to fill in; None where it is not known.
+        n_steps: the length to fill in; None if it is not known.
 
-    Raises: TypeError for a function of this module that needs other arguments, and for one that makes no
-        schedule; ValueError for a length that is needed and not known.
+    Raises: TypeError for a function of this module that needs other arguments, and for one that does not
+        make a schedule; ValueError for a length that is needed but not known.
     """
     name = getattr(schedule, "__name__", repr(schedule))
     try:

@@ -1,4 +1,4 @@
-"""Random numbers: one seed for all generators, and their state taken and put back."""
+"""Random numbers: one seed for all generators, and how their state is saved and restored."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import torch
 def set_seed(seed: int, deterministic: bool = False) -> None:
     """Seed the generators of python, numpy and torch (every device).
 
-    With the same seed, machine and versions, training on the CPU gives bitwise the same weights.
+    With the same seed, machine and versions, training on the CPU gives the same weights bit for bit.
 
     Args:
         seed: a whole number, 0 <= seed < 2**32 (numpy's range).
-        deterministic: have torch use deterministic kernels only, and raise where it has none. CUDA
-            needs it for the same weights bit for bit; it is slower there.
+        deterministic: let torch use only deterministic kernels, and raise where it has none. CUDA needs this
+            for the same weights bit for bit, and is slower with it.
     """
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r}: expected a whole number, 0 <= seed < 2**32")
@@ -31,12 +31,12 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
     if deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS: one workspace for each stream
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS: one workspace per stream
 
 
 def seed_of(*key: int) -> int:
     """Return a seed, 0 <= seed < 2**32, that is a pure function of whole numbers, such as (seed, epoch)."""
-    # Hashed, for torch's generator uses 32 bits of its seed, and seed + epoch would make runs overlap.
+    # Hashed, because torch's generator uses 32 bits of its seed, and seed + epoch would make runs overlap.
     digest = hashlib.blake2b(repr(tuple(map(int, key))).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
@@ -47,14 +47,14 @@ def generator_of(*key: int) -> torch.Generator:
 
 
 def seed_cpu(seed: int) -> None:
-    """Seed python's, numpy's and torch's generators of the CPU; quicker than `set_seed`, for each sample."""
+    """Seed python's, numpy's and torch's CPU generators: a faster `set_seed`, to be used for each sample."""
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
 
 
 def rng_state(devices: bool = True) -> dict[str, Any]:
-    """Return the state of python's, numpy's and torch's generators, those of CUDA and MPS on demand."""
+    """Return the state of python's, numpy's and torch's generators, with those of CUDA and MPS on demand."""
     state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
     if devices and torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -64,7 +64,7 @@ def rng_state(devices: bool = True) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put the generators where `rng_state` found them; those of devices that are not here are left out."""
+    """Restore the generators to a state from `rng_state`; devices that this machine lacks are skipped."""
     version, words, gauss = state["python"]
     random.setstate((version, words if isinstance(words, tuple) else tuple(words.tolist()), gauss))
     np.random.set_state(state["numpy"])
@@ -77,7 +77,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def is_same_state(a: Any, b: Any) -> bool:
-    """Whether two states of generators, as `rng_state` gives them, perhaps in lists, are the same."""
+    """Whether two states of generators, as from `rng_state`, perhaps in lists, are the same."""
     if isinstance(a, torch.Tensor | np.ndarray):
         return bool((a == b).all())
     if isinstance(a, dict):
@@ -89,7 +89,7 @@ def is_same_state(a: Any, b: Any) -> bool:
 
 @contextmanager
 def kept_rng(*generators: torch.Generator, devices: bool = True) -> Iterator[None]:
-    """Put python's, numpy's and torch's generators, and those given, back to where they were before."""
+    """Restore python's, numpy's, torch's and the given generators at the end of a `with`."""
     state, states = rng_state(devices), [generator.get_state() for generator in generators]
     try:
         yield

@@ -1,4 +1,4 @@
-"""verify_resume: a learner's own proof that it can be stopped and gone on with."""
+"""verify_resume: a check that a learner can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ from .seeding import kept_rng, set_seed
 if TYPE_CHECKING:
     from .learner import Learner
 
-_LEFT_OUT = (ProgressCB, CheckpointCB, CSVLoggerCB, TensorBoardCB)  # they write where the run does
+_LEFT_OUT = (ProgressCB, CheckpointCB, CSVLoggerCB, TensorBoardCB)  # they write to the run's own places
 Trace = list[dict[str, str]]
 
 
 def verify_resume(learn: Learner, at: int | None = None, n_epochs: int | None = None, **kwargs: Any) -> str:
-    """Train copies of a learner, one of them stopped after `at` steps and gone on with, and compare.
+    """Train copies of a learner, stop and resume one of them after `at` steps, and compare.
 
-    Four runs: two straight through, one until the stop, one from its checkpoint with all random generators
-    somewhere else. The batch, loss and weights of each step and the whole state at the end are compared
-    bit for bit: model, optimizer, callbacks, history, random numbers. The learner itself stays as it is.
+    There are four runs: two straight through, one until the stop, and one that resumes from its checkpoint,
+    with all random generators in another state. The batch, loss and weights of each step and the whole state
+    at the end are compared bit for bit: model, optimizer, callbacks, history, random numbers. The learner
+    itself stays as it is.
 
     Args:
         at: a step of the fit, >= 1. Default: the middle of the first epoch.
-        n_epochs: of the fit. Default: as many as it takes to go beyond `at`.
+        n_epochs: of the fit. Default: as many as it takes to get beyond `at`.
         **kwargs: more arguments of `fit`.
 
-    Returns: what was found equal, and what could not be compared for it differs between the straight runs
-        too, such as a callback's clock.
+    Returns: what was found equal, and what could not be compared because it differs between the straight
+        runs too, such as a callback's clock.
     Raises: RuntimeError that names the first difference; TypeError for what cannot be copied or saved.
     """
     per_epoch = learn.planned_steps(1, learn.dls.adapters["train"].n_batches)[0]
@@ -53,7 +54,7 @@ def verify_resume(learn: Learner, at: int | None = None, n_epochs: int | None = 
         raise ValueError(f"verify_resume(at={at!r}): expected a number of steps >= 1")
     if n_epochs is None:
         if not per_epoch:
-            raise ValueError("verify_resume: the train loader has no length, so n_epochs is to be given")
+            raise ValueError("verify_resume: the train loader has no length, so n_epochs has to be given")
         n_epochs = at // per_epoch + 1
     given = [cb for cb in listify(kwargs.pop("cbs", None)) if not isinstance(cb, _LEFT_OUT)]
 
@@ -61,7 +62,7 @@ def verify_resume(learn: Learner, at: int | None = None, n_epochs: int | None = 
         trace = _TraceCB()
         with kept_rng(), copied.extra_cbs(deepcopy(given)):
             if "resume" in more:
-                set_seed(2**32 - 1)  # a new process would stand anywhere
+                set_seed(2**32 - 1)  # a new process has any state
             copied.fit(n_epochs, cbs=[*cbs, trace], **kwargs, **more)
             return trace.steps, capture(copied, position_of(copied))
 
@@ -92,7 +93,7 @@ def _compare_ends(first: Saved, second: Saved, resumed: Saved, at: int) -> str:
     parts += f", {len(first['history'])} rows, random numbers"
     said = f"resumed after step {at}: the same bit for bit ({parts})"
     if odd := sorted({re.sub(r"\[\d+\]", "[*]", path) for path in unlike}):
-        said += f"; not compared, for straight runs differ in it: {', '.join(odd)}"
+        said += f"; not compared, because straight runs differ in it: {', '.join(odd)}"
     return said
 
 
@@ -105,14 +106,14 @@ def _first_step(a: Trace, b: Trace, start: int) -> str:
 
 _OF_THE_RUN = ("run", "fit.index")  # the straight ones wrote no checkpoints
 _HINTS = {
-    "batch": " (its samples depend on something else than seed, epoch and index)",
-    "loss": " (the same batch: on random numbers, or on state that is not in the checkpoint)",
-    "weights": " (the same loss: the optimizer, or a callback that changes the step)",
+    "batch": " (its samples depend on more than seed, epoch and index)",
+    "loss": " (with the same batch: it depends on random numbers, or on state that is not in the checkpoint)",
+    "weights": " (with the same loss: look at the optimizer, or a callback that changes the step)",
 }
 
 
 class _StoppedError(BaseException):
-    """Stand for the end of a process."""
+    """Simulate the end of a process."""
 
 
 class _StopCB(Callback):
@@ -130,7 +131,7 @@ class _StopCB(Callback):
 
 
 class _TraceCB(Callback):
-    """Keep a fingerprint of what each step saw and made."""
+    """Keep a hash of what each step got and produced."""
 
     order = CheckpointCB.order
 
@@ -146,7 +147,7 @@ class _TraceCB(Callback):
             self.n_steps = learn.n_steps
 
     def after_batch(self, learn: Learner) -> None:
-        # Not at a batch whose gradients are gathered for a later step.
+        # Not after a batch whose gradients are accumulated for a later step.
         if learn.training and learn.n_steps > self.n_steps:
             parts = {"batch": learn.batch, "loss": learn.loss, "weights": all_tensors(learn)}
             self.steps.append({name: _digest(part) for name, part in parts.items()})
@@ -160,11 +161,11 @@ def _digest(value: Any) -> str:
 
 
 def _copy(learn: Learner) -> Any:
-    """Copy a learner; the data, and callbacks that are left out of it, are shared."""
+    """Copy a learner; the copy shares the data and the callbacks that are left out of it."""
     left_out = [cb for cb in learn.cbs if isinstance(cb, _LEFT_OUT)]
     memo = {id(part): part for part in [*left_out, *_data_of(learn)]}
     try:
-        copied = deepcopy(learn, dict(memo))  # of what fails, memo would keep half copies
+        copied = deepcopy(learn, dict(memo))  # a failed copy would leave halves in memo
     except Exception as error:
         raise TypeError(f"verify_resume works on copies, and {_odd_part(learn, memo)} ({error})") from error
     copied._defaults = [cb for cb in copied._defaults if not isinstance(cb, ProgressCB)]

@@ -15,13 +15,13 @@ from .processes import like, whole
 
 SUFFIX = ".pt"  # of a checkpoint
 
-# Where wrappers keep the module that they wrap: torch.compile, FSDP, activation checkpointing.
+# The names under which wrappers keep their module: torch.compile, FSDP, activation checkpointing.
 _INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)  # these call it `module`
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the user's module inside of torch.compile, DataParallel and the like."""
+    """Return the user's module inside torch.compile, DataParallel and the like."""
     while (inner := next((part for part in _parts(model) if _is_inner(model, part)), None)) is not None:
         model = getattr(model, inner)
     return model
@@ -36,7 +36,7 @@ def _is_inner(module: Any, part: str) -> bool:
 
 
 def plain_name(model: nn.Module, name: str) -> str:
-    """Return the name of a parameter, buffer or module without what wrappers put into it."""
+    """Return the name of a parameter, buffer or module without the parts that wrappers add."""
     kept, module = [], model
     for part in name.split("."):
         if not _is_inner(module, part):
@@ -46,7 +46,7 @@ def plain_name(model: nn.Module, name: str) -> str:
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters and buffers, those too that state_dict() lacks, by their plain names."""
+    """Return all parameters and buffers, including those that state_dict() lacks, by their plain names."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {plain_name(model, name): t for name, t in named}
 
@@ -71,7 +71,7 @@ def save(model: nn.Module, path: str | Path, is_first: bool = True) -> None:
     """Write a model's weights, its state_dict, in safetensors; see `Learner.save`.
 
     Args:
-        is_first: of the processes that train together; the others do not write, but give their parts.
+        is_first: whether this is the first of the processes; the others only give their shards.
     """
     from safetensors.torch import save as to_bytes
 
@@ -80,10 +80,10 @@ def save(model: nn.Module, path: str | Path, is_first: bool = True) -> None:
     for name, value in inner.state_dict().items():
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"{name} is a {type(value).__name__}: safetensors holds tensors alone; a checkpoint, by "
+                f"{name} is a {type(value).__name__}: safetensors holds only tensors; a checkpoint, by "
                 "CheckpointCB, holds all of a model"
             )
-        # A copy of each, for safetensors refuses names that share memory, as tied weights do.
+        # A copy of each, because safetensors refuses names that share memory, as tied weights do.
         value = whole(value.detach()).cpu()
         tensors[plain_name(inner, name)] = value.clone(memory_format=torch.contiguous_format)
     if not is_first:
@@ -99,7 +99,7 @@ def load(model: nn.Module, path: str | Path) -> None:
     inner, found = unwrapped(model), _read(path)
     kept = {plain_name(inner, name): t for name, t in inner.state_dict().items() if isinstance(t, Tensor)}
     own = tensors_by_name(inner)
-    needed = own if path.suffix == SUFFIX else kept  # a checkpoint has all tensors, a weights file those kept
+    needed = own if path.suffix == SUFFIX else kept  # a weights file has only state_dict()
     own = kept | own
     check_alike(found, {name: t for name, t in own.items() if name in needed or name in found}, path)
     extra = {name: found.pop(name) for name in list(found) if name.endswith("_extra_state")}
@@ -115,8 +115,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == SUFFIX:
         saved = read_torch(path)
         if not isinstance(saved, dict) or "minilearn" not in saved:
-            raise ValueError(f"{path} is no checkpoint of minilearn")
-        return saved["best"] if "best" in saved else saved["model"]  # the average that was best, perhaps
+            raise ValueError(f"{path} is not a checkpoint of minilearn")
+        return saved["best"] if "best" in saved else saved["model"]  # perhaps the best average
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
@@ -125,4 +125,4 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return from_bytes(path.read_bytes())
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut short, or no safetensors file ({error})") from error
+        raise ValueError(f"{path} is cut short, or not a safetensors file ({error})") from error

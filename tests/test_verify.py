@@ -98,7 +98,7 @@ def test_learner_that_can_be_resumed_passes(full):
     cbs = [BatchSchedulerCB(OneCycleLR), ScheduleCB("weight_decay", cosine), RecorderCB(), DecliningCB()]
     assert full(*cbs).verify_resume() == (
         "resumed after step 2: the same bit for bit (9 tensors of the model, the optimizer, 5 callbacks, 2 "
-        "rows, random numbers); not compared, for straight runs differ in it: cbs.MetricsCB.elapsed_s, "
+        "rows, random numbers); not compared, because straight runs differ in it: cbs.MetricsCB.elapsed_s, "
         "history[*].time_s"
     )
 

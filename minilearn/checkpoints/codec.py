@@ -1,4 +1,4 @@
-"""Values as a checkpoint holds them: plain data and tensors, so that reading it runs no code of the file."""
+"""Values as a checkpoint holds them: plain data and tensors, so that reading a file runs no code from it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ..processes import like, whole_in_first
 
-# Saved forms: numbers, text, None, tensors, lists and dicts are themselves. All else is a tuple (form, ...).
-LEFT = ("left",)  # what belongs to the program, not to the run: a function, an open file, the model
+# Saved forms: numbers, text, None, tensors, lists and dicts stand for themselves; the rest is (form, ...).
+LEFT = ("left",)  # belongs to the program, not to the run: a function, an open file, the model
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
 _OF_ITEMS = {"set": set, "frozenset": frozenset, "tuple": tuple, "deque": deque}
 _OF_ENTRIES = {"Counter": Counter, "OrderedDict": OrderedDict, "defaultdict": defaultdict}
@@ -40,13 +40,13 @@ class Saver:
     """Turn values into their saved forms.
 
     Args:
-        shared: objects of the learner's (model, parameters, loaders, ...): left out wherever they are found,
-            for they are saved on their own or belong to the program.
-        module: the name of the module whose classes may be built anew when the value is loaded; that of
+        shared: the learner's objects (model, parameters, loaders, ...): left out wherever they are found,
+            because they are saved separately or belong to the program.
+        module: the name of the module whose classes may be built again when the value is loaded: that of
             the callback that keeps the value.
         advice: what to do about a value that has no saved form.
 
-    State: needs, the paths of objects that can be loaded only into one that is there already.
+    State: needs, the paths of objects that can be loaded only into an existing object.
     Raises: TypeError, with the path of the value, for what has no saved form.
     """
 
@@ -57,7 +57,7 @@ class Saver:
         self._inside: list[int] = []
 
     def save(self, value: Any, path: str) -> Any:
-        """Return the saved form of a value, which shares its tensors."""
+        """Return the saved form of a value; it shares the value's tensors."""
         if id(value) in self.shared or isinstance(value, _LEFT):
             return LEFT
         if type(value) in _PLAIN:
@@ -80,7 +80,7 @@ class Saver:
         return self._object(value, path)
 
     def _container(self, value: Any, path: str) -> Any:
-        """Return the form of a list, dict and the like, of these very classes; None for anything else."""
+        """Return the form of a list, dict or the like, of exactly these classes; None for anything else."""
         kind = type(value)
         if kind is list:
             return self._items(value, path)
@@ -90,7 +90,7 @@ class Saver:
             return ("tuple", self._items(value, path))
         if kind is torch.Size:
             return ("tuple", list(value))
-        if kind in (set, frozenset):  # in one order, whatever the order in which it was filled
+        if kind in (set, frozenset):  # in one order, however it was filled
             items = sorted(value, key=lambda item: (type(item).__name__, repr(item)))
             return (kind.__name__, self._items(items, path))
         if kind in (Counter, OrderedDict, defaultdict):
@@ -100,7 +100,7 @@ class Saver:
         return None
 
     def _data(self, value: Any, path: str) -> Any:
-        """Return the form of what is written as text or numbers; None for anything else."""
+        """Return the form of a value that is saved as text or numbers; None for anything else."""
         if isinstance(value, PurePath):
             return ("path", str(value))
         if isinstance(value, torch.device):
@@ -114,7 +114,7 @@ class Saver:
         return None
 
     def _generator(self, value: Any, path: str) -> Any:
-        """Return the form of a generator of random numbers; None for anything else."""
+        """Return the form of a random generator; None for anything else."""
         if isinstance(value, torch.Generator):
             return ("torch.Generator", value.get_state())
         if isinstance(value, random.Random):
@@ -124,7 +124,7 @@ class Saver:
         return None
 
     def _note_need(self, value: Any, path: str) -> None:
-        """Note that a value can be loaded only where there is one, unless the module can build it."""
+        """Note that a value can be loaded only into an existing one, unless the module can build it."""
         kind = type(value)
         if _class_in(self.module, kind.__name__) is not kind:
             self.needs.add(path)
@@ -157,14 +157,14 @@ class Saver:
 
 
 def _holds_more(kind: type) -> bool:
-    """Whether objects of a class hold more than their __dict__ shows: a number, an error's args, slots."""
+    """Whether objects of a class hold more than their __dict__: a number, an error's args, slots."""
     return issubclass(kind, int | float | complex | BaseException) or any(
         vars(base).get("__slots__") for base in kind.__mro__
     )
 
 
 def _unusual(value: Any) -> Any:
-    """Return a form for what torch's reader without code cannot read: b"", and numbers of over 255 bytes."""
+    """Return a form for what torch cannot read with weights_only: b"", and numbers of over 255 bytes."""
     if type(value) is bytes and not value:
         return ("bytes", None)
     if type(value) is int and value.bit_length() > 2000:
@@ -177,7 +177,7 @@ def _inner(path: str, key: Any) -> str:
 
 
 def has_state(value: Any) -> bool:
-    """Whether an object gives its state, and takes it back."""
+    """Whether an object has state_dict and load_state_dict."""
     return callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
 
 
@@ -186,7 +186,7 @@ def _class_in(module: str, name: str) -> Any:
 
 
 def compact(value: Tensor) -> Tensor:
-    """Return a tensor outside of its graph, and of a larger one, for all of its storage would be written."""
+    """Return a tensor detached, and copied if it is a view, whose whole storage would be written."""
     value = whole_in_first(value.detach())
     is_part = value.layout is torch.strided and value.untyped_storage().nbytes() > value.nbytes
     return value.clone() if is_part else value
@@ -196,18 +196,18 @@ class Loader:
     """Turn saved forms into values.
 
     Args:
-        device: where tensors go that were not on the CPU.
+        device: for tensors that were not on the CPU.
         module: see Saver.
     """
 
     def __init__(self, device: torch.device, module: str) -> None:
         self.device, self.module = device, module
-        self._filled: dict[int, Any] = {}  # the lists and dicts that have their contents
+        self._filled: dict[int, Any] = {}  # the lists and dicts that are loaded already
 
     def load(self, saved: Any, live: Any, path: str) -> Any:
-        """Return the value of a saved form; `live` is what is there now, and keeps its identity if it can.
+        """Return the value of a saved form; `live` is the present value, and keeps its identity if possible.
 
-        Raises: ValueError for an object that neither is there nor can be built.
+        Raises: ValueError for an object that neither exists nor can be built.
         """
         if isinstance(saved, list):
             items = self._items(saved, live, path)
@@ -266,12 +266,12 @@ class Loader:
         raise ValueError(f"{path}: the checkpoint has the unknown form {form!r}")
 
     def _kind(self, name: str, live: Any) -> Any:
-        """Return the class of this name: that of the value that is there, or one of the module."""
+        """Return the class of this name: that of the present value, or one of the module."""
         return type(live) if type(live).__name__ == name else _class_in(self.module, name)
 
     def _in_place(self, live: Any, value: Any) -> Any:
-        """Give a list or dict that a closure or a bound method may hold its new contents, once."""
-        if id(live) in self._filled:  # under another name; two were saved unless both hold the same
+        """Refill, once, a list or dict that a closure or a bound method may hold."""
+        if id(live) in self._filled:  # under another name; if the contents differ, two were saved
             return live if not first_difference(live, value) else value
         self._filled[id(live)] = live
         live.clear()
@@ -331,7 +331,7 @@ def _loaded_tensor(value: Tensor, live: Any) -> Tensor:
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Give each place where two saved forms differ in a bit, and how."""
+    """Give each place where two saved forms are not equal bit for bit, and the difference."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in [*a, *(key for key in b if key not in a)]:
             inner = f"{path}.{key}" if path else str(key)
@@ -347,7 +347,7 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _difference(a: Any, b: Any) -> str:
-    """Say how two values differ that are no dicts or lists of one length; empty if they do not."""
+    """Say how two values differ, other than dicts or lists of one length; "" if they do not."""
     if isinstance(a, Tensor) and isinstance(b, Tensor) and (a.shape, a.dtype) == (b.shape, b.dtype):
         n = _n_different(a, b)
         return f"{n} of {a.numel()} numbers differ" if n else ""
@@ -358,7 +358,7 @@ def _difference(a: Any, b: Any) -> str:
 
 
 def _n_different(a: Tensor, b: Tensor) -> int:
-    """Return how many numbers differ in a bit, of two tensors of one shape and dtype."""
+    """Return how many numbers differ in a bit between two tensors of one shape and dtype."""
     if (bytes_a := _bytes_of(a)) == (bytes_b := _bytes_of(b)):
         return 0
     differ = np.frombuffer(bytes_a, np.uint8) != np.frombuffer(bytes_b, np.uint8)
@@ -366,7 +366,7 @@ def _n_different(a: Tensor, b: Tensor) -> int:
 
 
 def first_difference(a: Any, b: Any) -> str:
-    """Name the first place where two saved forms differ in a bit; empty if there is none."""
+    """Name the first place where two saved forms are not equal bit for bit; "" if there is none."""
     return next((f"{path}: {how}" for path, how in differences(a, b)), "")
 
 

@@ -20,7 +20,7 @@ Saved = dict[str, Any]
 
 
 def capture_loss(learn: Learner) -> Saved:
-    """Return the state of a loss that is a module, but for what the model has; empty if it has none."""
+    """Return the state of a loss that is a module, without the model's; empty if it has none."""
     loss, tensors = loss_module(learn.loss_func), loss_tensors(learn)
     if loss is None or loss is learn.model:
         return {}
@@ -38,7 +38,7 @@ def capture_loss(learn: Learner) -> Saved:
 
 
 def check_loss(learn: Learner, saved: Saved, path: Path) -> None:
-    """Raise ValueError unless a checkpoint has the state of the loss that is here; without a state, none."""
+    """Raise ValueError unless a checkpoint has a state of the present loss, or both have none."""
     here, there = capture_loss(learn), saved.get("loss")
     if here and there is None:
         raise ValueError(
@@ -55,7 +55,7 @@ def check_loss(learn: Learner, saved: Saved, path: Path) -> None:
 
 
 def restore_loss(learn: Learner, saved: Saved | None, loader: Loader) -> None:
-    """Put the loss's state back; None where a checkpoint has none."""
+    """Restore the loss's state; None if the checkpoint has none."""
     loss = loss_module(learn.loss_func)
     if saved is None or loss is None:
         return

@@ -1,4 +1,4 @@
-"""State that is kept in memory for a while, in the forms of checkpoints, and put back where it was."""
+"""State that is kept in memory for a while, in the forms of checkpoints, and then restored."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _KEPT = "kept"  # (_KEPT, the object, what was in it)
 
 
 class Memory(Saver):
-    """Keep what is in objects, and put it back into these, whatever has become of them.
+    """Keep the contents of objects, and restore them in the same objects, however these have changed.
 
-    The forms are those of checkpoints, but each comes with its object, so that it keeps its identity. What
-    has no form (an open file, say) stays as it is: there the reference has to do. Of a module, everything in
-    it is kept: parameters, buffers, gradients, modes and its parts.
+    The forms are those of checkpoints, but each comes with its object, which so keeps its identity. For what
+    has no form, such as an open file, only the reference is kept. Of a module, everything is kept:
+    parameters, buffers, gradients, modes and submodules.
 
     Args:
         shared: objects that are left as they are wherever they are found.
@@ -29,21 +29,21 @@ class Memory(Saver):
 
     def __init__(self, shared: Iterable[Any]) -> None:
         super().__init__(shared, "")
-        self._seen: set[int] = set()  # each object once, also in a circle
+        self._seen: set[int] = set()  # each object once, also in a cycle
         self._fields: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._forms: list[Any] = []
 
     def keep(self, *values: Any) -> None:
-        """Keep what is in these."""
+        """Keep the contents of these values."""
         self._forms += [self.save(value, "") for value in values]
 
     def keep_fields(self, owner: Any) -> None:
-        """Keep the attributes of an object, and what is in them."""
+        """Keep the attributes of an object, and their contents."""
         self._fields.append((vars(owner), dict(vars(owner))))
         self.keep(*vars(owner).values())
 
     def put_back(self) -> None:
-        """Put everything back; where that fails for one object, those after it get theirs all the same."""
+        """Restore everything; if that fails for one object, the others are restored all the same."""
         loader, error = _Back(torch.device("cpu"), ""), None
         for live, fields in self._fields:
             live.clear()
@@ -65,7 +65,7 @@ class Memory(Saver):
         self._seen.add(id(value))
         try:
             return (_KEPT, value, self._form(value, path))
-        except Exception:  # an open file, say: the reference has to do
+        except Exception:  # for an open file, the reference has to do
             return (_KEPT, value, LEFT)
 
     def _form(self, value: Any, path: str) -> Any:
@@ -79,12 +79,12 @@ class Memory(Saver):
             return ("module", parts)
         form = super().save(value, path)
         if has_state(value) and hasattr(value, "__dict__"):
-            return ("fields", dict(vars(value)), form)  # also what its state_dict leaves out
+            return ("fields", dict(vars(value)), form)  # including what its state_dict leaves out
         return form
 
 
 class _Back(Loader):
-    """Put forms of a Memory back into their objects."""
+    """Restore forms of a Memory in their objects."""
 
     def load(self, saved: Any, live: Any, path: str) -> Any:
         if not (isinstance(saved, tuple) and saved and saved[0] is _KEPT):
@@ -108,7 +108,7 @@ class _Back(Loader):
 
 
 def _refill(live: Any, value: Any) -> None:
-    """Give an object the contents of another; what cannot change has them already."""
+    """Give an object the contents of another; an immutable one has them already."""
     if value is live:
         return
     if isinstance(live, dict | set):
@@ -131,7 +131,7 @@ def _put_tensor(t: Tensor, value: Tensor, requires_grad: bool, grad: Tensor | No
         if (t.shape, t.dtype, t.device) != (value.shape, value.dtype, value.device):
             t.data = value.clone()
         elif all(stride or n < 2 for stride, n in zip(t.stride(), t.shape, strict=True)):
-            t.copy_(value)  # unless it is expanded, and so never written to
+            t.copy_(value)  # an expanded tensor is never written to
         if grad is not None:
             grad.copy_(in_grad)
     if t.is_leaf:
@@ -145,7 +145,7 @@ _PARTS = ("_parameters", "_buffers", "_modules")
 def _module_form(module: nn.Module, memory: Memory) -> tuple[Any, ...]:
     tensors = [t for name in _PARTS[:2] for t in vars(module)[name].values() if t is not None]
     extra = None
-    with suppress(RuntimeError):  # how a module says that it has none
+    with suppress(RuntimeError):  # the module has none
         extra = memory.save(module.get_extra_state(), "")
     parts = {name: dict(vars(module)[name]) for name in _PARTS}
     return module, module.training, parts, [memory.save(t, "") for t in tensors], extra

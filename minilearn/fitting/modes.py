@@ -1,4 +1,4 @@
-"""The modes of modules in a fit; freezing modules, and training them again."""
+"""The modes of modules in a fit; freezing and unfreezing modules."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Modes:
-    """The modes of the modules of a model and its loss, and which BatchNorms of the model are frozen.
+    """Hold the modes of the modules of a model and its loss, and which BatchNorms of the model are frozen.
 
-    found (module -> whether it was in training mode when the fit began, or when it came into the model; empty
-    outside of a fit), frozen_norms (BatchNorms that `freeze` keeps in evaluation mode).
+    found (module -> whether it was in training mode when the fit began, or when it was added to the model;
+    empty outside of a fit), frozen_norms (BatchNorms that `freeze` keeps in evaluation mode).
 
     Args:
-        learn: whose model and loss they are.
+        learn: the learner of this model and loss.
     """
 
     def __init__(self, learn: Learner) -> None:
@@ -34,13 +34,13 @@ class Modes:
     # In a fit -------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Note each module's mode, at the beginning of a fit."""
+        """Note each module's mode at the beginning of a fit."""
         self.found = {m: m.training for root in roots_of(self.learn) for m in root.modules()}
 
     def find(self) -> None:
-        """Note the mode of each module that has come since: the whole's, or evaluation mode if it is in it.
+        """Note the mode of each new module: the whole model's, or evaluation mode if the module is in it.
 
-        Called before modes are set, so that a new module has the one in which it came.
+        This is called before modes are set, when a new module still has its original mode.
         """
         for root in roots_of(self.learn):
             for module in root.modules():  # the root comes first
@@ -61,19 +61,19 @@ class Modes:
             root.train(self.learn.training)
             if self.learn.training and self.found[root]:
                 for module in root.modules():
-                    module.training = self.found[module]  # what the user put there stays
+                    module.training = self.found[module]  # modes that the user set stay
         if not self.learn.training:
             return
         for norm in self.frozen_norms:
             norm.training = False
 
     def restore(self, found: dict[nn.Module, bool], frozen_norms: list[nn.Module]) -> None:
-        """Take the modes of a checkpoint."""
+        """Load the modes of a checkpoint."""
         self.found.update(found)
         self.frozen_norms = frozen_norms
 
     def of(self, module: nn.Module) -> bool:
-        """Return the mode in which a fit found a module and leaves it; without a fit, the one that it has."""
+        """Return the mode in which a fit found, and will leave, a module; outside of a fit, its mode."""
         return self.found.get(module, module.training)
 
     def is_frozen(self, module: nn.Module) -> bool:
@@ -89,10 +89,10 @@ class Modes:
         own = [] if which else unwrapped(model).parameters(recurse=False)
         for p in [*own, *(p for module in modules for p in module.parameters())]:
             p.requires_grad_(False)
-            p.grad = None  # a step that is still to come would use it
+            p.grad = None  # the next step would use it
         norms = [part for module in modules for part in module.modules() if isinstance(part, _BatchNorm)]
         for norm in norms:
-            # In a model that is in evaluation mode, that of a part says nothing about the part.
+            # If the whole model is in evaluation mode, the mode of a part says nothing about the part.
             if self.of(norm) or (not self.of(model) and not self.is_frozen(norm)):
                 self.frozen_norms.append(norm)
                 self._set(norm, False)
@@ -108,7 +108,7 @@ class Modes:
                     self._set(part, self.of(model))
 
     def _set(self, module: nn.Module, training: bool) -> None:
-        if module in self.found:  # a fit is running: what it leaves when it ends, and has in training
+        if module in self.found:  # a fit is running: the mode in training, and after the fit
             self.found[module] = training
             training = training and self.learn.training
         module.training = training
@@ -135,7 +135,7 @@ def _chosen(model: nn.Module, which: Sequence[str | type[nn.Module]]) -> list[nn
                 f"did you mean {close[0]!r}?" if close else f"the model has {', '.join(list(modules)[:20])}"
             )
         if not found:
-            raise ValueError(f"{wanted!r} is no module of {type(unwrapped(model)).__name__}: {hint}")
+            raise ValueError(f"{wanted!r} is not a module of {type(unwrapped(model)).__name__}: {hint}")
         chosen += found
     return chosen
 
