@@ -181,7 +181,7 @@ def test_repr_begins_with_its_name(name):
 
 
 @EACH
-def test_it_trains_two_epochs_beside_the_defaults(make_learner, name, capsys):
+def test_it_trains_two_epochs_with_the_defaults(make_learner, name, capsys):
     learn = make_learner(cbs=[FACTORIES[name]()], default_cbs=True, opt_func=SGD)
     weight = next(learn.model.parameters())
     before = weight.detach().clone()

@@ -169,7 +169,7 @@ SCHEDULERS = {
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_scheduler_goes_on_where_it_stood(tmp_path, name):
+def test_scheduler_resumes_where_it_was(tmp_path, name):
     scheduler = getattr(lr_scheduler, name)
     check_each_place(
         lambda: [BatchSchedulerCB(scheduler, **SCHEDULERS[name])], tmp_path, param_groups=two_groups
@@ -177,7 +177,7 @@ def test_scheduler_goes_on_where_it_stood(tmp_path, name):
 
 
 @pytest.mark.parametrize("function", [sequential, chained])
-def test_schedulers_made_of_others_go_on_where_they_stood(tmp_path, function):
+def test_schedulers_made_of_others_resume_where_they_were(tmp_path, function):
     check_each_place(lambda: [BatchSchedulerCB(function)], tmp_path)
 
 
@@ -193,7 +193,7 @@ EPOCH_SCHEDULERS = {
 
 
 @pytest.mark.parametrize("name", EPOCH_SCHEDULERS)
-def test_scheduler_of_epochs_goes_on_where_it_stood(tmp_path, name):
+def test_scheduler_of_epochs_resumes_where_it_was(tmp_path, name):
     function, kwargs = EPOCH_SCHEDULERS[name]
     check_each_place(lambda: [EpochSchedulerCB(function, **kwargs), MetricsCB()], tmp_path)
 
@@ -239,7 +239,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedule_goes_on_where_it_stood(tmp_path, name):
+def test_schedule_resumes_where_it_was(tmp_path, name):
     check_each_place(SCHEDULES[name], tmp_path, opt_func=adam, param_groups=two_groups)
 
 
@@ -289,7 +289,7 @@ METRICS = {
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_metrics_go_on_where_they_stood(tmp_path, name):
+def test_metrics_resume_where_they_were(tmp_path, name):
     check_each_place(METRICS[name], tmp_path, **PLAIN)
 
 
@@ -325,7 +325,7 @@ OTHERS_PLACES = {"BatchSizeCB": n_places(2, 1, 1) - 1 + n_places(3, 1, 2)}
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_callback_goes_on_where_it_stood(tmp_path, monkeypatch, name):
+def test_callback_resumes_where_it_was(tmp_path, monkeypatch, name):
     monkeypatch.setattr("minilearn.callbacks.recorder._CHUNK", 2)
     check_each_place(OTHERS[name], tmp_path, OTHERS_PLACES.get(name))
 
@@ -544,7 +544,7 @@ def test_callbacks_of_every_kind_go_together(tmp_path):
 
 
 def stopped_and_resumed(folder, make, n=2):
-    """Stop a fit at the n-th place of rest and go on with it; return the learner."""
+    """Stop a fit at its n-th rest and resume it; return the learner."""
     with pytest.raises(StoppedError):
         new_learner(lambda: [*make(), every_rest(folder), StopCB(n)], seed=1).fit(N_EPOCHS)
     learn = new_learner(lambda: [*make(), every_rest(folder)], seed=2)
@@ -653,7 +653,7 @@ def straight_end():
 
 
 @pytest.mark.parametrize("n", range(1, n_places(**SHORT) + 1))
-def test_fit_that_broke_off_goes_on_from_its_folder(tmp_path, n):
+def test_interrupted_fit_resumes_from_its_folder(tmp_path, n):
     learn = stopped_and_resumed(tmp_path, several, n)
     assert first_difference(straight_end(), state_of(learn, "CheckpointCB")) == ""
 

@@ -318,7 +318,7 @@ def test_there_is_no_iterate_before_the_first_average_by_steps():
     assert kinds(learn) == [(0, "train"), (0, "eval"), (1, "train"), (1, "iterate"), (1, "eval")]
 
 
-def test_without_validation_there_are_rows_of_training_alone():
+def test_without_validation_there_are_only_rows_of_training():
     learn = norm_learner(SWACB(0))
     learn.fit(2, valid=False)
     assert kinds(learn) == [(0, "train"), (1, "train")]
@@ -541,7 +541,7 @@ def moment_of(learn):
 
 
 class ValidateInsideCB(Callback):
-    """Validate the average in the middle of the epoch, once there is one."""
+    """Validate the average during the epoch, once there is one."""
 
     def __init__(self, order, event):
         self.order, self.rows = order, []
@@ -873,7 +873,7 @@ def test_averaged_before_the_first_fit_has_nothing():
 # Others look on ---------------------------------------------------------------------------------------
 
 
-def test_validate_of_a_callback_is_of_the_average_inside_averaged_alone(at):
+def test_validate_of_a_callback_is_of_the_average_only_inside_averaged(at):
     found = []
 
     def look(learn):
@@ -931,7 +931,7 @@ def test_validate_of_a_callback_between_epochs_is_of_the_iterate(at, event):
     assert rows == pytest.approx(by_hand, rel=1e-6)
 
 
-def test_callback_of_one_validation_sees_its_batches_alone(at):
+def test_callback_of_one_validation_sees_only_its_batches(at):
     found = []
 
     def look(learn):
@@ -1013,7 +1013,7 @@ def test_best_checkpoint_has_the_averaged_weights_that_scored_best(tmp_path, qui
 
 
 @pytest.mark.parametrize("name", ["best.pt", "newest", "the one before"])
-def test_run_that_goes_on_from_the_best_or_the_newest_is_the_straight_run(tmp_path, quick_files, name, at):
+def test_run_resumed_from_the_best_or_the_newest_is_the_straight_run(tmp_path, quick_files, name, at):
     straight = best_run(tmp_path / "a")
     straight.fit(4)
     stopped = best_run(tmp_path / "b", StopCB(3 * 7 - 1))
@@ -1030,12 +1030,12 @@ def test_run_that_goes_on_from_the_best_or_the_newest_is_the_straight_run(tmp_pa
 RESUMED = {
     "EMACB": (lambda: [EMACB(0.8), MetricsCB()], 4, 0),
     "EMACB by steps": (lambda: [EMACB(0.8, every_steps=3)], 4, 0),
-    "EMACB, gathered, in 16 bits": (
+    "EMACB, accumulated, in 16 bits": (
         lambda: [EMACB(0.8), GradientAccumulationCB(2), MixedPrecisionCB(), MetricsCB()],
         5,
         0,
     ),
-    "SWACB, gathered, in 16 bits": (
+    "SWACB, accumulated, in 16 bits": (
         lambda: [SWACB(1, every_steps=2), GradientAccumulationCB(2), MixedPrecisionCB(), MetricsCB()],
         5,
         1,
@@ -1207,7 +1207,7 @@ def test_lr_of_groups_that_no_schedule_rules_is_after_the_fit_as_before_it():
 
 
 @pytest.mark.parametrize("schedule", [{1: 0.5}, lambda step: 1 - step / 100], ids=["table", "function"])
-def test_schedule_of_the_momentum_goes_on_where_swa_rules_the_lr(schedule):
+def test_schedule_of_the_momentum_continues_where_swa_sets_the_lr(schedule):
     plain, averaged = LrsCB(), LrsCB()
     norm_learner(plain, ScheduleCB("momentum", schedule)).fit(4)
     steps = BatchSchedulerCB(LambdaLR, lr_lambda=lambda step: 1.0)
@@ -1286,7 +1286,7 @@ def test_callback_of_one_fit_is_gone_after_it(make):
     assert kinds(learn)[-2:] == [(3, "train"), (3, "eval")]
 
 
-def test_lr_find_and_validation_alone_leave_the_average_alone():
+def test_lr_find_and_validation_outside_of_a_fit_leave_the_average_alone():
     ema = EMACB(0.8)
     learn = norm_learner(ema)
     learn.fit(2)

@@ -331,7 +331,7 @@ def test_order_of_a_shuffled_tensor_loader_is_a_function_of_seed_and_epoch(watch
     assert len({tuple(order) for order in expected} - {tuple(ALL)}) == 4
 
 
-def test_order_goes_on_in_a_second_fit(make):
+def test_order_continues_in_a_second_fit(make):
     plain, (learn, watch) = make(tensors(shuffle=True)), make(tensors(shuffle=True))
     plain[0].fit(4)
     for _ in range(2):
@@ -425,7 +425,7 @@ def test_batch_size_is_what_it_was_however_the_fit_ended(make, at, make_loader, 
     assert watch.sizes == [[4, 4, 2]]
 
 
-def test_second_fit_begins_the_table_anew(make):
+def test_second_fit_begins_the_table_again(make):
     learn, watch = make(None, BatchSizeCB({1: 5}))
     learn.fit(2)
     learn.fit(2)

@@ -57,7 +57,7 @@ def test_named_device_is_used():
     assert DeviceCB("meta").device == DeviceCB(torch.device("meta")).device == torch.device("meta")
 
 
-def test_cpu_is_used_beside_an_accelerator(machine):
+def test_cpu_is_used_in_spite_of_an_accelerator(machine):
     machine("cuda")
     assert DeviceCB("cpu").device == torch.device("cpu")
 

@@ -99,7 +99,7 @@ def test_no_module_chosen_is_an_error_that_names_the_kinds_there_are(make_learne
     assert batches == []
 
 
-def test_modules_are_chosen_anew_for_each_fit(make_learner):
+def test_modules_are_chosen_again_for_each_fit(make_learner):
     calls = Calls()
     learn = make_learner(model=small_net(), n_batches=1, cbs=[cb := HooksCB(calls, nn.ReLU)])
     learn.fit()
@@ -541,7 +541,7 @@ def test_every_and_n_bins_are_counts(name, value):
         StoreModuleStatsCB(**{name: value})
 
 
-def test_whole_numbers_do_for_bounds(make_learner):
+def test_whole_numbers_are_good_bounds(make_learner):
     cb = StoreModuleStatsCB(nn.Linear, bounds=(-4, 4), n_bins=4)
     by_hand(make_learner, cb).fit()
     assert cb.stats["0"].hists[0].tolist() == [0.0, 0.25, 0.25, 0.5]

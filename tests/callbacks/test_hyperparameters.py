@@ -139,7 +139,7 @@ def test_hyperparameters_of_a_bare_class_are_its_attributes(make_learner, bare_s
     assert (learn.opt.lr, learn.opt.wd) == (0.1, 0.4)
 
 
-def test_part_of_the_betas_leaves_the_other_as_it_is(make_learner):
+def test_one_of_the_betas_leaves_the_other_as_it_is(make_learner):
     learn = make_learner()
     recorder = RecorderCB(betas=lambda cb: cb.pg["betas"])
     learn.fit(cbs=[ScheduleCB("betas.0", halve), recorder])
@@ -147,7 +147,7 @@ def test_part_of_the_betas_leaves_the_other_as_it_is(make_learner):
     assert learn.opt.param_groups[0]["betas"] == (0.9, 0.999)
 
 
-def test_both_parts_of_the_betas_have_a_schedule_each(make_learner):
+def test_each_of_the_betas_has_its_schedule(make_learner):
     learn = make_learner()
     recorder = RecorderCB(betas=lambda cb: cb.pg["betas"])
     learn.fit(cbs=[ScheduleCB("betas.1", {0: 0.5}), ScheduleCB("betas.0", halve), recorder])
@@ -212,7 +212,7 @@ def test_factory_gets_the_steps_of_the_fit(make_learner, factory, made):
     assert lrs == [0.1 * made(step) for step in range(6)]
 
 
-def test_factory_gets_the_length_of_each_fit_anew(make_learner):
+def test_factory_gets_the_length_of_each_fit(make_learner):
     cb = ScheduleCB("lr", polynomial)
     learn = make_learner(n_batches=2)
     assert used(learn, "pg.lr", cb) == [0.1, 0.05]
@@ -302,7 +302,7 @@ def test_table_writes_at_its_epochs_and_leaves_the_others_alone(make_learner):
     assert written == [("lr", 0.5), ("lr", 0.2), ("lr", 0.1)]  # and what it was
 
 
-def test_table_may_have_whole_betas(make_learner):
+def test_table_may_have_both_betas(make_learner):
     learn = make_learner(n_batches=1)
     cb = ScheduleCB("betas", {1: (0.5, 0.6)})
     recorder = RecorderCB(betas=lambda cb: cb.pg["betas"])
@@ -311,7 +311,7 @@ def test_table_may_have_whole_betas(make_learner):
     assert learn.opt.param_groups[0]["betas"] == (0.9, 0.999)
 
 
-def test_table_may_have_a_part_of_the_betas(make_learner):
+def test_table_may_have_one_of_the_betas(make_learner):
     learn = make_learner(n_batches=1)
     assert used(learn, "pg.betas", ScheduleCB("betas.1", {1: 0.5}), 2) == [(0.9, 0.999), (0.9, 0.5)]
 
@@ -394,7 +394,7 @@ def test_values_are_as_before_however_the_fit_ended(make_learner, at, error, eve
     assert hyperparameters(learn) == before
     assert all(changed)
     assert bool(changed) is (event != "before_fit" or error is None)
-    assert used(learn, "pg.lr", cbs, 2)[:2] == [0.1, 0.05]  # and the callbacks begin anew
+    assert used(learn, "pg.lr", cbs, 2)[:2] == [0.1, 0.05]  # and the callbacks begin again
 
 
 def test_each_fit_starts_from_the_lr_that_is_asked_of_it(make_learner):
@@ -544,26 +544,26 @@ def test_recorder_reads_what_the_step_used(make_learner, at, reverse):
 
 
 def test_steps_that_were_cancelled_do_not_count(make_learner, at):
-    def gather(learn):
+    def skip_even(learn):
         if learn.batch_idx % 2 == 0:
             raise CancelStepException
 
-    learn = make_learner(n_batches=6, cbs=[at("before_step", gather)])
+    learn = make_learner(n_batches=6, cbs=[at("before_step", skip_even)])
     assert used(learn, "pg.lr", ScheduleCB("lr", halve)) == [0.1, 0.05, 0.025]
 
 
 def test_factory_gets_the_steps_that_another_callback_plans(make_learner, at):
-    def gather(learn):
+    def skip_even(learn):
         if learn.batch_idx % 2 == 0:
             raise CancelStepException
 
-    every_other = at("before_step", gather)
+    every_other = at("before_step", skip_even)
     every_other.plan_steps = lambda learn, steps: [n // 2 for n in steps]
     learn = make_learner(n_batches=4, cbs=[every_other])
     assert used(learn, "pg.lr", ScheduleCB("lr", polynomial), 2) == pytest.approx([0.1, 0.075, 0.05, 0.025])
 
 
-# Beside other schedulers ----------------------------------------------------------------------------
+# With other schedulers -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -576,7 +576,7 @@ def test_factory_gets_the_steps_that_another_callback_plans(make_learner, at):
     ids=str,
 )
 @pytest.mark.parametrize("reverse", [False, True])
-def test_scheduler_of_the_lr_is_refused_beside_it(make_learner, at, other, reverse):
+def test_scheduler_of_the_lr_is_refused_with_it(make_learner, at, other, reverse):
     cb = ScheduleCB("lr", {0: 0.1}, group=0)
     cbs = [cb, other]
     batches = []
@@ -593,7 +593,7 @@ def test_scheduler_of_the_lr_is_refused_beside_it(make_learner, at, other, rever
 @pytest.mark.parametrize(
     ("scheduler_f", "kwargs"), [(OneCycleLR, {}), (CyclicLR, {"base_lr": 0.01, "step_size_up": 2})]
 )
-def test_scheduler_that_cycles_the_momentum_is_refused_beside_it(
+def test_scheduler_that_cycles_the_momentum_is_refused_with_it(
     make_learner, opt_func, name, scheduler_f, kwargs
 ):
     learn = make_learner(opt_func=opt_func)
@@ -961,7 +961,7 @@ def test_a_schedule_of_the_fit_s_length_warns_when_steps_were_not_taken(make_lea
         learn.fit()
 
 
-def test_a_group_added_in_the_middle_is_left_alone_at_the_end(make_learner, at):
+def test_a_group_added_during_the_fit_is_left_alone_at_the_end(make_learner, at):
     extra = torch.nn.Parameter(torch.zeros(1))
 
     def add(learn):

@@ -146,7 +146,7 @@ N_RESTS = 2 * (3 + 1 + 1)
 
 @pytest.mark.parametrize("n", range(1, N_RESTS))
 @pytest.mark.parametrize("every_steps", [1, 2, 4, None])  # None: at the end of each epoch
-def test_resumed_run_goes_on_where_it_was(make_learner, tmp_path, n, every_steps):
+def test_resumed_run_continues_where_it_was(make_learner, tmp_path, n, every_steps):
     def make(folder, *cbs):
         logger = TensorBoardCB(folder, "a", every=1)
         saver = CheckpointCB(folder / "saved", every_steps=every_steps)
@@ -320,7 +320,7 @@ def test_folder_that_cannot_be_written_is_named_before_training(make_learner, tm
 
 
 @EVERY
-def test_validation_alone_and_verify_resume_write_nothing(make_learner, tmp_path, cls):
+def test_validation_outside_of_a_fit_and_verify_resume_write_nothing(make_learner, tmp_path, cls):
     learn = make_learner(cbs=[logger_at(cls, tmp_path), MetricsCB()])
     learn.validate()
     learn.fit(train=False)
@@ -355,7 +355,7 @@ def test_file_has_a_line_for_each_phase_with_the_lr_of_the_last_step(make_learne
     assert lines(tmp_path / "a" / "log.csv") == expected
 
 
-def test_file_is_whole_after_each_epoch(make_learner, tmp_path, at):
+def test_file_is_complete_after_each_epoch(make_learner, tmp_path, at):
     seen = []
     path = tmp_path / "log.csv"
     cbs = [CSVLoggerCB(path), MetricsCB(), at("cleanup_epoch", lambda _: seen.append(len(lines(path))), 99)]

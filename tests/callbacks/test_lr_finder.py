@@ -283,7 +283,7 @@ def test_loss_and_all_that_a_callback_keeps_are_as_before_in_the_same_objects():
     learn.lr_find(n_steps=25, diverge=math.inf)
     assert list(vars(cb)) == names
     assert cb.objects() == objects
-    assert next(cb.iterator) > 11  # what cannot be saved is the same object, and has gone on
+    assert next(cb.iterator) > 11  # what cannot be saved is the same object, and has moved on
     assert cb.state() == other.state()
     now = [*learn.loss_func.parameters(), *learn.loss_func.buffers()]
     assert frozen(now) == loss
@@ -389,7 +389,7 @@ def halves(model):
     return [p.requires_grad_() for p in (model.layers[0].weight, model.layers[3].weight)]
 
 
-def test_sweep_goes_on_over_epochs_of_a_short_loader():
+def test_sweep_continues_over_epochs_of_a_short_loader():
     finder = make().lr_find(end_lr=0.1, n_steps=34)  # the loader has 10 batches
     assert len(finder.losses) == 34
 

@@ -104,7 +104,7 @@ def test_batch_that_is_no_tensor_is_left_alone():
 
 
 @pytest.mark.parametrize("opt_func", [AdamW, partial(SGD, momentum=0.9)])
-def test_kept_optimizer_goes_on_when_the_weights_become_channels_last(opt_func):
+def test_kept_optimizer_continues_when_the_weights_become_channels_last(opt_func):
     plain, learn = conv_learner(opt_func=opt_func, lr=0.01), conv_learner(opt_func=opt_func, lr=0.01)
     for cbs in ([], [ChannelsLastCB()]):
         plain.fit()
@@ -185,7 +185,7 @@ def test_names_are_those_of_the_plain_model(backend, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), learn.model.parameters(), strict=True))
 
 
-def test_second_fit_does_not_compile_anew(backend):
+def test_second_fit_does_not_compile_again(backend):
     learn = conv_learner(CompileCB(backend=backend), model=tiny())
     learn.fit()
     n, call = backend.n, learn.model._compiled_call_impl

@@ -122,7 +122,7 @@ def test_line_is_not_wrapped_at_the_width(make_learner):
     assert len(shown(make_learner, console).splitlines()) == 2
 
 
-def test_lines_go_on_with_the_epochs_of_the_learner(make_learner):
+def test_lines_continue_the_epochs_of_the_learner(make_learner):
     console = file()
     learn = make_learner(n_valid=0, cbs=[MetricsCB(), ProgressCB(console=console)])
     learn.fit()
@@ -340,7 +340,7 @@ def test_notebook_keeps_the_rows_after_an_error(make_learner, at, notebook):
 
 
 @pytest.mark.parametrize("fit", [{}, {"valid": False}], ids=["with validation", "without"])
-def test_plot_is_drawn_anew_after_each_epoch(make_learner, notebook, fit):
+def test_plot_is_drawn_again_after_each_epoch(make_learner, notebook, fit):
     cb = ProgressCB(plot=True, console=jupyter())
     make_learner(cbs=[MetricsCB(), cb]).fit(3, **fit)
     _, figures = notebook

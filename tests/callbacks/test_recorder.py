@@ -164,7 +164,7 @@ def test_value_that_fails_leaves_no_half_row(make_learner):
     assert recorder.recs == {"lr": [0.1], "mine": [1]}
 
 
-def test_records_go_on_over_two_fits(make_learner):
+def test_records_continue_over_two_fits(make_learner):
     recorder = RecorderCB(lr="pg.lr")
     learn = make_learner(cbs=[recorder])
     learn.fit()
@@ -215,7 +215,7 @@ def test_plot_before_any_fit_is_refused():
 @pytest.mark.parametrize(
     "part", [lambda w: w[0, 0], lambda w: w.flatten()[:2], lambda w: w.T, lambda w: w.detach()]
 )
-def test_part_of_a_parameter_is_recorded_as_it_was(make_learner, at, part):
+def test_view_of_a_parameter_is_recorded_as_it_was(make_learner, at, part):
     seen = []
     look = at("after_step", lambda learn: seen.append(part(learn.model.weight).tolist()))
     recorder = RecorderCB(w=lambda r: part(r.learn.model.weight))

@@ -521,7 +521,7 @@ class UnlikeCB(AccumulateCB):
 
 
 @pytest.mark.parametrize("n_batches", [6, 7])
-def test_one_cycle_ends_at_its_lowest_lr_where_gradients_are_gathered(make_learner, n_batches):
+def test_one_cycle_ends_at_its_lowest_lr_with_accumulated_gradients(make_learner, n_batches):
     cb = BatchSchedulerCB(OneCycleLR)
     learn = make_learner(n_batches=n_batches, cbs=[AccumulateCB(), cb])
     by_hand = [

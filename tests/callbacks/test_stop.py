@@ -64,14 +64,14 @@ def test_single_batch_plans_the_schedule_for_its_steps(make_learner, unit):
     assert recorder.recs["lr"][-1] == pytest.approx(0.1 / 25 / 1e4)
 
 
-def test_loaders_are_whole_again_after_single_batch(make_learner):
+def test_loaders_have_all_batches_again_after_single_batch(make_learner):
     learn = make_learner(n_batches=5)
     learn.fit(cbs=[SingleBatchCB()])
     learn.fit()
     assert learn.n_steps == 5
 
 
-def test_single_batch_goes_with_validation_alone(make_learner):
+def test_single_batch_works_in_validation_outside_of_a_fit(make_learner):
     learn = make_learner(cbs=[SingleBatchCB(), MetricsCB(), BatchSchedulerCB(OneCycleLR)])
     learn.fit(train=False)
     assert [row["train"] for row in learn.history] == ["eval"]
@@ -144,7 +144,7 @@ def test_every_has_to_be_positive(every):
 
 
 class Counting(nn.Module):
-    """BatchNorm, and buffers that count: one not persistent, changed in place, one assigned anew."""
+    """BatchNorm, and buffers that count: one not persistent, changed in place, one reassigned."""
 
     def __init__(self):
         super().__init__()
@@ -483,7 +483,7 @@ def test_lr_find_is_not_stopped(make_learner):
     ],
     ids=["restored", "not restored", "never a number"],
 )
-def test_report_is_the_last_line_beside_a_progress_bar(stopped, capsys, values, kwargs, said):
+def test_report_is_the_last_line_with_a_progress_bar(stopped, capsys, values, kwargs, said):
     stopped(values, ProgressCB(), **kwargs)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == said

@@ -96,7 +96,7 @@ class Stateful:
 
 
 class OneSource:
-    """An iterable over one source that goes on, such as a queue."""
+    """An iterable over one continuing source, such as a queue."""
 
     def __init__(self):
         self.source = iter(list(BATCHES))
@@ -470,7 +470,7 @@ def joined(loader, n):
 
 @that(lambda kind: not kind.shards)
 @pytest.mark.parametrize("n", [2, 3])
-def test_shards_are_the_whole_each_sample_in_one_of_them(kind, n):
+def test_shards_have_each_sample_once(kind, n):
     assert joined(kind.make, n) == whole(kind)
 
 

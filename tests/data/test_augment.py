@@ -192,7 +192,7 @@ ALL = [*CROPS, *FLIPS, Cutout(3), Normalize((0.5,) * 3, (0.2,) * 3)]
 
 
 @pytest.mark.parametrize("augment", ALL, ids=repr)
-def test_what_an_image_becomes_depends_on_its_own_numbers_alone(augment):
+def test_what_an_image_becomes_depends_only_on_its_own_numbers(augment):
     random = uniform(5, augment.n_random)
     whole = augment(IMAGES, random)
     each = [augment(IMAGES[i : i + 1], random[i : i + 1]) for i in range(5)]
@@ -264,4 +264,4 @@ def test_two_epochs_in_a_row_have_each_image_both_ways():
     assert torch.equal(whole[2], whole[0])
     assert not torch.equal(whole[0], images.float())  # some are mirrored at first
     assert not torch.equal(whole[1], images.float())
-    assert not torch.equal(shifts[2], shifts[0])  # what does not alternate is drawn anew
+    assert not torch.equal(shifts[2], shifts[0])  # what does not alternate is drawn again

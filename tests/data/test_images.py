@@ -79,7 +79,7 @@ def test_numbers_differ_between_epochs_seeds_images_and_augmentations():
     assert len(found.flatten().unique()) == 3 * 10 * 2
 
 
-def test_numbers_are_no_part_of_the_order():
+def test_augmentation_draws_nothing_from_the_order():
     # Else images early in the epoch would be flipped more often, say.
     one = ImageLoader(PIXELS, TARGETS, [Numbers()], bs=10, shuffle=True, seed=1)
     _, order = next(iter(one))
@@ -165,7 +165,7 @@ def test_state_is_what_order_and_augmentation_depend_on():
 
 
 @pytest.mark.parametrize("other", [(NORMALIZE, RandomCrop(3)), (RandomCrop(2), NORMALIZE), (NORMALIZE,)])
-def test_other_augmentation_is_refused_when_a_run_goes_on(other):
+def test_other_augmentation_is_refused_when_a_run_resumes(other):
     with pytest.raises(ValueError, match=r"augment='\(.*RandomCrop\(padding=2\)"):
         loader(NORMALIZE, RandomCrop(2)).load_state_dict(loader(*other).state_dict())
 

@@ -110,7 +110,7 @@ def test_what_is_no_iterable_of_batches_is_refused(loader, shown):
     ("loader", "kind"),
     [(iter(TRAIN), "list_iterator"), ((b for b in TRAIN), "generator"), (zip(TRAIN), "zip")],
 )
-def test_iterable_that_goes_only_once_is_refused(loader, kind):
+def test_iterable_that_can_be_read_only_once_is_refused(loader, kind):
     with pytest.raises(TypeError, match=rf"dls train.*{kind}"):
         DataLoaders(loader)
 

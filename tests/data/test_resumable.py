@@ -249,7 +249,7 @@ def test_loader_that_does_not_say_what_a_batch_is_is_told():
 # Augmentation -----------------------------------------------------------------------------------------
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_alone():
+def test_augmentation_depends_only_on_seed_epoch_and_index():
     by_index = {}
     for bs, shuffle in ((3, True), (4, False), (10, True)):
         for batch in read(augmented(bs=bs, shuffle=shuffle), epoch=2):
@@ -283,7 +283,7 @@ def test_each_generator_of_a_sample_draws_numbers_of_its_own():
     assert len(set(z)) == 3
 
 
-def test_collate_draws_anew_for_each_batch():
+def test_collate_draws_again_for_each_batch():
     drawn = [batch[2] for batch in read(augmented())]
     assert len({tuple(z) for z in drawn}) == 4
 
@@ -301,7 +301,7 @@ def test_batches_are_the_same_bit_for_bit_with_workers_that_stay(n_workers):
         assert read(made, epoch, start) == read(plain, epoch, start)
 
 
-def test_batches_are_the_same_bit_for_bit_with_workers_that_are_started_anew():
+def test_batches_are_the_same_bit_for_bit_with_restarted_workers():
     made, plain = augmented(num_workers=2), augmented()
     assert read(made, 1, 1) == read(plain, 1, 1)
     assert read(made, 0) == read(plain, 0)
@@ -316,7 +316,7 @@ def test_pass_leaves_the_random_numbers_of_the_main_process(n_workers):
     assert rng_states() == before
 
 
-def test_random_numbers_of_the_main_process_go_on_when_a_sample_raises():
+def test_random_numbers_of_the_main_process_continue_when_a_sample_raises():
     class Broken(Augmented):
         def __getitem__(self, i):
             random.random()
@@ -385,7 +385,7 @@ def test_generator_is_found_wherever_it_is_kept(kind, place):
             "module": Compose(Compose(draw)),
             "object": Draw(Draw(draw)),
         }
-        if place in kept:  # as an attribute of another name, for the first one found is not all
+        if place in kept:  # as an attribute of another name, because there may be more than the first
             data.deep = kept[place]
         collate = partial(_mean_and, Draw(draw.rng)) if place == "collate" else torch.tensor
         made.append([batch.tolist() for batch in DatasetLoader(data, bs=2, collate_fn=collate)])
@@ -439,7 +439,7 @@ def test_objects_that_lead_back_to_themselves_are_no_obstacle():
     assert read(made) == read(augmented())
 
 
-def test_generators_beside_many_samples_are_found():
+def test_generators_next_to_many_samples_are_found():
     data = Augmented()
     data.samples = [Draw(None) for _ in range(1000)]
     made = DatasetLoader(data, bs=3, shuffle=True, seed=1, collate_fn=Mix())
@@ -622,7 +622,7 @@ def test_argument_that_would_make_another_order_is_refused(name, value, instead)
 
 
 @pytest.mark.parametrize("kwargs", [{"sampler": [1], "shuffle": True}, {"sampler": iter([1])}])
-def test_sampler_beside_shuffle_or_without_a_length_is_refused(kwargs):
+def test_sampler_with_shuffle_or_without_a_length_is_refused(kwargs):
     with pytest.raises(ValueError, match=r"^sampler=.*length.*shuffle=False"):
         DatasetLoader(Numbers(), **kwargs)
 
@@ -832,7 +832,7 @@ def test_learner_sets_the_epoch_of_its_life(at):
     assert seen == [0, 1, 2]
 
 
-def test_learner_proves_that_it_can_go_on_in_the_middle_of_an_epoch():
+def test_learner_proves_that_it_can_resume_in_the_middle_of_an_epoch():
     said = noisy_samples_learner().verify_resume(at=4)
     assert "step 4" in said
     assert "bit for bit" in said
@@ -919,7 +919,7 @@ RESUMABLE = {
 
 
 @pytest.mark.parametrize("make", RESUMABLE.values(), ids=RESUMABLE)
-def test_loader_that_can_go_on_has_nothing_against_it(make):
+def test_loader_that_can_be_resumed_has_nothing_against_it(make):
     assert adapter_of(make()).why_not_resumable() == ""
 
 
@@ -935,7 +935,7 @@ def test_loader_of_any_kind_can_begin(make):
     assert [i for _, i in adapter_of(make()).read(0)][:3] == [0, 1, 2]
 
 
-def test_loader_with_a_state_goes_on_from_where_it_was_loaded():
+def test_loader_with_a_state_resumes_where_it_was_loaded():
     made = WithState()
     batches = adapter_of(made).read(0)
     next(batches)
@@ -946,7 +946,7 @@ def test_loader_with_a_state_goes_on_from_where_it_was_loaded():
     assert [i for _, i in adapter_of(other).read(0)] == [0, 1, 2, 3]
 
 
-def test_loader_with_batches_and_a_state_goes_on_by_its_batches():
+def test_loader_with_batches_and_a_state_resumes_by_its_batches():
     assert [i for _, i in adapter_of(WithBoth()).read(3)] == [3]
 
 

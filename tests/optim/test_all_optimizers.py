@@ -267,7 +267,7 @@ def test_it_is_its_reference_at_other_hyperparameters(name, foreach):
 
 @FOREACH
 @EACH_HYPERPARAMETER
-def test_each_hyperparameter_alone_matters(name, key, foreach):
+def test_each_single_hyperparameter_matters(name, key, foreach):
     if key in ("switch", "sgd_scale"):
         pytest.skip("for several tensors together, or for a schedule: see test_swats.py")
     # What is of SGD's phase matters in it.
@@ -436,7 +436,7 @@ def through_a_file(state):
 @pytest.mark.parametrize("through", [deepcopy, through_a_file])
 @FOREACH
 @EACH
-def test_state_dict_goes_on_bitwise_in_a_fresh_optimizer(name, foreach, through):
+def test_state_dict_continues_bitwise_in_a_fresh_optimizer(name, foreach, through):
     params = new_params()
     opt = make(name, params, **others(name), foreach=foreach)
     run(opt, params, range(5))
@@ -452,7 +452,7 @@ def test_state_dict_goes_on_bitwise_in_a_fresh_optimizer(name, foreach, through)
 @pytest.mark.parametrize("copy", [deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
 @FOREACH
 @EACH
-def test_a_copy_goes_on_bitwise_and_apart(name, foreach, copy):
+def test_a_copy_continues_bitwise_and_independently(name, foreach, copy):
     params = new_params()
     opt = make(name, params, **others(name), foreach=foreach)
     run(opt, params, range(5))
@@ -493,7 +493,7 @@ def test_loaded_state_is_cast_to_the_parameters_dtype(name):
 
 @FOREACH
 @EACH
-def test_state_lives_in_the_optimizer_alone(name, foreach):
+def test_state_lives_only_in_the_optimizer(name, foreach):
     params = new_params()
     before = [dict(vars(p)) for p in params]
     opt = make(name, params, foreach=foreach)

@@ -166,7 +166,7 @@ def test_sgd_alternate_is_torch_s_momentum_at_a_constant_lr(momentum, foreach):
 
 
 @FOREACH
-def test_sgd_alternate_goes_on_at_its_old_length_when_the_lr_falls(foreach):
+def test_sgd_alternate_keeps_its_old_length_when_the_lr_falls(foreach):
     grads = [torch.ones(5, dtype=torch.float64)] * 2
     ours = run(SGDAlternate, grads, (0.1, 0.01), momentum=0.9, foreach=foreach)
     theirs = run(torch.optim.SGD, grads, (0.1, 0.01), momentum=0.9)

@@ -114,7 +114,7 @@ def test_what_is_no_list_of_groups_is_refused(groups, found):
         build_opt(SGD, nn.Linear(3, 2), 0.1, groups)
 
 
-def test_one_group_alone_may_be_given_as_its_dict():
+def test_a_single_group_may_be_given_as_its_dict():
     opt = build_opt(SGD, nn.Linear(3, 2), 0.1, lambda m: {"params": m.parameters(), "weight_decay": 0.5})
     assert [group["weight_decay"] for group in opt.param_groups] == [0.5]
 
@@ -304,7 +304,7 @@ def test_an_lr_that_is_a_tensor_is_set_in_place():
     assert lr.item() == 0.5
 
 
-def test_without_lr_a_kept_optimizer_goes_on_at_its_own(make_learner):
+def test_without_lr_a_kept_optimizer_keeps_its_own(make_learner):
     learn = make_learner(opt_func=SGD, lr=0.1)
     learn.fit(lr=0.2)
     learn.fit()

@@ -157,7 +157,7 @@ def test_adam_s_state_is_gone_after_the_switch_and_all_state_is_tensors():
 @FOREACH
 @pytest.mark.parametrize("stop", [1, 2, 20, 60, 150])
 @pytest.mark.parametrize("switch", ["local", "global"])
-def test_state_dict_goes_on_bitwise_before_and_after_switches(switch, stop, foreach):
+def test_state_dict_continues_bitwise_before_and_after_switches(switch, stop, foreach):
     params = new_params()
     opt = SWATS(params, switch=switch, foreach=foreach, **KWARGS)
     train(opt, params, last=stop)

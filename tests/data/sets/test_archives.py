@@ -150,7 +150,7 @@ def test_links_that_stay_inside_are_kept(tmp_path, place):
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o777, 0o4755, 0o2777, 0o1666])
-def test_files_of_a_tar_can_be_read_and_written_by_their_owner_alone(mode, tmp_path, place):
+def test_files_of_a_tar_can_be_read_and_written_only_by_their_owner(mode, tmp_path, place):
     folder = unpack(write_member(tmp_path / "data.tar", mode=mode), place / "out")
     found = stat.S_IMODE((folder / "member").stat().st_mode)
     assert found & 0o600 == 0o600

@@ -140,7 +140,7 @@ def test_torchvisions_files_are_read_once(tmp_path, monkeypatch, write_official)
     assert reds(cifar10(root=root).train) == list(range(10))
 
 
-def test_images_are_read_anew_when_the_archive_changes(tmp_path):
+def test_images_are_read_again_when_the_archive_changes(tmp_path):
     root = write_archive(tmp_path / "data")
     cifar10(root=root)
     write_archive(root, first=50)

@@ -220,7 +220,7 @@ def test_images_are_decoded_once_and_memory_mapped_afterwards(tmp_path, cache, d
 
 @pytest.mark.parametrize("kind", ["folder", "tgz"])
 @pytest.mark.parametrize("change", ["content", "time"])
-def test_images_are_decoded_anew_when_the_source_changes(tmp_path, decoded, kind, change):
+def test_images_are_decoded_again_when_the_source_changes(tmp_path, decoded, kind, change):
     source = write(kind, tmp_path, files())
     before = load(source)[0]
     if change == "content":
