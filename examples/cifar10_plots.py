@@ -29,7 +29,7 @@ from minilearn.plot import new_figure
 
 
 def plot_lrs(lrs: dict[str, dict[str, Any]]) -> Any:
-    """Return a figure of the lr over each experiment, a panel each, as the document draws them."""
+    """Return a figure of the lr in each experiment, one panel each, as the document draws them."""
     n_cols = min(4, len(lrs))
     figure, axes = new_figure(-(-len(lrs) // n_cols), n_cols, 2.8, 2.2)
     for ax in axes.flat[len(lrs) :]:
@@ -54,7 +54,7 @@ def warm_up_then_cosine(opt: torch.optim.Optimizer, total_steps: int) -> Sequent
 def all_lrs(n_epochs: int = 10, n_batches: int = 10) -> dict[str, list[list[float]]]:
     """Return the lr at each step of a fit by torch's schedulers, without training: [per batch, per epoch].
 
-    What a batch scheduler is told in batches, an epoch scheduler is told in epochs.
+    Lengths are in batches for a batch scheduler, and in epochs for an epoch scheduler.
     """
     of: dict[
         str, Callable[[int], tuple[Any, dict[str, Any]]]
@@ -75,7 +75,7 @@ def all_lrs(n_epochs: int = 10, n_batches: int = 10) -> dict[str, list[list[floa
     xs = torch.zeros(n_batches, 1)
     opt_func = partial(torch.optim.SGD, momentum=0.9)
     learn = Learner(nn.Linear(1, 1), {"train": TensorLoader(xs, xs, bs=1)}, lr=0.05, opt_func=opt_func)
-    losses = [1.0, 0.8, 0.7, 0.7, 0.7, 0.6, 0.6, 0.6, 0.6, 0.6]  # for what follows them
+    losses = [1.0, 0.8, 0.7, 0.7, 0.7, 0.6, 0.6, 0.6, 0.6, 0.6]  # for the schedule after them
     lrs: dict[str, list[list[float]]] = {}
     for name, make in of.items():
         lrs[name] = []

@@ -1,15 +1,15 @@
 """Document 001: schedules of the lr, and stochastic weight averaging, on CIFAR-10.
 
-Each schedule of the document trains the same network from the same seed; then one cycle that ends early and
-is followed by SWA at lr .01. Presets: `full` is the document's (ResNet-18, 30 to 60 epochs), for a GPU; `cpu`
-is for two cores (ResNet-20, 12 to 15 epochs); `small` is for a first look, in a minute.
+Each schedule of the document trains the same network from the same seed; last comes one cycle that ends early
+and is followed by SWA at lr .01. Presets: `full` is the document's (ResNet-18, 30 to 60 epochs), for a GPU;
+`cpu` is for two cores (ResNet-20, 12 to 15 epochs); `small` is for a first look, in a minute.
 
 Every run writes checkpoints: start the same command again, and it resumes where it stopped.
 
-Source: document 001. Differs: its listing of a scheduler per epoch steps it at each batch; here each steps in
-the unit that is meant. It names no batch size, weight decay, kind of ResNet or kind of momentum: here 128,
-5e-4, ResNet-18, and Nesterov's. It shows CyclicLR without a result. `cpu` and `small` have other batch sizes
-and lrs, see PRESETS.
+Source: document 001. Differs: its code of a scheduler per epoch steps it at each batch; here each scheduler
+steps in its own unit. It names no batch size, weight decay, kind of ResNet or kind of momentum: here they are
+128, 5e-4, ResNet-18, and Nesterov's. It shows CyclicLR without a result. `cpu` and `small` have other batch
+sizes and lrs, see PRESETS.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ LR, MAX_LR, SWA_LR = 0.05, 0.1, 0.01  # the document's
 
 @dataclass(frozen=True)
 class Preset:
-    """How large an experiment is.
+    """Say how large an experiment is.
 
     Args:
         n_epochs: of each.
-        n_swa: how many of these are SWA's, the last ones.
+        n_swa: how many of these, at the end, are SWA's.
         bs: batch size.
         lr_scale: the lrs are the document's times this.
         n_images: for training; None: all.
-        wider: a network for one more experiment, in which averages of every 100 steps follow a whole cycle.
+        wider: a network for one more experiment: a full cycle, followed by averages of every 100 steps.
     """
 
     model: Callable[..., nn.Module]
@@ -80,7 +80,7 @@ class Preset:
     wider: Callable[..., nn.Module] | None = None
 
     def model_of(self, name: str) -> Callable[..., nn.Module]:
-        """Return what makes the network of an experiment."""
+        """Return the function that makes the network of an experiment."""
         return self.wider if name == WIDER and self.wider else self.model
 
 
@@ -170,7 +170,7 @@ def train(
     learn = Learner(model, dls, lr=LR * preset.lr_scale, opt_func=opt_func, cbs=cbs)
     resume = None if folder is None else True
     every = min(100, len(dls.train))
-    if name == WIDER:  # two fits, so that SWA starts from a whole cycle
+    if name == WIDER:  # two fits, so that SWA starts from a full cycle
         learn.fit(n_epochs - preset.n_swa, cbs=schedule, resume=resume)
         learn.fit(preset.n_swa, cbs=SWACB(0, swa_lr=SWA_LR, every_steps=every), resume=resume)
     else:
@@ -179,7 +179,7 @@ def train(
 
 
 def run(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run one experiment, resuming from its checkpoints in the folder; return what came out."""
+    """Run one experiment, resuming from its checkpoints in the folder; return its results."""
     preset = PRESETS[args.preset]
     device = "cuda" if torch.cuda.is_available() else None
     dls, data = report.load(partial(cifar10, device=device), "CIFAR-10", args.bs, args.data, preset.bs)
@@ -203,7 +203,7 @@ def run(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def row_of(histories: list[report.History], flipped: list[float]) -> dict[str, Any]:
-    """Return an experiment's figures over its runs; those of iterates where there is an average."""
+    """Return an experiment's figures over its runs; if there is an average, also those of the iterates."""
     row: dict[str, Any] = {
         "n_epochs": histories[0][-1]["epoch"] + 1,
         **report.measures_of(histories),
@@ -218,7 +218,7 @@ def row_of(histories: list[report.History], flipped: list[float]) -> dict[str, A
 
 
 def conclusion(rows: dict[str, dict[str, Any]]) -> str:
-    """Say how SWA compares with one cycle of as many epochs: the document claims a gain."""
+    """Say how SWA compares with one cycle of as many epochs; the document claims a gain."""
     ours, other = rows[SWA]["eval accuracy"], rows[SHORT]["eval accuracy"]
     n = len(ours["each"])
     difference = ours["mean"] - other["mean"]
@@ -233,7 +233,7 @@ def conclusion(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(result: dict[str, Any], out: Path, name: str) -> None:
-    """Write the pictures of a result, which are of the first seed."""
+    """Write the pictures of a result, for its first seed."""
     histories = {experiment: of_runs[0] for experiment, of_runs in result["histories"].items()}
     pictures = {
         "lrs": plot_lrs(result["lrs"]),

@@ -1,19 +1,19 @@
 """CIFAR-10 as fast as this machine can: a small network with whitened inputs, in few epochs.
 
-What it takes, each a piece that plugs in: patches of 2x2 pixels whitened by a first convolution that is not
-trained; convolutions that begin as the identity, and that Muon trains, an optimizer which makes the step of
-each filter as large as that of any other; BatchNorms without weights, whose biases learn 64 times as fast;
-each image both ways in two epochs; label smoothing; ten views of each image in validation. On the CPU it
+These are its parts, each a separate piece: patches of 2x2 pixels, whitened by a first convolution that is not
+trained; convolutions that begin as the identity and are trained by Muon, an optimizer that makes the steps of
+all filters equally large; BatchNorms without weights, whose biases learn 64 times as fast; each image both
+ways in two epochs; label smoothing; ten views of each image in validation. On the CPU it
 runs in bfloat16, channels-last and compiled; on CUDA with the data on the device and the whole step in a
 CUDA graph.
 
-The seconds count from the loaded data to the accuracy, with compiling and validation.
+The seconds count from the loaded data to the accuracy, including compiling and validation.
 
-Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds" (airbench94, in its version with Muon), whose numbers
-these are. Differs: it is for two CPU cores, with batches of 1000 for 2000, more epochs, and for them larger
-shifts and Cutout; blocks have three convolutions and a shortcut, as in airbench96; SiLU takes GELU's place,
-and pooling is a maximum of four slices, of both of which the compiler makes quicker code there; the
-whitening's bias learns no faster than the last layer; ten views for six.
+Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds" (airbench94, in its version with Muon), for the method
+and its numbers. Differs: it is for two CPU cores, with batches of 1000 instead of 2000, more epochs, and
+therefore larger shifts and Cutout; blocks have three convolutions and a shortcut, as in airbench96; SiLU
+replaces GELU, and pooling is a maximum of four slices, because the compiler makes faster code of both; the
+whitening's bias learns no faster than the last layer; ten views instead of six.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from minilearn.schedules import polynomial
 
 WIDTHS = (64, 192, 384)
 FILTER_LR = 0.17  # Muon's: airbench's 0.24 for batches of 2000, by the root of 2
-LR = 0.83  # the last layer's: airbench's 0.67 of a summed loss, for the mean of 1000 and torch's init
+LR = 0.83  # the last layer's: airbench's 0.67 for a summed loss, adapted to the mean of 1000 and torch's init
 BIAS_SCALE = 64  # of the lr of BatchNorm's biases
 WEIGHT_DECAY = 0.002  # of a step at the first lr, whatever that is; filters have a fixed norm instead
 
@@ -57,7 +57,7 @@ WEIGHT_DECAY = 0.002  # of a step at the first lr, whatever that is; filters hav
 
 
 class HalvingMax(nn.Module):
-    """Take the maximum of each 2x2 pixels, an odd row or column left out: MaxPool2d(2).
+    """Take the maximum of each 2x2 pixels, without an odd row or column: MaxPool2d(2).
 
     Shapes: (N, C, H, W) -> (N, C, H // 2, W // 2).
     """
@@ -85,7 +85,7 @@ def norm(n: int) -> nn.BatchNorm2d:
 
 
 class Block(nn.Module):
-    """Three convolutions, the image halved after the first, around the other two a shortcut.
+    """Apply three convolutions: the image is halved after the first, a shortcut goes around the other two.
 
     Shapes: (N, n_in, H, W) -> (N, n_out, H // 2, W // 2).
     """
@@ -106,8 +106,8 @@ class Block(nn.Module):
 def whitening(images: Tensor, size: int = 2, eps: float = 5e-4) -> Tensor:
     """Return convolution weights under which patches of these images are uncorrelated, of variance 1.
 
-    Shapes: images (N, C, H, W) float -> (2 * C * size**2, C, size, size), the second half the first's
-        negative.
+    Shapes: images (N, C, H, W) float -> (2 * C * size**2, C, size, size), the second half being the
+        negative of the first.
     """
     n_channels = images.shape[1]
     patches = F.unfold(images, size).transpose(1, 2).flatten(0, 1).double()  # (n_patches, C * size**2)
@@ -121,7 +121,7 @@ class SpeedNet(nn.Sequential):
     """Make the network.
 
     Args:
-        images: some training images, (N, 3, 32, 32) float, to whiten by.
+        images: some training images, (N, 3, 32, 32) float, for the whitening.
 
     Shapes: (N, 3, 32, 32) -> (N, 10).
     """
@@ -145,7 +145,7 @@ class SpeedNet(nn.Sequential):
 
 
 def orthogonalized(matrix: Tensor, n_iterations: int = 3) -> Tensor:
-    """Return about the nearest matrix with orthonormal rows, in bfloat16: its singular values end near 1.
+    """Return nearly the closest matrix with orthonormal rows, in bfloat16: its singular values are near 1.
 
     Shapes: (n, m) -> (n, m), n <= m.
     Source: Jordan et al. 2024, "Muon": Newton-Schulz in bfloat16, by a polynomial that is steep at 0.
@@ -158,17 +158,17 @@ def orthogonalized(matrix: Tensor, n_iterations: int = 3) -> Tensor:
 
 
 class Muon(torch.optim.SGD):
-    """SGD, which in groups with `filter_momentum` takes orthogonalized steps, of parameters of a fixed norm::
+    """Step like SGD; in groups with `filter_momentum`, take orthogonalized steps at a fixed norm::
 
         m <- filter_momentum * m + g
         p <- p * sqrt(n_out) / |p|
         p <- p - lr * orthogonalized(g + filter_momentum * m)
 
-    There a parameter is a matrix of n_out rows; the group's momentum and weight_decay are to be 0. Other
-    groups are torch's SGD.
+    There a parameter is a matrix of n_out rows, and the group's momentum and weight_decay have to be 0. Other
+    groups are stepped by torch's SGD.
 
-    State: of a filter, "average", which is m.
-    Source: Jordan et al. 2024, "Muon", as airbench has it.
+    State: for a filter, "average", which is m.
+    Source: Jordan et al. 2024, "Muon", as in airbench.
     """
 
     def step(self, closure: Any = None) -> Any:
@@ -194,7 +194,7 @@ class Muon(torch.optim.SGD):
 
 
 def groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return BatchNorms' biases, filters, and all other parameters, each with what it is trained by."""
+    """Return groups of BatchNorms' biases, filters, and all other parameters, with their hyperparameters."""
     biases = [m.bias for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     trained = [p for p in model.parameters() if p.requires_grad]
     filters = [p for p in trained if p.ndim == 4]
@@ -213,11 +213,11 @@ def groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 class FreezeCB(Callback):
-    """Train a module no more from some epoch on: a step has that much less to do.
+    """Stop training a module from some epoch on, so that a step has less to do.
 
     Args:
         name: of a module in the model.
-        epoch: the first in which it stays as it is, from 0.
+        epoch: the first in which it is frozen, from 0.
 
     Runs at: before_epoch. Writes: which parameters have gradients.
     """
@@ -227,14 +227,14 @@ class FreezeCB(Callback):
 
     def before_epoch(self, learn: Any) -> None:
         """Freeze the module."""
-        if learn.epoch >= self.epoch:  # also where a checkpoint goes on
+        if learn.epoch >= self.epoch:  # also if a checkpoint was resumed
             learn.freeze(self.name)
 
 
 class TenViewsCB(Callback):
-    """Validate with the mean of ten predictions: the image, four moved by a pixel, and the mirrors of all.
+    """Validate with the mean of ten predictions: the image, four shifted by a pixel, and all flipped.
 
-    The image itself counts half, the four others together as much. In training it does nothing.
+    The image itself counts for one half, the four others for the other half. In training it does nothing.
 
     Runs at: after_predict, order -40. Reads: batch. Writes: preds.
     """
@@ -268,7 +268,7 @@ class TenViewsCB(Callback):
 
 
 def data(args: argparse.Namespace) -> DataLoaders:
-    """Load CIFAR-10 in batches all of one size, where the device can have it."""
+    """Load CIFAR-10 in batches of one size, onto the device if possible."""
     device = default_device()
     augment = [HorizontalFlip(alternates=True), RandomCrop(4, "reflect"), Cutout(12)]
     dls = cifar10(args.bs, args.data, device=device if device.type == "cuda" else None, augment=augment)

@@ -1,10 +1,10 @@
 """Differences between experiments: every measure, intervals, tests, and a correction for their number.
 
-Runs with the same seed are a pair: they begin with the same weights and batches. A family is all that is
-compared at once, such as one table of a page; a difference holds if its p stays below 5 % after Holm's
-correction for the tests of its family.
+Runs with the same seed are a pair: they begin with the same weights and batches. A family is everything that
+is compared at once, such as one table of a page; a difference holds if its p stays below 5 % after Holm's
+correction for the number of tests in its family.
 
-Source: Student 1908, by scipy; Holm 1979.
+Source: Student 1908, with scipy; Holm 1979.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Rows = Mapping[str, Mapping[str, Any]]  # experiment -> measure -> values, see `
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference in one measure over runs.
+    """Hold a difference in one measure over runs.
 
     Args:
         name: what is compared, such as "kept - new".
         each: the difference in each run.
         of: the mean of what is subtracted.
-        low, high: the ends of the 95 % interval; None for a single run, as the next.
+        low, high: the ends of the 95 % interval; like the next two, None for a single run.
         p: of the test that the difference is 0.
         corrected: p after the correction.
     """
@@ -54,12 +54,12 @@ class Difference:
 
     @property
     def holds(self) -> bool:
-        """Whether it survives the correction."""
+        """Whether it is still significant after the correction."""
         return self.corrected is not None and self.corrected < ALPHA
 
     @property
     def cell(self) -> str:
-        """The difference with interval and p, bold where it holds: for a table."""
+        """The difference with interval and p, in bold if it holds: for a table."""
         if self.low is None or self.high is None or self.p is None:
             return f"{self.mean:+.{DIGITS}f}"
         interval = f"({self.low:+.{DIGITS}f} to {self.high:+.{DIGITS}f})"
@@ -68,7 +68,7 @@ class Difference:
 
     @property
     def claim(self) -> str:
-        """The sentence on a difference that holds."""
+        """The sentence about a difference that holds."""
         assert self.corrected is not None
         n_alike = sum(math.copysign(1, value) == math.copysign(1, self.mean) for value in self.each)
         share = f" ({100 * self.mean / self.of:+.1f} %)" if self.of else ""
@@ -79,7 +79,7 @@ class Difference:
 
 
 def p_text(p: float) -> str:
-    """Return p as text: "p = 0.43", "p = 0.0004", "p < 0.0001"; near 5 % on the side on which it is."""
+    """Return p as text: "p = 0.43", "p = 0.0004", "p < 0.0001"; near 5 %, on the right side of it."""
     if p < 1e-4:
         return "p < 0.0001"
     return f"p = {p:.2f}" if p >= 0.01 and f"{p:.2f}" != f"{ALPHA:.2f}" else f"p = {p:.4f}"
@@ -104,8 +104,8 @@ def paired(rows: Rows, pairs: Mapping[str, tuple[str, str]]) -> list[Difference]
 def beside(rows: Rows, published: Mapping[str, Mapping[str, float]]) -> list[Difference]:
     """Return the family of the differences ours - published, in every measure that was published.
 
-    A published figure is one run. The question is whether it could be one more of ours: the interval is of
-    the difference between our mean and one run of the same kind (a prediction interval).
+    A published figure is one run. The question is whether it could be one more of ours: the interval is that
+    of the difference between our mean and one run of the same kind (a prediction interval).
     """
     found = []
     for name, figures in published.items():
@@ -140,12 +140,12 @@ def corrected(family: Sequence[Difference]) -> list[Difference]:
 
 
 def claims(family: Sequence[Difference]) -> list[str]:
-    """Return the sentences of what holds in a family."""
+    """Return the sentences about the differences that hold in a family."""
     return [difference.claim for difference in family if difference.holds]
 
 
 def wrong_claims(page: str, families: Sequence[Sequence[Difference]]) -> list[str]:
-    """Return what a page omits of what holds in these families, and what it claims that does not hold."""
+    """Return the differences that hold but are not on a page, and the page's claims that do not hold."""
     true = [claim for family in families for claim in claims(family)]
     said = re.findall(rf"^- (.+ {CLAIM})\.?$", page, re.MULTILINE)
     omitted = [f"omitted: {claim}" for claim in true if claim not in said]
@@ -167,10 +167,10 @@ def table(family: Sequence[Difference], head: str) -> str:
 
 
 def told(family: Sequence[Difference], where: str = " (bold above)") -> str:
-    """Return what holds in a family as a list, or that nothing does; and how it was tested.
+    """Return the differences that hold in a family as a list, or that none does; and how they were tested.
 
     Args:
-        where: how the table of the family shows what holds; "" where there is none.
+        where: how the family's table marks differences that hold; "" if there is no table.
     """
     n_tests = sum(difference.p is not None for difference in family)
     lines = [f"- {claim}" for claim in claims(family)]

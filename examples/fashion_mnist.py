@@ -1,11 +1,11 @@
 """Train on Fashion-MNIST past 90 % in six epochs: document 003's "Achieving 90% accuracy".
 
 The strided CNN with GeneralReLU, BatchNorm and leaky Kaiming initialization, AdamW, OneCycleLR up to
-lr 5e-2, batches of 512. Prints the table beside the document's and writes three pictures and a JSON.
+lr 5e-2, batches of 512. It prints the table next to the document's and writes three pictures and a JSON.
 
 Source: document 003. Differs: BatchNorm is torch's (see `minilearn.StridedCNN`); the images are shuffled,
-which the document's library does not do; the pixels are normalized by the training set's mean and standard
-deviation, the document's by those of 100 images.
+which the document's library does not do; the pixels are normalized with the mean and standard
+deviation of the training set, where the document uses those of 100 images.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PUBLISHED = (
 
 
 def train(dls: DataLoaders, n_epochs: int, lr: float) -> tuple[Learner, RecorderCB, float]:
-    """Train once; return the learner, its recorder and the seconds that it took."""
+    """Train once; return the learner, its recorder and the time in seconds."""
     recorder = RecorderCB()
     cbs = [BatchSchedulerCB(OneCycleLR), recorder, DistributedCB()]  # under torchrun, in several processes
     learn = Learner(StridedCNN(), dls, lr=lr, cbs=cbs)
@@ -55,7 +55,7 @@ def train(dls: DataLoaders, n_epochs: int, lr: float) -> tuple[Learner, Recorder
 
 
 def table(history: list[dict[str, Any]], published: bool) -> str:
-    """Return the rows of a history as text, the document's figures beside each where it is that run."""
+    """Return the rows of a history as text; for the document's run, with its figures next to each."""
     lines = ["accuracy   loss  epoch  part" + ("    published: accuracy   loss" if published else "")]
     for row in history:
         line = f"{row['MulticlassAccuracy']:8.3f}  {row['loss']:5.3f}  {row['epoch']:5}  {row['train']:5}"
@@ -67,7 +67,7 @@ def table(history: list[dict[str, Any]], published: bool) -> str:
 
 
 def mistakes_of(learn: Learner, n: int = 18) -> list[dict[str, Any]]:
-    """Return the surest mistakes on the validation set: the image, how sure, what was said, what it is."""
+    """Return the most confident mistakes on the validation set: image, confidence, prediction, target."""
     preds = learn.predict(learn.dls["eval"]).softmax(1)
     targets = learn.dls["eval"].tensors[1].cpu()
     sureness, guesses = preds.max(1)
@@ -81,7 +81,7 @@ def mistakes_of(learn: Learner, n: int = 18) -> list[dict[str, Any]]:
 
 
 def draw(result: dict[str, Any], out: Path, name: str, dls: DataLoaders) -> None:
-    """Write the pictures of a result, which are of the first seed: lr and momentum, losses, mistakes.
+    """Write the pictures of a result, for its first seed: lr and momentum, losses, mistakes.
 
     Args:
         dls: the data, for the images of the mistakes.
@@ -118,7 +118,7 @@ def main() -> None:
 
     learn, recorder = first
     if learn.rank:
-        return  # the first process says what came out
+        return  # the first process reports the results
     is_documents = (name, args.epochs, args.lr, args.bs or BS) == ("Fashion-MNIST", N_EPOCHS, LR, BS)
     print(f"\n{table(learn.history, published=is_documents)}\n")
     row = report.measures_of(histories)

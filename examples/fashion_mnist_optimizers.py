@@ -1,12 +1,12 @@
 """Document 003, table for table: optimizers and schedules from scratch, Fashion-MNIST from 84 to 90 %.
 
 The strided CNN is trained with MomentumCB, MomentumSGD, RMSProp, Adam, Adam under a cosine and AdamW under
-one cycle; accuracy and loss of each epoch, mean and sd over the runs, go beside the document's.
+one cycle. Accuracy and loss of each epoch, mean and sd over the runs, stand next to the document's.
 
 Source: document 003. Differs: its MomentumCB never fired, because a method of its learner hid the hook, so
-its first table is plain SGD's; both are run here. BatchNorm is torch's, through whose statistics gradients
-flow; two tables are run with the document's kind too. Images are shuffled, which the document's library does
-not do; Adam is run without shuffling too.
+its first table is plain SGD's; both are run here. BatchNorm is torch's, with gradients through the
+statistics; two tables are also run with the document's kind. Images are shuffled, which the document's
+library does not do; Adam is run without shuffling too.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def train(
     """Train a Fashion-MNIST model, with a new optimizer; return the learner.
 
     Args:
-        bs: batch size, of Fashion-MNIST; not used where `dls` are given.
+        bs: batch size for Fashion-MNIST; not used if `dls` are given.
         dls: other data.
     """
     learn = Learner(model, dls or fashion_mnist(bs), lr=lr, opt_func=opt_func, cbs=list(cbs))
@@ -128,7 +128,7 @@ def train_1cycle(
 ) -> tuple[RecorderCB, StoreModuleStatsCB]:
     """Train with AdamW under one cycle up to `lr`; return lr, momentum and loss, and the activations.
 
-    Differs: the document reads its `stats` before they are there.
+    Differs: the document reads its `stats` before they exist.
     """
     recorder, stats = RecorderCB(), StoreModuleStatsCB(GeneralReLU, every=10)
     cbs = [BatchSchedulerCB(OneCycleLR), recorder, stats, *extra_cbs]
@@ -137,7 +137,7 @@ def train_1cycle(
 
 
 class DetachedBatchNorm(nn.BatchNorm2d):
-    """A BatchNorm as the document's: the batch's statistics are constants for the gradient."""
+    """Be a BatchNorm like the document's: for the gradient, the batch's statistics are constants."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize. Shapes: (N, C, H, W) -> (N, C, H, W)."""
@@ -158,7 +158,7 @@ def unshuffled(dls: DataLoaders) -> DataLoaders:
 
 
 class KeepHistoryCB(Callback):
-    """Keep the history of a fit whose learner is not at hand."""
+    """Keep the history of a fit whose learner is not accessible."""
 
     history: History
 
@@ -222,7 +222,7 @@ def epochs_of(histories: Sequence[History]) -> list[dict[str, Any]]:
 
 
 def compared(rows: dict[str, dict[str, Any]]) -> list[Difference]:
-    """Return the differences between experiments of as many epochs, in each measure of the last one."""
+    """Return the differences between experiments of equal length, in each measure of the last epoch."""
     return paired(rows, PAIRS)
 
 
@@ -244,7 +244,7 @@ def compared_with_published(rows: dict[str, dict[str, Any]]) -> list[Difference]
 
 
 def plot_smoothing(seed: int = 42) -> Any:
-    """Return the document's figure of how momentum smooths: averages of noisy points, from 0."""
+    """Return the document's figure of how momentum smooths: averages of noisy points, starting at 0."""
     rng = torch.Generator().manual_seed(seed)
     xs = torch.linspace(-4, 4, 100)
     ys = 1 - (xs / 3) ** 2 + torch.randn(100, generator=rng) * 0.1
@@ -301,14 +301,14 @@ def one_cycle_of(dls: DataLoaders, seed: int) -> dict[str, Any]:
 
 
 def _rounded(values: Any) -> Any:
-    """Return numbers, or tensors of them, as lists of numbers of four digits."""
+    """Return numbers, or tensors of them, as lists, rounded to four digits."""
     if isinstance(values, Tensor):
         values = values.tolist()
     return [_rounded(value) for value in values] if isinstance(values, list) else float(f"{values:.4g}")
 
 
 def stats_of(one_cycle: dict[str, Any]) -> StoreModuleStatsCB:
-    """Return the statistics of a run as they were recorded, to be drawn."""
+    """Return the recorded statistics of a run, to be drawn."""
     stats = StoreModuleStatsCB(GeneralReLU, every=one_cycle["every"])
     for name, of in one_cycle["modules"].items():
         parts = {key: [torch.tensor(value) for value in of[key]] for key in ("means", "stds", "hists")}

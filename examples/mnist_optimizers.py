@@ -1,12 +1,12 @@
 """Document 002, a tour of optimizers and schedules on MNIST: each experiment of the lab, in one table.
 
-An MLP with BatchNorm and dropout, batches of 256. The document prints no figures, so there are none to
-compare with; its experiments are repeated.
+An MLP with BatchNorm and dropout, batches of 256. The experiments of the document are repeated; it prints no
+figures to compare with.
 
-Source: document 002. Differs: it does not show its MLP ("with regularization"), nor its batch size; its
-`scheduler.step()` stands outside of the epoch loop, here it is each epoch's; its SGD_Alternate is
+Source: document 002. Differs: it shows neither its MLP ("with regularization") nor its batch size; its
+`scheduler.step()` stands outside of the epoch loop, here it runs in each epoch; its SGD_Alternate is
 `minilearn.optim.SGDAlternate`. The run with early stopping is trained on five sixths of the images and
-stopped by the last sixth, so that its figures on the test set are not those that it was selected by.
+stopped by the last sixth, so that it is not selected by its figures on the test set.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ make_model = partial(MLP, 784, 128, 64, 10, norm=True, dropout=0.2)
 
 
 class AnnealByHandCB(Callback):
-    """Multiply every group's lr by 0.1 before given epochs, as the document first does it."""
+    """Multiply every group's lr by 0.1 before given epochs, as the document does at first."""
 
     def before_epoch(self, learn: Any) -> None:
         """Change the groups."""
@@ -90,7 +90,7 @@ def warmed_up(dls: DataLoaders) -> tuple[Learner, RecorderCB]:
 
 
 def held_out(dls: DataLoaders, every: int = 6) -> DataLoaders:
-    """Return the training images divided: each sixth one to validate with, and the others to train on."""
+    """Split the training images: every sixth one for validation, the others for training."""
     loaders: list[Any] = []
     for is_valid, like in ((False, dls.train), (True, dls.valid)):
         loader: Any = copy(like)
@@ -103,9 +103,9 @@ def held_out(dls: DataLoaders, every: int = 6) -> DataLoaders:
 
 
 def cycled(dls: DataLoaders) -> tuple[Learner, RecorderCB]:
-    """Cycle the lr, its peak decaying, until two cycles brought nothing; keep the best weights.
+    """Cycle the lr with a decaying peak until two cycles bring no improvement; keep the best weights.
 
-    What is best is said by images held out of training.
+    Images held out of training decide what is best.
     """
     dls = held_out(dls)
     length = 3 * len(dls.train)
@@ -115,14 +115,14 @@ def cycled(dls: DataLoaders) -> tuple[Learner, RecorderCB]:
 
 
 def grown(dls: DataLoaders) -> tuple[Learner, RecorderCB]:
-    """Increase the batch tenfold where the lr would fall to a tenth."""
+    """Increase the batch size tenfold where the lr would fall to a tenth."""
     bs = dls.train.bs
     return fit(dls, sgd, LR, N_ANNEALED, BatchSizeCB({DROPS[0]: 10 * bs, DROPS[1]: 100 * bs}))
 
 
 RUNS: dict[str, Callable[[DataLoaders], tuple[Learner, RecorderCB]]] = {
     "SGD, momentum .9": lambda dls: fit(dls, sgd, LR, 5),
-    "RMSprop": lambda dls: fit(dls, torch.optim.RMSprop, 1e-2, 5),  # torch's defaults, as the next
+    "RMSprop": lambda dls: fit(dls, torch.optim.RMSprop, 1e-2, 5),  # torch's defaults, like the next
     "Adam": lambda dls: fit(dls, torch.optim.Adam, 1e-3, 5),
     "SGD, momentum .8 from epoch 3": lambda dls: fit(dls, sgd, LR, 5, ScheduleCB("momentum", {3: 0.8})),
     "SGD, two groups of weight decay": lambda dls: fit(dls, sgd, LR, 5, param_groups=two_groups),
@@ -139,7 +139,7 @@ RUNS: dict[str, Callable[[DataLoaders], tuple[Learner, RecorderCB]]] = {
 }
 
 
-# What is compared, a - b: of as many epochs each.
+# What is compared, a - b: experiments of equal length.
 PAIRS = {
     "RMSprop - SGD": ("RMSprop", "SGD, momentum .9"),
     "Adam - SGD": ("Adam", "SGD, momentum .9"),
@@ -153,7 +153,7 @@ PAIRS = {
 
 
 def compared(rows: dict[str, dict[str, Any]]) -> list[Difference]:
-    """Return the differences between experiments of as many epochs, in each measure of the last one."""
+    """Return the differences between experiments of equal length, in each measure of the last epoch."""
     return paired(rows, PAIRS)
 
 
@@ -215,7 +215,7 @@ def plot_runs(histories: dict[str, History]) -> Any:
 
 
 def draw(result: dict[str, Any], out: Path, name: str) -> None:
-    """Write the pictures of a result, whose curves are of the first seed."""
+    """Write the pictures of a result, with curves of its first seed."""
     pictures = {
         "schedules": plot_scheduler(all_schedules(), 100, width=2.6, height=2.0),
         "lrs": plot_lrs(result["lrs"]),
@@ -229,8 +229,8 @@ def row_of(histories: list[History], on_test: list[dict[str, Any]]) -> dict[str,
     """Return an experiment's figures over its runs.
 
     Args:
-        on_test: of each run the row of the test set, by the weights that it ended with (the best ones, where
-            these were kept).
+        on_test: for each run, the row of the test set with its final weights (the best ones, if these were
+            kept).
     """
     keys = {"eval accuracy": "MulticlassAccuracy", "eval loss": "loss"}
     return {

@@ -1,15 +1,15 @@
 """Document 000: does the state of an optimizer matter between training sessions?
 
-A network is trained in three sessions, of 10, 10 and 5 epochs, with Adam. Between them the optimizer is
-new or kept, with its averages and its count of steps; and the lr is constant or goes through one cycle in
-each session. Presets: `full` is the document's (ResNet50, images of 128 pixels), for a GPU; `cpu` has the
-same design with a small residual network and images of 64 pixels; `small` is for a first look, in a minute.
+A network is trained in three sessions, of 10, 10 and 5 epochs, with Adam. For each session the optimizer is
+new or kept, with its averages and its count of steps, and the lr is constant or goes through one cycle.
+Presets: `full` is the document's (ResNet50, images of 128 pixels), for a GPU; `cpu` has the same design with
+a small residual network and images of 64 pixels; `small` is for a first look, in a minute.
 
 Every run writes checkpoints: start the same command again, and it resumes where it stopped.
 
-Source: document 000. Differs: it names neither lrs nor batch size: here 1e-3, 5e-4 and 2.5e-4, and 64. It has
-one run of each method; here are several seeds, and the differences between paired runs are tested, in every
-measure.
+Source: document 000. Differs: it names neither lrs nor batch size: here they are 1e-3, 5e-4 and 2.5e-4, and
+64. It has one run of each method; here there are several seeds, and the differences between paired runs are
+tested in every measure.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from minilearn.data import peek
 from minilearn.plot import new_figure
 from minilearn.provenance import provenance
 
-# The four methods: what is called for each session.
+# The four methods: the call for each session.
 METHODS: dict[str, Callable[..., None]] = {
     "new optimizer": lambda learn, n, lr, **kw: learn.fit(n, lr=lr, reset_opt=True, **kw),
     "kept optimizer": lambda learn, n, lr, **kw: learn.fit(n, lr=lr, **kw),
@@ -80,7 +80,7 @@ def resnet50(n_channels: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Preset:
-    """How large the experiment is.
+    """Say how large the experiment is.
 
     Args:
         model: n_channels -> network.
@@ -104,7 +104,7 @@ PRESETS = {
 
 
 def train(method: str, preset: Preset, dls: DataLoaders, folder: Path, extra_cbs: Any = ()) -> Learner:
-    """Train a network in sessions by one method, resuming from the checkpoints in the folder."""
+    """Train a network in sessions with one method, resuming from the checkpoints in the folder."""
     model = preset.model(n_channels=peek(dls.train)[0].shape[1])
     cbs = [MixedPrecisionCB(), ChannelsLastCB(), CheckpointCB(folder, keep=1), *extra_cbs]
     learn = Learner(model, dls, opt_func=torch.optim.Adam, cbs=cbs)
@@ -129,7 +129,7 @@ def load(args: argparse.Namespace) -> DataLoaders:
 
 
 def run(method: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train once; return what came out."""
+    """Train once; return the results."""
     dls = load(args)
     print(f"\n{method}, {args.preset}, {dls.source}, seed {torch.initial_seed()}", flush=True)
     logger = []
@@ -154,12 +154,12 @@ def row_of(histories: list[report.History]) -> dict[str, Any]:
 
 
 def compared(rows: dict[str, dict[str, Any]]) -> list[Difference]:
-    """Return of each pair kept - new, in each measure of the last epoch."""
+    """Return kept - new for each pair, in each measure of the last epoch."""
     return paired(rows, PAIRS)
 
 
 def conclusion(family: list[Difference]) -> str:
-    """Say what the differences show on the document's question, on accuracy and on loss."""
+    """Say what the differences show about the document's question, in accuracy and in loss."""
     of_accuracy = [d for d in family if d.measure == "eval accuracy"]
     if not any(d.holds for d in of_accuracy):
         largest = max(max(-(d.low or 0.0), d.high or 0.0) for d in of_accuracy)

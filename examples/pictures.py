@@ -22,7 +22,7 @@ import minilearn
 
 
 def draw_main_job(found: dict[str, Any], out: Path, name: str) -> None:
-    """Draw those of fashion_mnist.py, whose mistakes are images of the data."""
+    """Draw the pictures of fashion_mnist.py, which need the data for the images of the mistakes."""
     fashion_mnist.draw(found, out, name, minilearn.fashion_mnist(fashion_mnist.BS))
 
 

@@ -29,7 +29,7 @@ def positive(text: str) -> int:
 
 
 def parser_of(doc: str | None, folder: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that all examples have; `folder` is where the data lies."""
+    """Return a parser with the options that all examples have; `folder` is the folder of the data."""
     parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
     parser.add_argument("--seed", type=int, default=42, help="seed of the (first) run (default: 42)")
     parser.add_argument(
@@ -47,7 +47,7 @@ def parser_of(doc: str | None, folder: str) -> argparse.ArgumentParser:
 def load(
     loader: Callable[..., DataLoaders], name: str, bs: int | None, root: str | None, default_bs: int
 ) -> tuple[DataLoaders, str]:
-    """Return a data set and its name, or the built-in one where there are neither data nor network.
+    """Return a data set and its name, or the built-in one if there is neither data nor a network.
 
     Args:
         bs: batch size; None: `default_bs`, and 128 for the built-in set, which is smaller.
@@ -83,7 +83,7 @@ def some_of(dls: DataLoaders, n: int | None) -> DataLoaders:
 def seeds(
     args: argparse.Namespace, loader: Callable[..., DataLoaders], name: str, default_bs: int
 ) -> Iterator[tuple[int, DataLoaders, str]]:
-    """Set each run's seed and give it, with the data in that seed's order and the data's name."""
+    """Set and give each run's seed, with the data in that seed's order and the data's name."""
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seed, args.seed + args.runs):
         set_seed(seed)
@@ -132,7 +132,7 @@ def seconds_of(histories: Sequence[History]) -> dict[str, Any]:
 
 
 def thinned(values: Sequence[float], n: int = 400) -> dict[str, Any]:
-    """Return about n of a long run's values, to be drawn, and how many steps apart they are."""
+    """Return about n values of a long run, for drawing, and how many steps apart they are."""
     every = max(1, len(values) // n)
     return {"every": every, "values": list(values[::every])}
 
@@ -172,14 +172,14 @@ def draw_interval(ax: Any, runs: Sequence[Sequence[float]], color: str, label: s
 
 
 def band_note(n: int) -> str:
-    """Return what a line and its band are, for the picture."""
+    """Return the picture's note on its lines and bands."""
     return f"line: mean of {n} seeds; band: 1 standard deviation" if n > 1 else "one seed"
 
 
 def merged(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what several runs were made by: a value for what they share, a list for what differs.
+    """Merge the provenance of several runs: one value for what they share, a list for what differs.
 
-    The date is that of the last one.
+    The date is that of the last run.
     """
     found: dict[str, Any] = {}
     for key in dict.fromkeys(key for run in runs for key in run):
@@ -199,12 +199,12 @@ def write(
     runs: Sequence[dict[str, Any]] = (),
     **found: Any,
 ) -> dict[str, Any]:
-    """Write what was found as JSON, with what it claims and what made it; say where, and return it.
+    """Write a result as JSON, with its claim and its provenance; print where, and return it.
 
     Args:
         images: how many, by phase, see `n_images`.
-        runs: `provenance()` of each run, where these were made in processes of their own.
-        found: the rest of the result, with all that its pictures need.
+        runs: `provenance()` of each run, if these were made in separate processes.
+        found: the rest of the result, with everything that its pictures need.
     """
     made_by = merged(runs) | {"command": command()} if runs else provenance()
     about = {
@@ -225,6 +225,6 @@ def write(
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """Return a result as JSON, what holds nothing but numbers and words on one line."""
+    """Return a result as JSON, with lists and dicts of only numbers and words on one line."""
     text = json.dumps(result, indent=1)
     return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda match: re.sub(r"\n\s*", " ", match[0]), text) + "\n"

@@ -1,18 +1,18 @@
 """Document 004: SWATS switched globally and per layer, and AdaBound, on CIFAR-10.
 
-Two networks are trained by each optimizer; beside the document's three stand Adam, AdamW and SGD with
-momentum. Presets: `full` is the document's (ResNet-18 and DenseNet-121, 200 epochs), for a GPU; `cpu` has
-small networks, a part of the images, few epochs, and a threshold at which their layers do switch; `small` is
-for a first look.
+Two networks are trained with each optimizer: the document's three, and Adam, AdamW and SGD with momentum.
+Presets: `full` is the document's (ResNet-18 and DenseNet-121, 200 epochs), for a GPU; `cpu` has small
+networks, some of the images, few epochs, and a threshold at which their layers do switch; `small` is for a
+first look.
 
-Every run writes checkpoints: start the same command again, and it resumes where it stopped, also when it was
-ended by Ctrl-C or SIGTERM in the middle of an epoch.
+Every run writes checkpoints: start the same command again, and it resumes where it stopped, even if Ctrl-C or
+SIGTERM stopped it in the middle of an epoch.
 
 Source: document 004. Differs: it has one seed and no baselines; here SGD begins at lr 0.1. Its code has no
-weight decay, and so has `full`; `cpu` and `small` have 5e-4 (AdamW its own 0.01 in all). It decays its layers
-in SGD's phase at epochs 75 and 150 and those in Adam's at 100; here these are two schedules of one optimizer.
-Its decay of SGD's phase is absolute: a layer that switches after epoch 75 begins at a tenth of its estimate.
-Here `sgd_scale` counts from the switch, so that layer begins at its estimate.
+weight decay, and neither has `full`; `cpu` and `small` have 5e-4 (AdamW its own 0.01 in all). It decays the
+lr of layers in SGD's phase at epochs 75 and 150 and of those in Adam's at 100; here these are two schedules
+of one optimizer. Its decay of SGD's phase is absolute: a layer that switches after epoch 75 begins at a tenth
+of its estimate. Here `sgd_scale` counts from the switch, so that layer begins at its estimate.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from minilearn.plot import new_figure
 from minilearn.provenance import provenance
 
 GLOBAL, LOCAL = "SWATS, global", "SWATS, local"
-# name -> (lr, function of threshold and weight decay that gives what makes the optimizer)
+# name -> (lr, function of threshold and weight decay that returns an opt_func)
 OPTIMIZERS: dict[str, tuple[float, Callable[[float, float], Callable[..., Any]]]] = {
     GLOBAL: (1e-3, lambda threshold, wd: partial(SWATS, threshold=threshold, weight_decay=wd)),
     LOCAL: (
@@ -85,12 +85,12 @@ LOCAL_ADAM, LOCAL_SGD, OF_EPOCHS = 100, (75, 150), 200
 
 @dataclass(frozen=True)
 class Preset:
-    """How large the experiment is.
+    """Say how large the experiment is.
 
     Args:
         models: name -> n_channels -> network.
         threshold: of SWATS.
-        wd: weight decay, of all but AdamW.
+        wd: weight decay of all but AdamW.
         n_images: for training; None: all.
     """
 
@@ -121,13 +121,13 @@ NAMES = [f"{model}, {optimizer}" for model in PUBLISHED for optimizer in OPTIMIZ
 
 
 def parts_of(name: str) -> tuple[str, str]:
-    """Return network and optimizer of an experiment's name."""
+    """Return the network and the optimizer in an experiment's name."""
     model, _, optimizer = name.partition(", ")
     return model, optimizer
 
 
 def schedules_of(name: str, n_epochs: int) -> list[Callback]:
-    """Return the callbacks of an experiment's schedules: the document's, for so many epochs."""
+    """Return the callbacks of an experiment's schedules: the document's, scaled to so many epochs."""
     model, optimizer = parts_of(name)
 
     def at(epoch: int) -> int:
@@ -137,15 +137,15 @@ def schedules_of(name: str, n_epochs: int) -> list[Callback]:
         return [EpochSchedulerCB(MultiStepLR, milestones=[at(DECAYED[model])], gamma=0.1)]
     first, second = map(at, LOCAL_SGD)
     return [
-        EpochSchedulerCB(MultiStepLR, milestones=[at(LOCAL_ADAM)], gamma=0.1),  # rules Adam's phase
-        ScheduleCB("sgd_scale", {first: 0.1, second: 0.01}),  # and this SGD's
+        EpochSchedulerCB(MultiStepLR, milestones=[at(LOCAL_ADAM)], gamma=0.1),  # for Adam's phase
+        ScheduleCB("sgd_scale", {first: 0.1, second: 0.01}),  # and for SGD's
     ]
 
 
 def train(
     name: str, preset: Preset, dls: DataLoaders, folder: Path, extra_cbs: Sequence[Callback] = ()
 ) -> tuple[Learner, SwitchPointsCB]:
-    """Train one network by one optimizer, resuming from the checkpoints in the folder."""
+    """Train one network with one optimizer, resuming from the checkpoints in the folder."""
     model_name, optimizer = parts_of(name)
     lr, make = OPTIMIZERS[optimizer]
     model = preset.models[model_name](n_channels=peek(dls.train)[0].shape[1])
@@ -159,7 +159,7 @@ def train(
 
 
 def run(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train once; return what came out."""
+    """Train once; return the results."""
     preset, device = PRESETS[args.preset], "cuda" if torch.cuda.is_available() else None
     dls, data = report.load(partial(cifar10, device=device), "CIFAR-10", args.bs, args.data, preset.bs)
     data = dls.source or data
@@ -191,12 +191,12 @@ def row_of(histories: list[report.History], switches: list[dict[str, Any]]) -> d
 
 
 def compared(rows: dict[str, dict[str, Any]]) -> list[Difference]:
-    """Return the differences that the document speaks of, and local - Adam, in each measure."""
+    """Return the differences that the document discusses, and local - Adam, in each measure."""
     return paired(rows, PAIRS)
 
 
 def conclusion(family: list[Difference], result: dict[str, Any]) -> str:
-    """Say whether a run can test the document's claim, and what its differences show on it."""
+    """Say whether a run can test the document's claim, and what its differences show about it."""
     parts, claim = [], "that switching locally is better than globally"
     if result["preset"] != "full":
         n_steps = result["switches"][f"{RESNET}, {LOCAL}"][0]["n_steps"]
@@ -235,7 +235,7 @@ def plot_accuracy(histories: dict[str, list[report.History]]) -> Any:
 
 
 def draw(result: dict[str, Any], out: Path, name: str) -> None:
-    """Write the pictures of a result; timelines are of the first seed."""
+    """Write the pictures of a result, with timelines of its first seed."""
     plot_accuracy(result["histories"]).savefig(out / f"{name}_accuracy.png", dpi=90)
     for experiment, of_runs in result["switches"].items():
         model, optimizer = parts_of(experiment)

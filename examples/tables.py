@@ -47,7 +47,7 @@ FAMILIES: dict[str, tuple[str, Callable[[dict[str, Any]], list[Difference]]]] = 
     "003, published": (SCRATCH, scratch_003.compared_with_published),
     "004": (SWATS, swats_004.compared),
 }
-# Each page, and the families of which it has to say all that holds.
+# Each page, and the families whose differences that hold must all be on it.
 PAGES = {README: ("000", "004"), EXAMPLES: tuple(FAMILIES)}
 
 
@@ -129,7 +129,7 @@ def repeated(results: Results) -> str:
 
 
 def smaller(results: Results) -> str:
-    """Return a row for each document whose experiment was run at a smaller scale: no published figures."""
+    """Return a row for each document whose experiment was run at a smaller scale; no published figures."""
     state, cifar, swats = results(STATE), results(SCHEDULES), results(SWATS)
     local = swats["rows"][f"ResNet, {swats_004.LOCAL}"]
     kept, one_cycle = state["rows"]["kept optimizer, one cycle"], cifar["rows"]["one cycle"]
@@ -173,7 +173,7 @@ def main_job(results: Results) -> str:
 
 
 def findings(results: Results) -> str:
-    """Return what the results show on the questions of documents 000, 001 and 004."""
+    """Return what the results show about the questions of documents 000, 001 and 004."""
     parts = [f"- **Document 000.** {state_000.conclusion(family('000', results))}"]
     parts.append(f"- **Document 001.** {schedules_001.conclusion(results(SCHEDULES)['rows'])}")
     parts.append(f"- **Document 004.** {swats_004.conclusion(family('004', results), results(SWATS))}")
@@ -184,7 +184,7 @@ def findings(results: Results) -> str:
 
 
 def swa_row(results: Results) -> str:
-    """Return what averaging gave: beside one cycle of as many epochs, and beside its own iterates."""
+    """Compare averaging with one cycle of as many epochs, and with its own iterates."""
     found = results(SCHEDULES)
     row, other = found["rows"][schedules_001.SWA], found["rows"][schedules_001.SHORT]
     n = sum(r["train"] == "iterate" for r in found["histories"][schedules_001.SWA][0])
@@ -222,7 +222,7 @@ def state_differences(results: Results) -> str:
 
 
 def cifar_rows(results: Results) -> str:
-    """Return document 001's experiments: accuracy here, also with mirror images, and what it published."""
+    """Return document 001's experiments: accuracy here, also with flipped images, and what it published."""
     found = results(SCHEDULES)
     rows = [
         (
@@ -241,7 +241,7 @@ def cifar_rows(results: Results) -> str:
 
 
 def cifar_equal(results: Results) -> str:
-    """Return SWA beside one cycle of as many epochs."""
+    """Compare SWA with one cycle of as many epochs."""
     rows = results(SCHEDULES)["rows"]
     ours, other = rows[schedules_001.SWA], rows[schedules_001.SHORT]
     measures = {"eval accuracy": "eval accuracy", "mirrored too": "flipped", "eval loss": "eval loss"}
@@ -316,7 +316,7 @@ def fashion_differences(results: Results) -> str:
 
 
 def fashion_epochs(results: Results) -> str:
-    """Return document 003's tables whole, each epoch and phase, published (in brackets) beside ours."""
+    """Return document 003's full tables, each epoch and phase, with the published figures in brackets."""
     parts = []
     for name, histories in results(SCRATCH)["histories"].items():
         rows = []
@@ -354,7 +354,7 @@ def swats_rows(results: Results) -> str:
 
 
 def swats_differences(results: Results) -> str:
-    """Return the differences that the document speaks of, and what this run shows of its claim."""
+    """Return the differences that the document discusses, and what this run shows about its claim."""
     of = family("004", results)
     return (
         f"{swats_004.conclusion(of, results(SWATS))}\n\n{table(of, 'network and optimizers')}\n\n{told(of)}"
@@ -371,7 +371,7 @@ def _range(values: list[int]) -> str:
 
 
 def swats_global(results: Results) -> str:
-    """Return when all tensors switched, where they did so at once."""
+    """Return when all tensors switched, for the runs in which they switched together."""
     runs = [
         run
         for name, of_runs in results(SWATS)["switches"].items()
@@ -386,7 +386,7 @@ def swats_global(results: Results) -> str:
 
 
 def swats_points(results: Results) -> str:
-    """Return the first switches of each network, each layer by itself, in the first run."""
+    """Return the first switches of each network in the first run, layer by layer."""
     parts = []
     for name, of_runs in results(SWATS)["switches"].items():
         model, optimizer = swats_004.parts_of(name)
@@ -422,7 +422,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
 
 
 def made(text: str, results: Results = result) -> str:
-    """Return a page's text with each table between its marks made again from the results."""
+    """Return a page's text with the tables between its marks made again from the results."""
 
     def block(match: re.Match[str]) -> str:
         return f"<!-- table: {match[1]} -->\n{TABLES[match[1]](results)}\n<!-- end -->"

@@ -1,4 +1,4 @@
-"""Experiments as tasks: each a JSON file once it is done, several at once in processes of their own."""
+"""Experiments as tasks: each gives a JSON file, and several run at once in separate processes."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def add_options(parser: argparse.ArgumentParser, script: str, names: Sequence[st
 
 
 def slug(name: str) -> str:
-    """Return a name as a file's: "one-cycle-then-swa"."""
+    """Return a name in the form of a file name: "one-cycle-then-swa"."""
     return re.sub(r"\W+", "-", name.lower())
 
 
 def path_of(folder: Path, name: str, seed: int) -> Path:
-    """Return the file of an experiment's result, beside the folder of its checkpoints."""
+    """Return the file of an experiment's result, next to the folder of its checkpoints."""
     return folder / str(seed) / f"{slug(name)}.json"
 
 
@@ -52,7 +52,7 @@ def seeds_of(args: argparse.Namespace) -> range:
 
 
 def made_by(args: argparse.Namespace, results: dict[str, list[Result]]) -> list[dict[str, Any]]:
-    """Return what made each run: that of its own process, and how many ran at once."""
+    """Return the provenance of each run, from its own process, and how many ran at once."""
     runs = [result["ran_on"] for of_runs in results.values() for result in of_runs]
     return [run | {"processes": args.jobs} for run in runs]
 
@@ -65,13 +65,13 @@ def main(
     run: Callable[[str, argparse.Namespace, Path], Result],
     finish: Callable[[argparse.Namespace, dict[str, list[Result]]], None],
 ) -> None:
-    """Run a script's experiments, and report them unless it is one of the processes of --jobs.
+    """Run a script's experiments, and report them unless this is one of the processes of --jobs.
 
     Args:
         script: the file to start for --jobs, with this script's own arguments.
         folder: for results and checkpoints.
         run: (name, args, folder for checkpoints) -> result; random numbers are seeded before it.
-        finish: reports the results by name, one for each seed.
+        finish: reports the results, name -> one for each seed.
     """
     start_s = time.perf_counter()
     results = _run_all(args, script, names, folder, run)
@@ -87,11 +87,11 @@ def _run_all(
     folder: Path,
     run: Callable[[str, argparse.Namespace, Path], Result],
 ) -> dict[str, list[Result]]:
-    """Run experiments for each seed, unless they are done already; return their results by name."""
+    """Run the experiments that are not done yet, for each seed; return all results by name."""
     names = list(names) if args.only is None else [args.only]
     seeds = seeds_of(args)
     tasks = [(name, seed) for seed in seeds for name in names if not path_of(folder, name, seed).is_file()]
-    if args.jobs > 1:  # each in a process of its own, with its share of the threads
+    if args.jobs > 1:  # each in its own process, with its share of the threads
         env = os.environ | {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // args.jobs))}
         with ThreadPoolExecutor(args.jobs) as pool:
             done = pool.map(lambda task: subprocess.run(_command(script, *task), env=env, check=True), tasks)
@@ -112,4 +112,4 @@ def _run_all(
 
 def _command(script: str, name: str, seed: int) -> list[str]:
     one = ["--only", name, "--seed", str(seed), "--runs", "1", "--jobs", "1", "--no-report"]
-    return [sys.executable, script, *sys.argv[1:], *one]  # of an option given twice the last one counts
+    return [sys.executable, script, *sys.argv[1:], *one]  # if an option is given twice, the last one counts
