@@ -1,8 +1,8 @@
 """Measure what checkpoints cost, for a model of 25 million parameters with AdamW: 300 MB each.
 
-An MLP of 4 layers of 2,500, batches of 64, which is quick for its size, so that the share of the checkpoints
-is large: a step of a ResNet-50, of as many parameters, takes many times as long. Two fits alternate, so that
-changes in the machine's speed affect both: one without checkpoints, and one with
+The model is an MLP of 4 layers of 2,500, with batches of 64. It is fast for its size, so the share of the
+checkpoints is large: a step of a ResNet-50 with as many parameters takes many times as long. Two fits
+alternate, so that changes in the machine's speed affect both: one without checkpoints, and one with
 CheckpointCB(every_steps=steps), whose only checkpoint is written after the last step.
 
 Run: python benchmarks/checkpoint.py --out docs/measured
@@ -26,14 +26,14 @@ WIDTH, BATCH = 2500, 64
 
 
 class TimedCheckpointCB(CheckpointCB):
-    """Note the time that each place of rest took."""
+    """Note the time of each rest."""
 
     def __init__(self, folder: str, every_steps: int) -> None:
         super().__init__(folder, every_steps=every_steps)
         self.times_s: list[float] = []
 
     def at_rest(self, learn: Any) -> None:
-        """Write, perhaps."""
+        """Write a checkpoint, if it is time for one."""
         if not learn.scopes:
             return  # the fit's end
         start_s = time.perf_counter()
@@ -54,7 +54,7 @@ def fit(model: nn.Module, batches: list[Any], device: torch.device, cbs: list[An
 
 
 def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
-    """Return the seconds of a run without checkpoints, of one, and of a step without one; and its size.
+    """Return the seconds of a run without checkpoints, of a checkpoint, and of a step without one; its size.
 
     Keys:
         without_s, checkpoint_s: of each round.
@@ -82,7 +82,7 @@ def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
 
 
 def said(result: dict[str, Any]) -> str:
-    """Return what a result says: the share of checkpoints in the time of a run, and their size."""
+    """Return a result as text: the share of checkpoints in the time of a run, and their size."""
     lines = []
     n_steps = result["steps"]
     for table in result["tables"]:

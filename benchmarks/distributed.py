@@ -1,10 +1,10 @@
-"""Measure what several processes gain here, and plan what they would on 8 to 1,024 GPUs.
+"""Measure what several processes gain here, and plan what they would gain on 8 to 1,024 GPUs.
 
-Measured on this machine, in processes of one thread each, over gloo: a step of ResNet-20 on a joint batch in
-one process and in two, which take turns, and the time that the gradients take. The plan is arithmetic: from a
-model's size, and the speeds that stand at the top of this file, the time of a step and what limits it.
+Measured on this machine, in processes of one thread each, over gloo: a step of ResNet-20 on a global batch in
+one process and in two, which take turns, and the time to exchange the gradients. The plan is arithmetic: it
+derives the time of a step, and what limits it, from a model's size and the speeds at the top of this file.
 
-Run: python benchmarks/distributed.py --out docs/measured; and with --plan, which prints the plan
+Run: python benchmarks/distributed.py --out docs/measured; with --plan it prints the plan
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PER_NODE = 8
 
 @dataclass(frozen=True)
 class Model:
-    """A model to plan for: parameters, and the FLOP that training takes for a sample."""
+    """Describe a model to plan for: its parameters, and the FLOP of training on a sample."""
 
     name: str
     n_params: float
@@ -71,18 +71,18 @@ MODELS = (
 
 
 def exchange_s(n_bytes: float, n: int) -> float:
-    """Return the seconds in which n GPUs reduce, or gather, so many bytes: first in a node, then between."""
+    """Return the seconds of a reduce or all-gather of so many bytes by n GPUs: within nodes, then between."""
     inside, nodes = min(n, PER_NODE), max(1, n // PER_NODE)
     return n_bytes * (inside - 1) / inside / NVLINK + n_bytes / inside * (nodes - 1) / nodes / NETWORK
 
 
 def ddp_s(model: Model, n: int) -> float:
-    """Return the seconds of a step's all-reduce: gradients in float32, scattered and gathered."""
+    """Return the seconds of a step's all-reduce of gradients in float32: reduce-scatter, then all-gather."""
     return 2 * exchange_s(4 * model.n_params, n)
 
 
 def fsdp_s(model: Model, n: int) -> float:
-    """Return those of FSDP2: weights gathered in bfloat16 for forward and backward, gradients scattered."""
+    """Return those of FSDP2: all-gather of bfloat16 weights for forward and backward, and reduce-scatter."""
     return 2 * exchange_s(2 * model.n_params, n) + exchange_s(4 * model.n_params, n)
 
 
@@ -157,7 +157,7 @@ def _table(*rows: tuple[str, ...]) -> str:
 
 
 class TimeCB(Callback):
-    """Note how long each step took, the first two left out."""
+    """Note how long each step took, without the first two."""
 
     order = 3000
 
@@ -170,7 +170,7 @@ class TimeCB(Callback):
 
 
 def worker(steps: int, bs: int) -> None:
-    """Train, and print the seconds of each step, and of exchanges of the gradients; in each process."""
+    """Train in each process; print the seconds of each step and of exchanges of the gradients."""
     set_seed(SEED)
     x, y = torch.randn(bs * (steps + 2), 3, 32, 32), torch.randint(10, (bs * (steps + 2),))
     timer, model = TimeCB(), resnet20()
@@ -197,12 +197,12 @@ def _reduce_s(model: nn.Module) -> float:
 
 
 def measure(rounds: int, steps: int, bs: int) -> dict[str, Any]:
-    """Return what each round of one process and of two took: the seconds of its steps, and of all-reduces."""
+    """Return the seconds of steps and of all-reduces in each round of one process and of two."""
     found: dict[int, list[dict[str, Any]]] = {n: [] for n in PROCESSES}
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     for _ in range(rounds):
         for n, results in found.items():
-            # Standalone: at a free port, so that another run on this machine is in no one's way.
+            # Standalone: on a free port, so that it does not collide with another run on this machine.
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
             own = [__file__, "--worker", "--steps", str(steps), "--bs", str(bs)]
             command = [*torchrun, "--nproc-per-node", str(n), *own]
@@ -210,13 +210,13 @@ def measure(rounds: int, steps: int, bs: int) -> dict[str, Any]:
             results.append(json.loads(done.stdout.strip().splitlines()[-1]))
     (threads,) = {result.pop("threads") for results in found.values() for result in results}
     (n_params,) = {result.pop("parameters") for results in found.values() for result in results}
-    # Text as keys, as they are in a file.
+    # Keys as text, as in a file.
     each = {str(n): results for n, results in found.items()}
     return {"threads": threads, "processes": list(found), "parameters": n_params, "each": each}
 
 
 def said(result: dict[str, Any]) -> str:
-    """Return what a result says: a step in one process and in two, the gain, and the all-reduce."""
+    """Return a result as text: a step in one process and in two, the gain, and the all-reduce."""
 
     def ms_of(n: str, key: str) -> list[float]:
         return [statistics.median(round_[key]) * 1e3 for round_ in result["each"][n]]
@@ -249,7 +249,7 @@ def main() -> None:
         parser.error("--plan measures nothing: expected no --out")
     if args.worker:
         worker(args.steps, args.bs)
-        # All is measured. torch 2.14 sometimes aborts when an interpreter ends after DDP over gloo, without
+        # Everything is measured. torch 2.14 sometimes aborts when an interpreter ends after DDP, without
         # minilearn too: "terminate called without an active exception".
         os._exit(0)
     elif args.plan:

@@ -25,7 +25,7 @@ MESSAGES = ("warn", "add_note")  # what calls of these names say is a message
 
 @dataclass(frozen=True)
 class Edit:
-    """One change of a file: what is at (line, column) to (end_line, end_column) becomes `text`."""
+    """Hold one change of a file: `text` replaces what is at (line, column) to (end_line, end_column)."""
 
     kind: str
     line: int  # from 1
@@ -60,7 +60,7 @@ def _in_body(body: Sequence[ast.stmt]) -> Iterator[Edit]:
 
 
 def _of_statement(node: ast.stmt) -> Iterator[Edit]:
-    """Yield the changes of a statement and of all that is in it."""
+    """Yield the changes of a statement and of everything in it."""
     if isinstance(node, ast.Import | ast.ImportFrom) or _is_docstring(node) or _is_for_types(node):
         return
     if _can_be_dropped(node):
@@ -85,7 +85,7 @@ def _of_statement(node: ast.stmt) -> Iterator[Edit]:
 
 
 def _of_part(node: ast.AST) -> Iterator[Edit]:
-    """Yield the changes of an expression, or of a part of a statement, and of all that is in it."""
+    """Yield the changes of an expression, or of a part of a statement, and of everything in it."""
     if isinstance(node, ast.JoinedStr | ast.arg) or _is_message(node):
         return
     if isinstance(node, ast.expr):

@@ -1,7 +1,7 @@
-"""What the benchmarks share: options, a measurement on each device that there is, and the file of a result.
+"""What the benchmarks share: options, a measurement on each available device, and the file of a result.
 
-Each benchmark measures (`measure` returns raw numbers) and says (`said` makes the text from them). With --out
-the result is a file, FOLDER/<name>.json, of which `benchmarks/measured.py` makes pages.
+In each benchmark `measure` returns raw numbers, and `said` makes a text from them. With --out the result is a
+file, FOLDER/<name>.json, from which `benchmarks/measured.py` makes pages.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
 
 
 def about(name: str, **own: Any) -> dict[str, Any]:
-    """Return the head of a result: which benchmark it is of, `provenance()`, and the benchmark's own fields.
+    """Return the head of a result: the benchmark's name, `provenance()`, and the benchmark's own fields.
 
     Args:
         own: they replace those of `provenance()`, such as `threads` where other processes measure, or
@@ -45,7 +45,7 @@ def about(name: str, **own: Any) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any], said: Callable[[dict[str, Any]], str], out: Path | None) -> None:
-    """Print what a result says, and write it where `out` is a folder."""
+    """Print a result, and write it to the folder `out`, if there is one."""
     print(said(result))
     if out:
         out.mkdir(parents=True, exist_ok=True)
@@ -87,15 +87,15 @@ def count(n: int, noun: str) -> str:
 
 
 def head(result: dict[str, Any], device: str | None = None) -> str:
-    """Return what measured: the device (of a table, else of the result), its threads, torch's version."""
+    """Return where it was measured: the device (of a table, else of the result), threads, torch's version."""
     return f"{device or result['device']}, {count(result['threads'], 'thread')}, torch {result['torch']}"
 
 
 def spread_of(values: Sequence[float]) -> dict[str, float]:
-    """Return the median, the least and the greatest of the values of all rounds."""
+    """Return the median, minimum and maximum of the values of all rounds."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def extremes(values: Sequence[float], digits: int) -> str:
-    """Return the least and the greatest value as text: "(min 0.98, max 1.06)"."""
+    """Return minimum and maximum as text: "(min 0.98, max 1.06)"."""
     return f"(min {min(values):.{digits}f}, max {max(values):.{digits}f})"

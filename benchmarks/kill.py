@@ -51,7 +51,7 @@ CLOCKS = ("run", "time_s", "elapsed_s")  # what differs between any two runs
 
 
 class Images(Dataset[Any]):
-    """Squares and crosses, (1, 12, 12), turned, shifted and under noise at random."""
+    """Give squares and crosses, (1, 12, 12), randomly rotated, shifted and noisy."""
 
     def __init__(self, n: int) -> None:
         rng = torch.Generator().manual_seed(n)
@@ -70,7 +70,7 @@ class Images(Dataset[Any]):
 
 
 class CountCB(Callback):
-    """A user's callback that knows nothing of checkpoints."""
+    """Be a user's callback that knows nothing about checkpoints."""
 
     def __init__(self) -> None:
         self.n = 0
@@ -102,7 +102,7 @@ def train(folder: Path, seed: int) -> None:
 
 
 def start(folder: Path, seed: int) -> int:
-    """Start `train` in a process with its own group; return its number."""
+    """Start `train` in a process with its own group; return its id."""
     if pid := os.fork():
         return pid
     try:
@@ -115,7 +115,7 @@ def start(folder: Path, seed: int) -> int:
 
 
 def ended(pid: int) -> bool:
-    """Whether a process has come to its end by itself."""
+    """Whether a process has ended by itself."""
     found, status = os.waitpid(pid, os.WNOHANG)
     if found and status:
         raise SystemExit(f"the training failed with status {status}")
@@ -123,7 +123,7 @@ def ended(pid: int) -> bool:
 
 
 def wait(pid: int) -> None:
-    """Wait until a process has come to its end by itself."""
+    """Wait until a process has ended by itself."""
     while not ended(pid):
         time.sleep(0.01)
 
@@ -182,7 +182,7 @@ def measure(n_kills: int, moments_seed: int) -> dict[str, Any]:
     """Kill as often as asked; return for each run its kills, its torn files and its first difference.
 
     Keys of a run:
-        kills: what each met: "while writing" a checkpoint, "before the first" one; both, or neither.
+        kills: when each happened: "while writing" a checkpoint, "before the first" one; both, or neither.
         torn: files of checkpoints that could not be read, after each kill.
         differences: from the run that was never stopped; empty, or the first.
     """
@@ -224,7 +224,7 @@ def totals(result: dict[str, Any]) -> dict[str, int]:
 
 
 def said(result: dict[str, Any]) -> str:
-    """Return what a result says: how often was killed, and what came of it."""
+    """Return a result as text: the number of kills, and what they caused."""
     n = totals(result)
     lines = [
         f"{head(result)}, python {result['python']}",
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     args = parser.parse_args()
     found = measure(args.kills, args.seed)
-    # Asked after the last fork: to ask for a GPU's name starts CUDA, which a fork does not survive.
+    # Asked after the last fork, because asking for a GPU's name starts CUDA, which does not survive a fork.
     result = about("kill", device=device_name("cpu"), threads=THREADS, moments_seed=args.seed)
     result |= found
     report(result, said, args.out)

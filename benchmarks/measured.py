@@ -1,7 +1,7 @@
 """Make the measured parts of docs/measured.md, docs/many_gpus.md and README.md from the results in docs.
 
-A page says where: between `<!-- result: overhead -->` and `<!-- end -->` comes the command of
-docs/measured/overhead.json, and what it printed.
+Marks in a page say where: between `<!-- result: overhead -->` and `<!-- end -->` come the command of
+docs/measured/overhead.json and its output.
 
 Run: python benchmarks/measured.py
 """
@@ -19,7 +19,7 @@ from typing import Any
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent / "docs"
 PAGES = ("measured.md", "many_gpus.md", "../README.md")  # from docs
-# Each result, and the command that makes it, in the root of the repository.
+# Each result, and the command that makes it, to be run in the root of the repository.
 COMMANDS = {
     "overhead": "python benchmarks/overhead.py --out docs/measured",
     "optimizers": "python benchmarks/optimizers.py --out docs/measured",
@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 def module(name: str) -> Any:
-    """Import a benchmark, from wherever this file was imported."""
+    """Import a benchmark, wherever this file is imported from."""
     for folder in (FOLDER, FOLDER / "peers"):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
@@ -43,7 +43,7 @@ def result(name: str, docs: Path = DOCS) -> dict[str, Any]:
     """Return a result.
 
     Raises:
-        FileNotFoundError: there is none; with the command that makes it.
+        FileNotFoundError: there is none; the message has the command that makes it.
     """
     path = docs / "measured" / f"{name}.json"
     if not path.is_file():
@@ -55,14 +55,14 @@ def result(name: str, docs: Path = DOCS) -> dict[str, Any]:
 
 
 def block(name: str, docs: Path = DOCS) -> str:
-    """Return a result as a block of code: its command, and what it says."""
+    """Return a result as a block of code: its command and its output."""
     found = result(name, docs)
     lines = [f"$ {found['command']}", *module(name).said(found).splitlines()]
     return "\n".join(f"    {line}" for line in lines)
 
 
 def made(text: str, docs: Path = DOCS) -> str:
-    """Return a page's text with each result, and the plan, between its marks made again."""
+    """Return a page's text with each result and the plan between its marks made again."""
 
     def between(match: re.Match[str]) -> str:
         name = match[1].removeprefix("result: ")
@@ -85,11 +85,11 @@ def headline(docs: Path = DOCS) -> dict[str, dict[str, Any]]:
 
     Keys:
         overhead: `ABOUT`, and for "same" and "usual" the ratio of minilearn's time to that loop's. A ratio is
-            {"median", "min", "max"}, of the rounds. Of the CPU, where a GPU was measured too.
+            {"median", "min", "max"} of the rounds. If a GPU was measured too, those of the CPU.
         kill: `ABOUT` without rounds, and numbers of "kills", "runs", "torn" files, and "different" runs.
-        peers: for "loop" and "fashion" each: `ABOUT`, and for "minilearn" and "next", the quickest of the
-            other frameworks, {"title", "ratio"}: the ratio to the usual loop's time. "next" has
-            "rounds_behind" too, in which it took more time than minilearn.
+        peers: for "loop" and "fashion" each: `ABOUT`, and for "minilearn" and "next", the fastest of the
+            other frameworks, {"title", "ratio"}: the ratio to the usual loop's time. "next" also has
+            "rounds_behind", the number of rounds in which it took more time than minilearn.
     """
     overhead, kill = result("overhead", docs), result("kill", docs)
     table = overhead["tables"][0]

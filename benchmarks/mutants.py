@@ -2,11 +2,11 @@
 
 Draws N changes of the core at random (`benchmarks/edits.py` finds them), and for each one runs the tests in a
 copy of the repository that has it, until one fails: first those named for the changed file, then the others,
-the quick files first. The long ones are left out: the notebooks, the benchmarks, the examples. Where the
-tests hang, the change is caught too. Tests that fail without any change are left out from the start.
+the quick files first. The long ones are left out: the notebooks, the benchmarks, the examples. A change
+that makes the tests hang counts as caught. Tests that fail without any change are left out from the start.
 
-Each result is a line of the log; started again with it, the script continues. The changes that no test
-notices are printed as diffs: each is a test that is missing, or code that does nothing.
+Each result is a line of the log; started again with the same log, the script continues. Changes that no test
+notices are printed as diffs: each shows a missing test, or code that does nothing.
 
 Run: python benchmarks/mutants.py --n 60 --log mutants.jsonl
 """
@@ -39,10 +39,10 @@ CORE = (
     *("learner", "callback", "host", "events", "batches", "counting", "plan", "parameters", "fitting"),
     *("checkpoints", "processes", "verify", "weights", "seeding", "callbacks/checkpoint", "data/loaders"),
     *("data/adapters", "data/resumable", "data/dataset_loader"),
-    # As version 0.1 had them.
+    # As in version 0.1.
     *("resuming", "checkpoint", "interrupts", "checks", "freezing", "run", "state", "data/datasets"),
 )
-# The files of tests for those of the core that have none of their name.
+# The test files of core files that have none of their own name.
 TESTED_IN = {
     "processes": ("test_distributed.py",),
     "fitting": ("test_passes.py", "test_learner.py"),
@@ -60,7 +60,7 @@ STALL_S = 120  # a test that takes longer hangs
 
 @dataclass(frozen=True)
 class Mutant:
-    """A file of the core with one change."""
+    """Hold a file of the core with one change."""
 
     path: str  # in the repository
     edit: Edit
@@ -69,12 +69,12 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """What this mutant is called in the log."""
+        """The name of this mutant in the log."""
         return hashlib.sha256((self.path + self.source).encode()).hexdigest()[:16]
 
 
 def core_files(repo: Path) -> list[Path]:
-    """Return the files that are changed."""
+    """Return the files to change."""
     package = repo / "minilearn"
     files = [path for name in CORE if (path := package / f"{name}.py").is_file()]
     files += [path for name in CORE for path in (package / name).rglob("*.py")]
@@ -82,7 +82,7 @@ def core_files(repo: Path) -> list[Path]:
 
 
 def draw(repo: Path, n: int, seed: int) -> list[Mutant]:
-    """Return n of the mutants there are, at random; with a larger n, more after the same ones."""
+    """Return n of all mutants, at random; a larger n gives the same ones first."""
     drawn = [(path, edit) for path in core_files(repo) for edit in edits_of(path.read_text())]
     random.Random(seed).shuffle(drawn)
     return [mutant_of(repo, path, edit) for path, edit in drawn[:n]]
@@ -102,7 +102,7 @@ def mutant_of(repo: Path, path: Path, edit: Edit) -> Mutant:
 
 
 def copy_repo(repo: Path, to: Path) -> None:
-    """Copy what git has, or would take."""
+    """Copy the files that git tracks, or would add."""
     command = ["git", "-C", str(repo), "ls-files", "-coz", "--exclude-standard"]
     names = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     for name in names.strip("\0").split("\0"):
@@ -118,13 +118,13 @@ def digest(repo: Path) -> str:
 
 
 def test_files(copy: Path) -> list[str]:
-    """Return the files of tests that are run."""
+    """Return the test files to run."""
     files = [path for path in (copy / "tests").rglob("test_*.py") if not any(map(path.match, LONG))]
     return sorted(path.relative_to(copy).as_posix() for path in files)
 
 
 def in_order(mutant: Mutant, seconds: dict[str, float]) -> list[str]:
-    """Return the files of tests: first those of the mutant's file or its folder, then by their time."""
+    """Return the test files: first those of the mutant's file or folder, then the others by their time."""
     path = Path(mutant.path)
     own = {file for name in (path.stem, path.parent.name) for file in TESTED_IN.get(name, ())}
     own |= {f"test_{path.stem}.py", f"test_{path.parent.name}.py"}
@@ -132,7 +132,7 @@ def in_order(mutant: Mutant, seconds: dict[str, float]) -> list[str]:
 
 
 def pytest_in(copy: Path, args: list[str], max_s: float) -> tuple[int | None, str]:
-    """Run pytest in a copy; return its status, None where it hangs, and what it said."""
+    """Run pytest in a copy; return its status, None if it hangs, and its output."""
     env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
     command = [sys.executable, "-m", "pytest", "-v", "-n0", "-p", "no:cacheprovider", *args]
     start_s = time.monotonic()
@@ -170,7 +170,7 @@ def measure_unchanged(copy: Path) -> dict[str, Any]:
 
 
 def measure(mutant: Mutant, copy: Path, unchanged: dict[str, Any], max_s: float) -> dict[str, Any]:
-    """Return what the tests say of a mutant: caught, caught by hanging, or survived."""
+    """Return the outcome for a mutant: caught, caught by hanging, or survived."""
     path, start_s = copy / mutant.path, time.monotonic()
     original = path.read_text()
     left_out = [arg for test in unchanged["failing"] for arg in ("--deselect", test)]
@@ -191,7 +191,7 @@ def measure(mutant: Mutant, copy: Path, unchanged: dict[str, Any], max_s: float)
 
 
 def said(results: list[dict[str, Any]]) -> str:
-    """Return what a list of results says: how many are caught, and the diff of each survivor."""
+    """Return a list of results as text: how many are caught, and the diff of each survivor."""
     outcomes = [result["outcome"] for result in results]
     survivors = [result["diff"] for result in results if result["outcome"] == "survived"]
     n_caught = len(outcomes) - len(survivors)

@@ -1,9 +1,9 @@
 """Measure the time to 90 % on Fashion-MNIST on this machine: minilearn, and the same training by hand.
 
-The work is "fashion" of `benchmarks/peers.py`: document 003's network, with AdamW under OneCycleLR. A run
-counts from the files on disk to the last accuracy; all take turns in one process, again and again, each time
-with another seed. Numbers of epochs are tried from the fewest on, until minilearn's mean accuracy is 90 % or
-more; all tries are in the result.
+The work is "fashion" of `benchmarks/peers.py`: document 003's network, with AdamW under OneCycleLR. A run is
+timed from the files on disk to the last accuracy; all take turns in one process, again and again, each time
+with a new seed. Increasing numbers of epochs are tried until minilearn's mean accuracy is 90 % or more; all
+tries are in the result.
 
     minilearn   Learner and fashion_mnist(), as in README
     by hand     the usual loop, with torchvision's data set and torch's DataLoader, without workers
@@ -69,7 +69,7 @@ def measure(seeds: list[int], epochs: list[int]) -> dict[str, Any]:
 
 
 def said(result: dict[str, Any]) -> str:
-    """Return what a result says: accuracy and seconds of each way, for each number of epochs."""
+    """Return a result as text: accuracy and seconds of each way, for each number of epochs."""
     images, n = result["images"], len(result["seeds"])
     data = f"{images['training']:,} images for training, {images['validation']:,} for validation"
     lines = [head(result), f"Fashion-MNIST, {data}, n = {n}"]

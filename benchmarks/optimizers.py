@@ -43,7 +43,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def step_time_us(opt: Any, n_steps: int, device: torch.device) -> float:
-    """Return microseconds a step."""
+    """Return microseconds per step."""
     start_s = time.perf_counter()
     for _ in range(n_steps):
         opt.step()
@@ -53,7 +53,7 @@ def step_time_us(opt: Any, n_steps: int, device: torch.device) -> float:
 
 
 def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
-    """Return microseconds a step of each pair, for each model, in each round."""
+    """Return microseconds per step of each pair, for each model, in each round."""
     rows: list[dict[str, Any]] = []
     for name, makers in PAIRS.items():
         for of, make_model in MODELS.items():
@@ -79,7 +79,7 @@ def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
 
 
 def said(result: dict[str, Any]) -> str:
-    """Return what a result says: a row for each pair and model, microseconds a step of both, their ratio."""
+    """Return a result as text: a row for each pair and model, with both times per step and their ratio."""
     lines = []
     rounds = f"{count(result['rounds'], 'round')} of {count(result['steps'], 'step')}, foreach"
     for table in result["tables"]:

@@ -102,7 +102,7 @@ def minilearn(batches: Batches, device: torch.device) -> float:
 
 
 def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
-    """Return microseconds a step of each loop in each round."""
+    """Return microseconds per step of each loop in each round."""
     set_seed(SEED)
     xs = torch.randn(n_steps, 64, 784, device=device)
     ys = torch.randint(10, (n_steps, 64), device=device)
@@ -137,7 +137,7 @@ def ratios(table: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def said(result: dict[str, Any]) -> str:
-    """Return what a result says: microseconds a step for each loop, and the ratios."""
+    """Return a result as text: microseconds per step of each loop, and the ratios."""
     lines = []
     rounds = f"{count(result['rounds'], 'round')} of {count(result['steps'], 'step')}"
     for table in result["tables"]:

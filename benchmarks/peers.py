@@ -2,17 +2,17 @@
 
 Two workloads:
 
-    loop     what a step costs: a 784-32-10 MLP, batches of 64 that are ready in memory, AdamW under
-             OneCycleLR, loss and accuracy tracked; in microseconds a step. From the start of an epoch to that
-             of the next, in the middle of a fit: what a fit sets up once is not in it
+    loop     the cost of a step: a 784-32-10 MLP, batches of 64 that are ready in memory, AdamW under
+             OneCycleLR, loss and accuracy tracked; in microseconds per step. It is timed from the start of an
+             epoch to that of the next, during a fit: what a fit sets up once is not in it
     fashion  document 003's experiment, from files on disk to a trained model: StridedCNN on Fashion-MNIST,
              six epochs, each with its validation; in seconds. Each framework has the loader of its own docs
 
-Each measurement has its own process, which first imports everything and trains a little, uncounted. All
-frameworks have their turn in a round, in another order in the next, so that changes in the machine's speed
-affect all of them; ratios are of times of the same round. Before the rounds of "fashion", those that read
-images with workers try none and one for each core, and keep the quicker. One file for each framework is in
-`benchmarks/peers`; its settings stand in it, and on the page.
+Each measurement has its own process, which first imports everything and trains a little, uncounted. In each
+round all frameworks take a turn, in a new order, so that changes in the machine's speed affect all of them;
+ratios are of times in the same round. Before the rounds of "fashion", frameworks that read images with
+workers try none and one per core, and keep the faster. Each framework has a file in `benchmarks/peers`, with
+its settings, which are also on the page.
 
 Run: pip install -e ".[bench]", then python benchmarks/peers.py --out docs
 """
@@ -44,7 +44,7 @@ WORKLOADS = {"loop": 5, "fashion": 3}  # and the rounds of each
 
 @dataclass(frozen=True)
 class Peer:
-    """A row of the tables: its title, its file in `benchmarks/peers`, and what pip installs for it."""
+    """Describe a row of the tables: its title, its file in `benchmarks/peers`, its package for pip."""
 
     title: str
     module: str
@@ -74,10 +74,10 @@ PEERS = {
 
 
 def run_one(name: str, **options: Any) -> dict[str, Any]:
-    """Have a process measure a framework; return what it found."""
+    """Measure a framework in a new process; return the result."""
     command = [sys.executable, str(Path(__file__).resolve()), "--one", name]
     command += [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    # Most take a GPU by themselves where there is one, and some all of them.
+    # Most use a GPU by themselves if there is one, and some use all of them.
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if options["device"] == "cuda" else ""
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
     with tempfile.TemporaryDirectory() as folder:  # some write into the folder that they run in
@@ -127,7 +127,7 @@ def measure(workload: str, device: str, args: argparse.Namespace) -> dict[str, A
 
 
 def best_workers(name: str, options: dict[str, Any]) -> int:
-    """Return how many workers read the images quickest, in the better of two epochs: none, or one a core."""
+    """Return the faster number of workers, none or one per core, by the better of two epochs."""
     options = {**options, "epochs": 1, "seed": 0}
     n_cores = min(os.cpu_count() or 1, 8)
     tries = [(n, run_one(name, workers=n, **options)["time"]) for n in (0, n_cores, 0, n_cores)]
@@ -138,7 +138,7 @@ def best_workers(name: str, options: dict[str, Any]) -> int:
 
 
 def check(names: list[str], workloads: list[str]) -> None:
-    """Say now what would be missed later: packages, and the images (which are downloaded if they can be)."""
+    """Report now what would be missing later: packages, and the images (downloaded if possible)."""
     if torch.backends.mps.is_available():
         raise SystemExit(
             "measured on the CPU and on CUDA; here some would take the GPU by themselves, by MPS"

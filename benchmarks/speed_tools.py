@@ -71,7 +71,7 @@ def learner(tools: list[Any], device: torch.device, n_steps: int) -> Learner:
 
 
 def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
-    """Return milliseconds a batch of each variant in each round."""
+    """Return milliseconds per batch of each variant in each round."""
     learners = {name: learner(tools, device, n_steps) for name, tools in variants(device).items()}
     times_ms: dict[str, list[float]] = {name: [] for name in learners}
     names = list(learners)
@@ -87,7 +87,7 @@ def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
 
 
 def said(result: dict[str, Any]) -> str:
-    """Return what a result says: milliseconds a batch for each variant, and its gain over plain fp32."""
+    """Return a result as text: milliseconds per batch of each variant, and its gain over plain fp32."""
     lines = []
     for table in result["tables"]:
         rounds = f"{count(result['rounds'], 'round')} of {result['steps']} x {table['bs']}"

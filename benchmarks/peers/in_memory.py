@@ -1,4 +1,4 @@
-"""The loop by hand with all images as tensors in memory, for those who know that so few of them fit there."""
+"""The loop by hand with all images as tensors in memory, for those who know that these few fit there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SETTINGS = {"fashion": "the same loop, over tensors in memory (on the device) th
 
 
 class Tensors:
-    """Batches of tensors, in a new order at each pass where they are shuffled."""
+    """Give batches of tensors; if they are shuffled, in a new order at each pass."""
 
     def __init__(self, images: Tensor, targets: Tensor, shuffle: bool) -> None:
         self.images, self.targets, self.shuffle = images, targets, shuffle

@@ -23,13 +23,13 @@ N_EPOCHS = 5  # of loop
 def measure(
     name: str, workload: str, device: torch.device, n: int, seed: int, n_workers: int
 ) -> dict[str, Any]:
-    """Measure what a file of this folder does, once; return the time, and what it says that it reached.
+    """Measure a file of this folder once; return the time, and the accuracy that it reports.
 
     Args:
         n: steps in an epoch of loop, epochs of fashion.
     """
     module: Any = importlib.import_module(name)
-    # One folder less for those who look for packages at each step: a script of theirs would not have it.
+    # One folder less for frameworks that look for packages at each step: a user's script would not have it.
     sys.path.remove(str(Path(__file__).parent))
     warm_up = module.loop if hasattr(module, "loop") else module.by_hand.loop
     set_seed(seed)
@@ -54,7 +54,7 @@ def measure_loop(module: Any, device: torch.device, n_steps: int, seed: int) -> 
     set_seed(seed)
     ready = work.Ready.make(n_steps, device)
     trained = module.loop(ready, N_EPOCHS, device)()
-    starts_s = ready.starts_s[1 - N_EPOCHS :]  # from the second epoch on; some looked into the data first
+    starts_s = ready.starts_s[1 - N_EPOCHS :]  # from the second epoch on; some look at the data first
     return statistics.median(b - a for a, b in pairwise(starts_s)) / n_steps * 1e6, trained
 
 

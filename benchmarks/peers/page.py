@@ -1,4 +1,4 @@
-"""The tables, the page and the chart of `benchmarks/peers.py`, made of its results."""
+"""The tables, the page and the chart of `benchmarks/peers.py`, made from its results."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from minilearn.plot import new_figure
 
 UNITS = {"loop": "us a step", "fashion": "s in all"}
 ACCURACIES = {"loop": "accuracy in training", "fashion": "eval accuracy"}
-BY_HAND = ("usual", "in-memory")  # rows that are no framework
+BY_HAND = ("usual", "in-memory")  # rows that are not frameworks
 COLORS = {"minilearn": "tab:orange", "usual": "tab:gray", "in-memory": "tab:gray"}
-BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # a number, so that no line goes through it
+BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # so that no line crosses a number
 WIDE = 8.0  # from this spread of the ratios on, the axis is logarithmic
 
 INTRO = """\
@@ -47,7 +47,7 @@ and one for each core.
 
 
 def figures(table: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each framework, the least median ratio first.
+    """Return a row for each framework, the lowest median ratio first.
 
     Keys:
         time, ratio: {"median", "min", "max"} of the rounds; the ratio is to the usual loop's time in a round.
@@ -90,7 +90,7 @@ def heading(table: dict[str, Any]) -> str:
 
 
 def machine(table: dict[str, Any]) -> str:
-    """Return what measured."""
+    """Return where it was measured."""
     versions = f"torch {table['torch']}, python {table['python']}, minilearn {table['minilearn']}"
     return f"{table['device']}, {count(table['threads'], 'thread')}; {versions}"
 
@@ -144,7 +144,7 @@ def markdown_of(table: dict[str, Any]) -> str:
 
 
 def rounds_of(table: dict[str, Any]) -> str:
-    """Return in how many rounds minilearn took less time than the others, and which ranges overlap its own.
+    """Return in how many rounds minilearn was faster than the others, and which ranges overlap its own.
 
     Ranges are compared as they are printed: 0.998 and 1 overlap.
     """
@@ -173,7 +173,7 @@ def wrapped(text: str) -> str:
 
 
 def settings_of(tables: list[dict[str, Any]]) -> str:
-    """Return the list of settings: of each framework, for each workload."""
+    """Return the list of settings of each framework for each workload."""
     found: dict[str, dict[str, str]] = {}
     for table in tables:
         for row in table["rows"].values():
@@ -200,11 +200,11 @@ def draw(results: dict[str, Any]) -> Any:
 
 
 def draw_table(ax: Any, table: dict[str, Any]) -> None:
-    """Draw a bar to the median ratio of each framework, the least on top, and a dot for each round."""
+    """Draw a bar to the median ratio of each framework, the lowest on top, and a dot for each round."""
     rows = figures(table)[::-1]
     low, high = min(row["ratio"]["min"] for row in rows), max(row["ratio"]["max"] for row in rows)
     is_log = high / low >= WIDE
-    # There is no 0 on a logarithmic axis: there, bars begin at 1, the usual loop, and go either way.
+    # A logarithmic axis has no 0: there, bars begin at 1, the usual loop, and go either way.
     start = 1.0 if is_log else 0.0
     colors = [COLORS.get(row["name"], "tab:blue") for row in rows]
     medians = [row["ratio"]["median"] for row in rows]
@@ -215,7 +215,7 @@ def draw_table(ax: Any, table: dict[str, Any]) -> None:
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_xlim(low / 1.2, high * 8)  # with room for what stands beside the bars
+        ax.set_xlim(low / 1.2, high * 8)  # with room for the numbers next to the bars
     else:
         ax.set_xlim(0, high * 1.45)
     for y, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Lightning without what may cost time: its `barebones` mode, in which a module tracks its metrics itself."""
+"""Lightning without what may cost time: its `barebones` mode, where a module tracks its own metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETTINGS = {
 
 
 class PlainModule(Module):
-    """The same module, which keeps its metrics to itself."""
+    """The same module, but it keeps its metrics to itself."""
 
     def __init__(self, lr: float) -> None:
         super().__init__(MLP(784, 32, 10), lr)

@@ -40,7 +40,7 @@ def trainer_of(model: nn.Module, lr: float, n_steps: int, device: torch.device) 
 
 
 def metrics(engine: Engine) -> Trained:
-    """Return what an engine's metrics say."""
+    """Return the values of an engine's metrics."""
     values = engine.state.metrics
     return Trained(values["accuracy"], float(values["loss"]))
 

@@ -1,4 +1,4 @@
-"""minilearn, as its README has it."""
+"""minilearn, as in its README."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SETTINGS = {
 
 
 def of(row: dict[str, Any]) -> Trained:
-    """Return what a row of history says."""
+    """Return the values of a row of history."""
     return Trained(row["MulticlassAccuracy"], row["loss"])
 
 

@@ -41,7 +41,7 @@ def net_of(module: nn.Module, lr: float, n_steps: int, device: torch.device, **o
 
 
 class ReadyDataset(torch.utils.data.Dataset[Any]):
-    """The batches as what skorch takes for a data set."""
+    """The batches in a form that skorch accepts as a data set."""
 
     def __init__(self, ready: Ready) -> None:
         self.ready = ready

@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 class Task(nn.Module):
-    """A model with its loss, as the Trainer wants it."""
+    """A model with its loss, as the Trainer expects it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Counts(TrainerCallback):  # type: ignore[misc]
 
 
 class CountingTrainer(Trainer):  # type: ignore[misc]
-    """Count the right answers in training; take batches that are ready, where there are."""
+    """Count the right answers in training; use ready batches, if there are any."""
 
     ready: Ready | None = None
     counts: Counts
@@ -62,7 +62,7 @@ class CountingTrainer(Trainer):  # type: ignore[misc]
 
 
 def trainer_of(model: nn.Module, lr: float, n_steps: int, device: torch.device, **options: Any) -> Any:
-    """Return a silent trainer; what it is given besides are arguments of Trainer and TrainingArguments."""
+    """Return a silent trainer; further arguments are those of Trainer and TrainingArguments."""
     own = {key: options.pop(key) for key in list(options) if key in ("train_dataset", "eval_dataset")}
     args = TrainingArguments(
         max_grad_norm=0,

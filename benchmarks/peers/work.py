@@ -23,7 +23,7 @@ MEAN, STD = (0.2860,), (0.3530,)  # of Fashion-MNIST's training set, as in minil
 
 @dataclass(frozen=True)
 class Trained:
-    """What a framework says of its last epoch: of the training in "loop", of the validation in "fashion"."""
+    """A framework's result for its last epoch: of the training in "loop", of the validation in "fashion"."""
 
     accuracy: float
     loss: float
@@ -33,7 +33,7 @@ Fit = Callable[[], Trained]
 
 
 class Ready:
-    """Batches that are ready in memory, to be gone through or indexed; it notes when that begins.
+    """Batches that are ready in memory, to be iterated over or indexed; it notes when a pass begins.
 
     Shapes: a batch is (64, 784) float32 with (64,) int64.
     """
@@ -55,19 +55,19 @@ class Ready:
         return iter(self.batches)
 
     def map(self, function: Callable[[Any], Any]) -> Ready:
-        """Return the batches in another form, whose passes are noted here too."""
+        """Return the batches in another form; its passes are noted here too."""
         return Ready([function(batch) for batch in self.batches], self.starts_s)
 
     @classmethod
     def make(cls, n_batches: int, device: torch.device) -> Ready:
-        """Draw inputs, and targets that a linear model of them gives: something that can be learned."""
+        """Draw inputs, and targets from a linear model of them, so that there is something to learn."""
         xs = torch.randn(n_batches, LOOP_BS, 784)
         ys = (xs @ torch.randn(784, 10)).argmax(-1)
         return cls(list(zip(xs.to(device), ys.to(device), strict=True)))
 
 
 def torchvision_sets() -> tuple[FashionMNIST, FashionMNIST]:
-    """Return Fashion-MNIST, training and validation, whose images are transformed one by one."""
+    """Return Fashion-MNIST, training and validation, with images transformed one by one."""
     transform = Compose([ToTensor(), Normalize(MEAN, STD)])
     root = os.environ["MINILEARN_DATA"]
     return FashionMNIST(root, True, transform), FashionMNIST(root, False, transform)
@@ -85,7 +85,7 @@ n_workers = 0  # of DataLoaders; set from outside before "fashion" begins
 
 
 def workers() -> dict[str, Any]:
-    """Return how a DataLoader reads images: its workers persist, and memory is pinned for a GPU."""
+    """Return the settings of a DataLoader for images: persistent workers, and pinned memory for a GPU."""
     pin = torch.cuda.is_available()
     return {"num_workers": n_workers, "persistent_workers": n_workers > 0, "pin_memory": pin}
 
@@ -100,6 +100,6 @@ def torch_loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:
 
 
 def sync(device: torch.device) -> None:
-    """Wait for what a GPU has still to do."""
+    """Wait for the GPU's remaining work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
