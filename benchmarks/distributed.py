@@ -249,8 +249,8 @@ def main() -> None:
         parser.error("--plan measures nothing: expected no --out")
     if args.worker:
         worker(args.steps, args.bs)
-        # Everything is measured. torch 2.14 sometimes aborts when an interpreter ends after DDP, without
-        # minilearn too: "terminate called without an active exception".
+        # Everything is measured. torch 2.14 sometimes aborts when an interpreter ends after DDP over gloo,
+        # without minilearn too: "terminate called without an active exception".
         os._exit(0)
     elif args.plan:
         print(plans())

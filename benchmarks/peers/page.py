@@ -21,28 +21,28 @@ WIDE = 8.0  # from this spread of the ratios on, the axis is logarithmic
 INTRO = """\
 # minilearn beside other frameworks
 
-The same models, data, optimizer, schedule and metrics in each, measured by `benchmarks/peers.py`. **loop** is
-what a step costs: a 784-32-10 MLP, batches of 64 that are ready in memory, AdamW under OneCycleLR, loss and
-accuracy tracked; from the start of an epoch to that of the next in the middle of a fit, so that what a fit
-sets up once is not in it.
+Each framework trains the same models on the same data, with the same optimizer, schedule and metrics;
+`benchmarks/peers.py` measures them. **loop** is the cost of a step: a 784-32-10 MLP, batches of 64 that are
+ready in memory, AdamW under OneCycleLR, loss and accuracy tracked. It is timed from the start of an epoch to
+the start of the next, during a fit, so that what a fit sets up once is not in it.
 {fashion}
-In each round all have their turn, each in a new process, after imports and a warm-up. A time is the median of
-the rounds, with minimum and maximum. "x usual" is the ratio to the time of the usual loop in the same round:
-the median of the rounds' ratios, with minimum and maximum. A median of ratios is not the ratio of the
-medians: when the machine is slow for a whole round, that changes its times, but hardly its ratios. Rows are
-in the order of "x usual". Where the ranges of two rows overlap, their order does not show that one is faster.
+In each round all frameworks take a turn, each in a new process, after imports and a warm-up. A time is the
+median of the rounds, with minimum and maximum. "x usual" is the ratio to the time of the usual loop in the
+same round: the median of the rounds' ratios, with minimum and maximum. A median of ratios is not the ratio of
+the medians: a machine that is slow for a whole round changes the times, but hardly the ratios. Rows are in
+the order of "x usual". If the ranges of two rows overlap, their order does not show that one is faster.
 
-The usual loop is that of most tutorials: a part of minilearn's gain on it is that AdamW is fused where it can
-be (as in the HF Trainer), which others leave to their users. A loop by hand with minilearn's settings is in
-`benchmarks/overhead.py`.
+The usual loop is that of most tutorials. Part of minilearn's gain over it comes from fusing AdamW where
+possible (as in the HF Trainer), which others leave to their users. A loop by hand with minilearn's
+settings is in `benchmarks/overhead.py`.
 """
 
 FASHION = """
 **fashion** is document 003's experiment, from files on disk to a trained model: a small CNN on Fashion-MNIST,
 batches of 512, AdamW under OneCycleLR up to 5e-2, each epoch with its validation. Each framework has the
-loader of its own docs, and much of the difference is that loader's: the usual loop is here twice, over images
-read one by one and over tensors in memory. Where a loader has workers, their number is the quicker of none
-and one for each core.
+loader of its own docs, and much of the difference comes from that loader: the usual loop is here twice, over
+images read one by one and over tensors in memory. Where a loader has workers, their number is the faster of
+none and one per core.
 """
 
 

@@ -192,10 +192,10 @@ class SWACB(BaseAveragingCB):
     Runs at: before_fit, before_train, before_validate, after_step, after_train, cleanup_validate,
         cleanup_fit; order 70. Reads: the weights. Writes: lr; history (the rows "iterate"); in validation and
         after the fit the weights.
-    Raises: before training: ValueError for a start after the end, another number of lrs than groups,
-        annealing longer than what is left.
-    Source: Izmailov et al. 2018; document 001. Differs: from torch's SWALR, which needs stepping by hand and
-        anneals over 10 epochs unless told; the averaging is torch's.
+    Raises: before training: ValueError for a start after the end, if the numbers of lrs and groups differ,
+        and for annealing longer than what is left.
+    Source: Izmailov et al. 2018; document 001. Differs: torch's SWALR has to be stepped by hand and anneals
+        over 10 epochs by default; the averaging is torch's.
     """
 
     def __init__(

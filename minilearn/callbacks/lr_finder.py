@@ -130,18 +130,18 @@ class LRFinderCB(Callback):
 
 
 def lr_find(learn: Learner, **kwargs: Any) -> LRFinderCB:
-    """Sweep the lr with LRFinderCB(**kwargs), and put everything back.
+    """Sweep the lr with LRFinderCB(**kwargs), and restore everything.
 
     Weights, buffers, what is frozen, a loss that is a module, the optimizer and its state, random numbers,
-    the order of the data, callbacks with their parameters and history are as before, also when it fails: all
-    that a checkpoint could hold, in the same objects. What has no saved form, such as an open file, is the
-    same object. Callbacks with `in_lr_find = False` sit it out.
+    the order of the data, callbacks with their parameters, and history are as before, even if the sweep
+    fails: everything that a checkpoint could hold, in the same objects. What has no saved form, such as an
+    open file, is the same object. Callbacks with `in_lr_find = False` sit it out.
 
     Returns: the callback, with .lrs, .losses, .suggestion and .plot().
     """
     finder = LRFinderCB(**kwargs)
     for cb in learn.cbs:
-        cb.prepare(learn)  # what changes the model for good is no part of the sweep
+        cb.prepare(learn)  # permanent changes to the model are not part of the sweep
     per_epoch = learn.dls.adapters["train"].n_batches
     n_epochs = finder.n_steps if not per_epoch else -(-finder.n_steps // per_epoch)
     with _untouched(learn):
