@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,32 +13,59 @@ from torch.nn import functional as F
 
 from .batches import n_samples, tensors_in
 
+if TYPE_CHECKING:
+    from .learner import Learner
+
 _OF_CLASSES = (F.cross_entropy, F.nll_loss)
 _OF_CLASSES_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_OF_HIDDEN_MODULES = tuple(getattr(nn, name) for name in ("LinearCrossEntropyLoss",) if hasattr(nn, name))
 _ELEMENTWISE = (
     *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.kl_div),
     *(F.binary_cross_entropy_with_logits, F.poisson_nll_loss, F.gaussian_nll_loss, F.soft_margin_loss),
+    F.hinge_embedding_loss,
 )
+_OVER_WEIGHTS = (F.mse_loss, F.l1_loss)  # which divide by the sum of their weights
 _ELEMENTWISE_MODULES = (
     *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss),
     *(nn.PoissonNLLLoss, nn.GaussianNLLLoss, nn.SoftMarginLoss, nn.KLDivLoss),
+    nn.HingeEmbeddingLoss,
 )
 
 
+def _layers(loss_func: Any) -> Iterator[Any]:
+    """Give a loss, and the one inside of it where it is a partial or comes of torch.compile."""
+    inner = loss_func
+    while inner is not None:
+        yield inner
+        if isinstance(inner, partial):
+            inner = inner.func
+        elif isinstance(inner, nn.Module):
+            inner = getattr(inner, "_orig_mod", None)
+        else:
+            inner = getattr(inner, "_torchdynamo_orig_callable", None)
+            inner = getattr(inner, "__wrapped__", inner)  # torch wraps its own functions once more
+
+
 def function_of(loss_func: Any) -> Any:
-    """Return the function inside of partials."""
-    while isinstance(loss_func, partial):
-        loss_func = loss_func.func
-    return loss_func
+    """Return the function inside of partials and of torch.compile."""
+    return list(_layers(loss_func))[-1] if loss_func is not None else None
 
 
 def argument_of(loss_func: Any, name: str, default: Any) -> Any:
     """Return an argument of a loss: a module's attribute, or a keyword of a partial."""
-    while isinstance(loss_func, partial):
-        if name in loss_func.keywords:
-            return loss_func.keywords[name]
-        loss_func = loss_func.func
-    return getattr(loss_func, name, default) if isinstance(loss_func, nn.Module) else default
+    for layer in _layers(loss_func):
+        if isinstance(layer, partial) and name in layer.keywords:
+            return layer.keywords[name]
+        if isinstance(layer, nn.Module) and hasattr(layer, name):
+            return getattr(layer, name)
+    return default
+
+
+def is_torchs(loss_func: Any) -> bool:
+    """Whether a loss is one of torch's own, and no subclass that computes it in another way."""
+    function = function_of(loss_func)
+    made_by = type(function).forward if isinstance(function, nn.Module) else function
+    return str(getattr(made_by, "__module__", "")).startswith("torch.nn.")
 
 
 def is_cross_entropy(loss_func: Any) -> bool:
@@ -56,6 +83,9 @@ def is_elementwise(loss_func: Any) -> bool:
 class Count:
     """Say what a loss is a mean over.
 
+    By its own `count(preds, target)`, where it has one; else by its kind. A subclass of one of torch's losses
+    is of that one's kind, and a function that calls one is not: it is a mean over samples.
+
     is_sum (whether it is a sum, by reduction="sum", so that its row is to be divided by the samples).
 
     Args:
@@ -67,18 +97,20 @@ class Count:
         self.is_sum = argument_of(loss_func, "reduction", "mean") == "sum"
         self.is_by_class = False  # whether it is the number of targets that are not ignored
         self.is_safe = False  # whether a loss over nothing has gradients of 0, and not nan
-        own = getattr(loss_func, "count", None)
         self._count: Callable[[Any, Any], Any] | None = None
-        if callable(own) and not isinstance(own, type):
+        if (own := _own_count(loss_func)) is not None:
             self._count = own
         elif self.is_sum or argument_of(loss_func, "reduction", "mean") == "batchmean":
             self.is_safe = True
-        elif is_cross_entropy(loss_func):
+        elif is_cross_entropy(loss_func) or isinstance(function_of(loss_func), _OF_HIDDEN_MODULES):
             self._count = self._of_classes
-            self._ignored = argument_of(loss_func, "ignore_index", -100)
+            ignored = argument_of(loss_func, "ignore_index", -100)
+            self._ignored = -100 if ignored is None else ignored
             self._weight = argument_of(loss_func, "weight", None)
             self.is_by_class = self._weight is None
-            self.is_safe = not argument_of(loss_func, "label_smoothing", 0.0)
+            self.is_safe = self._weight is None and not argument_of(loss_func, "label_smoothing", 0.0)
+        elif function_of(loss_func) in _OVER_WEIGHTS and argument_of(loss_func, "weight", None) is not None:
+            self._count = self._of_weights
         elif is_elementwise(loss_func):
             self._count, self.is_safe = _of_elements, True
 
@@ -105,17 +137,28 @@ class Count:
             return False
         return bool((targets != self._ignored).all())
 
+    def _of_weights(self, preds: Any, target: Any) -> Any:
+        return argument_of(self.loss_func, "weight", None).sum()
+
     def _of_classes(self, preds: Any, target: Any) -> Any:
         if not isinstance(target, Tensor) or not isinstance(preds, Tensor):
             return None
         if target.is_floating_point():  # probabilities of classes
-            return preds.numel() // preds.shape[1 if preds.ndim > 1 else 0] if preds.numel() else 0
+            return target.numel() // max(target.shape[1 if target.ndim > 1 else 0], 1)
         if self._weight is None:
             if target.device.type == "cpu":
                 return int(np.count_nonzero(np.from_dlpack(target.contiguous()) != self._ignored))
             return (target != self._ignored).sum()
         kept = target != self._ignored
-        return (self._weight[torch.where(kept, target, 0)] * kept).sum()
+        return (self._weight[torch.where(kept, target, 0).long()] * kept).sum()
+
+
+def _own_count(loss_func: Any) -> Callable[[Any, Any], Any] | None:
+    for layer in _layers(loss_func):
+        own = getattr(layer, "count", None)
+        if callable(own) and not isinstance(own, type | nn.Module):
+            return own
+    return None
 
 
 def _of_elements(preds: Any, target: Any) -> Any:
@@ -127,10 +170,31 @@ def _of_elements(preds: Any, target: Any) -> Any:
 
 
 def on_host(count: Any) -> Any:
-    """Return a count as a number where it is one already or a tensor on the CPU, which no one waits for."""
-    if isinstance(count, Tensor) and count.device.type == "cpu":
-        return np.from_dlpack(count.detach().double()).item()
-    return count
+    """Return a count as a number where it is one already or a tensor on the CPU, which no one waits for.
+
+    Raises: ValueError for a tensor of several numbers.
+    """
+    if not isinstance(count, Tensor):
+        return count
+    if count.numel() != 1:
+        raise ValueError(
+            f"a count is a tensor of shape {tuple(count.shape)}: expected one number; sum it, mask.sum()"
+        )
+    count = count.detach().reshape(())
+    return np.from_dlpack(count.double()).item() if count.device.type == "cpu" else count
+
+
+def known_count(learn: Learner) -> Any:
+    """Return what the batch's loss is a mean over.
+
+    Raises: TypeError where the owner of get_loss left it open and the batch does not tell.
+    """
+    if learn.loss_count is None:
+        raise TypeError(
+            f"learn.loss_count is None, because a batch of {type(learn.batch).__name__} does not tell how "
+            "many samples it has: expected the owner of get_loss to set it, learn.loss_count = ..."
+        )
+    return learn.loss_count
 
 
 def only_counted(preds: Any, count: Tensor) -> None:

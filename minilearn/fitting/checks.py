@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..counting import argument_of, is_cross_entropy, is_elementwise
+from ..counting import argument_of, is_cross_entropy, is_elementwise, is_torchs
 from ..data.resumable import TensorLoader
 from ..parameters import loss_params
 
@@ -157,11 +157,20 @@ def check_batch(learn: Learner) -> None:
 
 
 def check_reduction(learn: Learner) -> None:
-    """Raise ValueError for a loss that gives a value for each element."""
-    if argument_of(learn.loss_func, "reduction", "mean") == "none":
+    """Raise ValueError for a loss of torch's that gives a value for each element."""
+    if is_torchs(learn.loss_func) and argument_of(learn.loss_func, "reduction", "mean") == "none":
         raise ValueError(
             f"loss_func={learn.loss_func!r} has reduction='none', which gives a loss for each element: "
             "expected one number for a batch, reduction='mean'"
+        )
+
+
+def check_loss(loss_func: Any, loss: Any) -> None:
+    """Raise ValueError for a loss of several numbers."""
+    if isinstance(loss, Tensor) and loss.numel() != 1:
+        raise ValueError(
+            f"the loss of {loss_func!r} is of shape {tuple(loss.shape)}: expected one number for a batch, "
+            "its mean; loss.mean(), or reduction='mean'"
         )
 
 
