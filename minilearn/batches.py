@@ -88,8 +88,10 @@ class CurrentBatch:
         self.is_unpacking = False
 
     def set(self, batch: Any) -> None:
-        """Take a batch."""
-        self.batch, self.parts = batch, None
+        """Take a batch; what unpacks it may put another in its place."""
+        self.batch = batch
+        if not self.is_unpacking:
+            self.parts = None
 
     def kept(self) -> tuple[Any, list[Any] | None]:
         """Return what there is, for a pass that runs in the middle of the batch."""

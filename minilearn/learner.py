@@ -189,6 +189,12 @@ class Learner(Fields):
         self.n_steps += 1
         return True
 
+    def _owner(self, step: str, found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """Return the one owner of a step; a function given as unpack= is one too."""
+        if step == "unpack" and self.unpack_func is not None:
+            found = [(f"{type(self).__name__}(unpack=...).unpack", Learner.unpack), *found]
+        return super()._owner(step, found)
+
     def left(self, cancel: CancelException) -> None:
         """Drop the gradients of a step or a batch that was cancelled with keep=False."""
         if cancel.scope in ("step", "batch") and self.training:
