@@ -278,10 +278,7 @@ class DistributedCB(Callback):
             learn.loss_count = 0
         if not learn.training:
             return
-        if self.shard is not None:
-            sharded: Any = learn.model
-            sharded.set_requires_gradient_sync(not learn.is_accumulating)
-        else:
+        if self.shard is None:  # what is sharded joins its gradients at each batch: else p.grad has nothing
             ddp = self._wrapped(learn.model)
             ddp.require_backward_grad_sync = not learn.is_accumulating
             self._is_inside.append(learn.model)

@@ -92,13 +92,13 @@ def capture_weights(learn: Learner) -> Saved:
     tensors, more = tensors_by_name(learn.model), extra_params(learn)
     names = {id(t): name for name, t in (more | tensors).items()}
     loss = capture_loss(learn)
-    kept = {name: compact(p.grad) for name, p in more.items() if p.grad is not None}
+    kept = {name: compact(grad) for name, grad in learn.mean.joint(learn, more).items()}
     extra = {k: v for k, v in learn.model.state_dict().items() if k.endswith("_extra_state")}
     saver = Saver([], "")
     return {
         "model": {name: compact(t) for name, t in tensors.items()},
         "extra": saver.save(extra, "model"),
-        "grads": {name: compact(t.grad) for name, t in tensors.items() if t.grad is not None},
+        "grads": {name: compact(grad) for name, grad in learn.mean.joint(learn, tensors).items()},
         "opt": {
             "class": type(learn.opt).__name__,
             "params": [[names.get(id(p), "?") for p in group["params"]] for group in learn.opt.param_groups],
@@ -134,7 +134,7 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
             "cancelled_by": learn.cancelled_by.get("fit", "") if position.is_over else "",
         },
         "position": position._asdict(),
-        "mean": saver.save(learn.mean.state_dict(), "mean"),
+        "mean": saver.save(learn.mean.state_dict(learn), "mean"),
         "fields": saver.save({name: getattr(learn, name) for name in _FIELDS}, "learn"),
         "own": saver.save(learn.own_fields(), "learn"),
         "history": Saver([], "").save(learn.history, "history"),
@@ -311,7 +311,8 @@ def restore(learn: Learner, saved: Saved) -> None:
     learn.modes.restore({module: name not in in_eval for name, module in named}, frozen_norms)
     learn.history[:] = loader.load(saved["history"], None, "history")
     vars(learn).update(loader.load(saved["fields"], None, "learn"))
-    learn.mean.load_state_dict(loader.load(saved.get("mean") or _mean_of_version_0_1(saved), None, "mean"))
+    mean = saved.get("mean") or _mean_of_version_0_1(saved)
+    learn.mean.load_state_dict(learn, loader.load(mean, None, "mean"))
 
 
 def _mean_of_version_0_1(saved: Saved) -> Saved:

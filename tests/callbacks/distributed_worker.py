@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from minilearn import (
     EMACB,
     SWACB,
     Callback,
+    CancelBatchException,
     CancelTrainException,
     CheckpointCB,
     DataLoaders,
@@ -63,11 +65,12 @@ class WatchCB(Callback):
         self.alike["step"].append(self._is_alike(learn))
 
 
-def shared_learner(cbs=(), as_list=False, shard=None, model=None, loss=None):
+def shared_learner(cbs=(), as_list=False, shard=None, model=None, loss=None, dls=None, **kwargs):
     rank = int(os.environ.get("RANK", 0))
     set_seed(rank)  # weights and order would differ, if they were not the first process's
     model = model or nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
-    return Learner(model, data(as_list), loss, 0.02, cbs=[DistributedCB(shard=shard), *cbs])
+    cbs = [DistributedCB(shard=shard), *cbs]
+    return Learner(model, dls or data(as_list), loss, 0.02, cbs=cbs, **kwargs)
 
 
 def said(learn, **more):
@@ -168,6 +171,80 @@ def found():
     return {"losses": finder.losses}
 
 
+PAD = -100
+PLAIN_SGD = partial(torch.optim.SGD, fused=False)  # which torch can do in parts
+
+
+class MaskedMean(nn.Module):
+    """The mean square of the outputs at the targets that are not ignored, which it counts itself."""
+
+    def count(self, preds, target):
+        return (target != PAD).sum()
+
+    def forward(self, preds, target):
+        kept = target != PAD
+        return (preds.square().sum(1) * kept).sum() / kept.sum()
+
+
+WEIGHT = torch.tensor([0.5, 4.0, 1.0])
+LOSSES = {
+    "ignored": nn.CrossEntropyLoss,
+    "class weights": lambda: nn.CrossEntropyLoss(WEIGHT),
+    "smoothed": lambda: nn.CrossEntropyLoss(label_smoothing=0.2),
+    "own count": MaskedMean,
+    "sum": lambda: nn.CrossEntropyLoss(WEIGHT / 10, reduction="sum"),
+}
+
+
+def ignored_data():
+    """Data of which a batch has no target, another one only for the first samples."""
+    loaders = data()
+    y = loaders.train.tensors[1].clone()
+    y[torch.arange(len(y)) % 5 == 0] = y[BS : 2 * BS] = y[2 * BS + 2 : 3 * BS] = PAD
+    loaders.train = TensorLoader(loaders.train.tensors[0], y, bs=BS)
+    return loaders
+
+
+def counted():
+    """Train on losses that are means over something else than samples, a step for 1 batch and for 3."""
+    rows, weights = [], {}
+    for name, loss in LOSSES.items():
+        for n in (1, 3):
+            cbs = [GradientAccumulationCB(n)] * (n > 1)
+            opt_func = torch.optim.AdamW if name == "ignored" else torch.optim.SGD
+            learn = shared_learner(cbs, loss=loss(), dls=ignored_data(), opt_func=opt_func)
+            learn.fit(2)
+            rows += said(learn)["rows"]
+            weights |= {f"{name}, {n}: {k}": v for k, v in learn.model.state_dict().items()}
+            weights[f"{name}, {n}: steps"] = torch.tensor(float(learn.n_steps))
+    return {"rows": rows, "weights": weights}
+
+
+class SkipCB(Callback):
+    """Leave out the last two batches of an epoch, whose rest is to take its step."""
+
+    def __init__(self, event):
+        setattr(self, event, self._skip)
+
+    def _skip(self, learn):
+        if learn.training and learn.batch_idx >= 8:
+            raise CancelBatchException
+
+
+def left():
+    """Leave the rest of an accumulated step to the end of the epoch, in one way and in another."""
+    rows, weights = [], {}
+    for event in ("before_batch", "before_forward"):
+        for shard in (None, True):
+            cbs = [GradientAccumulationCB(3), SkipCB(event)]
+            learn = shared_learner(cbs, shard=shard, opt_func=PLAIN_SGD)
+            learn.fit(2)
+            found = said(learn)
+            rows += found["rows"]
+            weights |= {f"{event}, {shard}: {k}": v for k, v in found["weights"].items()}
+    return {"rows": rows, "weights": weights}
+
+
 def sharded():
     learn = shared_learner([EMACB(0.9), GradientAccumulationCB(2), GradientClippingCB(0.5)], shard=True)
     learn.fit(2)
@@ -220,7 +297,16 @@ class StopAllCB(Callback):
 def killed(folder):
     with suppress(SystemExit):
         shared_learner([saver(folder, "sharded"), EMACB(0.9), StopAllCB()], shard=True).fit(3)
+    for shard in (None, True):
+        with suppress(SystemExit):
+            accumulating([saver(folder, f"accumulating-{shard}"), StopAllCB()], shard).fit(3)
     shared_learner([saver(folder, "ddp"), EMACB(0.9), KillCB()]).fit(3)
+
+
+def accumulating(cbs, shard=None):
+    """Make a learner with a step an epoch, so that it is stopped while batches are being accumulated."""
+    cbs, loss = [GradientAccumulationCB(10), *cbs], LOSSES["class weights"]()
+    return shared_learner(cbs, shard=shard, loss=loss, dls=ignored_data(), opt_func=PLAIN_SGD)
 
 
 def resumed(folder):
@@ -229,7 +315,17 @@ def resumed(folder):
         learn = shared_learner([saver(folder, name), EMACB(0.9)], shard=shard)
         learn.fit(3, resume=True)
         found[name] = said(learn)
+    for shard in (None, True):
+        learn = accumulating([saver(folder, f"accumulating-{shard}")], shard)
+        learn.fit(3, resume=True)
+        found[f"accumulating-{shard}"] = said(learn)
     return found
+
+
+def accumulated():
+    learn = accumulating([])
+    learn.fit(3)
+    return said(learn)
 
 
 def unbroken():
@@ -238,7 +334,7 @@ def unbroken():
     return said(learn)
 
 
-CASES = (plain, of_a_list, gathered, averaged, normed, beside, found, sharded)
+CASES = (plain, of_a_list, gathered, averaged, normed, beside, found, sharded, counted, left)
 
 
 def main():

@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone():
     """Each case in one process."""
-    return {case.__name__: case() for case in (*worker.CASES, worker.unbroken)}
+    return {case.__name__: case() for case in (*worker.CASES, worker.unbroken, worker.accumulated)}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def assert_alike(rows, others):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["plain", "of_a_list", "gathered", "beside", "sharded"])
+@pytest.mark.parametrize("case", ["plain", "of_a_list", "gathered", "beside", "sharded", "counted", "left"])
 def test_history_and_weights_are_those_of_one_process(case, several, alone):
     assert_alike(several[case]["rows"], alone[case]["rows"])
     for name, weight in alone[case]["weights"].items():
@@ -278,6 +278,15 @@ def test_two_processes_go_on_from_a_checkpoint_of_three(kind, resumed, alone):
     found = resumed[0][kind]
     assert_alike(found["rows"], alone["unbroken"]["rows"])
     for name, weight in alone["unbroken"]["weights"].items():
+        torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [None, True])
+def test_two_processes_resume_while_three_were_accumulating(shard, resumed, alone):
+    found = resumed[0][f"accumulating-{shard}"]
+    assert_alike(found["rows"], alone["accumulated"]["rows"])
+    for name, weight in alone["accumulated"]["weights"].items():
         torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5)
 
 

@@ -9,7 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from toolbox import MOM_SGD, SyncCounter, at, drawn, generator, mentions, same, samples, tensors_of
+from toolbox import (
+    MOM_SGD,
+    StopCB,
+    SyncCounter,
+    at,
+    drawn,
+    every_rest,
+    generator,
+    mentions,
+    same,
+    samples,
+    stop,
+    tensors_of,
+)
+from toolbox import state_of as all_of
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
@@ -20,6 +34,7 @@ from minilearn import (
     CancelStepException,
     DeviceCB,
     GradientAccumulationCB,
+    GradientClippingCB,
     Learner,
     MetricsCB,
     MixedPrecisionCB,
@@ -27,6 +42,7 @@ from minilearn import (
     counting,
 )
 from minilearn import learner as learner_module
+from minilearn.checkpoints.codec import first_difference
 from minilearn.fitting import mean as mean_module
 
 G = generator(3)
@@ -454,6 +470,56 @@ def test_accuracy_leaves_out_targets_that_are_ignored():
     learn = case.learner(lr=0.0)
     learn.fit()
     assert learn.history[0]["MulticlassAccuracy"] == 1.0
+
+
+# Resume -----------------------------------------------------------------------------------------------
+
+UNEQUAL = {
+    "class weights": tokens(nn.CrossEntropyLoss(WEIGHT), (5, 1, 0, 2, 5, 3, 4), (1, 1, 1, 2, 2)),
+    "masked mean": rows(MaskedMean(), (2, 2, 1, 3), OUTPUTS.where(OUTPUTS > -0.5, torch.nan), n_out=2),
+    "sum": rows(nn.CrossEntropyLoss(reduction="sum"), (2, 0, 3, 1)),
+}
+UNEVEN = rows(F.cross_entropy, (5, 2, 4, 1, 6))
+
+
+@pytest.mark.usefixtures("quick_files")
+@pytest.mark.parametrize("case", UNEQUAL)
+@pytest.mark.parametrize("n", [1, 2, 4, 6, 8])  # of 5 or 4 batches an epoch in groups of 3
+def test_a_run_stopped_in_the_middle_of_a_step_is_the_straight_run(tmp_path, case, n, place):
+    def new(folder, *cbs):
+        tools = [GradientAccumulationCB(3), GradientClippingCB(0.5), every_rest(tmp_path / folder)]
+        return UNEQUAL[case].learner(*tools, *cbs, opt_func=MOM_SGD)
+
+    straight, resumed = new("straight"), new("stopped")
+    straight.fit(2)
+    stop(new("stopped", StopCB(n)))
+    resumed.fit(2, resume=True)
+    assert first_difference(all_of(straight), all_of(resumed)) == ""
+
+
+@pytest.mark.usefixtures("quick_files")
+@pytest.mark.parametrize("n", [1, 2, 3, 5])  # of batches of 5, 2, 4, 1 and 6 samples, in groups of 3
+def test_a_checkpoint_of_version_0_1_in_the_middle_of_a_step_is_resumed(tmp_path, n):
+    def new(folder, *cbs):
+        tools = [GradientAccumulationCB(3), every_rest(tmp_path / folder)]
+        return UNEVEN.learner(*tools, *cbs, opt_func=MOM_SGD)
+
+    straight, resumed = new("straight"), new("stopped")
+    straight.fit(2)
+    stop(new("stopped", StopCB(n)))
+    newest = max((tmp_path / "stopped").iterdir())
+    saved = torch.load(newest)
+    sizes = [5, 2, 4, 1, 6][3 * ((n - 1) // 3) : n] if n % 3 and n < 5 else []
+    mean = saved.pop("mean")
+    assert mean["n"] == len(sizes)
+    # There it was the callback that knew, and a first batch of so many samples was 1.
+    total, size = sum(size / sizes[0] for size in sizes), sizes[0] if sizes else 5
+    state = {"n_batches": 3, "_n": len(sizes), "_size": size, "_weight": total, "_share": 1.0}
+    saved["cbs"]["GradientAccumulationCB"] = {**state, "_n_in_epoch": 5}
+    del saved["beginnings"]
+    torch.save(saved, newest)
+    resumed.fit(2, resume=True)
+    assert same(tensors_of(resumed.model), tensors_of(straight.model))
 
 
 # Nobody waits for the device --------------------------------------------------------------------------
