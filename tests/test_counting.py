@@ -153,6 +153,25 @@ def test_batches_weighed_by_their_counts_are_one_batch(case):
     assert counted(loss, preds, target) == pytest.approx(sum(counts))
 
 
+ELEMENTWISE = {
+    *("l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss", "poisson_nll_loss", "soft_margin_loss"),
+    *("hinge_embedding_loss", "gaussian_nll_loss", "binary_cross_entropy"),
+    *("binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "kl_div", "KLDivLoss"),
+    *(type(loss).__name__ for loss in MODULES.values()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:reduction. 'mean'")
+@pytest.mark.parametrize("case", sorted(ELEMENTWISE))
+def test_a_mean_over_elements_counts_elements_in_batches_of_other_shapes(case):
+    loss, preds, target = CASES[case]
+    preds, target = preds.flatten(), target.flatten()
+    parts = [(preds[:4].view(2, 2), target[:4].view(2, 2)), (preds[4:][None], target[4:][None])]
+    counts = [counted(loss, *part) for part in parts]
+    mean = sum(n * loss(*part).item() for n, part in zip(counts, parts, strict=True)) / sum(counts)
+    assert mean == pytest.approx(loss(preds, target).item(), rel=1e-5)
+
+
 def test_every_loss_of_torch_is_in_this_list():
     modules = {name for name in dir(nn) if name.endswith(("Loss", "Loss2d"))}
     functions = {n for n in dir(F) if n.endswith(("_loss", "_entropy", "_logits", "_div")) and n[0] != "_"}

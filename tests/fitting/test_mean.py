@@ -456,6 +456,17 @@ def test_a_batch_that_counts_nothing_leaves_the_weights_on_a_device_too(monkeypa
             assert_close(tensors_of(learn.model), tensors_of(case.model))
 
 
+def test_a_count_of_0_by_the_owner_of_get_loss_leaves_the_step_out():
+    def get_loss(learn):
+        learn.loss = learn.preds.mean()
+        learn.loss_count = torch.tensor(2.0 * (learn.batch_idx != 1))
+
+    steps = []
+    cbs = [at("get_loss", get_loss), at("before_step", lambda learn: steps.append(learn.batch_idx))]
+    CASES["padded tokens"].learner(*cbs).fit()
+    assert steps == [0, 2]
+
+
 def test_accuracy_leaves_out_targets_that_are_ignored():
     y = torch.tensor([1, 0, PAD, 1, PAD, PAD])
     x = F.one_hot(torch.tensor([1, 1, 0, 1, 1, 0]), 3).float()
