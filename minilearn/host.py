@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -58,6 +57,7 @@ _EVENTS = {
     "predict": (*_BATCH, "after_predict"),
     "measure": _BATCH,
 }
+_Hooks = dict[str, Sequence[tuple[str, Hook, Callback | None]]]  # event -> name, hook, whose it is
 _NESTED = ("after_batch", "before_validate", "after_validate", "cleanup_validate")
 
 
@@ -119,8 +119,10 @@ class CallbackHost:
         self.cancelled_by: dict[str, str] = {}  # scope -> the hook that cancelled it last in this pass
         self._defaults = list(defaults)
         self._given: list[Callback] = []
-        self._running: Hook | None = None  # the hook that runs
-        self._hooks: dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]] = {}
+        self._running: Callback | None = None
+        self._left_out: tuple[Callback, ...] = ()  # those whose hooks do not run now
+        self._hooks: _Hooks = {}
+        self._found: dict[tuple[int, ...], _Hooks] = {}  # by which callbacks are left out
         self._cbs: tuple[Callback, ...] = ()
         self._pass = Pass()
         self._set_cbs(listify(cbs))
@@ -139,6 +141,11 @@ class CallbackHost:
     def is_nested(self) -> bool:
         """Whether the running pass was called by a callback in the middle of another one."""
         return self._pass.is_nested
+
+    @property
+    def is_again(self) -> bool:
+        """Whether a callback has the batch's forward run once more, by `learn.again`."""
+        return bool(self._left_out)
 
     @property
     def shows_progress(self) -> bool:
@@ -174,17 +181,19 @@ class CallbackHost:
         Args:
             kind: the pass that is about to run. None: as before.
         """
-        extra, outer = listify(cbs), self._pass
-        self._pass = outer if kind is None else kind
+        extra, outer, left_out = listify(cbs), self._pass, self._left_out
+        if kind is not None:
+            self._pass, self._left_out = kind, ()
         try:
             self._set_cbs([*self._given, *extra])
         except BaseException:
-            self._pass = outer
+            self._pass, self._left_out = outer, left_out
             raise
         try:
             yield
         finally:
-            ids, self._pass = {id(cb) for cb in extra}, outer
+            ids = {id(cb) for cb in extra}
+            self._pass, self._left_out = outer, left_out
             self._keep([cb for cb in self._given if id(cb) not in ids])
 
     def _set_cbs(self, given: list[Callback]) -> None:
@@ -202,20 +211,22 @@ class CallbackHost:
         defaults = [d for d in self._defaults if not any(isinstance(cb, type(d)) for cb in given)]
         cbs = tuple(sorted([*defaults, *given], key=lambda cb: cb.order))
         _check_only_one(cbs)
-        self._hooks = self._find_hooks(cbs)
-        self._given, self._cbs = given, cbs
-        owners = {step: self._hooks[step][0][1] for step in STEPS if step in self._hooks}
-        own = {step for step, owner in owners.items() if not hasattr(owner, "_is_default_step")}
-        self._default_steps = frozenset(STEPS) - own
+        hooks = self._find_hooks(cbs)
+        self._given, self._cbs, self._found = given, cbs, {}
+        self._use(hooks)
         self.rests = self._pass.rests  # whether at_rest fires after each batch of the running pass
 
-    def _find_hooks(
-        self, cbs: tuple[Callback, ...]
-    ) -> dict[str, tuple[tuple[str, Callable[[Any], Any]], ...]]:
-        hooks: dict[str, Any] = {}
+    def _use(self, hooks: _Hooks) -> None:
+        owners = {step: hooks[step][0][1] for step in STEPS if step in hooks}
+        own = {step for step, owner in owners.items() if not hasattr(owner, "_is_default_step")}
+        self._hooks, self._default_steps = hooks, frozenset(STEPS) - own
+
+    def _find_hooks(self, cbs: tuple[Callback, ...]) -> _Hooks:
+        hooks: _Hooks = {}
+        cbs = tuple(cb for cb in cbs if not any(cb is other for other in self._left_out))
         for event in events():
-            found = [
-                (f"{type(cb).__name__}.{event}", getattr(cb, event))
+            found: list[tuple[str, Hook, Callback | None]] = [
+                (f"{type(cb).__name__}.{event}", getattr(cb, event), cb)
                 for cb in cbs
                 if self._pass.has(cb, event) and callable(getattr(cb, event, None))
             ]
@@ -223,9 +234,9 @@ class CallbackHost:
                 found = self._owner(event, found)
             for cb in cbs:
                 if self._pass.takes(cb):
-                    found = [(name, cb.wrap_hook(name, hook)) for name, hook in found]
+                    found = [(name, cb.wrap_hook(name, hook), owner) for name, hook, owner in found]
             found += [
-                (f"{type(cb).__name__}.{event}", getattr(cb, event))
+                (f"{type(cb).__name__}.{event}", getattr(cb, event), cb)
                 for cb in self._private
                 if self._pass.has(cb, event) and hasattr(cb, event)
             ]
@@ -237,34 +248,38 @@ class CallbackHost:
         """Whether a step is done in this host's default way, by neither a callback nor a subclass."""
         return step in self._default_steps
 
-    def _owner(self, step: str, found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    def _owner(self, step: str, found: list[Any]) -> list[Any]:
         """Return the one owner of a step; this host's own method counts if it is not a default."""
         own = getattr(type(self), step, None)
         if own is not None and (not found or not hasattr(own, "_is_default_step")):
-            found = [(f"{type(self).__name__}.{step}", own), *found]
+            found = [(f"{type(self).__name__}.{step}", own, None), *found]
         if len(found) > 1:
-            names = " and ".join(name for name, _ in found)
+            names = " and ".join(name for name, *_ in found)
             raise ValueError(
                 f"{step} has {len(found)} owners, {names}: expected exactly one; remove all but one"
             )
         return found
 
     @contextmanager
-    def without(self, cb: Callback | None) -> Iterator[None]:
-        """Have no hooks of one callback run inside a `with`; of None all do."""
-        outer = self._hooks
-        if cb is not None:
-            self._hooks = self._find_hooks(tuple(other for other in self._cbs if other is not cb))
+    def without(self, cb: Callback) -> Iterator[None]:
+        """Have no hooks of one callback run inside a `with`, but in another pass that begins there."""
+        outer = self._left_out
+        self._leave_out((*outer, cb))
         try:
             yield
         finally:
-            self._hooks = outer
+            self._leave_out(outer)
+
+    def _leave_out(self, cbs: tuple[Callback, ...]) -> None:
+        self._left_out, ids = cbs, tuple(map(id, cbs))
+        if ids not in self._found:
+            self._found[ids] = self._find_hooks(self._cbs)
+        self._use(self._found[ids])
 
     @property
     def running_cb(self) -> Callback | None:
         """The callback whose hook runs, if one does."""
-        owner = getattr(inspect.unwrap(self._running), "__self__", None) if self._running else None
-        return owner if isinstance(owner, Callback) else None
+        return self._running
 
     def left(self, cancel: CancelException) -> None:
         """Take note that a scope was left by its Cancel exception."""
@@ -283,8 +298,7 @@ class CallbackHost:
         error: BaseException | None = None
         outer = self._running
         try:
-            for name, hook in self._hooks[event]:
-                self._running = hook
+            for name, hook, self._running in self._hooks[event]:
                 try:
                     if hook(self) is not None and event in _SETTERS:
                         raise TypeError(
@@ -367,7 +381,7 @@ class CallbackHost:
     def explain(self) -> None:
         """Print the events in the order of the loop, each with the hooks that run at it, in order."""
         shown = {
-            event: [name for name, hook in hooks if getattr(hook, "__self__", None) not in self._private]
+            event: [name for name, _, cb in hooks if cb not in self._private]
             for event, hooks in self._hooks.items()
         }
         width = max((len(event) for event, names in shown.items() if names), default=0)

@@ -126,7 +126,8 @@ class MetricsCB(Callback):
             loss = learn.loss.detach()
         except AttributeError:
             raise TypeError(
-                f"learn.loss is {learn.loss!r}: the owner of get_loss has to set a tensor"
+                f"learn.loss is {learn.loss!r}: the owner of get_loss has to set a tensor, or the hook that "
+                "cancels the forward"
             ) from None
         if self._sum is None:
             self._sum = torch.zeros((), dtype=_sum_dtype(loss.device), device=loss.device)

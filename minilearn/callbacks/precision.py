@@ -76,6 +76,8 @@ class MixedPrecisionCB(Callback):
         self._scaler = torch.amp.GradScaler(self._device, init_scale=self.init_scale)
 
     def before_forward(self, learn: Learner) -> None:
+        if self._autocasts:  # inside another forward, with whose casts of weights that may have moved
+            torch.clear_autocast_cache()
         autocast: Any = torch.autocast(self._device, self.dtype)
         self._autocasts[len(learn.scopes)] = autocast
         autocast.__enter__()

@@ -26,8 +26,9 @@ class PredictionsCB(Callback):
         self._preds: list[Any] = []
 
     def after_predict(self, learn: Learner) -> None:
-        self._preds.append(learn.preds)
-        raise CancelBatchException
+        if not learn.is_again:
+            self._preds.append(learn.preds)
+            raise CancelBatchException
 
     def preds(self) -> Any:
         """Return all predictions on the CPU, (N, ...); tuples and dicts of tensors keep their form."""

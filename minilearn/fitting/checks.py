@@ -17,6 +17,7 @@ from ..data.resumable import TensorLoader
 from ..parameters import loss_params
 
 if TYPE_CHECKING:
+    from ..callback import Callback
     from ..learner import Learner
 
 
@@ -233,4 +234,37 @@ def _check_class_numbers(preds: Tensor, target: Tensor) -> None:
         raise ValueError(
             f"targets are {tuple(target.shape)} and preds {tuple(preds.shape)}: expected class numbers of "
             f"shape {tuple(expected)}{hint}"
+        )
+
+
+def check_again(learn: Learner, backward: bool) -> Callback:
+    """Return the callback that calls `learn.again`. Raises: RuntimeError where that is impossible."""
+    scopes = [scope for scope in learn.scopes if scope in ("batch", "train", "validate")]
+    caller = learn.running_cb
+    if scopes[-1:] != ["batch"] or caller is None:
+        raise RuntimeError(
+            "learn.again() runs a batch's forward once more, without the callback that calls it: expected a "
+            "call in a callback's hook, between before_batch and cleanup_batch"
+        )
+    if not learn.training:
+        if backward:
+            raise RuntimeError(
+                "learn.again(backward=True) has no gradients to add to: expected it in training"
+            )
+    elif learn.is_accumulating or learn.mean.has_rest or learn.mean.n > 1:
+        raise RuntimeError(
+            "learn.again() while batches are being accumulated: the step is of several batches, and this "
+            "is one of them; expected a learner without GradientAccumulationCB"
+        )
+    return caller
+
+
+def check_loss(learn: Learner) -> None:
+    """Raise RuntimeError where a forward left no loss to go backward from."""
+    if learn.loss is None:
+        by = learn.cancelled_by.get("forward")
+        how = f"{by} cancelled the forward before there was one" if by else "get_loss set none"
+        raise RuntimeError(
+            f"learn.loss is None, because {how}: expected learn.preds and learn.loss to be set, or "
+            "CancelBatchException, which leaves the batch out"
         )

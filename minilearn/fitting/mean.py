@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,6 +109,15 @@ class StepMean:
             if self._divisor is not None:  # once more, in the step
                 share = share / self._divisor
             self.weight = None if share is not count and _is_one(share) else _like(share, learn.loss)
+
+    @contextmanager
+    def kept_weight(self) -> Iterator[None]:
+        """Weigh another forward of the batch inside a `with`."""
+        own = self.weight, self._is_empty
+        try:
+            yield
+        finally:
+            self.weight, self._is_empty = own
 
     def add(self, learn: Learner) -> None:
         """Take a batch whose gradients were added."""
