@@ -49,7 +49,8 @@ Around each pass that is in no other, callbacks are told to `prepare` and to `re
 A scope (fit, epoch, train, validate, batch, forward, step) fires `before_`, runs its body and fires `after_`.
 Raising its Cancel exception leaves the scope at once, without `after_`; `cleanup_` always runs. A step or
 batch that is cancelled keeps its gradients, which the next backward adds to; CancelStepException(keep=False)
-and CancelBatchException(keep=False) drop them. `learn.again()` runs the forward scope once more.
+and CancelBatchException(keep=False) drop them. Kept ones that are not finite
+become 0. `learn.again()` runs the forward scope once more.
 At rest, after each batch, epoch and fit that did not fail, all hooks have run and the state is whole: there
 it may be saved, and there a signal ends the fit.
 """
@@ -78,10 +79,11 @@ class CancelException(Exception):  # noqa: N818  the documents' name: it is no e
 
     Args:
         *args: as of any exception, such as a reason.
-        keep: of a step or a batch, whether the gradients that there are stay for the next step.
+        keep: of a step or a batch that is left, whether its gradients stay for the next step.
     """
 
     scope: str
+    keep: bool = True  # for a subclass with a constructor of its own
 
     def __init__(self, *args: Any, keep: bool = True) -> None:
         super().__init__(*args)
@@ -141,8 +143,10 @@ def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 result = method(self, *args, **kwargs)
                 self.callback(after)
             except cancel as error:
-                self.left(error)
+                self.left(scope, error)
             except BaseException as error:
+                if isinstance(error, CancelException):
+                    self.left(scope, error)
                 self.add_note(error, f"{type(self).__name__}.{method.__name__}")
                 outer, self.is_failing = self.is_failing, not isinstance(error, CancelException)
                 try:

@@ -281,8 +281,8 @@ class CallbackHost:
         """The callback whose hook runs, if one does."""
         return self._running
 
-    def left(self, cancel: CancelException) -> None:
-        """Take note that a scope was left by its Cancel exception."""
+    def left(self, scope: str, cancel: CancelException) -> None:
+        """Take note that a scope was left by a Cancel exception, its own or that of one around it."""
 
     # Running --------------------------------------------------------------------------------------
 

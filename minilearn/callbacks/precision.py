@@ -27,8 +27,8 @@ class MixedPrecisionCB(Callback):
         dtype: torch.bfloat16 or torch.float16.
         init_scale: for float16, the scale to begin with.
 
-    Runs at: prepare; before_fit, _forward, _step; after_predict, after_backward; cleanup_forward, _batch;
-        order 40. Owns, with float16: backward, step. Writes: preds (as float32).
+    Runs at: prepare; before_fit, _forward, _step; after_predict, after_backward; cleanup_forward, _batch,
+        _train; order 40. Owns, with float16: backward, step. Writes: preds (as float32).
     State: with float16 the scale; n_skipped, the steps left out in this fit.
     Raises: before training: ValueError for float16 where the model is not on CUDA, or the optimizer is no
         torch.optim.Optimizer.
@@ -92,9 +92,11 @@ class MixedPrecisionCB(Callback):
     def cleanup_batch(self, learn: Learner) -> None:
         if self._is_unscaled and learn.training:  # no step was taken: what is kept is scaled again
             self._update()
-            torch._foreach_mul_(
-                [p.grad for p in params_of(learn.opt) if p.grad is not None], self._scaler.get_scale()
-            )
+            if grads := [p.grad for p in params_of(learn.opt) if p.grad is not None]:
+                torch._foreach_mul_(grads, self._scaler.get_scale())
+
+    def cleanup_train(self, learn: Learner) -> None:
+        self.cleanup_batch(learn)  # of a step after the last batch
 
     # With float16 ---------------------------------------------------------------------------------
 

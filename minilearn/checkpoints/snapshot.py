@@ -319,7 +319,9 @@ def _mean_of_version_0_1(saved: Saved) -> Saved:
     """Return the state of the mean over a step, from where GradientAccumulationCB had it."""
     state = saved["cbs"].get("GradientAccumulationCB") or {}
     n, total, unit = state.get("_n", 0), state.get("_weight", 0.0), state.get("_size", 0)
-    return {"n": n, "has_rest": n > 0, "_total": total, "_unit": float(unit) if n else 0.0, "_common": 0.0}
+    unit = float(unit) if n else 0.0
+    was = {"n": n, "has_rest": n > 0, "_is_accumulated": n > 0}
+    return {**was, "_total": total, "_unit": unit, "_common": 0.0}
 
 
 def _put_cbs(learn: Learner, saved: Saved, device: torch.device) -> None:

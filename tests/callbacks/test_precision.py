@@ -443,6 +443,117 @@ def test_float16_owns_backward_and_step(make_learner, at):
     make_learner(cbs=[MixedPrecisionCB(), at("step", lambda learn: learn.opt.step())]).fit()
 
 
+class SAMCB(Callback):
+    """Step by the gradients at other weights."""
+
+    def before_step(self, learn):
+        weight = learn.model.weight
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight += 0.05 * weight.grad / weight.grad.norm()
+        learn.model.zero_grad()
+        learn.again(backward=True)
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+def test_second_backward_is_unscaled_too(calls, make_learner, at):
+    def run(*cbs):
+        grads = []
+        learn = make_learner(n_batches=3, n_valid=0, opt_func=SGD, lr=0.0, cbs=[SAMCB(), *cbs])
+        learn.add_cb(at("before_step", lambda x: grads.append(x.model.weight.grad.clone()), order=46))
+        learn.fit()
+        return grads
+
+    torch.testing.assert_close(run(half(2.0**10)), run(), rtol=4e-3, atol=2e-3)  # float16 has 11 bits
+    assert calls == ["scale", "unscale_", "scale", "step", "update"] * 3
+
+
+def test_step_whose_second_backward_is_not_finite_is_left_out(calls, make_learner):
+    class OverflowCB(Callback):
+        def after_loss(self, learn):
+            if learn.is_again and learn.batch_idx == 1:
+                learn.loss = learn.loss * math.inf
+
+    cb = half()
+    learn = make_learner(n_batches=3, n_valid=0, opt_func=SGD, cbs=[SAMCB(), OverflowCB(), cb])
+    learn.fit()
+    assert (learn.n_steps, cb.n_skipped, cb._scaler.get_scale()) == (2, 1, 2.0**15)
+    assert learn.model.weight.isfinite().all()
+
+
+def test_gradients_of_before_join_those_of_the_second_backward(calls, make_learner, at):
+    def run(*cbs):
+        grads = []
+        twice = at("before_step", lambda learn: learn.again(backward=True))
+        learn = make_learner(n_batches=1, n_valid=0, opt_func=SGD, lr=0.0, cbs=[twice, *cbs])
+        learn.add_cb(at("before_step", lambda x: grads.append(x.model.weight.grad.clone()), order=46))
+        learn.fit()
+        return grads[0]
+
+    torch.testing.assert_close(run(half(2.0**10)), run(), rtol=4e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("event", "error"),
+    [
+        ("after_backward", CancelBatchException),
+        ("before_step", CancelBatchException),
+        ("before_step", CancelStepException),
+    ],
+)
+@pytest.mark.parametrize("keep", [True, False])
+def test_gradients_of_a_cancelled_step_are_scaled_again_or_dropped(
+    calls, make_learner, at, event, keep, error
+):
+    def cancel(learn):
+        if learn.batch_idx == 0:
+            raise error(keep=keep)
+
+    def run(*cbs):
+        grads = []
+        learn = make_learner(n_batches=2, n_valid=0, opt_func=SGD, lr=0.0, cbs=[at(event, cancel), *cbs])
+        learn.add_cb(at("before_step", lambda x: grads.append(x.model.weight.grad.clone()), order=46))
+        learn.fit()
+        return grads[-1]
+
+    torch.testing.assert_close(run(half(2.0**10)), run(), rtol=4e-3, atol=2e-3)
+
+
+def test_rest_of_an_epoch_whose_step_is_cancelled_is_scaled_again(calls, make_learner, at):
+    def skip(learn):
+        if learn.batch_idx == 3:
+            raise CancelBatchException
+
+    def cancel(learn):
+        if learn.epoch == 0 and "batch" not in learn.scopes:
+            raise CancelStepException
+
+    def run(*cbs):
+        grads, cbs = (
+            [],
+            [GradientAccumulationCB(2), at("before_batch", skip), at("before_step", cancel), *cbs],
+        )
+        learn = make_learner(n_batches=4, n_valid=0, opt_func=SGD, lr=0.0, cbs=cbs)
+        learn.add_cb(at("before_step", lambda x: grads.append(x.model.weight.grad.clone()), order=46))
+        learn.fit(2)
+        return grads
+
+    torch.testing.assert_close(run(half(2.0**10)), run(), rtol=4e-3, atol=2e-3)
+
+
+def test_weights_that_a_hook_moved_in_the_forward_are_cast_again(make_learner, at):
+    def move(learn):
+        with torch.no_grad():
+            learn.model.weight.zero_()
+            learn.model.bias.zero_()
+        found.append(learn.again()[0])
+
+    found = []
+    make_learner(n_batches=1, n_valid=0, cbs=[at("after_loss", move), MixedPrecisionCB()]).fit()
+    assert not found[0].any()
+
+
 # float16 on a GPU -------------------------------------------------------------------------------------
 
 
