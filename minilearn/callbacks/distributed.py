@@ -96,7 +96,7 @@ class DistributedCB(Callback):
         self._ddp_of: Any = None  # which parameters it was made for
         self._shards: dict[int, tuple[Any, Adapter]] = {}  # loader, and this process's shard of it
         self._adapters: dict[int, Adapter] = {}  # of the loaders that are shards
-        self._is_inside: list[Any] = []  # the models to put back after predict
+        self._is_inside: dict[int, Any] = {}  # the models to put back after predict, by depth
         self._extra: list[Any] = []  # what is trained beside the model
         self._asked: Any = None  # the exchange that is under way
         self._rng: Any = None  # random numbers to go on with
@@ -279,9 +279,10 @@ class DistributedCB(Callback):
         if not learn.training:
             return
         if self.shard is None:  # what is sharded joins its gradients at each batch: else p.grad has nothing
-            ddp = self._wrapped(learn.model)
+            inner = next(iter(self._is_inside.values()), learn.model)  # perhaps inside of it already
+            ddp = self._wrapped(inner)
             ddp.require_backward_grad_sync = not learn.is_accumulating
-            self._is_inside.append(learn.model)
+            self._is_inside[len(learn.scopes)] = learn.model
             learn.model = ddp
 
     def _wrapped(self, model: nn.Module) -> Any:
@@ -297,8 +298,8 @@ class DistributedCB(Callback):
         self._unwrap(learn)
 
     def _unwrap(self, learn: Learner) -> None:
-        if self._is_inside and learn.training:
-            learn.model = self._is_inside.pop()
+        if len(learn.scopes) in self._is_inside:
+            learn.model = self._is_inside.pop(len(learn.scopes))
 
     # Together -------------------------------------------------------------------------------------
 
@@ -347,7 +348,7 @@ class DistributedCB(Callback):
             self._part(learn)
 
     def release(self, learn: Learner) -> None:
-        self._shards, self._adapters, self._is_inside, self._extra = {}, {}, [], []
+        self._shards, self._adapters, self._is_inside, self._extra = {}, {}, {}, []
         # The next fit makes a new one: one that is left may abort the process at its end, see processes.py.
         self._ddp = self._ddp_of = None
         self._part(learn)  # from a validate that failed

@@ -15,6 +15,7 @@ from minilearn import (
     SWACB,
     Callback,
     CancelBatchException,
+    CancelStepException,
     CancelTrainException,
     CheckpointCB,
     DataLoaders,
@@ -252,6 +253,119 @@ def sharded():
     return said(learn, n_here=learn.processes.all_gather(n_here))
 
 
+class SAMCB(Callback):
+    """Step by the gradients at other weights; those of the joint batch, in each process."""
+
+    def before_step(self, learn):
+        params = list(learn.model.parameters())
+        kept = [p.detach().clone() for p in params]
+        with torch.no_grad():
+            for p in params:
+                p += 0.1 * p.grad
+                p.grad = None
+        learn.again(backward=True)
+        with torch.no_grad():
+            for p, value in zip(params, kept, strict=True):
+                p.copy_(value)
+
+
+class TwiceCB(Callback):
+    """Take the mean of two forwards, the second one inside of the first one's DistributedDataParallel."""
+
+    def after_predict(self, learn):
+        learn.preds = (learn.preds + learn.again()[0]) / 2
+
+
+def again():
+    learn = shared_learner([SAMCB(), TwiceCB(), watch := WatchCB()])
+    learn.fit(2)
+    return said(learn, alike=watch.alike)
+
+
+def again_sharded():
+    learn = shared_learner([SAMCB()], shard=True)
+    learn.fit(2)
+    return said(learn)
+
+
+class LeaveOutCB(Callback):
+    """Cancel steps and batches, in all processes alike; keep their gradients, or not."""
+
+    def __init__(self, n_train):
+        self.n_train = n_train
+
+    def before_batch(self, learn):
+        if learn.training and learn.batch_idx >= self.n_train:
+            raise CancelBatchException
+
+    def after_backward(self, learn):
+        if learn.batch_idx in (1, 5):
+            raise CancelBatchException(keep=learn.batch_idx == 1)
+
+    def before_step(self, learn):
+        if learn.batch_idx in (3, 7):
+            raise CancelStepException(keep=learn.batch_idx == 3)
+
+
+class SpoilCB(Callback):
+    """Have a gradient that is not finite in a batch that is left out."""
+
+    def after_backward(self, learn):
+        if learn.batch_idx == 1 and learn.epoch == 1:
+            grad = learn.model[0].weight.grad
+            (grad.to_local() if hasattr(grad, "to_local") else grad).mul_(torch.inf)
+
+
+class LastOnlyCB(Callback):
+    """Bring a parameter that only the last process has a gradient of."""
+
+    def __init__(self):
+        self.p = nn.Parameter(torch.zeros(()))
+
+    def extra_params(self, learn):
+        return [self.p]
+
+    def after_loss(self, learn):
+        if learn.training and learn.rank == learn.n_processes - 1:
+            learn.loss = learn.loss + 0 * self.p
+
+
+def left_out():
+    learn = shared_learner([LeaveOutCB(9), SpoilCB()])
+    learn.fit(2)
+    return said(learn)
+
+
+def rest_left_out():
+    learn = shared_learner([LastOnlyCB(), LeaveOutCB(9), SpoilCB(), GradientAccumulationCB(4)])
+    learn.fit(2)
+    return said(learn, n_steps=learn.processes.all_gather(learn.n_steps))
+
+
+def rest_sharded():
+    learn = shared_learner([LeaveOutCB(9), SpoilCB(), GradientAccumulationCB(4)], shard=True)
+    learn.fit(2)
+    return said(learn)
+
+
+class PauseCB(Callback):
+    """Have one process ask for a pause."""
+
+    def before_batch(self, learn):
+        if learn.training and learn.epoch == 1 and learn.batch_idx == 3 and learn.rank == 1:
+            learn.pause()
+
+
+def paused(folder):
+    """Pause, and resume with another learner; what all processes say of the pause."""
+    learn = shared_learner([saver(folder, "paused"), EMACB(0.9), PauseCB()])
+    learn.fit(3)
+    asked = [learn.is_paused, learn.n_fits, learn.n_steps, learn.saved_to is not None]
+    learn = shared_learner([saver(folder, "paused"), EMACB(0.9)])
+    learn.fit(3, resume=True)
+    return said(learn, asked=learn.processes.all_gather(asked), straight=unbroken())
+
+
 def saver(folder, name):
     return CheckpointCB(Path(folder) / name, every_steps=2, keep=9)
 
@@ -335,6 +449,7 @@ def unbroken():
 
 
 CASES = (plain, of_a_list, gathered, averaged, normed, beside, found, sharded, counted, left)
+CASES += (again, again_sharded, left_out, rest_left_out, rest_sharded)
 
 
 def main():
@@ -352,7 +467,7 @@ def main():
     elif what == "apart":
         shared_learner([CancelCB()]).fit(2)
     elif what == "resumed":
-        _write(resumed(folder), folder, what, rank)
+        _write(resumed(folder) | {"paused": paused(folder)}, folder, what, rank)
         cb = CheckpointCB(Path(folder) / "signalled", keep=9, every_steps=1000)
         shared_learner([cb, SignalCB()]).fit(2)
 

@@ -96,7 +96,13 @@ def assert_alike(rows, others):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["plain", "of_a_list", "gathered", "beside", "sharded", "counted", "left"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("plain", "of_a_list", "gathered", "beside", "sharded", "counted", "left"),
+        *("again", "again_sharded", "left_out", "rest_left_out", "rest_sharded"),
+    ],
+)
 def test_history_and_weights_are_those_of_one_process(case, several, alone):
     assert_alike(several[case]["rows"], alone[case]["rows"])
     for name, weight in alone[case]["weights"].items():
@@ -160,6 +166,17 @@ def test_gradients_are_joined_once_a_step_not_at_each_batch(several):
     assert all(alike["step"])
     assert len(alike["gathering"]) == 14  # 3, 3 and 1 of each epoch's 10 batches
     assert not any(alike["gathering"])
+
+
+@pytest.mark.slow
+def test_gradients_of_another_forward_are_those_of_the_joint_batch(several):
+    assert several["again"]["alike"]["step"] == [True] * 20
+
+
+@pytest.mark.slow
+def test_rest_of_an_epoch_takes_its_step_in_all_processes(several, alone):
+    n_steps = alone["rest_left_out"]["n_steps"][0]
+    assert several["rest_left_out"]["n_steps"] == [n_steps] * len(several["rest_left_out"]["n_steps"])
 
 
 @pytest.mark.slow
@@ -288,6 +305,15 @@ def test_two_processes_resume_while_three_were_accumulating(shard, resumed, alon
     assert_alike(found["rows"], alone["accumulated"]["rows"])
     for name, weight in alone["accumulated"]["weights"].items():
         torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_pause_that_one_process_asks_for_is_one_of_all(resumed):
+    found = resumed[0]["paused"]
+    assert found["asked"] == [[True, 0, 15, True]] * 2  # the step after it: the other one has to hear of it
+    assert found["rows"] == found["straight"]["rows"]
+    for name, weight in found["straight"]["weights"].items():
+        assert torch.equal(found["weights"][name], weight)
 
 
 @pytest.mark.slow
