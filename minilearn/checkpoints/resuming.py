@@ -319,7 +319,12 @@ class _RestoreCB(Callback):
             self.source.restore(learn)
             learn.modes.apply()
 
+    def cleanup_epoch(self, learn: Learner) -> None:
+        if not learn.is_failing:  # it was cancelled before it came to its batches
+            self._put_inside(learn)
+
     def cleanup_fit(self, learn: Learner) -> None:
-        if self.source.position.is_over:
+        if not (self.source.is_put or learn.is_failing):
             self.source.restore(learn)
+        if self.source.position.is_over:
             learn.cancelled_by["fit"] = self.source.saved["fit"].get("cancelled_by", "")

@@ -98,7 +98,7 @@ def pause(learn: Learner) -> None:
             "one: expected one among the callbacks (lr_find has none); to end a fit for good, raise "
             "CancelFitException"
         )
-    if not learn.stop.is_asked:
+    if not (learn.stop.is_asked or learn.stop.heard):  # a signal, which says more
         learn.stop.hear(PAUSE, learn.n_processes)
 
 

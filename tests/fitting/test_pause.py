@@ -1,5 +1,6 @@
 """learn.pause(): a fit that a script stops, and resumes later."""
 
+import signal
 import threading
 
 import pytest
@@ -12,6 +13,7 @@ from minilearn import (
     Callback,
     CheckpointCB,
     EarlyStoppingCB,
+    GradientAccumulationCB,
     MetricsCB,
     ProgressCB,
 )
@@ -256,3 +258,102 @@ def test_what_cut_a_fit_short_is_still_known_after_it_was_resumed(tmp_path):
     learn.fit(5, resume=True)
     assert learn.cancelled_by["fit"] == "EarlyStoppingCB.after_epoch"
     assert torch.isfinite(learn.loss)
+
+
+# In a run that is resumed -------------------------------------------------------------------------------
+
+
+def test_run_may_be_paused_again_and_again(tmp_path):
+    class EachStepCB(PauseCB):
+        def after_step(self, learn):
+            learn.pause()
+
+        def after_validate(self, learn):
+            learn.pause()
+
+    straight = new(tmp_path / "straight")
+    straight.fit(N_EPOCHS)
+    n = 0
+    for seed in range(1, 50):
+        learn = new(tmp_path / "run", EachStepCB(), seed=seed)
+        learn.fit(N_EPOCHS, resume=True)
+        if not learn.is_paused:
+            break
+        n += 1
+    assert n == N_EPOCHS * (3 + 1)
+    assert first_difference(state_of(straight), state_of(learn, "EachStepCB")) == ""
+    assert learn.n_fits == 1
+
+
+def test_pause_in_the_middle_of_an_accumulated_step_keeps_its_gradients(tmp_path):
+    def make(name, *cbs, seed=1):
+        return new(tmp_path / name, GradientAccumulationCB(3), *cbs, seed=seed)
+
+    straight = make("straight")
+    straight.fit(N_EPOCHS)
+    learn = make("run", pausing_at("after_backward"))
+    learn.fit(N_EPOCHS)
+    saved = read(learn.saved_to)
+    assert (learn.is_paused, saved["position"]["batch"], saved["mean"]["n"]) == (True, 1, 1)
+    assert saved["grads"]
+    other = make("run", seed=50)
+    other.fit(N_EPOCHS, resume=True)
+    assert first_difference(state_of(straight), state_of(other)) == ""
+
+
+@pytest.mark.parametrize("inside", ["before_epoch", "before_train", "before_batch", "before_validate"])
+def test_pause_that_is_asked_for_when_a_run_is_resumed_keeps_its_place(tmp_path, inside):
+    straight = new(tmp_path / "straight")
+    straight.fit(N_EPOCHS)
+    learn = new(tmp_path / "run", pausing_at("after_step"))
+    learn.fit(N_EPOCHS)
+    learn = new(tmp_path / "run", pausing_at(inside), seed=50)
+    learn.fit(N_EPOCHS, resume=True)
+    assert learn.is_paused
+    learn = new(tmp_path / "run", seed=51)
+    learn.fit(N_EPOCHS, resume=True)
+    assert first_difference(state_of(straight), state_of(learn)) == ""
+
+
+# While the model holds an average -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asks", ["pause", "signal"])
+@pytest.mark.parametrize(
+    "make", [lambda: EMACB(0.5), lambda: SWACB(0, every_steps=1)], ids=["EMACB", "SWACB"]
+)
+def test_request_in_an_averaged_validation_waits_for_the_weights_that_are_trained(tmp_path, make, asks):
+    trace = []
+
+    class AsksCB(Callback):
+        n = 1
+
+        def state_dict(self):
+            return {}
+
+        def after_predict(self, learn):
+            trace.append(learn.rests)
+            if learn.epoch == 1 and not learn.training and not learn.is_nested and self.n:
+                AsksCB.n = 0
+                learn.pause() if asks == "pause" else learn.stop.hear(signal.SIGINT, 1)
+
+        def at_rest(self, learn):
+            trace.append("rest")
+            assert not any(cb._is_swapped for cb in learn.cbs if isinstance(cb, EMACB | SWACB))
+            assert learn.scopes[-1:] != ["validate"]
+
+    straight = new(tmp_path / "straight", make())
+    straight.fit(N_EPOCHS)
+    learn = new(tmp_path / "run", make(), AsksCB())
+    if asks == "pause":
+        learn.fit(N_EPOCHS)
+        assert learn.is_paused
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            learn.fit(N_EPOCHS)
+    assert read(learn.saved_to)["position"] == {"epoch": 2, "phase": "", "batch": 0}
+    in_validation = [True] * 3 + [False] * 4  # 3 batches of training, each at rest; iterate and average
+    assert [x for x in trace if x != "rest"] == in_validation * 2
+    other = new(tmp_path / "run", make(), seed=50)
+    other.fit(N_EPOCHS, resume=True)
+    assert first_difference(state_of(straight), state_of(other)) == ""
