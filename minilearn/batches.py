@@ -93,13 +93,14 @@ class CurrentBatch:
         if not self.is_unpacking:
             self.parts = None
 
-    def kept(self) -> tuple[Any, list[Any] | None]:
-        """Return what there is, for a pass that runs in the middle of the batch."""
-        return self.batch, self.parts
-
-    def put_back(self, batch: Any, parts: list[Any] | None) -> None:
-        """Take back what was kept."""
-        self.batch, self.parts = batch, parts
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Have other batches inside a `with`, those of a pass that runs in the middle of this one."""
+        batch, parts = self.batch, self.parts
+        try:
+            yield
+        finally:
+            self.batch, self.parts = batch, parts
 
     @contextmanager
     def unpacking(self) -> Iterator[list[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
 from .callbacks.trained import CheckTrainedCB
-from .events import CancelException, with_cbs
+from .events import CancelBatchException, CancelException, with_cbs
 from .fields import Fields
-from .fitting.checks import check_fit, check_model, check_targets, infer_loss
+from .fitting.checks import check_again, check_fit, check_loss, check_model, check_targets, infer_loss
 from .fitting.made import Made
 from .fitting.mean import StepMean
 from .fitting.modes import Modes
@@ -57,7 +57,7 @@ class Learner(Fields):
 
     Fields, each with its one writer, for callbacks to read:
         batch (the loader, then DeviceCB), xb and yb (its inputs and target, by unpack), preds and loss (the
-        owners of predict and get_loss), loss_count (what the loss is a mean over; by `batches.Count`, unless
+        owners of predict and get_loss), loss_count (what the loss is a mean over; by `counting.Count`, unless
         the owner of get_loss sets it; None before it), opt,
         dl, training, phase ("train" or "eval"), phases (those of this fit), epoch (0, 1, ... in this
         fit), n_epochs, batch_idx, n_steps (optimizer steps taken in this fit), epoch_steps (planned, a
@@ -142,7 +142,8 @@ class Learner(Fields):
         self._batches()
         if self.mean.has_rest:  # of accumulated batches, whose last ones were cancelled
             self.is_accumulating = False
-            self._update()
+            with suppress(CancelBatchException):  # there is no batch left, only this step
+                self._update()
 
     @with_cbs("validate")
     def _validate(self) -> None:
@@ -157,14 +158,21 @@ class Learner(Fields):
     def _batch(self) -> None:
         if not self.unpacks_by_form and not self.is_unpacked:
             self._unpacked()
-        self.preds = self.loss = self.loss_count = None
-        self._forward()
+        self._forward_from_nothing()
         if self.training:
+            check_loss(self)
             self.callback("backward")
             self.mean.add(self)
             self.callback("after_backward")
             if not self.is_accumulating:
                 self._update()
+
+    def _forward_from_nothing(self) -> None:
+        self.preds = self.loss = self.loss_count = None
+        self.mean.forget()
+        self._forward()
+        if self.loss_count is None:  # it was cancelled, perhaps when there was a loss already
+            self.mean.take(self)
 
     @with_cbs("forward")
     def _forward(self) -> None:
@@ -189,16 +197,16 @@ class Learner(Fields):
         self.n_steps += 1
         return True
 
-    def _owner(self, step: str, found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    def _owner(self, step: str, found: list[Any]) -> list[Any]:
         """Return the one owner of a step; a function given as unpack= is one too."""
         if step == "unpack" and self.unpack_func is not None:
-            found = [(f"{type(self).__name__}(unpack=...).unpack", Learner.unpack), *found]
+            found = [(f"{type(self).__name__}(unpack=...).unpack", Learner.unpack, None), *found]
         return super()._owner(step, found)
 
-    def left(self, cancel: CancelException) -> None:
-        """Drop the gradients of a step or a batch that was cancelled with keep=False."""
-        if cancel.scope in ("step", "batch") and self.training:
-            self.mean.cancelled(self, cancel.scope, cancel.keep)
+    def left(self, scope: str, cancel: CancelException) -> None:
+        """Drop the gradients of a step or batch that was left with keep=False; keep others if finite."""
+        if self.training and scope in ("step", "batch"):
+            self.mean.cancelled(self, scope, cancel.keep)
 
     # The steps, unless a subclass or a callback owns them -----------------------------------------
 
@@ -246,6 +254,7 @@ class Learner(Fields):
         if self.batch_idx == 0 and self.epoch == 0:
             check_targets(self.loss_func, self.preds, target, self.dl)
         self.loss = self.loss_func(self.preds, target)
+        self.mean.is_of(self.loss_func)
 
     @default_step
     def backward(self) -> None:
@@ -326,27 +335,21 @@ class Learner(Fields):
 
         With all hooks but those of the callback that calls it, so beside mixed precision, mixing and the
         like; inputs that a hook put into `xb` stay. The batch's own preds, loss and count stay too.
+        `learn.is_again` tells the other hooks.
 
         Args:
             backward: also add the loss's gradients to those that there are.
 
-        Raises: RuntimeError while several batches are being accumulated, and outside of a batch.
+        Raises: RuntimeError outside of a hook in a batch, while several batches are being accumulated, and
+            for a backward in a pass that does not train.
         """
-        if "batch" not in self.scopes:
-            raise RuntimeError(
-                "learn.again() runs a batch's forward once more, and there is no batch: call it in a hook"
-            )
-        if self.is_accumulating or self.mean.n > 1:
-            raise RuntimeError(
-                "learn.again() while batches are being accumulated: the step is of several batches, and this "
-                "is one of them; expected a learner without GradientAccumulationCB"
-            )
+        caller = check_again(self, backward)
         own = self.preds, self.loss, self.loss_count
-        self.loss_count = None
         try:
-            with self.without(self.running_cb):
-                self._forward()
+            with self.without(caller), self.mean.aside():
+                self._forward_from_nothing()
                 if backward:
+                    check_loss(self)
                     self.callback("backward")
             return self.preds, self.loss
         finally:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback, Order
-from ..counting import argument_of, is_cross_entropy
+from ..counting import argument_of, is_cross_entropy, known_count
 from ..processes import Processes
 
 if TYPE_CHECKING:
@@ -142,10 +142,11 @@ class MetricsCB(Callback):
 
     def _add(self, learn: Learner, loss: Tensor) -> None:
         assert self._sum is not None
-        count = learn.loss_count
+        count = known_count(learn)
         if learn.mean.count.is_sum:
             self._sum.add_(loss)
         elif isinstance(count, Tensor):
+            count = count.to(self._sum.dtype)  # sums of many counts, in float32, would be rounded
             self._sum.add_(torch.where(count > 0, loss * count, 0))
         elif count:
             self._sum.add_(loss, alpha=count)

@@ -166,7 +166,7 @@ def check_reduction(learn: Learner) -> None:
         )
 
 
-def check_loss(loss_func: Any, loss: Any) -> None:
+def check_one_number(loss_func: Any, loss: Any) -> None:
     """Raise ValueError for a loss of several numbers."""
     if isinstance(loss, Tensor) and loss.numel() != 1:
         raise ValueError(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..batches import n_samples
-from ..counting import Count, on_host, only_counted, zero_of
-from ..optim.groups import groups_of
+from ..batches import is_pair, n_samples
+from ..counting import Count, known_count, on_host, only_counted, zero_of
+from ..optim.groups import params_of
+from ..parameters import extra_params
+from ..processes import is_part
+from .checks import check_one_number
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -36,6 +39,7 @@ class StepMean:
     def begin(self) -> None:
         """Begin a fit."""
         self.count = Count()
+        self._is_loss_funcs = False  # whether the batch's loss is loss_func's, and not an owner's own
         self._given: tuple[Tensor, int] | None = None  # a target without ignored ones, and its version
         self._common = 0.0  # the unit of several processes, which has to be the same in all
         self.clear()
@@ -45,27 +49,47 @@ class StepMean:
         self.weight: Tensor | None = None
         self.n = 0
         self.has_rest = False
+        self._is_accumulated = False  # whether it is of several batches, or was to be
         self._total: Any = 0.0  # of the counts, relative to `_unit`
         self._unit = 0.0  # a number of the first batch, for weights to be near 1; 0 before it
         self._divisor: Any = None  # of the gradients, while the step is taken
+        self._is_joining = False  # whether gradients of a cancelled step are there, no part of the mean
         self._is_empty = False  # whether the batch, which is all of the step, counts nothing
+
+    # What a batch counts --------------------------------------------------------------------------
 
     def is_free(self, learn: Learner, targets: Tensor | None) -> bool:
         """Whether the loss ignores none of all targets, so that they need not be counted in each batch."""
-        self._count_of(learn)
-        return targets is not None and self.count.is_free(targets)
+        if targets is None or not learn.has_default("get_loss"):
+            return False
+        self._count_of(learn.loss_func)
+        return self.count.is_free(targets)
 
     def given(self, target: Tensor) -> None:
         """Take a target of which the loss ignores nothing, unless a hook changes it."""
         self._given = target, target._version
 
+    def forget(self) -> None:
+        """Begin a forward, of which there is no loss yet."""
+        self._is_loss_funcs = False
+
+    def is_of(self, loss_func: Any) -> None:
+        """Say that the batch's loss is loss_func's."""
+        self._is_loss_funcs = True
+        self._count_of(loss_func)
+
+    def _count_of(self, loss_func: Any) -> None:
+        if self.count.loss_func is not loss_func:
+            self.count = Count(loss_func)
+
     def take(self, learn: Learner) -> None:
         """Take over what a batch's loss is a mean over, unless the owner of get_loss said it."""
         if learn.loss is None:  # no loss is computed in this pass
             return
-        if learn.loss_count is None:
-            learn.loss_count = self._counted(learn)
+        if self._is_loss_funcs:
+            check_one_number(learn.loss_func, learn.loss)
         count = learn.loss_count
+        learn.loss_count = count = self._counted(learn) if count is None else on_host(count)
         if not isinstance(count, Tensor):
             if count == 0:  # the mean over nothing is nan, and would spread
                 learn.loss = zero_of(learn.preds)
@@ -75,9 +99,12 @@ class StepMean:
             self._weigh(learn, count)
 
     def _counted(self, learn: Learner) -> Any:
-        if not self._count_of(learn):
-            target = learn.yb if learn.is_unpacked else None
-            return n_samples(learn.batch if target is None else target) or n_samples(learn.batch)
+        if not self._is_loss_funcs:
+            self._count_of(None)
+            part = learn.batch
+            if learn.is_unpacked or is_pair(part):
+                part = learn.xb if learn.yb is None else learn.yb
+            return n_samples(part) or n_samples(learn.batch)
         target = learn.yb
         if self._given is not None and self.count.is_by_class:
             given, version = self._given
@@ -85,13 +112,17 @@ class StepMean:
                 return target.numel()
         return self.count(learn.preds, target, learn.xb)
 
-    def _count_of(self, learn: Learner) -> bool:
-        """Have the count be that of the loss; return whether it is known."""
-        is_known = learn.has_default("get_loss")
-        loss_func = learn.loss_func if is_known else None
-        if self.count.loss_func is not loss_func:
-            self.count = Count(loss_func)
-        return is_known
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Have another forward inside a `with`, of this batch or of another pass."""
+        names = ("count", "weight", "_is_loss_funcs", "_given", "_is_empty")
+        own = {name: getattr(self, name) for name in names}
+        try:
+            yield
+        finally:
+            vars(self).update(own)
+
+    # The step -------------------------------------------------------------------------------------
 
     def _weigh(self, learn: Learner, count: Any) -> None:
         n_processes = learn.processes.n
@@ -99,94 +130,152 @@ class StepMean:
         if not (learn.is_accumulating or self.n or n_processes > 1):
             self.weight = None
         elif self.count.is_sum:
+            self._unit = 1.0
             self.weight = None if n_processes == 1 else torch.full_like(learn.loss, n_processes)
         else:
             if not self._unit:
                 if n_processes > 1:
                     self._common = self._common or learn.processes.broadcast(_unit_of(learn))
                 self._unit = self._common or _unit_of(learn)
-            share = count / self._unit
+            share = self._share(learn)
             if self._divisor is not None:  # once more, in the step
                 share = share / self._divisor
             self.weight = None if share is not count and _is_one(share) else _like(share, learn.loss)
 
-    @contextmanager
-    def kept_weight(self) -> Iterator[None]:
-        """Weigh another forward of the batch inside a `with`."""
-        own = self.weight, self._is_empty
-        try:
-            yield
-        finally:
-            self.weight, self._is_empty = own
+    def _share(self, learn: Learner) -> Any:
+        share = known_count(learn) / self._unit
+        if not self._is_joining or learn.is_accumulating or self._is_accumulated:
+            return share
+        # Relative to all processes already now: what it joins is not to be divided.
+        mean = learn.processes.mean_of(share, learn.loss)
+        return torch.where(mean > 0, share / mean, 0)
 
     def add(self, learn: Learner) -> None:
         """Take a batch whose gradients were added."""
         if learn.is_accumulating or self.n or learn.processes.n > 1:
             self.n, self.has_rest = self.n + 1, self.has_rest or learn.is_accumulating
-            if not self.count.is_sum:
-                self._total = self._total + learn.loss_count / self._unit
+            self._is_accumulated = self._is_accumulated or self.has_rest
+            share = known_count(learn) / self._unit if self.count.is_sum else self._share(learn)
+            self._total = self._total + share
 
     def close(self, learn: Learner) -> bool:
         """Make the gradients those of the step; return whether there is anything to step by."""
         if not self.n:
             return not self._is_empty
-        if learn.n_processes > 1 and "batch" not in learn.scopes:  # a rest that was left to one process
-            learn.processes.average(gradients(learn))
-        if self.count.is_sum:
-            return True
-        total = on_host(learn.processes.mean_of(self._total, learn.loss))
+        if learn.processes.n > 1 and "batch" not in learn.scopes:  # a rest that was left to one process
+            _join(learn)
+        total = on_host(learn.processes.mean_of(self._total, trained(learn)[0]))
         if not isinstance(total, Tensor) and total == 0:
+            self.clear()
             return False
-        self._divisor = torch.where(total > 0, total, 1) if isinstance(total, Tensor) else total
-        if isinstance(total, Tensor) or total != 1:
-            torch._foreach_div_(gradients(learn), self._divisor)
+        if not self.count.is_sum:
+            self._divisor = torch.where(total > 0, total, 1) if isinstance(total, Tensor) else total
+            self._scale(learn, torch._foreach_div_)
         return True
+
+    def _scale(self, learn: Learner, by: Callable[..., Any]) -> None:
+        """Divide the gradients by the divisor of the step, or multiply them with it."""
+        divisor, grads = self._divisor, gradients(learn)
+        if grads and divisor is not None and (isinstance(divisor, Tensor) or divisor != 1):
+            by(grads, divisor)
 
     def end(self, learn: Learner, is_done: bool) -> None:
         """End the step. Where it was cancelled, the gradients are kept, and more may join them."""
         if not self.n:
             return
-        if is_done:
+        if is_done or not self._is_accumulated:  # of one batch, they are kept as they are: the next are added
             self.clear()
+            self._is_joining = not is_done and learn.processes.n > 1
             return
-        divisor, self._divisor, self.has_rest = (
-            self._divisor,
-            None,
-            False,
-        )  # it is kept, as the callback wants
-        if divisor is not None and (isinstance(divisor, Tensor) or divisor != 1):
-            torch._foreach_mul_(gradients(learn), divisor)
+        self._scale(learn, torch._foreach_mul_)
+        self._divisor, self.has_rest = None, False  # it is kept, as the callback wants
 
     def cancelled(self, learn: Learner, scope: str, keep: bool) -> None:
         """Drop the gradients of a step or batch that was cancelled, or keep them if they are finite."""
-        grads = gradients(learn)
         if not keep:
-            for group in groups_of(learn.opt):
-                for p in group.get("params", ()):
-                    p.grad = None
+            for p in trained(learn):
+                p.grad = None
             self.clear()
-        elif grads:
-            is_finite = torch.stack([grad.isfinite().all() for grad in grads]).all()
-            for grad in grads:
-                grad.copy_(torch.where(is_finite, grad, 0))
-            if self.n:
-                total = torch.as_tensor(self._total, device=is_finite.device)
-                self._total = on_host(torch.where(is_finite, total, 0))
+            return
+        if scope == "batch" and self.n and not self._is_accumulated:  # over several processes
+            self.close(learn)
+            self.clear()
+            self._is_joining = True
+        values = [_values(grad) for grad in gradients(learn)]
+        if not values:
+            return
+        device = values[0].device
+        is_finite = torch.stack([value.isfinite().all().to(device) for value in values]).all()
+        if any(is_part(grad) for grad in gradients(learn)):
+            is_finite = learn.processes.mean_of(is_finite, is_finite) == 1
+        for value in values:
+            value.copy_(torch.where(is_finite.to(value.device), value, 0))
+        if self.n:
+            total = torch.as_tensor(self._total, device=device)
+            self._total = on_host(torch.where(is_finite, total, 0))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what was added since the last step."""
-        names = ("n", "has_rest", "_total", "_unit", "_common")
-        return {name: getattr(self, name) for name in names}
+    # In checkpoints -------------------------------------------------------------------------------
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+    def state_dict(self, learn: Learner) -> dict[str, Any]:
+        """Return what was added since the last step, by all processes, as one would have it."""
+        names = ("n", "has_rest", "_is_accumulated", "_is_joining", "_total", "_unit", "_common")
+        state = {name: getattr(self, name) for name in names}
+        if learn.n_processes > 1:
+            [state["_total"]] = learn.processes.sums([float(self._total)])
+        return state | {"is_sum": self.count.is_sum}
+
+    def load_state_dict(self, learn: Learner, state: dict[str, Any]) -> None:
+        """Take it back, with the gradients: each process has the same part of both."""
         self.clear()
+        state = dict(state)
+        is_sum = state.pop("is_sum", False)
         vars(self).update(state)
+        if self.n and learn.n_processes > 1 and not is_sum:
+            self._total = self._total / learn.n_processes
+            for grad in gradients(learn):
+                grad.div_(learn.n_processes)
+
+    def joint(self, learn: Learner, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradients of parameters by name, as one process would have them."""
+        n, grads = learn.n_processes, {k: p.grad for k, p in named.items() if p.grad is not None}
+        if n == 1 or not self.n:
+            return grads
+        factor = 1 if self.count.is_sum else n
+        known = {name for names in learn.processes.all_gather([*grads]) for name in names}
+        for name in named:  # in the same order in all
+            if name in known:
+                grad = grads[name].clone() if name in grads else torch.zeros_like(named[name])
+                learn.processes.average([grad] if not is_part(grad) else [])  # shards are averaged already
+                grads[name] = grad * factor
+        return grads
+
+
+def trained(learn: Learner) -> list[Tensor]:
+    """Return what the optimizer trains; of a bare class without groups, all that there is to train."""
+    if hasattr(learn.opt, "param_groups"):
+        return params_of(learn.opt)
+    return [*learn.model.parameters(), *extra_params(learn).values()]
 
 
 def gradients(learn: Learner) -> list[Tensor]:
     """Return the gradients that there are of what the optimizer trains."""
-    return [p.grad for group in groups_of(learn.opt) for p in group.get("params", ()) if p.grad is not None]
+    return [p.grad for p in trained(learn) if p.grad is not None]
+
+
+def _values(grad: Any) -> Tensor:
+    """Return the numbers of a gradient that this process has, which may be written to."""
+    values: Tensor = grad.to_local() if is_part(grad) else grad._values() if grad.is_sparse else grad
+    return values.detach()
+
+
+def _join(learn: Learner) -> None:
+    """Average gradients over the processes, those that one of them lacks as 0."""
+    params = [p for p in trained(learn) if not is_part(p)]
+    has_grad = zip(*learn.processes.all_gather([p.grad is not None for p in params]), strict=True)
+    for p, has in zip(params, has_grad, strict=True):
+        if any(has) and p.grad is None:
+            p.grad = torch.zeros_like(p)
+    learn.processes.average([p.grad for p in params if p.grad is not None])
 
 
 def _unit_of(learn: Learner) -> float:

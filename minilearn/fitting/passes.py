@@ -88,13 +88,13 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
     if learn.epoch and not learn.is_nested:
         check_fields(learn)
     outer, is_idle = {name: getattr(learn, name) for name in ("dl", "training")}, learn.processes.is_idle
-    batch = None
-    modes = []
+    modes, surrounded = [], ExitStack()
     if {"train", "validate"} & set(learn.scopes):
         learn.modes.find()
         modules = [m for root in roots_of(learn) for m in root.modules()]
         modes = [(m, m.training, learn.modes.found.get(m)) for m in modules]
-        batch = learn._current.kept()
+        surrounded.enter_context(learn._current.aside())
+        surrounded.enter_context(learn.mean.aside())
         inner = ("batch_idx", "preds", "loss", "loss_count", "is_accumulating")
         outer |= {name: getattr(learn, name) for name in inner}
     try:
@@ -107,8 +107,7 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
     finally:
         vars(learn).update(outer)
         learn.processes.are_idle(is_idle)
-        if batch is not None:
-            learn._current.put_back(*batch)
+        surrounded.close()
         learn.modes.apply()
         for module, mode, found in modes:
             if learn.modes.found.get(module) == found:  # else it was frozen, or the contrary, in this phase
