@@ -226,7 +226,7 @@ def said(result: dict[str, Any]) -> str:
     threads = f"{count(result['threads'], 'thread')} a process"
     rounds = f"{count(result['rounds'], 'round')} of {count(result['steps'], 'step')}"
     lines = [f"{result['device']}, {threads}, torch {result['torch']}, gloo"]
-    lines.append(f"ResNet-20, joint batches of {result['bs']}, {rounds}")
+    lines.append(f"ResNet-20, global batches of {result['bs']}, {rounds}")
     for name, ms in (("one process", one), ("two processes", two)):
         lines.append(f"  {name:14} {statistics.median(ms):7.1f} ms a step  {extremes(ms, 1)}")
     lines.append(f"  {'gain':14} {statistics.median(gains):7.2f}            {extremes(gains, 2)}")
@@ -241,7 +241,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=positive, default=5, help="rounds that count (default: 5)")
     parser.add_argument("--steps", type=positive, default=8, help="steps in a round (default: 8)")
-    parser.add_argument("--bs", type=positive, default=256, help="joint batch size (default: 256)")
+    parser.add_argument("--bs", type=positive, default=256, help="global batch size (default: 256)")
     parser.add_argument("--plan", action="store_true", help="print the plan, and measure nothing")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

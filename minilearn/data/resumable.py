@@ -66,17 +66,17 @@ class ResumableLoader:
 
     def sizes(self, i: int) -> tuple[int, int]:
         """Return how many samples batch i has in this shard, and how many in all."""
-        joint = min(self.bs, self.n_samples - i * self.bs)
-        first, stop = share_of(joint, *self.part)
-        return stop - first, joint
+        n_all = min(self.bs, self.n_samples - i * self.bs)
+        first, stop = share_of(n_all, *self.part)
+        return stop - first, n_all
 
     def span(self, i: int) -> tuple[int, int]:
         """Return where batch i, or this shard of it, begins and ends in the order.
 
         A shard without samples gets the next one, because all processes have to take part in a step.
         """
-        own, joint = self.sizes(i)
-        first = i * self.bs + share_of(joint, *self.part)[0]
+        own, n_all = self.sizes(i)
+        first = i * self.bs + share_of(n_all, *self.part)[0]
         return first, first + max(own, 1)
 
     def order(self) -> Tensor:
