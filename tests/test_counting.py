@@ -284,7 +284,7 @@ def test_a_loss_changed_between_fits_is_counted_as_it_is_then():
     assert learn.loss_count == 12
     loss.reduction = "sum"
     learn.fit()
-    assert learn.count.is_sum
+    assert learn.mean.count.is_sum
 
 
 # Nothing counted --------------------------------------------------------------------------------------

@@ -41,7 +41,6 @@ from minilearn import (
     RecorderCB,
     counting,
 )
-from minilearn import learner as learner_module
 from minilearn.checkpoints.codec import first_difference
 from minilearn.fitting import mean as mean_module
 
@@ -208,7 +207,7 @@ def keep_on_device(monkeypatch):
     def keep(count):
         return count.detach().reshape(()) if isinstance(count, torch.Tensor) else count
 
-    for module in (counting, learner_module, mean_module):
+    for module in (counting, mean_module):
         monkeypatch.setattr(module, "on_host", keep)
     of_classes = counting.Count._of_classes
 
