@@ -7,11 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...batches import map_tensors, parts_in, tensors_in
+from ...batches import TARGETS, map_tensors, parts_in, tensors_in
 from ..resumable import share_of
 from .adapter import Adapter, short
-
-_TARGETS = ("labels", "label", "targets", "target")  # the usual names in a batch that is a dict
 
 
 class Shard(Adapter):
@@ -106,7 +104,7 @@ def _target_of(batch: Any) -> Any:
     if isinstance(batch, tuple | list) and len(batch) > 1:
         return batch[1]
     if isinstance(batch, Mapping):
-        return next((batch[name] for name in _TARGETS if name in batch), batch)
+        return next((batch[name] for name in TARGETS if name in batch), batch)
     return batch
 
 
