@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .groups import EXTRA, Group, check_lr, left_out, one_each
 
+_FUSED_IN_SHARDS = ("Adam", "AdamW")  # which torch can do on sharded parameters
 _CHOICES = ("fused", "foreach", "differentiable", "capturable")  # a user who sets one has decided
 
 
@@ -135,15 +136,16 @@ def _check_groups(model: nn.Module, groups: list[Group], elsewhere: Collection[i
 def _may_fuse(opt_func: Callable[..., Any], model: nn.Module, more: Sequence[Tensor]) -> bool:
     if isinstance(opt_func, partial) and opt_func.keywords.keys() & set(_CHOICES):
         return False
-    if not getattr(inspect.unwrap(getattr(opt_func, "func", opt_func)), "__module__", "").startswith(
-        "torch.optim"
-    ):
+    inner = inspect.unwrap(getattr(opt_func, "func", opt_func))
+    if not getattr(inner, "__module__", "").startswith("torch.optim"):
         return False
     # The fused kernels refuse sparse gradients, but only at the first step.
     sparse = any(getattr(module, "sparse", False) for module in model.modules())
     params = [*model.parameters(), *more]
     real = all(p.is_floating_point() for p in params)  # they refuse other dtypes just as late
     if len({p.device.type for p in params}) > 1:
+        return False
+    if any(hasattr(p, "device_mesh") for p in params) and inner.__name__ not in _FUSED_IN_SHARDS:
         return False
     try:
         accepted = inspect.signature(opt_func).parameters

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -173,7 +172,6 @@ def found():
 
 
 PAD = -100
-PLAIN_SGD = partial(torch.optim.SGD, fused=False)  # which torch can do in parts
 
 
 class MaskedMean(nn.Module):
@@ -238,7 +236,7 @@ def left():
     for event in ("before_batch", "before_forward"):
         for shard in (None, True):
             cbs = [GradientAccumulationCB(3), SkipCB(event)]
-            learn = shared_learner(cbs, shard=shard, opt_func=PLAIN_SGD)
+            learn = shared_learner(cbs, shard=shard, opt_func=torch.optim.SGD)
             learn.fit(2)
             found = said(learn)
             rows += found["rows"]
@@ -420,7 +418,7 @@ def killed(folder):
 def accumulating(cbs, shard=None):
     """Make a learner with a step an epoch, so that it is stopped while batches are being accumulated."""
     cbs, loss = [GradientAccumulationCB(10), *cbs], LOSSES["class weights"]()
-    return shared_learner(cbs, shard=shard, loss=loss, dls=ignored_data(), opt_func=PLAIN_SGD)
+    return shared_learner(cbs, shard=shard, loss=loss, dls=ignored_data(), opt_func=torch.optim.SGD)
 
 
 def resumed(folder):
