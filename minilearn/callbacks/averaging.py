@@ -435,7 +435,7 @@ def _measured(learn: Learner, n_batches: int) -> dict[str, Tensor]:
         for name, norm in named.items()
         for key in _STATISTICS
     }
-    learn.processes.average(statistics.values())  # each process has measured on its shard of the batches
+    learn.processes.average(statistics.values())  # of the same batches; bits may differ
     return statistics
 
 
