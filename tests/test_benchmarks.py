@@ -215,6 +215,7 @@ def test_checkpoint_says_its_share_and_size(monkeypatch):
     assert idle == ["a step without one", "2.00 us", "(min 1.00, max 3.00)"]
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_killed_runs_resume_bit_for_bit(tmp_path):
     code = "import kill; kill.N_EPOCHS = 4; kill.main()"  # half as many as in the committed result
@@ -274,6 +275,7 @@ def test_page_has_the_plan_as_it_is_computed(distributed):
     assert distributed.plans() in (MEASURED.DOCS / "many_gpus.md").read_text()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_one_process_and_two_are_measured_with_a_thread_each(distributed):
     found = distributed.measure(rounds=1, steps=3, bs=8)

@@ -86,6 +86,7 @@ def test_run_that_broke_off_goes_on(script, shorten, tmp_path, write_cifar):
     assert accuracies(tmp_path / "stopped") == straight
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_full_preset_runs(script, main, shorten, tmp_path):
     assert shorten("full", n_images=8, bs=4).model is resnet18
@@ -104,6 +105,7 @@ def test_averages_of_the_wider_network_follow_a_whole_cycle(script, main, shorte
     assert result["rows"][script.WIDER]["n_epochs"] == 3
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_several_experiments_run_at_once(script, main, monkeypatch, tmp_path):
     two = replace(script.PRESETS["small"], n_epochs={"cosine": 2, "one cycle, short": 2})

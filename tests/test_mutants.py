@@ -109,6 +109,8 @@ def repo_of(folder):
     return folder
 
 
+@pytest.mark.full
+@pytest.mark.slow
 def test_caught_hanging_and_surviving_mutants_are_told_apart_and_the_log_is_taken_up(
     mutants, tmp_path, monkeypatch
 ):

@@ -119,6 +119,7 @@ def test_runs_are_logged_for_tensorboard(script, main, short, tmp_path, write_im
     assert runs == ["kept-optimizer-42", "kept-optimizer-42-2", "kept-optimizer-42-3"]  # one for each session
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_full_preset_runs(script, main, short, monkeypatch, tmp_path, write_imagenet):
     data = write_imagenet(tmp_path / "data", "imagenette", n_train=1)

@@ -110,6 +110,7 @@ def test_run_that_broke_off_goes_on(script, short, tmp_path, write_cifar):
     assert straight[1]
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_full_preset_runs(script, main, short, monkeypatch, tmp_path):
     fewer = replace(script.PRESETS["full"], n_images=8, bs=4)

@@ -10,7 +10,7 @@ from minilearn.checkpoints.codec import first_difference
 from minilearn.checkpoints.snapshot import checkpoints_in
 from minilearn.schedules import cosine
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_files")]
+pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.usefixtures("quick_files")]
 
 # Those whose state, randomness or hooks have to do with training; the others only show or log.
 LEFT_OUT = {

@@ -374,6 +374,7 @@ def test_archive_stays_as_it_is(tmp_path, place):
     assert archive.read_bytes() == before
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_cifar10_has_its_60_000_images(cifar10, place):
     folder = unpack(cifar10, place / "out")
