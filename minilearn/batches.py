@@ -1,4 +1,4 @@
-"""What a batch is: its inputs and target, its samples, and what is in it, however nested."""
+"""What a batch is: its inputs and target, its samples, and its tensors, however nested."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def is_pair(batch: Any) -> bool:
 
 
 def inputs_and_target(batch: Any, is_strict: bool = True) -> tuple[Any, Any]:
-    """Return the inputs and the target of a batch; the target is None where there is none.
+    """Return the inputs and the target of a batch; the target is None if there is none.
 
-    A pair is (inputs, target). A mapping gives the target under "labels", "label", "target" or "targets", and
-    the rest of it as inputs. One element, or what is no tuple, list or mapping, is inputs.
+    A pair is (inputs, target). A mapping has the target under "labels", "label", "target" or "targets"; the
+    rest of it is the inputs. A single element, or anything but a tuple, list or mapping, is the inputs.
 
     Args:
-        is_strict: whether to refuse three elements and more; else the first is the inputs.
+        is_strict: whether to refuse three or more elements; otherwise the first is the inputs.
 
-    Raises: ValueError for three and more, and for a mapping with two of these names.
+    Raises: ValueError for three or more elements, and for a mapping with two of these names.
     """
     if is_pair(batch):
         return batch[0], batch[1]
@@ -46,7 +46,7 @@ def inputs_and_target(batch: Any, is_strict: bool = True) -> tuple[Any, Any]:
         return batch[0], None
     raise ValueError(
         f"the loader gives a {type(batch).__name__} of {len(batch)}: expected batches (inputs, target), "
-        "inputs perhaps a tuple or a dict; say which is which, "
+        "where inputs may be a tuple or a dict; say which is which, "
         "Learner(..., unpack=lambda batch: (inputs, target))"
     )
 
@@ -62,7 +62,7 @@ def _unpack_mapping(batch: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def is_one(part: Any) -> bool:
-    """Whether a tuple is one thing, and not several: a packed sequence, a namedtuple that can be moved."""
+    """Whether a tuple is one object, not several: a packed sequence, or a namedtuple that has `to`."""
     return isinstance(part, PackedSequence) or (hasattr(part, "_fields") and hasattr(part, "to"))
 
 
@@ -72,14 +72,14 @@ def is_several(inputs: Any) -> bool:
 
 
 def packed(batch: Any, inputs: Any, target: Any) -> Any:
-    """Return a pair of the same kind as `batch`, of these inputs and this target."""
+    """Return a pair of the same type as `batch`, with these inputs and this target."""
     return type(batch)(inputs, target) if hasattr(batch, "_fields") else type(batch)((inputs, target))
 
 
 class CurrentBatch:
-    """A batch, and its inputs and target once they are asked for.
+    """A batch, and its inputs and target once they are first read.
 
-    batch, parts ([inputs, target]; None before), is_unpacking (whether they are being found out).
+    batch, parts ([inputs, target]; None until then), is_unpacking (whether they are being unpacked).
     """
 
     def __init__(self) -> None:
@@ -88,14 +88,14 @@ class CurrentBatch:
         self.is_unpacking = False
 
     def set(self, batch: Any) -> None:
-        """Take a batch; what unpacks it may put another in its place."""
+        """Set the batch; the owner of unpack may replace it."""
         self.batch = batch
         if not self.is_unpacking:
             self.parts = None
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Have other batches inside a `with`, those of a pass that runs in the middle of this one."""
+        """Use other batches inside a `with`, those of a nested pass."""
         batch, parts = self.batch, self.parts
         try:
             yield
@@ -104,7 +104,7 @@ class CurrentBatch:
 
     @contextmanager
     def unpacking(self) -> Iterator[list[Any]]:
-        """Have the parts be found out inside a `with`, which are given."""
+        """Unpack inside a `with`, which is given the parts to fill."""
         self.parts, self.is_unpacking = [None, None], True
         try:
             yield self.parts
@@ -115,7 +115,7 @@ class CurrentBatch:
             self.is_unpacking = False
 
     def join(self) -> None:
-        """Write the parts into the batch, if it is a pair, which has them then."""
+        """Write the parts back into the batch if it is a pair, which then holds them."""
         if not self.is_unpacking and self.parts is not None and is_pair(self.batch):
             self.batch, self.parts = packed(self.batch, *self.parts), None
 
@@ -124,10 +124,10 @@ class CurrentBatch:
 
 
 def n_samples(part: Any) -> int | None:
-    """Return the number of samples in a batch's inputs or target; None where nothing tells it.
+    """Return the number of samples in a batch's inputs or target; None if it cannot be told.
 
-    The first dimension of the first tensor; of a PackedSequence the sequences; of a list of what are no
-    tensors its length.
+    It is the first dimension of the first tensor, the number of sequences in a PackedSequence, or the length
+    of a list of anything but tensors.
     """
     if isinstance(part, Tensor | np.ndarray):
         return part.shape[0] if part.ndim else 1
@@ -146,7 +146,7 @@ def n_samples(part: Any) -> int | None:
 
 
 def parts_in(batch: Any) -> Iterator[Any]:
-    """Give what is in a batch, tensors and all else, however nested in tuples, lists and dicts."""
+    """Yield what is in a batch, tensors and everything else, however nested in tuples, lists and dicts."""
     if isinstance(batch, PackedSequence):
         yield batch.data
     elif isinstance(batch, tuple | list | Mapping):
@@ -157,12 +157,12 @@ def parts_in(batch: Any) -> Iterator[Any]:
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:
-    """Give the tensors in a batch, however nested."""
+    """Return an iterator over the tensors in a batch, however nested."""
     return (part for part in parts_in(batch) if isinstance(part, Tensor))
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], part: Any) -> Any:
-    """Return a batch, however nested, with a function of each of its tensors in that tensor's place."""
+    """Return a batch with a function applied to each of its tensors, however nested."""
     if isinstance(part, Tensor):
         return function(part)
     if isinstance(part, Mapping):
@@ -178,11 +178,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], part: Any) -> Any:
 def to_device(batch: Any, device: torch.device) -> Any:
     """Move the tensors in a batch, however nested in tuples, lists and dicts, to a device.
 
-    Copies from pinned memory to CUDA do not wait (non_blocking); what is no tensor stays as it is.
+    Copies from pinned memory to CUDA do not wait (non_blocking); other values stay as they are.
     """
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=device.type == "cuda")
-    if type(batch) is tuple:  # the usual batch, the quick way
+    if type(batch) is tuple:  # the usual batch, on a fast path
         return tuple([to_device(item, device) for item in batch])
     if isinstance(batch, (tuple, list)) and not is_one(batch):
         moved = [to_device(item, device) for item in batch]
@@ -190,5 +190,5 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {key: to_device(item, device) for key, item in batch.items()}
     if callable(getattr(batch, "to", None)):
-        return batch.to(device)  # a batch class of the user's own, such as a graph
+        return batch.to(device)  # the user's own batch class, such as a graph
     return batch

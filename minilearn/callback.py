@@ -1,4 +1,4 @@
-"""Callback: what a class declares, its place in the order, and the check of its hooks' names."""
+"""Callback: what a class declares, its place in the order, and the check of its hook names."""
 
 from __future__ import annotations
 
@@ -22,66 +22,66 @@ Hook = Callable[[Any], Any]  # takes the learner
 
 
 class Order(IntEnum):
-    """When callbacks run at each event: from low to high, equal ones in the order of the list.
+    """When callbacks run at each event: from low to high; equal ones in the order of the list.
 
     Yours, at `Order.DEFAULT`, see batches on the device and finished rows, and the recorder sees the values
-    that a step used, however the list was written.
+    that a step used, whatever the order of the list.
     """
 
-    PROFILE = -1000  # ProfileCB: before all that it times
-    DEVICE = -100  # DeviceCB: all others see model and batch on the device
-    BATCH_SIZE = -95  # BatchSizeCB: puts another loader in place
-    SINGLE_BATCH = -90  # SingleBatchCB: takes one batch of the loader that there is by then
+    PROFILE = -1000  # ProfileCB: before everything that it times
+    DEVICE = -100  # DeviceCB: all others see the model and the batch on the device
+    BATCH_SIZE = -95  # BatchSizeCB: replaces the loader
+    SINGLE_BATCH = -90  # SingleBatchCB: takes one batch of the loader, after it may have been replaced
     ACCUMULATION = -70  # GradientAccumulationCB: others read is_accumulating
-    METRICS = -50  # MetricsCB: rows are finished for all that read them
-    VIEWS = -40  # TestTimeFlipCB: the mean of views is what others see as the predictions
+    METRICS = -50  # MetricsCB: rows are finished for all callbacks that read them
+    VIEWS = -40  # TestTimeFlipCB: others see the mean over the views as the predictions
     MIXING = -30  # MixupCB
     COMPILE = -20  # CompileCB: before your hooks copy or keep predictions
     DEFAULT = 0  # yours
-    CHANNELS_LAST = 30  # ChannelsLastCB: the memory format of what the model gets
-    PRECISION = 40  # MixedPrecisionCB: unscales gradients for what is after it
-    CLIPPING = 45  # GradientClippingCB: of gathered and unscaled gradients
+    CHANNELS_LAST = 30  # ChannelsLastCB: the memory format of the model's inputs
+    PRECISION = 40  # MixedPrecisionCB: unscales gradients for the callbacks after it
+    CLIPPING = 45  # GradientClippingCB: clips accumulated and unscaled gradients
     RECORDER = 50  # RecorderCB: before schedules change what the step used
     STEP_LOG = 55  # TensorBoardCB: the same
     SCHEDULER = 60  # BatchSchedulerCB, EpochSchedulerCB, LRFinderCB
     HYPERPARAMETERS = 65  # ScheduleCB
-    AVERAGING = 70  # SWACB, EMACB: after all that changes the weights
+    AVERAGING = 70  # SWACB, EMACB: after everything that changes the weights
     PROGRESS = 80  # ProgressCB
-    ROW_LOG = 85  # CSVLoggerCB: rows of the iterate are written by then
-    STOPPING = 90  # EarlyStoppingCB: after all that looks at the weights
+    ROW_LOG = 85  # CSVLoggerCB: history has the "iterate" rows of AVERAGING by then
+    STOPPING = 90  # EarlyStoppingCB: after everything that looks at the weights
     SWITCHES = 95  # SwitchPointsCB
-    PREDICTIONS = 1000  # what takes the predictions and leaves the batch
+    PREDICTIONS = 1000  # PredictionsCB: takes the predictions and leaves the batch
     PROCESSES = 1500  # DistributedCB
     GRAPH = 1600  # CUDAGraphCB
-    CHECKPOINT = 2000  # CheckpointCB: the state of all others is what it will be
-    RESTORE = 3000  # private: puts a checkpoint back, after all that a new fit does
+    CHECKPOINT = 2000  # CheckpointCB: all others have their final state
+    RESTORE = 3000  # private: restores a checkpoint, after everything that a new fit does
 
 
 class Callback:
-    """Change or watch training, by methods named for the events of `minilearn.events`.
+    """Change or watch training, with methods named after the events of `minilearn.events`.
 
     A hook takes the learner: `def after_step(self, learn)`. It reads and changes the learner's fields
-    (`learn.xb`, `learn.preds`, `learn.loss`, `learn.opt`, ...). A method named for a step (unpack, predict,
+    (`learn.xb`, `learn.preds`, `learn.loss`, `learn.opt`, ...). A method named after a step (unpack, predict,
     get_loss, backward, step, zero_grad) makes this callback the owner of that step.
 
-    What a class declares, instead of asking in its hooks (subclasses inherit it):
+    What a class declares, instead of testing for it in its hooks (subclasses inherit it):
         order: its place among the callbacks at each event, see `Order`.
-        only_one: why a learner may have only one callback of this class; "" where several may be.
-        in_evaluation: False for what takes no part in a pass that does not train: `fit(train=False)`,
-            `validate`, also in the middle of a fit, and `predict`. A fit's own validation is a part of
-            training.
-        in_nested: False for what sits out after_batch and the hooks of validate in a validation that a
-            callback calls in the middle of a fit.
-        in_lr_find: whether it takes part in `learn.lr_find`; False for what only watches.
-        in_graph: True for what CUDAGraphCB may capture: hooks from after_predict to before_step that launch
-            kernels on the device and do nothing else.
-        in_each_process: False for what is written or shown once, also where DistributedCB has several
-            processes train: its hooks then run in the first only.
-        needs_target: True for what cannot do without the target of a batch.
-        shows_progress: True for what shows the progress of a fit, so that others may print beside it.
+        only_one: why a learner may have only one callback of this class; "" if several are allowed.
+        in_evaluation: False for a callback that takes no part in a pass that does not train:
+            `fit(train=False)`, `validate` (nested in a fit or not) and `predict`. A fit's own validation is
+            part of training.
+        in_nested: False for a callback that skips after_batch and the hooks of validate in a validation that
+            is nested in a fit.
+        in_lr_find: whether it takes part in `learn.lr_find`; False for one that only watches.
+        in_graph: True for one that CUDAGraphCB may capture: its hooks from after_predict to before_step
+            launch kernels on the device and do nothing else.
+        in_each_process: False for one that writes or shows something once, even if DistributedCB trains with
+            several processes: its hooks then run in the first process only.
+        needs_target: True for one that needs the target of a batch.
+        shows_progress: True for one that shows the progress of a fit, so that others may print too.
 
-    Raises: TypeError when a class is made whose method looks like a misspelt hook, or takes other
-        arguments than the learner.
+    Raises: TypeError when a class is defined with a method that looks like a misspelt hook, or that takes
+        arguments other than the learner.
     """
 
     order: ClassVar[int] = Order.DEFAULT
@@ -102,81 +102,81 @@ class Callback:
                 _check_hook(cls, name, inspect.getattr_static(cls, name), known)
 
     def plan_steps(self, learn: Learner, steps: list[int | None]) -> list[int | None]:
-        """Return the number of optimizer steps in each epoch of the coming fit, None where not known.
+        """Return the number of optimizer steps in each epoch of the coming fit, None if not known.
 
-        For a callback that changes it: one that resizes batches, or skips steps to gather gradients.
-        `steps` is what was planned so far, by the loader and the callbacks that run before this one.
+        For a callback that changes it: one that resizes batches, or skips steps to accumulate gradients.
+        `steps` is the plan so far, by the loader and the callbacks that run before this one.
         Called before before_fit, and by a scheduler's preview.
         """
         return steps
 
     def plan_schedules(self, learn: Learner, n_epochs: int) -> int:
-        """Return how many epochs of the coming fit, from its first on, schedules of the lr rule.
+        """Return how many epochs of the coming fit, from the first on, the lr schedules cover.
 
         For a callback that sets the lr itself from some epoch on: it returns that epoch. `n_epochs` is
-        what the callbacks before this one left.
+        what the callbacks before this one returned.
         """
         return n_epochs
 
     def extra_params(self, learn: Learner) -> Iterable[Any]:
-        """Return parameters of this callback's own, each an nn.Parameter, that the optimizer is to train.
+        """Return this callback's own parameters, each an nn.Parameter, for the optimizer to train.
 
-        Called when the optimizer is made, after `prepare`, and again while training: always the same ones.
-        They are a group of their own, with `learn.lr`. Kept as attributes, or in a module that is one, they
-        are in checkpoints; a `state_dict` of your own has to hold them. DeviceCB moves those that are there
-        before `prepare`.
+        Called when the optimizer is made, after `prepare`, and again during training: always return the same
+        ones. They form a separate group, with `learn.lr`. Checkpoints include them if they are attributes, or
+        in a module that is an attribute; a `state_dict` of your own has to include them. DeviceCB moves those
+        that exist before `prepare`.
         """
         return ()
 
     def prepare(self, learn: Learner) -> None:
-        """Make ready what every pass needs: the device, surgery on the model, handles that `release` removes.
+        """Set up what every pass needs: the device, changes to the model, handles that `release` removes.
 
-        Called before all else in a fit, and in a validate or predict outside of one; in a fit that is before
-        the optimizer is made from the model. Hooks of fit and epoch do not run in validate and predict.
+        Called before everything else in a fit, and in a validate or predict outside one. In a fit, this is
+        before the optimizer is made from the model. Hooks of fit and epoch do not run in validate or predict.
         """
 
     def release(self, learn: Learner) -> None:
-        """Undo what `prepare` made. Always called when the pass ends, in reverse order, however it ended."""
+        """Undo what `prepare` did. Always called when the pass ends, in reverse order, however it ended."""
 
     def wrap_hook(self, name: str, hook: Hook) -> Hook:
-        """Return what is called in place of a hook or step, such as "RecorderCB.after_step": the hook itself.
+        """Return what to call in place of a hook or step, such as "RecorderCB.after_step": here the hook.
 
-        For a callback that watches the others, as ProfileCB does. Called when hooks are looked up, not at
-        each event.
+        For a callback that watches the others, like ProfileCB. Called when hooks are looked up, not at each
+        event.
         """
         return hook
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of this callback: unless a subclass does, all its attributes.
+        """Return what a checkpoint keeps of this callback: all its attributes, unless overridden.
 
-        Kept are numbers, text, tensors, arrays, random generators, lists, dicts and the like, objects of
-        classes in the callback's own module, and objects with a state_dict. Functions, open files,
-        loggers, and the learner with its parts are left as they are when the state is loaded. For
-        anything else CheckpointCB raises before training, and says what to define.
+        A checkpoint keeps numbers, text, tensors, arrays, random generators, lists, dicts and the like,
+        objects of classes in the callback's own module, and objects with a state_dict. Functions, open files,
+        loggers, and the learner and its parts are left as they are when the state is loaded. For anything
+        else CheckpointCB raises before training, and says what to define.
         """
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what state_dict gave, in a fit that goes on; the before_ hooks have run by then."""
+        """Restore what state_dict returned, in a resumed fit; the before_ hooks have run by then."""
         vars(self).update(state)
 
     @property
     def saves_to(self) -> Path | None:
-        """The folder of the checkpoints that this callback writes; None unless a subclass writes some."""
+        """The folder to which this callback writes checkpoints; None unless a subclass writes some."""
         return None
 
     def epoch_state(self) -> dict[str, Any]:
-        """Return what hooks before_epoch, before_train and before_validate read of the state: all of it.
+        """Return the state that before_epoch, before_train and before_validate read; here all of it.
 
-        A checkpoint in the middle of an epoch has it twice, as the epoch began and as it is, so that these
-        hooks see the same in a run that is resumed. A subclass leaves out what is large and not read there.
+        A checkpoint inside an epoch has it twice, as it was when the epoch began and as it is now, so that
+        these hooks see the same in a resumed run. A subclass leaves out what is large and not read there.
         """
         return self.state_dict()
 
     def averaged(self, learn: Learner) -> AbstractContextManager[None] | None:
-        """Return a context in which the model holds the average of weights that this callback keeps.
+        """Return a context in which the model holds the averaged weights that this callback keeps.
 
-        None unless a subclass keeps one. Raises: RuntimeError where there is nothing in it yet.
+        None unless a subclass keeps an average. Raises: RuntimeError if it is still empty.
         """
         return None
 
@@ -189,7 +189,7 @@ def _elsewhere(name: str, known: list[str]) -> list[str]:
     words = name.removeprefix("on_").split("_")
     when = {"begin": "before", "start": "before", "end": "after"}
     said = next((when[word] for word in (words[0], words[-1]) if word in when), None)
-    ours = {"training": "train", "validation": "validate", "step": "batch"}  # a step there is a batch
+    ours = {"training": "train", "validation": "validate", "step": "batch"}  # their step is our batch
     scopes = [ours.get(word, word) for word in reversed(words)]
     return [event for scope in scopes if (event := f"{said}_{scope}") in known][:1]
 
@@ -200,7 +200,7 @@ def _check_hook(cls: type, name: str, value: Any, known: list[str]) -> None:
     if name in known:
         function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
         if not callable(function):
-            raise TypeError(f"{where} = {value!r}: expected a method, for {name} is an event")
+            raise TypeError(f"{where} = {value!r}: expected a method, because {name} is an event")
         if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
             raise TypeError(f"{where}: a hook is called, never awaited or iterated; expected a plain method")
         try:
@@ -216,7 +216,7 @@ def _check_hook(cls: type, name: str, value: Any, known: list[str]) -> None:
         close = close or _elsewhere(name, known)
         hint = f"did you mean {close[0]}?" if close else "the events are listed in minilearn.events."
         raise TypeError(
-            f"{where} is no event and would never run: {hint} "
+            f"{where} is not an event and would never run: {hint} "
             "(If it is a helper of yours, begin its name with an underscore. If its scope is your own, "
             "define the class that uses with_cbs first.)"
         )
@@ -227,6 +227,6 @@ def check_attributes(cb: Callback) -> None:
     known = events()
     for name, value in vars(cb).items():
         if name in known and not callable(value):
-            raise TypeError(f"{cb!r}.{name} = {value!r}: expected a method, for {name} is an event")
+            raise TypeError(f"{cb!r}.{name} = {value!r}: expected a method, because {name} is an event")
         if callable(value) and name.startswith(_PREFIXES) and name not in known:
             _check_hook(type(cb), name, value, known)

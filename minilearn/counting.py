@@ -1,4 +1,4 @@
-"""Over what a loss is a mean: its samples, its elements, or the targets that it does not ignore."""
+"""What a loss is a mean over: its samples, its elements, or the targets that it does not ignore."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ELEMENTWISE_MODULES = (
 
 
 def _layers(loss_func: Any) -> Iterator[Any]:
-    """Give a loss, and the one inside of it where it is a partial or comes of torch.compile."""
+    """Yield a loss, then the ones that it wraps, if it is a partial or comes from torch.compile."""
     inner = loss_func
     while inner is not None:
         yield inner
@@ -43,11 +43,11 @@ def _layers(loss_func: Any) -> Iterator[Any]:
             inner = getattr(inner, "_orig_mod", None)
         else:
             inner = getattr(inner, "_torchdynamo_orig_callable", None)
-            inner = getattr(inner, "__wrapped__", inner)  # torch wraps its own functions once more
+            inner = getattr(inner, "__wrapped__", inner)  # torch wraps its own functions too
 
 
 def function_of(loss_func: Any) -> Any:
-    """Return the function inside of partials and of torch.compile."""
+    """Return the function that partials and torch.compile wrap."""
     return list(_layers(loss_func))[-1] if loss_func is not None else None
 
 
@@ -62,7 +62,7 @@ def argument_of(loss_func: Any, name: str, default: Any) -> Any:
 
 
 def is_torchs(loss_func: Any) -> bool:
-    """Whether a loss is one of torch's own, and no subclass that computes it in another way."""
+    """Whether a loss is one of torch's own, not a subclass that computes it in another way."""
     function = function_of(loss_func)
     made_by = type(function).forward if isinstance(function, nn.Module) else function
     return str(getattr(made_by, "__module__", "")).startswith("torch.nn.")
@@ -83,20 +83,20 @@ def is_elementwise(loss_func: Any) -> bool:
 class Count:
     """Say what a loss is a mean over.
 
-    By its own `count(preds, target)`, where it has one; else by its kind. A subclass of one of torch's losses
-    is of that one's kind, and a function that calls one is not: it is a mean over samples.
+    The loss's own `count(preds, target)` decides, or else its kind. A subclass of one of torch's losses is of
+    the same kind. A function that calls one is not: it counts as a mean over samples.
 
-    is_sum (whether it is a sum, by reduction="sum", so that its row is to be divided by the samples).
+    is_sum (whether it is a sum, by reduction="sum", so that its row has to be divided by the samples).
 
     Args:
-        loss_func: a loss. None: one that its owner computes, of which only the samples are known.
+        loss_func: a loss. None: the owner of get_loss computes it, so only the samples are known.
     """
 
     def __init__(self, loss_func: Any = None) -> None:
         self.loss_func = loss_func
         self.is_sum = argument_of(loss_func, "reduction", "mean") == "sum"
-        self.is_by_class = False  # whether it is the number of targets that are not ignored
-        self.is_safe = False  # whether a loss over nothing has gradients of 0, and not nan
+        self.is_by_class = False  # whether the count is the number of targets that are not ignored
+        self.is_safe = False  # whether the gradients of a loss over nothing are 0, not nan
         self._count: Callable[[Any, Any], Any] | None = None
         if (own := _own_count(loss_func)) is not None:
             self._count = own
@@ -115,9 +115,9 @@ class Count:
             self._count, self.is_safe = _of_elements, True
 
     def __call__(self, preds: Any, target: Any, inputs: Any) -> float | Tensor:
-        """Return the number that the loss of a batch is a mean over; a tensor where it is on a device.
+        """Return how many values the loss of a batch is a mean over; a tensor if the count is on a device.
 
-        Raises: TypeError where neither target nor inputs tell how many samples there are.
+        Raises: TypeError if neither target nor inputs tell how many samples there are.
         """
         count = None if self._count is None else self._count(preds, target)
         if count is None:
@@ -132,7 +132,7 @@ class Count:
         return on_host(count)
 
     def is_free(self, targets: Tensor) -> bool:
-        """Whether the loss ignores none of these targets. It waits for the device."""
+        """Whether the loss ignores none of these targets. This waits for the device."""
         if not self.is_by_class or targets.is_floating_point():
             return False
         return bool((targets != self._ignored).all())
@@ -170,7 +170,7 @@ def _of_elements(preds: Any, target: Any) -> Any:
 
 
 def on_host(count: Any) -> Any:
-    """Return a count as a number where it is one already or a tensor on the CPU, which no one waits for.
+    """Return a count as a number if it is one or a CPU tensor, which needs no wait for the device.
 
     Raises: ValueError for a tensor of several numbers.
     """
@@ -187,7 +187,7 @@ def on_host(count: Any) -> Any:
 def known_count(learn: Learner) -> Any:
     """Return what the batch's loss is a mean over.
 
-    Raises: TypeError where the owner of get_loss left it open and the batch does not tell.
+    Raises: TypeError if the owner of get_loss did not set it and the batch does not tell.
     """
     if learn.loss_count is None:
         raise TypeError(
@@ -198,7 +198,7 @@ def known_count(learn: Learner) -> Any:
 
 
 def only_counted(preds: Any, count: Tensor) -> None:
-    """Have the gradients of predictions be 0 where the count, on a device, is 0, whatever the loss gives."""
+    """Make the gradients of predictions 0 if the count, on a device, is 0, whatever the loss gives."""
 
     def clean(grad: Tensor) -> Tensor:
         return torch.where(count > 0, grad, 0)
@@ -209,10 +209,10 @@ def only_counted(preds: Any, count: Tensor) -> None:
 
 
 def zero_of(preds: Any) -> Tensor:
-    """Return a loss of 0 that depends on the predictions, so that all gradients of it are 0."""
+    """Return a loss of 0 that depends on the predictions, so that all its gradients are 0."""
     parts = [t for t in tensors_in(preds) if t.is_floating_point()]
     if not parts:
         raise TypeError(f"predictions of {type(preds).__name__} have no tensor of floats")
-    # Of an empty part: what is not finite would give nan times 0.
+    # The sum of an empty slice, because 0 times a value that is not finite is nan.
     sums: list[Tensor] = [t.reshape(-1)[:0].sum() for t in parts]
     return sum(sums[1:], sums[0])

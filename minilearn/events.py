@@ -36,23 +36,23 @@ is an event, for which any number of callbacks may define a hook of that name::
                                             after_fit, cleanup_fit
                                             at_rest
 
-That is a fit, `learn.purpose` "fit" or "lr_find", its own validation included. Other passes fire less of it,
-outside of a fit or in the middle of one::
+That is a fit (`learn.purpose` is "fit" or "lr_find"), including its own validation. Other passes, nested in a
+fit or not, fire only some of these events::
 
     "validate"  validate > batch, without at_rest: `learn.validate()`
     "predict"   before_batch, UNPACK, before_forward, PREDICT, after_predict, cleanup_forward, cleanup_batch:
                 `learn.predict(dl)`
-    "measure"   the same without after_predict: of BatchNorm statistics under an average of weights
+    "measure"   the same without after_predict: measures BatchNorm statistics of averaged weights
 
-Around each pass that is in no other, callbacks are told to `prepare` and to `release`.
+Each pass that is not nested begins with `prepare` of each callback and ends with `release`.
 
 A scope (fit, epoch, train, validate, batch, forward, step) fires `before_`, runs its body and fires `after_`.
 Raising its Cancel exception leaves the scope at once, without `after_`; `cleanup_` always runs. A step or
-batch that is cancelled keeps its gradients, which the next backward adds to; CancelStepException(keep=False)
-and CancelBatchException(keep=False) drop them. Kept ones that are not finite
-become 0. `learn.again()` runs the forward scope once more.
-At rest, after each batch, epoch and fit that did not fail, all hooks have run and the state is whole: there
-it may be saved, and there a signal ends the fit.
+batch that is cancelled keeps its gradients, and the next backward adds to them; with keep=False,
+CancelStepException and CancelBatchException drop them. Kept gradients that are not finite become 0.
+`learn.again()` runs the forward scope once more.
+`at_rest` fires after each batch, epoch and fit that did not fail. All hooks have run by then and the state is
+complete: this is where it may be saved, and where a signal ends the fit.
 """
 
 from __future__ import annotations
@@ -74,16 +74,16 @@ _LOOP = (
 )
 
 
-class CancelException(Exception):  # noqa: N818  the documents' name: it is no error
-    """Leave a scope. Raise the subclass of the scope that is meant, such as CancelEpochException.
+class CancelException(Exception):  # noqa: N818  the documents' name; it is not an error
+    """Leave a scope. Raise the subclass for the scope you mean, such as CancelEpochException.
 
     Args:
-        *args: as of any exception, such as a reason.
-        keep: of a step or a batch that is left, whether its gradients stay for the next step.
+        *args: as for any exception, such as a reason.
+        keep: for a step or a batch, whether its gradients stay for the next step.
     """
 
     scope: str
-    keep: bool = True  # for a subclass with a constructor of its own
+    keep: bool = True  # for a subclass whose own constructor does not set it
 
     def __init__(self, *args: Any, keep: bool = True) -> None:
         super().__init__(*args)
@@ -96,7 +96,7 @@ _cancels: dict[str, type[CancelException]] = {}
 def cancel_exception(scope: str) -> type[CancelException]:
     """Return the exception that cancels `scope`, e.g. CancelFitException for "fit".
 
-    The first call for a name makes the scope known, so that its three events are hook names.
+    The first call with a name registers the scope, so that its three events are hook names.
     """
     if scope not in _cancels:
         if not scope.isidentifier():
@@ -117,7 +117,7 @@ CancelStepException = cancel_exception("step")
 
 
 def events() -> list[str]:
-    """Return every event and step in the order of the loop, then those of scopes added since."""
+    """Return every event and step in the order of the loop, then those of scopes added later."""
     own = [f"{when}_{scope}" for scope in _cancels for when in ("before", "after", "cleanup")]
     return list(dict.fromkeys([*_LOOP, *own]))
 
@@ -153,7 +153,7 @@ def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                     self.callback(cleanup)
                 except BaseException as second:
                     if isinstance(error, CancelException) and not self.is_inside(second, error):
-                        raise  # a cancel of an outer scope is no error: this is the first one
+                        raise  # a cancel of an outer scope is not an error: this one is the first
                     error.add_note(f"minilearn: then {cleanup} failed too: {second!r}")
                 finally:
                     self.scopes.pop()

@@ -1,4 +1,4 @@
-"""What callbacks and users read of a learner, and what users set between its fits."""
+"""What callbacks and users read from a learner, and what users set between fits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Fields(CallbackHost):
-    """The fields of a Learner that are derived from others, or that belong to an object of it."""
+    """The fields of a Learner that are derived from others, or that belong to one of its objects."""
 
     _current: CurrentBatch
     _dls: DataLoaders
@@ -44,9 +44,9 @@ class Fields(CallbackHost):
 
     @property
     def lr(self) -> float | Sequence[float]:
-        """The learning rate that the optimizer is made with; set between fits, it acts once, as fit(lr=x).
+        """The learning rate that the optimizer is made with; set between fits, it acts once, like fit(lr=x).
 
-        The lr of the steps is in `learn.opt.param_groups`.
+        The lr that the steps use is in `learn.opt.param_groups`.
         """
         return self._made.lr
 
@@ -54,14 +54,14 @@ class Fields(CallbackHost):
     def lr(self, lr: float | Sequence[float]) -> None:
         if self.scopes:
             raise RuntimeError(
-                f"learn.lr = {lr!r} in a fit would change nothing: expected ScheduleCB('lr', ...), a "
+                f"learn.lr = {lr!r} during a fit would change nothing: expected ScheduleCB('lr', ...), a "
                 "scheduler, or pg['lr'] = ... for each pg in learn.opt.param_groups"
             )
         self._made.set_lr(lr)
 
     @property
     def dls(self) -> DataLoaders:
-        """The loaders; set, it takes what the constructor takes."""
+        """The loaders; it may be set to whatever the constructor takes."""
         return self._dls
 
     @dls.setter
@@ -77,7 +77,7 @@ class Fields(CallbackHost):
 
     @property
     def batch(self) -> Any:
-        """The batch, as the loader gave it and hooks changed it. Set, it is unpacked again."""
+        """The batch, as the loader gave it and hooks changed it. Setting it unpacks it again."""
         return self._current.batch
 
     @batch.setter
@@ -86,7 +86,7 @@ class Fields(CallbackHost):
 
     @property
     def xb(self) -> Any:
-        """The batch's inputs. What a hook sets stays until the batch is set; a pair gets it too."""
+        """The batch's inputs. What a hook sets stays until the batch is set; a pair is updated too."""
         return self._part(0)
 
     @xb.setter
@@ -95,7 +95,7 @@ class Fields(CallbackHost):
 
     @property
     def yb(self) -> Any:
-        """The batch's target, None where there is none; set, it stays as `xb` does."""
+        """The batch's target; None if it has none. What a hook sets stays, as for `xb`."""
         return self._part(1)
 
     @yb.setter
@@ -104,12 +104,12 @@ class Fields(CallbackHost):
 
     @property
     def is_unpacked(self) -> bool:
-        """Whether the batch's inputs and target were asked for."""
+        """Whether the batch's inputs and target have been read."""
         return self._current.parts is not None
 
     @property
     def unpacks_by_form(self) -> bool:
-        """Whether the form of a batch says what is what, and no function, callback or subclass."""
+        """Whether the form of a batch decides how it is unpacked, not a function, callback or subclass."""
         return self.unpack_func is None and self.has_default("unpack")
 
     def _unpacked(self) -> list[Any]:
@@ -131,12 +131,12 @@ class Fields(CallbackHost):
 
     @property
     def loss_weight(self) -> Tensor | None:
-        """Return by which backward multiplies the loss, for the mean over a step; None is 1."""
+        """Return the factor for the loss in backward, for the mean over a step; None means 1."""
         return self.mean.weight
 
     @property
     def is_gathering(self) -> bool:
-        """Return is_accumulating, by its name in version 0.1."""
+        """Return is_accumulating, under its name in version 0.1."""
         return self.is_accumulating
 
     @property
@@ -151,22 +151,22 @@ class Fields(CallbackHost):
 
     @property
     def epoch_steps(self) -> list[int | None]:
-        """Return the optimizer steps of each epoch of the fit, as planned; None where not known."""
+        """Return the optimizer steps of each epoch of the fit, as planned; None if not known."""
         return self.plan.epoch_steps
 
     @property
     def total_steps(self) -> int | None:
-        """Return the optimizer steps of the fit, as planned; None where the loader has no length."""
+        """Return the optimizer steps of the fit, as planned; None if the loader has no length."""
         return self.plan.total_steps
 
     @property
     def schedule_epochs(self) -> int:
-        """Return how many epochs of the fit, from its first on, schedules of the lr rule."""
+        """Return how many epochs of the fit, from the first on, the lr schedules cover."""
         return self.plan.schedule_epochs
 
     @property
     def rank(self) -> int:
-        """Return this process's number among those that train together, from 0."""
+        """Return this process's number among those that train together, counted from 0."""
         return self.processes.rank
 
     @property
@@ -196,12 +196,12 @@ class Fields(CallbackHost):
 
     @property
     def is_paused(self) -> bool:
-        """Whether the last fit was left by `pause`."""
+        """Whether `pause` stopped the last fit."""
         return self.stop.is_paused
 
     @property
     def is_fitting(self) -> bool:
-        """Whether a fit, or a validate or predict of its own, is running."""
+        """Whether a fit, or a validate or predict outside one, is running."""
         return self.purpose is not None
 
     def own_fields(self) -> dict[str, Any]:
@@ -209,10 +209,10 @@ class Fields(CallbackHost):
         return {name: value for name, value in vars(self).items() if name not in self._base_fields}
 
     def where(self) -> str:
-        """Say where in the loop we are, for the notes on errors."""
+        """Say where in the loop the learner is, for the notes on errors."""
         if not ("train" in self.scopes or "validate" in self.scopes):
             return f"epoch {self.epoch} of {self.n_epochs}"
-        # Outside of a batch, in the loader say, batch_idx is that of the last one, -1 before the first.
+        # Outside a batch, such as in the loader, batch_idx is that of the last one, -1 before the first.
         when = "" if "batch" in self.scopes else "after " if self.batch_idx >= 0 else "before "
         batch = f"{when}{self.phase} batch {max(self.batch_idx, 0)}"
         return f"epoch {self.epoch} of {self.n_epochs}, {batch}, step {self.n_steps}"

@@ -1,4 +1,4 @@
-"""CallbackHost: keeps callbacks in order, finds the hooks of each kind of pass, and the owners of steps."""
+"""CallbackHost: keeps callbacks in order, finds the hooks of each kind of pass and the owners of steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SETTERS = {"unpack": "xb and learn.yb", "predict": "preds", "get_loss": "loss"}
 
 
 def default_step(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a host's own way to do a step, which a subclass or one callback may replace."""
+    """Mark a host's default way to do a step, which a subclass or one callback may replace."""
     method._is_default_step = True  # type: ignore[attr-defined]
     return method
 
@@ -36,7 +36,7 @@ def _check_callback(cb: Any) -> None:
 
 
 def _check_only_one(cbs: Iterable[Callback]) -> None:
-    """Raise ValueError where two callbacks are of a class of which there can be one."""
+    """Raise ValueError if there are two callbacks of a class that allows only one."""
     found: dict[Any, Callback] = {}
     for cb in cbs:
         if not cb.only_one:
@@ -47,7 +47,7 @@ def _check_only_one(cbs: Iterable[Callback]) -> None:
         found[kind] = cb
 
 
-# The events of passes that are no fit; a fit has all. `minilearn.events` has the loop.
+# The events of passes other than fits; a fit has all of them. `minilearn.events` shows the loop.
 _BATCH = ("before_batch", "unpack", "before_forward", "predict", "cleanup_forward", "cleanup_batch")
 _EVENTS = {
     "validate": (
@@ -57,7 +57,7 @@ _EVENTS = {
     "predict": (*_BATCH, "after_predict"),
     "measure": _BATCH,
 }
-_Hooks = dict[str, Sequence[tuple[str, Hook, Callback | None]]]  # event -> name, hook, whose it is
+_Hooks = dict[str, Sequence[tuple[str, Hook, Callback | None]]]  # event -> name, hook, its callback
 _NESTED = ("after_batch", "before_validate", "after_validate", "cleanup_validate")
 
 
@@ -66,11 +66,11 @@ class Pass:
     """What kind of pass over the data is running; it says which hooks run.
 
     Args:
-        purpose: "fit", "lr_find", "validate", "predict", or "measure" (of BatchNorm statistics under an
-            average); None outside of a pass.
-        trains: whether it is a fit that trains; its own validation is a part of it.
-        is_nested: whether a callback called it in the middle of another one.
-        is_whole: whether the state is whole after each batch; not so while the model holds an average.
+        purpose: "fit", "lr_find", "validate", "predict", or "measure" (BatchNorm statistics of averaged
+            weights); None outside a pass.
+        trains: whether it is a fit that trains, which includes its own validation.
+        is_nested: whether a callback started it during another pass.
+        is_whole: whether the state is complete after each batch; not so while the model holds an average.
     """
 
     purpose: str | None = None
@@ -88,13 +88,13 @@ class Pass:
         return self.trains or cb.in_evaluation
 
     def has(self, cb: Callback, event: str) -> bool:
-        """Whether a callback's hook of an event runs."""
+        """Whether a callback's hook for an event runs."""
         if not self.takes(cb) or not self.fires(event):
             return False
         return cb.in_nested or not self.is_nested or event not in _NESTED
 
     def fires(self, event: str) -> bool:
-        """Whether there is such an event or step; those of a scope of the user's own are in every pass."""
+        """Whether this pass has such an event or step; those of user-defined scopes are in every pass."""
         if event == "at_rest" and not self.is_whole:
             return False
         return self.purpose not in _EVENTS or event in _EVENTS[self.purpose] or event not in _LOOP
@@ -111,11 +111,11 @@ class CallbackHost:
         for name in vars(cls).keys() & set(events()) - set(STEPS):
             raise TypeError(f"{cls.__name__}.{name} would never run: hooks belong to a Callback, in cbs")
 
-    _private: ClassVar[tuple[Callback, ...]] = ()  # the host's own, without state: last, and not among cbs
+    _private: ClassVar[tuple[Callback, ...]] = ()  # the host's own, stateless: last, and not in cbs
 
     def __init__(self, cbs: Any = None, defaults: Iterable[Callback] = ()) -> None:
         self.scopes: list[str] = []  # the scopes that are running, outermost first
-        self.is_failing = False  # in cleanup_ hooks: whether the scope is left by an error, no cancel
+        self.is_failing = False  # in cleanup_ hooks: whether an error, not a cancel, leaves the scope
         self.cancelled_by: dict[str, str] = {}  # scope -> the hook that cancelled it last in this pass
         self._defaults = list(defaults)
         self._given: list[Callback] = []
@@ -129,32 +129,32 @@ class CallbackHost:
 
     @property
     def cbs(self) -> tuple[Callback, ...]:
-        """The callbacks, default ones too, in the order in which they run."""
+        """The callbacks, including the default ones, in the order in which they run."""
         return self._cbs
 
     @property
     def purpose(self) -> str | None:
-        """What the running pass is for, see `Pass`; None outside of one."""
+        """What the running pass is for, see `Pass`; None outside a pass."""
         return self._pass.purpose
 
     @property
     def is_nested(self) -> bool:
-        """Whether the running pass was called by a callback in the middle of another one."""
+        """Whether a callback started the running pass during another one."""
         return self._pass.is_nested
 
     @property
     def is_again(self) -> bool:
-        """Whether a callback has the batch's forward run once more, by `learn.again`."""
+        """Whether `learn.again` is running the batch's forward once more."""
         return bool(self._left_out)
 
     @property
     def shows_progress(self) -> bool:
-        """Whether there is a callback that shows the progress of a fit."""
+        """Whether some callback shows the progress of a fit."""
         return any(cb.shows_progress for cb in self._cbs)
 
     @contextmanager
     def no_rest(self) -> Iterator[None]:
-        """Have no at_rest fire inside a `with`, for the state is not whole there: nothing is saved."""
+        """Fire no at_rest inside a `with`, because the state is not complete there: nothing is saved."""
         with self.extra_cbs(None, replace(self._pass, is_whole=False)):
             yield
 
@@ -165,7 +165,7 @@ class CallbackHost:
     # The set of callbacks -------------------------------------------------------------------------
 
     def add_cb(self, cb: Callback) -> None:
-        """Add a callback for good. In the middle of a fit it takes part from the next event on."""
+        """Add a callback permanently. During a fit, it takes part from the next event on."""
         self._set_cbs([*self._given, cb])
 
     def remove_cb(self, cb: Callback) -> None:
@@ -176,10 +176,10 @@ class CallbackHost:
 
     @contextmanager
     def extra_cbs(self, cbs: Any, kind: Pass | None = None) -> Iterator[None]:
-        """Have more callbacks, perhaps none, inside a `with`, however it ends; all hooks are looked up again.
+        """Add callbacks, or none, for a `with` block, however it ends; all hooks are looked up again.
 
         Args:
-            kind: the pass that is about to run. None: as before.
+            kind: the pass that is about to run. None: no change.
         """
         extra, outer, left_out = listify(cbs), self._pass, self._left_out
         if kind is not None:
@@ -202,12 +202,12 @@ class CallbackHost:
             check_attributes(cb)
             if any(cb is other for other in given[:i]):
                 raise ValueError(
-                    f"{cb!r} is in cbs twice: expected each instance once, its hooks would run twice"
+                    f"{cb!r} is in cbs twice: expected each instance once, because its hooks would run twice"
                 )
         self._keep(given)
 
     def _keep(self, given: list[Callback]) -> None:
-        # One of the same kind takes a default's place.
+        # A given callback of the same kind replaces a default.
         defaults = [d for d in self._defaults if not any(isinstance(cb, type(d)) for cb in given)]
         cbs = tuple(sorted([*defaults, *given], key=lambda cb: cb.order))
         _check_only_one(cbs)
@@ -245,7 +245,7 @@ class CallbackHost:
         return hooks
 
     def has_default(self, step: str) -> bool:
-        """Whether a step is done in this host's default way, by neither a callback nor a subclass."""
+        """Whether a step has this host's default owner, neither a callback nor a subclass."""
         return step in self._default_steps
 
     def _owner(self, step: str, found: list[Any]) -> list[Any]:
@@ -262,7 +262,7 @@ class CallbackHost:
 
     @contextmanager
     def without(self, cb: Callback) -> Iterator[None]:
-        """Have no hooks of one callback run inside a `with`, but in another pass that begins there."""
+        """Run no hooks of one callback inside a `with`, except in a pass that begins there."""
         outer = self._left_out
         self._leave_out((*outer, cb))
         try:
@@ -278,19 +278,19 @@ class CallbackHost:
 
     @property
     def running_cb(self) -> Callback | None:
-        """The callback whose hook runs, if one does."""
+        """The callback whose hook is running, if any."""
         return self._running
 
     def left(self, scope: str, cancel: CancelException) -> None:
-        """Take note that a scope was left by a Cancel exception, its own or that of one around it."""
+        """React to a Cancel exception that leaves a scope, its own or that of an outer scope."""
 
     # Running --------------------------------------------------------------------------------------
 
     def callback(self, event: str) -> None:
         """Run the hooks of an event, or the owner of a step.
 
-        All hooks run before a cancel acts (of several, that of the outermost scope). An error ends
-        the event at once, except in a cleanup_ event, where the other hooks still run.
+        All hooks run before a cancel takes effect (if there are several, that of the outermost scope). An
+        error ends the event at once, except in a cleanup_ event, where the other hooks still run.
         """
         if event not in self._hooks:  # most events of a step
             return
@@ -329,7 +329,7 @@ class CallbackHost:
             raise cancel
 
     def planned_steps(self, n_epochs: int, n_batches: int | None) -> list[int | None]:
-        """Return the optimizer steps of each of n_epochs epochs, with what the callbacks make of them."""
+        """Return the number of optimizer steps in each of n_epochs epochs, as the callbacks plan them."""
         host: Any = self
         steps = [n_batches] * n_epochs
         for cb in self.cbs:
@@ -343,7 +343,7 @@ class CallbackHost:
         return steps
 
     def scheduled_epochs(self, n_epochs: int) -> int:
-        """Return how many of n_epochs epochs the schedules of the lr rule, by what the callbacks plan."""
+        """Return how many of n_epochs epochs the lr schedules cover, as the callbacks plan them."""
         host: Any = self
         for cb in self.cbs:
             n_epochs = cb.plan_schedules(host, n_epochs)
@@ -357,11 +357,11 @@ class CallbackHost:
         return isinstance(error, CancelException) and self._depth(error) >= self._depth(cancel)
 
     def where(self) -> str:
-        """Say where in the loop we are, for the notes on errors."""
+        """Say where in the loop the host is, for the notes on errors."""
         return f"inside {' > '.join(self.scopes)}"
 
     def add_note(self, error: BaseException, name: str) -> None:
-        """Add to an error, once, in which callback or step and where in the loop it was raised."""
+        """Add to an error, once, which callback or step raised it, and where in the loop."""
         if isinstance(error, CancelException):
             return
         if any(note.startswith("minilearn: in ") for note in getattr(error, "__notes__", ())):
@@ -374,12 +374,12 @@ class CallbackHost:
             and not self._pass.fires("before_fit")
         ):
             error.add_note(
-                f"minilearn: before_fit does not run in a pass of {self.purpose!r}; what every pass needs is "
-                "made in __init__ or prepare(self, learn)"
+                f"minilearn: before_fit does not run in a pass of {self.purpose!r}; make what every pass "
+                "needs in __init__ or prepare(self, learn)"
             )
 
     def explain(self) -> None:
-        """Print the events in the order of the loop, each with the hooks that run at it, in order."""
+        """Print the events in the order of the loop, each with its hooks in the order in which they run."""
         shown = {
             event: [name for name, _, cb in hooks if cb not in self._private]
             for event, hooks in self._hooks.items()

@@ -40,38 +40,38 @@ class Learner(Fields):
 
     Args:
         model: any nn.Module; it gets a batch's inputs (a tuple as arguments, a dict as keywords).
-        dls: DataLoaders, or a dict with "train" and perhaps "eval" and "test".
-        loss_func: (preds, target) -> scalar mean over the batch. None: cross-entropy for integer
-            targets, mean squared error for floating ones. One that is a module is moved, put into training or
-            evaluation mode, trained and saved in checkpoints as the model is.
+        dls: DataLoaders, or a dict with "train" and optionally "eval" and "test".
+        loss_func: (preds, target) -> scalar mean over the batch. None: cross-entropy for integer targets,
+            mean squared error for floating ones. A loss that is a module is treated like the model: moved to
+            the device, put into training or evaluation mode, trained, and saved in checkpoints.
         lr: learning rate of the optimizer, one number or one per parameter group of the model. Parameters of
-            the loss, and those that callbacks bring by `extra_params`, are groups of their own at the end,
-            with the lr, of a list the last one.
-        cbs: callbacks, besides the default ones.
-        opt_func: anything that takes (params, lr); a torch optimizer is built fused where it can be.
+            the loss, and those that callbacks add with `extra_params`, are separate groups at the end. They
+            use this lr, or the last one of a list.
+        cbs: callbacks, in addition to the default ones.
+        opt_func: anything that takes (params, lr); a torch optimizer is fused where possible.
         param_groups: model -> list of parameter groups. None: one group.
-        default_cbs: whether DeviceCB, MetricsCB and ProgressCB come along. One of the same kind in
-            `cbs` takes a default's place.
+        default_cbs: whether to add DeviceCB, MetricsCB and ProgressCB. A callback of the same kind in `cbs`
+            replaces the default.
         unpack: batch -> (inputs, target), for batches that do not say which is which; see
             `minilearn.batches.inputs_and_target`.
 
-    Fields, each with its one writer, for callbacks to read:
+    Fields for callbacks to read, each with exactly one writer:
         batch (the loader, then DeviceCB), xb and yb (its inputs and target, by unpack), preds and loss (the
-        owners of predict and get_loss), loss_count (what the loss is a mean over; by `counting.Count`, unless
-        the owner of get_loss sets it; None before it), opt,
-        dl, training, phase ("train" or "eval"), phases (those of this fit), epoch (0, 1, ... in this
-        fit), n_epochs, batch_idx, n_steps (optimizer steps taken in this fit), epoch_steps (planned, a
-        list) and total_steps (their sum; None where a loader has no length), schedule_epochs (how many
-        epochs schedules of the lr rule), n_epochs_trained (begun in the learner's life), history (a dict per
-        epoch and phase, by MetricsCB); is_accumulating (whether more batches are to add their gradients
-        before the step, by GradientAccumulationCB); loss_weight (by which backward multiplies the loss; None
-        is 1); of CheckpointCB run_id, saved_to (the newest checkpoint of this fit) and n_fits (finished fits
-        of its run); of DistributedCB rank and n_processes (0 and 1 without it). What several of them belong
-        to are objects: plan (of the fit), mean (of the step), modes (of the modules), processes, run (on
-        disk), stop (a request). `purpose` and `is_nested` say which kind of pass runs.
+        owners of predict and get_loss), loss_count (what the loss is a mean over, by `counting.Count` unless
+        the owner of get_loss sets it; None until then), opt, dl, training, phase ("train" or "eval"), phases
+        (those of this fit), epoch (0, 1, ... in this fit), n_epochs, batch_idx, n_steps (optimizer steps
+        taken in this fit), epoch_steps (planned, a list) and total_steps (their sum; None if a loader has no
+        length), schedule_epochs (how many epochs the lr schedules cover), n_epochs_trained (epochs begun in
+        the learner's life), history (a dict per epoch and phase, by MetricsCB), is_accumulating (whether more
+        batches will add their gradients before the step, by GradientAccumulationCB), loss_weight (the factor
+        for the loss in backward; None means 1). From CheckpointCB: run_id, saved_to (the newest checkpoint of
+        this fit) and n_fits (finished fits of its run). From DistributedCB: rank and n_processes (0 and 1
+        without it). Related fields are grouped in objects: plan (of the fit), mean (of the step), modes (of
+        the modules), processes, run (on disk), stop (a request). `purpose` and `is_nested` say which kind of
+        pass is running.
 
-    Source: documents 000 to 003 use it; miniai's Learner is its ancestor.
-    Differs: the optimizer lives on from fit to fit, where document 003 makes a new one for each.
+    Source: documents 000 to 003 use it; it descends from miniai's Learner.
+    Differs: the optimizer is kept from fit to fit; document 003 makes a new one for each.
     """
 
     _private = (CheckTrainedCB(),)
@@ -89,7 +89,7 @@ class Learner(Fields):
         unpack: Callable[[Any], tuple[Any, Any]] | None = None,
     ) -> None:
         check_model(model, loss_func, opt_func)
-        given = set(vars(self))  # by a subclass, before it came here
+        given = set(vars(self))  # set by a subclass before this call
         self.model, self.loss_func, self.dls = model, loss_func, dls
         self.opt_func, self.param_groups = opt_func, param_groups
         self.opt: Any = None
@@ -112,7 +112,7 @@ class Learner(Fields):
         super().__init_subclass__(**kwargs)
         own = cls.__dict__.get("predict")
         if own is not None and len(inspect.signature(own).parameters) == 1:
-            # A subclass that owns the step writes predict(self); users still have predict(dl).
+            # A subclass that owns the step defines predict(self); users can still call predict(dl).
             @wraps(own)
             def predict(self: Any, dl: Any = None) -> Any:
                 return own(self) if dl is None else Learner.predict(self, dl)
@@ -140,9 +140,9 @@ class Learner(Fields):
     @with_cbs("train")
     def _train(self) -> None:
         self._batches()
-        if self.mean.has_rest:  # of accumulated batches, whose last ones were cancelled
+        if self.mean.has_rest:  # accumulated batches are left, because the last ones were cancelled
             self.is_accumulating = False
-            with suppress(CancelBatchException):  # there is no batch left, only this step
+            with suppress(CancelBatchException):  # no batch is left, only this step
                 self._update()
 
     @with_cbs("validate")
@@ -171,7 +171,7 @@ class Learner(Fields):
         self.preds = self.loss = self.loss_count = None
         self.mean.forget()
         self._forward()
-        if self.loss_count is None:  # it was cancelled, perhaps when there was a loss already
+        if self.loss_count is None:  # it was cancelled, perhaps after a loss was set
             self.mean.take(self)
 
     @with_cbs("forward")
@@ -185,7 +185,7 @@ class Learner(Fields):
     def _update(self) -> None:
         is_done = None
         try:
-            is_done = self.mean.close(self) and self._step()  # not done when a callback cancelled it
+            is_done = self.mean.close(self) and self._step()  # not done if a callback cancelled it
             if is_done:
                 self.callback("zero_grad")
         finally:
@@ -198,13 +198,13 @@ class Learner(Fields):
         return True
 
     def _owner(self, step: str, found: list[Any]) -> list[Any]:
-        """Return the one owner of a step; a function given as unpack= is one too."""
+        """Return the one owner of a step; a function passed as unpack= counts as one."""
         if step == "unpack" and self.unpack_func is not None:
             found = [(f"{type(self).__name__}(unpack=...).unpack", Learner.unpack, None), *found]
         return super()._owner(step, found)
 
     def left(self, scope: str, cancel: CancelException) -> None:
-        """Drop the gradients of a step or batch that was left with keep=False; keep others if finite."""
+        """Drop the gradients of a step or batch left with keep=False; otherwise keep finite ones."""
         if self.training and scope in ("step", "batch"):
             self.mean.cancelled(self, scope, cancel.keep)
 
@@ -212,7 +212,7 @@ class Learner(Fields):
 
     @default_step
     def unpack(self) -> None:
-        """Set xb and yb: by `unpack=`, or by `minilearn.batches.inputs_and_target`."""
+        """Set xb and yb, with `unpack=` or `minilearn.batches.inputs_and_target`."""
         if self.unpack_func is None:
             is_strict = self.purpose not in ("predict", "measure")
             self.xb, self.yb = inputs_and_target(self.batch, is_strict)
@@ -220,18 +220,18 @@ class Learner(Fields):
         parts = self.unpack_func(self.batch)
         if not isinstance(parts, tuple | list) or len(parts) != 2:
             raise ValueError(
-                f"unpack={self.unpack_func!r} gave a {type(parts).__name__}: expected (inputs, target), the "
-                "target perhaps None"
+                f"unpack={self.unpack_func!r} gave a {type(parts).__name__}: expected (inputs, target); the "
+                "target may be None"
             )
         self.xb, self.yb = parts
 
     @default_step
     def predict(self, dl: Any = None) -> Any:
-        """Set preds = model(inputs), the step of a batch; with a loader, return its predictions.
+        """Set preds = model(inputs), as a step of a batch; with a loader, return its predictions.
 
         Shapes: predict(dl) gives (N, ...) on the CPU, in the order of the data, in evaluation mode and
-            without gradients; a DataLoader that shuffles is refused. Its batches may have a target, or
-            not.
+            without gradients; a DataLoader that shuffles is refused. Its batches may have a target, but
+            need none.
         """
         if dl is not None:
             collect = PredictionsCB()
@@ -249,7 +249,7 @@ class Learner(Fields):
     def get_loss(self) -> None:
         """Set loss = loss_func(preds, target)."""
         target = self.yb
-        if self.loss_func is None:  # when a callback owns this step and calls it
+        if self.loss_func is None:  # a callback owns this step and calls it
             self.loss_func = infer_loss(target)
         if self.batch_idx == 0 and self.epoch == 0:
             check_targets(self.loss_func, self.preds, target, self.dl)
@@ -258,7 +258,7 @@ class Learner(Fields):
 
     @default_step
     def backward(self) -> None:
-        """Add the loss's gradients to the parameters' grad."""
+        """Add the gradients of the loss to each parameter's grad."""
         self.loss.backward(self.loss_weight)
 
     @default_step
@@ -272,7 +272,7 @@ class Learner(Fields):
         if getattr(self.opt.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad:
             self.opt.zero_grad()
             return
-        for group in self.opt.param_groups:  # as torch's does, but for its entry in the profiler, 8 us a step
+        for group in self.opt.param_groups:  # as torch does, without its profiler entry, 8 us a step
             for p in group["params"]:
                 p.grad = None
 
@@ -288,24 +288,24 @@ class Learner(Fields):
         reset_opt: bool = False,
         resume: str | Path | bool | None = None,
     ) -> None:
-        """Train for `n_epochs`, each a pass over dls.train and one over dls.valid where there is one.
+        """Train for `n_epochs`: in each, a pass over dls.train, then one over dls.valid if there is one.
 
         Args:
             train, valid: switch off either part.
             cbs: callbacks for this fit only.
             lr: set every group's lr to exactly this (one number or one per group of the model), and undo
-                what old schedules left; a scheduler callback starts from it. None: the optimizer goes on at
-                the lr that it has.
-            reset_opt: make a new optimizer; else the one there is keeps its state.
-            resume: go on with the fit whose checkpoints CheckpointCB wrote: a folder (its newest one), a
+                what earlier schedules left; a scheduler callback starts from it. None: the optimizer
+                continues with the lr it has.
+            reset_opt: make a new optimizer; otherwise the existing one keeps its state.
+            resume: resume the fit whose checkpoints CheckpointCB wrote: a folder (its newest checkpoint), a
                 checkpoint, or True for the folder of the CheckpointCB. The next batch is the one that
-                would have come next, and all is bit for bit as in a fit that was never stopped; all
-                else is to be given as it was then. Where the CheckpointCB's folder is still empty the
-                fit begins, and a fit of the same run that is finished is left out; so a script that says
-                resume in each of its fits can be started again and again.
+                would have come next, and everything is bit for bit as in a fit that was never stopped; all
+                other arguments must be the same as then. If the CheckpointCB's folder is still empty, the
+                fit starts from the beginning. A finished fit of the same run is skipped, so a script that
+                passes resume to each of its fits can be started any number of times.
 
-        Raises: before the first step, for input that cannot work; errors from callbacks and the model
-            as they are, with a note that says where in the loop they were raised.
+        Raises: before the first step, for input that cannot work. Errors from callbacks and the model pass
+            through unchanged, with a note that says where in the loop they were raised.
         """
         self._fit_for("fit", n_epochs, train, valid, cbs, lr, reset_opt, resume)
 
@@ -333,14 +333,14 @@ class Learner(Fields):
     def again(self, backward: bool = False) -> tuple[Any, Any]:
         """Run the forward once more on the same batch, from a hook; return (preds, loss).
 
-        With all hooks but those of the callback that calls it, so beside mixed precision, mixing and the
-        like; inputs that a hook put into `xb` stay. The batch's own preds, loss and count stay too.
-        `learn.is_again` tells the other hooks.
+        All hooks run except those of the callback that calls it, so it works with mixed precision, mixing
+        and the like. Inputs that a hook put into `xb` are kept, and so are the batch's own preds, loss and
+        count. `learn.is_again` tells the other hooks.
 
         Args:
-            backward: also add the loss's gradients to those that there are.
+            backward: also add the gradients of this loss to the existing ones.
 
-        Raises: RuntimeError outside of a hook in a batch, while several batches are being accumulated, and
+        Raises: RuntimeError outside a hook in a batch, while several batches are being accumulated, and
             for a backward in a pass that does not train.
         """
         caller = check_again(self, backward)
@@ -356,22 +356,22 @@ class Learner(Fields):
             self.preds, self.loss, self.loss_count = own
 
     def pause(self) -> None:
-        """Stop the fit, from a hook, such that a later fit(resume=...) continues it bit for bit.
+        """Stop the fit, from a hook, so that a later fit(resume=...) continues it bit for bit.
 
         The batch is finished, a checkpoint is saved, cleanup hooks fire, and `fit` returns with `is_paused`
-        True. There is no after_fit, no average or best weights are put into the model, and the fit does not
-        count as finished. Of several processes one may ask, and all stop after the same step. To end a fit
-        for good, raise CancelFitException.
+        True. after_fit does not run, no average or best weights are put into the model, and the fit does not
+        count as finished. With several processes, any one may ask, and all stop after the same step. To end
+        a fit for good, raise CancelFitException.
 
-        Raises: RuntimeError outside of a fit, without a CheckpointCB, and in lr_find.
+        Raises: RuntimeError outside a fit, without a CheckpointCB, and in lr_find.
         """
         pause(self)
 
     def validate(self, dl: Any = None, cbs: Any = None) -> dict[str, Any]:
         """Return the row of metrics over a loader (default dls.valid), e.g. {"loss": 0.27, ...}.
 
-        Nothing is trained and `history` stays as it is. Hooks of validate and of its batches run, no others.
-        May be called by a callback in the middle of a fit, whose random numbers it leaves as they were; see
+        Nothing is trained and `history` does not change. Only the hooks of validate and of its batches run.
+        A callback may call this during a fit, whose random numbers stay as they were; see
         `Callback.in_nested`.
 
         Args:
@@ -383,12 +383,12 @@ class Learner(Fields):
         return rows[-1] if rows else {}
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Have the model hold the averaged weights of SWACB or EMACB inside a `with`, and then its own again.
+        """Put the averaged weights of SWACB or EMACB into the model for a `with` block, then restore its own.
 
-        The BatchNorms' statistics are those of the averaged weights, measured on training data. In the middle
-        of a fit too; a fit that came to its end leaves the averaged weights in the model anyway.
+        The BatchNorm statistics are those of the averaged weights, measured on training data. It also works
+        during a fit; a fit that has finished leaves the averaged weights in the model anyway.
 
-        Raises: RuntimeError where there is no average: no such callback, or one that has not begun.
+        Raises: RuntimeError if there is no average: no such callback, or one that has not begun.
         """
         for found in (cb.averaged(self) for cb in self.cbs):
             if found is not None:
@@ -398,40 +398,41 @@ class Learner(Fields):
     def save(self, path: str | Path) -> None:
         """Write the model's weights, its state_dict, to a file in safetensors.
 
-        Names are those of the plain model, without what torch.compile, DataParallel and the like put in
-        front, so that `plain.load_state_dict(safetensors.torch.load_file(path))` takes them. Written to the
-        side and renamed: an error leaves what was at this place. For all else of a run: CheckpointCB.
+        Names are those of the plain model, without the prefixes of torch.compile, DataParallel and the like,
+        so that `plain.load_state_dict(safetensors.torch.load_file(path))` works. The file is written under a
+        temporary name and renamed, so an error leaves an existing file intact. For the rest of a run, use
+        CheckpointCB.
 
-        Raises: TypeError for a state_dict with more than tensors; OSError, with the path.
+        Raises: TypeError for a state_dict with anything but tensors; OSError, with the path.
         """
         weights.save(self.model, path, is_first=self.rank == 0)
 
     def load(self, path: str | Path) -> None:
-        """Read weights into the model, from what `save` wrote or from a checkpoint (.pt), its weights alone.
+        """Read weights into the model, from a file that `save` wrote, or those of a checkpoint (.pt).
 
         Raises: ValueError, with the first names and shapes that differ, for the weights of another model,
-            and for a file that is cut short; the model is then as it was.
+            and for a truncated file; the model is then unchanged.
         """
         weights.load(self.model, path)
 
     def freeze(self, *which: str | type[nn.Module]) -> None:
-        """Train chosen modules no more: no gradients, and their BatchNorms keep their statistics.
+        """Stop training the chosen modules: no gradients, and their BatchNorms keep their statistics.
 
         Args:
-            which: names of modules in the model, such as "layer1" or "0", or classes. With none: all but
+            which: names of modules in the model, such as "layer1" or "0", or classes. None given: all but
                 the last child of the model that has parameters.
 
-        The optimizer keeps its groups and state, so `unfreeze` needs nothing else. In a fit it may be
-        called by a callback.
+        The optimizer keeps its groups and state, so `unfreeze` needs nothing else. A callback may call this
+        during a fit.
         """
         self.modes.freeze(which)
 
     def unfreeze(self, *which: str | type[nn.Module]) -> None:
-        """Train chosen modules again, with none all; BatchNorms put in evaluation mode otherwise stay so."""
+        """Train the chosen modules again, or all; BatchNorms that you set to eval() yourself stay there."""
         self.modes.unfreeze(which)
 
     def verify_resume(self, at: int | None = None, n_epochs: int | None = None, **kwargs: Any) -> str:
-        """Prove that this learner can be stopped and gone on with; see `minilearn.verify.verify_resume`."""
+        """Prove that this learner can be stopped and resumed; see `minilearn.verify.verify_resume`."""
         from .verify import verify_resume
 
         return verify_resume(self, at, n_epochs, **kwargs)
@@ -443,18 +444,18 @@ class Learner(Fields):
         return lr_find(self, **kwargs)
 
     def opt_summary(self) -> None:
-        """Print what the optimizer holds: groups, hyperparameters, state and its memory."""
+        """Print what the optimizer holds: groups, hyperparameters, state and memory."""
         if self.opt is None:
             print("no optimizer yet: the first fit makes it")
         else:
             print(summary(self.opt))
 
     def _evaluate(self, dl: Any, cbs: Any = None, purpose: str = "validate") -> list[dict[str, Any]]:
-        """Run a pass that trains nothing, perhaps in the middle of another one; return its rows."""
+        """Run a pass that trains nothing, perhaps nested in another one; return its rows."""
         with side_run(self, dl) as rows:
             if self.purpose is not None:
                 kind = Pass(purpose, trains=False, is_nested=True)
-                unseen = kept_rng(*self.dls.adapter_of(dl).generators())  # by the training around it
+                unseen = kept_rng(*self.dls.adapter_of(dl).generators())  # by the outer training
                 with unseen, self.extra_cbs(cbs, kind), phase_of(self, dl, training=False):
                     self._validate()
             else:

@@ -1,4 +1,4 @@
-"""What a fit is going to do, and from where: Plan and Position."""
+"""What a fit is going to do, and where it starts: Plan and Position."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _BEGINNING = Position(0)
 class Plan:
     """What a fit is going to do, once it is planned.
 
-    n_epochs; phases ("train", "eval" or both); schedule_epochs (how many epochs, from the first on, schedules
-    of the lr rule); epoch_steps (optimizer steps of each epoch, None where not known); start (from where: the
-    beginning, or where a run that is resumed stood).
+    n_epochs; phases ("train", "eval" or both); schedule_epochs (how many epochs, from the first on, the lr
+    schedules cover); epoch_steps (optimizer steps of each epoch, None if not known); start (the beginning, or
+    where a resumed run stood).
     """
 
     n_epochs: int = 0
@@ -47,7 +47,7 @@ class Plan:
 
     @property
     def total_steps(self) -> int | None:
-        """The steps of all epochs; None where one's are not known."""
+        """The steps of all epochs; None if those of one are not known."""
         return sum_of(self.epoch_steps)
 
     @property
@@ -56,16 +56,16 @@ class Plan:
         return range(self.start.epoch, self.n_epochs)
 
     def has(self, phase: str, epoch: int) -> bool:
-        """Whether an epoch has a phase that is left."""
+        """Whether an epoch has a phase that is still to run."""
         is_done = (epoch, phase) == (self.start.epoch, "train") and self.start.phase == "eval"
         return phase in self.phases and not is_done
 
     def first_batch(self, phase: str, epoch: int) -> int:
-        """Return the number of the first batch that is left of a phase."""
+        """Return the number of the first batch of a phase that is still to run."""
         return self.start.batch if (epoch, phase) == (self.start.epoch, self.start.phase) else 0
 
 
 def sum_of(steps: list[int | None]) -> int | None:
-    """Return how many steps so many epochs have; None where one's are not known."""
+    """Return how many steps these epochs have; None if those of one are not known."""
     known = [n for n in steps if n is not None]
     return sum(known) if len(known) == len(steps) else None
