@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 TARGETS = ("labels", "label", "target", "targets")  # names of the target in a mapping
 
 
-# Inputs and target ------------------------------------------------------------------------------------
+# Inputs and target --------------------------------------------------------------------------------
 
 
 def is_pair(batch: Any) -> bool:
@@ -142,7 +142,7 @@ def n_samples(part: Any) -> int | None:
     return n
 
 
-# What is in it, however nested -----------------------------------------------------------------------
+# What is in it, however nested --------------------------------------------------------------------
 
 
 def parts_in(batch: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Going on with a fit: the checkpoint is found and checked, and put back before the batch that comes next."""
+"""Resuming a fit: find and check the checkpoint, and restore it before the batch that comes next."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Source:
-    """A checkpoint that a fit is resumed from, and what to put back if it does not come to that."""
+    """A checkpoint that a fit resumes from, and what to undo if the fit fails before that."""
 
     def __init__(self, learn: Learner, path: Path, saved: Saved) -> None:
         self.path, self.saved, self.position = path, saved, Position(**saved["position"])
@@ -50,28 +50,28 @@ class Source:
         self._before: tuple[Saved, list[Any]] | None = None
 
     def begin(self, learn: Learner) -> None:
-        """Have the learner be of the run, and the loaders have its seeds."""
+        """Make the learner part of the run, and give the loaders its seeds."""
         learn.run.resumes(self)
         for loader, state in _pure_loaders(learn, self.saved):
             loader.load_state_dict(state)
         learn.run.is_at(self.saved["run"], self.saved["fit"]["index"])
 
     def restore(self, learn: Learner) -> None:
-        """Put the checkpoint into the learner."""
+        """Restore the checkpoint into the learner."""
         restore(learn, self.saved)
         restore_loaders(learn, self.saved["loaders"])
         set_rng_state(_loaded(self.saved["rng"]))
         self.is_put = True
 
     def restore_beginning(self, learn: Learner, what: str) -> None:
-        """Put into the learner what its "epoch" or "validation" began with, all but weights."""
+        """Restore the state with which the "epoch" or "validation" began, except the weights."""
         before = self._before or (capture_beginning(learn), list(learn.history))
         beginning = self.saved.get("beginnings", {}).get(what)
         if beginning is not None:
             beginning = with_what_is_the_same(beginning, self.saved)
             restore_beginning(learn, beginning, self.rows)
             learn.run.began(what, beginning)
-        else:  # of version 0.1
+        else:  # written by version 0.1
             learn.history[:] = self.rows
             learn.n_epochs_trained = self.saved["fields"]["n_epochs_trained"] - (
                 self.position.phase == "train"
@@ -79,7 +79,7 @@ class Source:
         self._before = before
 
     def undo(self, learn: Learner) -> None:
-        """Leave the learner as it was before it, unless the checkpoint was put."""
+        """Leave the learner as it was, unless the checkpoint has been restored."""
         if self.is_put:
             return
         learn.run.is_at(*self._run)
@@ -94,9 +94,9 @@ class Source:
 
 @contextmanager
 def resumed(learn: Learner, resume: str | Path | bool | None) -> Iterator[Position | None]:
-    """Have a fit that is resumed continue where its checkpoint stood, which is given; None: it is finished.
+    """Make a resumed fit continue where its checkpoint stood; give that place, or None to skip the fit.
 
-    Raises: what `Learner.fit` says of `resume`; the learner is then as it was.
+    Raises: ValueError, TypeError or FileNotFoundError for `resume`; the learner is then as it was.
     """
     start = Position(0) if resume is None else _find(learn, resume)
     source: Source | None = learn.run.source
@@ -110,11 +110,11 @@ def resumed(learn: Learner, resume: str | Path | bool | None) -> Iterator[Positi
 
 
 def _find(learn: Learner, resume: str | Path | bool) -> Position | None:
-    """Find and check the checkpoint to resume from; return where it stood, None if the fit is left out.
+    """Find and check the checkpoint to resume from; return where it stood, None if the fit is skipped.
 
-    Of the checkpoint, the learner then has the name of the run and the loaders' seeds.
+    The learner then has the checkpoint's run name and its loaders' seeds, and nothing else of it.
     """
-    if (path := _found(learn, resume)) is None:  # the first start of a script that resumes itself
+    if (path := _found(learn, resume)) is None:  # the first start of a script that always passes resume
         _say(learn, "There is no checkpoint yet: a new run begins")
         return Position(0)
     try:
@@ -127,11 +127,9 @@ def _find(learn: Learner, resume: str | Path | bool) -> Position | None:
     check_loss(learn, saved, path)
     index, n_fits = saved["fit"]["index"], learn.n_fits
     if path == Path(str(resume)).expanduser() or learn.run_id not in (None, saved["run"]):
-        n_fits = (
-            index  # asked for by name, or of another run than the learner's: no matter which fit it is of
-        )
+        n_fits = index  # named directly, or of another run than the learner's: any of its fits will do
     if index < n_fits:
-        return Position(0)  # of a fit that is finished: this one starts from its end
+        return Position(0)  # it is of an earlier fit, which is finished: this one starts from its end
     if index > n_fits:
         _skip(learn, saved)
         if learn.rank == 0:
@@ -164,7 +162,7 @@ def _found(learn: Learner, resume: str | Path | bool) -> Path | None:
         return path
     if found := checkpoints_in(path):
         return found[-1]
-    if (path / BEST).is_file():  # of a run that ended before its first checkpoint, but after an epoch
+    if (path / BEST).is_file():  # the run ended before its first checkpoint, but after an epoch
         return path / BEST
     if any(path.resolve() == folder.resolve() for folder in folders):
         return None
@@ -174,29 +172,31 @@ def _found(learn: Learner, resume: str | Path | bool) -> Path | None:
 
 
 def _check(learn: Learner, saved: Saved, path: Path) -> None:
-    """Raise ValueError, with what differs, unless the learner is as the one of the checkpoint."""
+    """Raise ValueError, with what differs, unless the learner matches the one of the checkpoint."""
     now = capture_rest(learn, Position(0))
     here: Any
     there: Any
     for name, what, why in (
-        ("n_epochs", "epochs", "for more of them, call fit once again after this one"),
+        ("n_epochs", "epochs", "for more of them, call fit again after this one"),
         ("phases", "phases", "is the validation loader missing?"),
-        ("epoch_steps", "steps in its epochs", "is it another batch size, or other data?"),
+        ("epoch_steps", "steps in its epochs", "is the batch size different, or the data?"),
     ):
         here, there = now["fit"][name], saved["fit"][name]
         if here != there:
             raise ValueError(
-                f"{path} is of a fit with {_brief(there)} {what}, this one has {_brief(here)}; {why}"
+                f"{path} is of a fit with {_brief(there)} {what}, but this one has {_brief(here)}; {why}"
             )
     here, there = capture_weights(learn)["opt"], saved["opt"]
     if here["class"] != there["class"]:
-        raise ValueError(f"{path} is of a run with {there['class']}, the optimizer here is {here['class']}")
+        raise ValueError(
+            f"{path} is of a run with {there['class']}, but the optimizer here is {here['class']}"
+        )
     _check_groups(here, there, path)
     here, there = now["cbs"], saved["cbs"]
     if missing := [key for key, state in there.items() if state and key not in here]:
         raise ValueError(
-            f"{path} has the state of {missing[0]}, not among the callbacks here: "
-            f"{', '.join(here) or 'none'}; give it too"
+            f"{path} has the state of {missing[0]}, which is not among the callbacks here: "
+            f"{', '.join(here) or 'none'}; add it"
         )
     if added := [key for key, state in here.items() if state and key not in there]:
         raise ValueError(
@@ -207,8 +207,8 @@ def _check(learn: Learner, saved: Saved, path: Path) -> None:
             kinds = ("no state", "a state")
             has = saved["loaders"][name] is not None
             raise ValueError(
-                f"{path} is of a run with other data: its {name} loader had {kinds[has]}, this one has "
-                f"{kinds[not has]}"
+                f"{path} is of a run with other data: its {name} loader had {kinds[has]}, but this one "
+                f"has {kinds[not has]}"
             )
     for loader, state in _pure_loaders(learn, saved):
         try:
@@ -220,13 +220,13 @@ def _check(learn: Learner, saved: Saved, path: Path) -> None:
 def _check_groups(here: Any, there: Any, path: Path) -> None:
     if len(here["params"]) != len(there["params"]):
         raise ValueError(
-            f"{path} is of an optimizer with {len(there['params'])} parameter groups, this one has "
-            f"{len(here['params'])}"
+            f"{path} is of an optimizer with {len(there['params'])} parameter groups, but this one "
+            f"has {len(here['params'])}"
         )
     for i, (a, b) in enumerate(zip(here["params"], there["params"], strict=True)):
         if a != b:
             odd = [name for name in [*b, *a] if name not in a or name not in b] or ["their order"]
-            raise ValueError(f"{path} has other parameters in group {i} of the optimizer: {odd[0]}, for one")
+            raise ValueError(f"{path} has other parameters in group {i} of the optimizer, such as {odd[0]}")
     groups = [part["state"]["param_groups"] for part in (here, there)]
     for i, (a, b) in enumerate(zip(*groups, strict=True)):
         if odd := sorted((a.keys() ^ b.keys()) - set(SCHEDULE_KEYS)):
@@ -243,7 +243,7 @@ def _pure_loaders(learn: Learner, saved: Saved) -> list[tuple[Any, Any]]:
 
 
 def _skip(learn: Learner, saved: Saved) -> None:
-    """Give a learner whose fit was finished before the newest weights and rows that there are."""
+    """Give a learner whose fit is already finished the newest weights and rows."""
     learn.run.named(saved["run"])
     learn.history[:] = _loaded(saved["history"])
     for name, t in tensors_by_name(learn.model).items():
@@ -266,7 +266,7 @@ def _say_if_cut_short(learn: Learner, saved: Saved) -> None:
     if (by := saved["fit"].get("cancelled_by")) and learn.rank == 0:
         n_steps, total = saved["fields"]["n_steps"], learn.total_steps
         of = "" if total is None else f" of {total}"
-        print(f"This fit was cut short by {by} after {n_steps}{of} steps; for more, call fit once again")
+        print(f"This fit was cut short by {by} after {n_steps}{of} steps; for more, call fit again")
 
 
 def _say(learn: Learner, text: str) -> None:
@@ -278,11 +278,11 @@ def _say(learn: Learner, text: str) -> None:
 
 
 class _RestoreCB(Callback):
-    """Put a checkpoint back, after all hooks that the run had behind it when it was written.
+    """Restore a checkpoint, after all hooks that had run when it was written.
 
-    `before_fit` runs as in a new fit. Then the state is what the epoch began with, which hooks at the
-    beginning of an epoch and of training see, or of its validation, if it stood there; after the last of
-    these it is that of the checkpoint.
+    `before_fit` runs as in a new fit. Then the state is the one with which the epoch began, or its validation
+    if the checkpoint is from there: hooks at the beginning of an epoch and of a phase see it. After the last
+    of these hooks it is that of the checkpoint.
     """
 
     order = Order.RESTORE
@@ -297,7 +297,7 @@ class _RestoreCB(Callback):
     def before_fit(self, learn: Learner) -> None:
         position = self.source.position
         if position.is_over:
-            raise CancelFitException  # what is left is to close what before_fit opened
+            raise CancelFitException  # only what before_fit opened is left to close
         if position.is_inside:
             self.source.restore_beginning(learn, "epoch")
         else:
@@ -320,7 +320,7 @@ class _RestoreCB(Callback):
             learn.modes.apply()
 
     def cleanup_epoch(self, learn: Learner) -> None:
-        if not learn.is_failing:  # it was cancelled before it came to its batches
+        if not learn.is_failing:  # a hook may have cancelled it before its batches
             self._put_inside(learn)
 
     def cleanup_fit(self, learn: Learner) -> None:

@@ -1,4 +1,4 @@
-"""The whole state of a run: its files, how it is taken from a learner at rest, how it is put into one."""
+"""The complete state of a run: its files, and how it is taken from a learner at rest and restored."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _READ_AT_BEGINNINGS = ("before_epoch", "before_train", "before_validate")
 
 
 def position_of(learn: Learner) -> Position:
-    """Return where a learner that is at rest stands."""
+    """Return where a learner at rest stands."""
     if not learn.scopes:
         return Position(learn.n_epochs, "over")
     if learn.scopes[-1] in ("train", "validate"):
@@ -56,24 +56,24 @@ def name_of(n_epochs_trained: int, position: Position) -> str:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, the earliest first; not the copy of the best."""
+    """Return the checkpoints in a folder, the earliest first, without the copy of the best."""
     return sorted((path for path in folder.glob("epoch-*") if _NAME.fullmatch(path.name)), key=is_at)
 
 
 def is_at(path: Path) -> tuple[int, str, int]:
-    """Return the place in the run that a checkpoint's name says, to be compared."""
+    """Return the place in the run that a checkpoint's name gives, for comparison."""
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1]), match[2], int(match[3])
 
 
 def read(path: Path) -> Saved:
-    """Read a checkpoint. Raises: FileNotFoundError; ValueError for what is none, or is broken."""
+    """Read a checkpoint. Raises: FileNotFoundError; ValueError for a broken one, or another file."""
     saved = read_torch(path)
     if not isinstance(saved, dict) or "minilearn" not in saved:
-        raise ValueError(f"{path} is no checkpoint of minilearn; weights alone are for learn.load")
+        raise ValueError(f"{path} is not a checkpoint of minilearn; learn.load reads weights")
     if saved["minilearn"] != FORMAT:
-        raise ValueError(f"{path} has the format {saved['minilearn']}, this minilearn reads {FORMAT}")
+        raise ValueError(f"{path} has format {saved['minilearn']}, but this minilearn reads {FORMAT}")
     return saved
 
 
@@ -81,12 +81,12 @@ def read(path: Path) -> Saved:
 
 
 def capture(learn: Learner, position: Position) -> Saved:
-    """Return the state of a learner that is at rest, in saved forms that share its tensors."""
+    """Return the state of a learner at rest, in saved forms that share its tensors."""
     return capture_rest(learn, position) | capture_weights(learn)
 
 
 def capture_weights(learn: Learner) -> Saved:
-    """Return what validation does not change: the model, the loss, gradients that are kept, the optimizer."""
+    """Return what validation does not change: the model, the loss, kept gradients, the optimizer."""
     check_opt(learn.opt)
     check_brought(learn)
     tensors, more = tensors_by_name(learn.model), extra_params(learn)
@@ -110,10 +110,10 @@ def capture_weights(learn: Learner) -> Saved:
 
 
 def capture_rest(learn: Learner, position: Position, needs: set[str] | None = None) -> Saved:
-    """Return all other state: the position, callbacks, history, loaders, random numbers.
+    """Return all other state: position, callbacks, history, loaders and random numbers.
 
     Args:
-        needs: gets the paths of objects in callbacks that can be loaded only where they are there already.
+        needs: is filled with the paths of objects in callbacks that can only be loaded into existing ones.
     """
     shared, cbs = _shared(learn), {}
     for key, cb in keyed(learn.cbs).items():
@@ -150,7 +150,7 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
 def capture_beginning(learn: Learner) -> Saved:
     """Return a copy of what hooks at the beginning of an epoch or a phase see and may change.
 
-    Counters, rows, random numbers, loaders, and the states of callbacks with such hooks. Not the weights.
+    That is counters, rows, random numbers, loaders, and the states of callbacks with such hooks, not weights.
     """
     shared, saver = _shared(learn), Saver(_shared(learn), type(learn).__module__, _OWN_ADVICE)
     cbs = {
@@ -173,7 +173,7 @@ def capture_beginning(learn: Learner) -> Saved:
 
 
 def without_what_is_the_same(beginning: Saved, saved: Saved) -> Saved:
-    """Return a beginning with SAME in place of each state of which a checkpoint has the same."""
+    """Return a beginning with SAME in place of each state that equals the checkpoint's."""
     parts = {}
     for part in ("cbs", "loaders", "own"):
         now = saved[part]
@@ -185,7 +185,7 @@ def without_what_is_the_same(beginning: Saved, saved: Saved) -> Saved:
 
 
 def with_what_is_the_same(beginning: Saved, saved: Saved) -> Saved:
-    """Return a beginning with all states, some of them from the checkpoint that it is in."""
+    """Return a beginning with each SAME replaced by the state of the checkpoint that it is in."""
     parts = {}
     for part in ("cbs", "loaders", "own"):
         states = beginning[part].items()
@@ -194,10 +194,10 @@ def with_what_is_the_same(beginning: Saved, saved: Saved) -> Saved:
 
 
 def restore_beginning(learn: Learner, beginning: Saved, rows: list[Any]) -> None:
-    """Put into a learner what an epoch or a phase began with; see `capture_beginning`.
+    """Restore the state with which an epoch or a phase began; see `capture_beginning`.
 
     Args:
-        rows: the history then, perhaps with later rows.
+        rows: the history at that time, perhaps with later rows.
     """
     device = next(learn.model.parameters()).device
     _put_cbs(learn, beginning["cbs"], device)
@@ -211,7 +211,7 @@ def restore_beginning(learn: Learner, beginning: Saved, rows: list[Any]) -> None
 
 
 def restore_loaders(learn: Learner, saved: Saved) -> None:
-    """Put the states of the loaders; the last is that of the phase."""
+    """Restore the states of the loaders; the last one is that of the phase."""
     loader = Loader(torch.device("cpu"), "")
     for name, part in loaders_of(learn).items():
         if saved.get(name):
@@ -219,13 +219,13 @@ def restore_loaders(learn: Learner, saved: Saved) -> None:
 
 
 def _packed(rng: Saved) -> Saved:
-    """Return the state of the generators with python's 625 numbers as one array, which is quick to save."""
+    """Return the generators' state with python's 625 numbers as one array, which saves quickly."""
     version, words, gauss = rng["python"]
     return rng | {"python": (version, np.array(words, dtype=np.uint32), gauss)}
 
 
 def keyed(cbs: tuple[Callback, ...]) -> dict[str, Callback]:
-    """Return callbacks by name: the class, and a number where there are several; not what restores them."""
+    """Return callbacks by name: the class, numbered if there are several; without the one that restores."""
     found: dict[str, Callback] = {}
     for cb in cbs:
         if cb.order == Order.RESTORE:
@@ -236,10 +236,10 @@ def keyed(cbs: tuple[Callback, ...]) -> dict[str, Callback]:
 
 
 def settings_of(learn: Learner) -> Saved:
-    """Return numbers and text that users' callbacks took as arguments, and the optimizer's numbers."""
+    """Return numbers and text that users passed to callbacks, and the optimizer's hyperparameters."""
     found: Saved = {}
     for key, cb in keyed(learn.cbs).items():
-        if type(cb).state_dict is Callback.state_dict:  # all of its attributes travel
+        if type(cb).state_dict is Callback.state_dict:  # all its attributes are saved
             names = inspect.signature(type(cb).__init__).parameters.keys() & vars(cb).keys()
             found[key] = {k: vars(cb)[k] for k in names if isinstance(vars(cb)[k], int | float | str)}
     for i, group in enumerate(learn.opt.param_groups):
@@ -250,7 +250,7 @@ def settings_of(learn: Learner) -> Saved:
 
 
 def loaders_of(learn: Learner) -> dict[str, Any]:
-    """Return a fit's loaders by name; "now" is that of the phase, where a callback may have put another."""
+    """Return a fit's loaders by name; "now" is that of the phase, which a callback may have replaced."""
     is_inside = learn.scopes and learn.scopes[-1] in ("train", "validate")
     return {"train": learn.dls.train, "valid": learn.dls.valid} | ({"now": learn.dl} if is_inside else {})
 
@@ -260,7 +260,7 @@ def _state_of(learn: Learner, loader: Any) -> Any:
 
 
 def check_opt(opt: Any) -> None:
-    """Raise TypeError for an optimizer whose state cannot be known."""
+    """Raise TypeError for an optimizer whose state cannot be saved."""
     if not all(hasattr(opt, name) for name in ("state_dict", "load_state_dict", "param_groups")):
         raise TypeError(
             f"{type(opt).__name__} has no state_dict, so a checkpoint could not hold its state: expected a "
@@ -278,13 +278,13 @@ def _shared(learn: Learner) -> list[Any]:
     return [part for part in parts if part is not None]
 
 
-# Putting it back ----------------------------------------------------------------------------------
+# Restoring it -------------------------------------------------------------------------------------
 
 
 def restore(learn: Learner, saved: Saved) -> None:
-    """Put the state into a learner that was checked to be alike, but for random numbers.
+    """Restore the state, except random numbers, into a learner that was checked to match.
 
-    What users' code does comes first: if it raises, weights, optimizer and history are as they were.
+    Users' code runs first: if it raises, weights, optimizer and history are as they were.
     """
     device = next(learn.model.parameters()).device
     _put_cbs(learn, saved["cbs"], device)
@@ -316,7 +316,7 @@ def restore(learn: Learner, saved: Saved) -> None:
 
 
 def _mean_of_version_0_1(saved: Saved) -> Saved:
-    """Return the state of the mean over a step, from where GradientAccumulationCB had it."""
+    """Return the state of the mean over a step, which GradientAccumulationCB had in version 0.1."""
     state = saved["cbs"].get("GradientAccumulationCB") or {}
     n, total, unit = state.get("_n", 0), state.get("_weight", 0.0), state.get("_size", 0)
     unit = float(unit) if n else 0.0
@@ -325,7 +325,7 @@ def _mean_of_version_0_1(saved: Saved) -> Saved:
 
 
 def _put_cbs(learn: Learner, saved: Saved, device: torch.device) -> None:
-    """Put the callbacks' states; if one raises, those before it get back what they had."""
+    """Restore the callbacks' states; if one raises, those before it get their old state back."""
     cbs = {key: cb for key, cb in keyed(learn.cbs).items() if key in saved}
     shared = _shared(learn)
     before = {
@@ -347,10 +347,10 @@ def _put_cb(cb: Callback, key: str, saved: Any, device: torch.device) -> None:
     loader, now = Loader(device, type(cb).__module__), dict(cb.state_dict())
     state = loader.load(saved, dict(now), key)
     if type(cb).state_dict is Callback.state_dict:
-        for name in now.keys() - saved.keys():  # made later
+        for name in now.keys() - saved.keys():  # added later
             delattr(cb, name)
         now = {}
-    cb.load_state_dict(now | state)  # a beginning may have less
+    cb.load_state_dict(now | state)  # a beginning may have fewer keys
 
 
 def _put_opt(opt: Any, state: Any) -> None:
@@ -364,8 +364,8 @@ def _put_opt(opt: Any, state: Any) -> None:
     for old, new in zip(groups, opt.param_groups, strict=True):
         old.clear()
         old.update(new)
-    opt.param_groups = groups  # the same dicts as before, which callbacks hold
-    # torch casts state to the dtype of its parameter, which loses bits of a wider one.
+    opt.param_groups = groups  # the same dicts as before, because callbacks hold them
+    # torch casts state to the dtype of its parameter, which loses bits if the state is wider.
     for i, saved in state["state"].items():
         for key, value in saved.items():
             now = opt.state[params[i]].get(key)

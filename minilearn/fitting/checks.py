@@ -1,4 +1,4 @@
-"""Checks of what a fit is given, and what is inferred from it, made before the first step."""
+"""Checks of what a fit is given and what is inferred from it, before the first step."""
 
 from __future__ import annotations
 
@@ -68,27 +68,27 @@ def check_fit(learn: Learner, n_epochs: Any, train: bool, valid: bool, resume: A
 
 
 def check_alone(learn: Learner) -> None:
-    """Warn where several processes were started, and each is about to train alone."""
+    """Warn if several processes were started and each is about to train by itself."""
     n = os.environ.get("WORLD_SIZE", "1")
     if learn.n_processes == 1 and n != "1" and not torch.distributed.is_initialized():
         warnings.warn(
             f"WORLD_SIZE is {n}, so {n} processes were started, but there is no DistributedCB: each of them "
-            "trains on all of the data, alone",
+            "trains by itself, on all of the data",
             stacklevel=5,
         )
 
 
 def check_makers(before: tuple[Any, Any] | None, now: tuple[Any, Any]) -> None:
-    """Raise ValueError where a kept optimizer was made by something else than the learner has now."""
+    """Raise ValueError if a kept optimizer was made with something other than the learner has now."""
     for name, old, new in zip(("opt_func", "param_groups"), before or now, now, strict=True):
         if old is not new:
             raise ValueError(
-                f"{name} is {new!r} now, and the optimizer, which is kept, was made with {old!r}: make a new "
+                f"{name} is {new!r} now, but the optimizer, which is kept, was made with {old!r}: make a new "
                 "one, fit(reset_opt=True)"
             )
 
 
-# Names that other libraries give to what a fit is told to do, and what to write instead.
+# What other libraries call requests to a fit, and what to write instead.
 _FOREIGN = {
     "stop_training": "raise CancelFitException",
     "should_stop": "raise CancelFitException",
@@ -96,7 +96,7 @@ _FOREIGN = {
 
 
 def check_fields(learn: Learner) -> None:
-    """Warn, once, of new fields that look like ours misspelt, or like another library's."""
+    """Warn once about new fields that look like misspellings of ours, or like another library's."""
     ours = {name for name in dir(learn) if not name.startswith("_")} - learn.own_fields().keys()
     for name in learn.own_fields():
         if name.startswith("_") or name in learn._made.warned:
@@ -109,14 +109,14 @@ def check_fields(learn: Learner) -> None:
         else:
             continue
         warnings.warn(
-            f"learn.{name} was set, which is no field of the learner: {advice} (A field of your own belongs "
-            "on the callback.)",
+            f"learn.{name} was set, which is not a field of the learner: {advice} (A field of your own "
+            "belongs on the callback.)",
             stacklevel=2,
         )
 
 
 def _is_one_edit(a: str, b: str) -> bool:
-    """Whether a letter more, less or other, or a swap of neighbours, makes one name the other."""
+    """Whether one letter added, removed, changed or swapped with the next turns one name into the other."""
     if abs(len(a) - len(b)) > 1 or a == b:
         return False
     while a[:1] == b[:1] and a:
@@ -125,7 +125,7 @@ def _is_one_edit(a: str, b: str) -> bool:
 
 
 def is_whole(value: Any, low: int) -> bool:
-    """Whether a value is a whole number (True and False are none) of `low` or more."""
+    """Whether a value is a whole number (not True or False) of `low` or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
@@ -152,17 +152,18 @@ def check_batch(learn: Learner) -> None:
     needy = next((repr(cb) for cb in learn.cbs if cb.needs_target), "loss_func")
     raise ValueError(
         f"the loader gives {found}, without a target, which {needy} needs: expected batches (inputs, "
-        "target), inputs perhaps a tuple or a dict, or a dict with 'labels' or 'target'; say what the target "
-        "is, Learner(..., unpack=lambda batch: (inputs, target)), or write a callback that owns get_loss"
+        "target), where inputs may be a tuple or a dict, or a dict with 'labels' or 'target'; say what the "
+        "target is, Learner(..., unpack=lambda batch: (inputs, target)), or write a callback that owns "
+        "get_loss"
     )
 
 
 def check_reduction(learn: Learner) -> None:
-    """Raise ValueError for a loss of torch's that gives a value for each element."""
+    """Raise ValueError for one of torch's losses that gives a value for each element."""
     if is_torchs(learn.loss_func) and argument_of(learn.loss_func, "reduction", "mean") == "none":
         raise ValueError(
             f"loss_func={learn.loss_func!r} has reduction='none', which gives a loss for each element: "
-            "expected one number for a batch, reduction='mean'"
+            "expected one number per batch, reduction='mean'"
         )
 
 
@@ -170,8 +171,8 @@ def check_one_number(loss_func: Any, loss: Any) -> None:
     """Raise ValueError for a loss of several numbers."""
     if isinstance(loss, Tensor) and loss.numel() != 1:
         raise ValueError(
-            f"the loss of {loss_func!r} is of shape {tuple(loss.shape)}: expected one number for a batch, "
-            "its mean; loss.mean(), or reduction='mean'"
+            f"the loss of {loss_func!r} has shape {tuple(loss.shape)}: expected one number per batch, its "
+            "mean; loss.mean(), or reduction='mean'"
         )
 
 
@@ -194,9 +195,9 @@ def infer_loss(target: Any) -> Callable[[Any, Any], Tensor]:
 def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
     """Raise ValueError for class numbers that the model has no output for, or shapes that would broadcast.
 
-    Looks at all targets of a loader that has them in memory, else at those of this batch.
+    Checks all targets of a loader that has them in memory, otherwise those of this batch.
 
-    Shapes: preds (N, C, ...), target (N, ...) for cross-entropy; preds and target alike for others.
+    Shapes: preds (N, C, ...), target (N, ...) for cross-entropy; the same shape for both otherwise.
     """
     if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
         return
@@ -205,7 +206,7 @@ def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
             return
         _check_class_numbers(preds, target)
         if isinstance(loader, TensorLoader) and torch.equal(next(iter(loader))[-1].to(target.device), target):
-            target = loader.targets  # all of them, unless a callback gives the batches other targets
+            target = loader.targets  # all of them, unless a callback changes the targets of batches
         target = target[target != argument_of(loss_func, "ignore_index", -100)]
         n_classes = preds.shape[1]
         if not target.numel():
@@ -219,8 +220,8 @@ def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
             )
     elif is_elementwise(loss_func) and preds.shape != target.shape:
         raise ValueError(
-            f"preds are {tuple(preds.shape)} and targets {tuple(target.shape)}: expected the same shape, for "
-            "the loss would broadcast one over the other; reshape the targets"
+            f"preds are {tuple(preds.shape)} and targets {tuple(target.shape)}: expected the same shape, "
+            "because the loss would broadcast one over the other; reshape the targets"
         )
 
 
@@ -238,7 +239,7 @@ def _check_class_numbers(preds: Tensor, target: Tensor) -> None:
 
 
 def check_again(learn: Learner, backward: bool) -> Callback:
-    """Return the callback that calls `learn.again`. Raises: RuntimeError where that is impossible."""
+    """Return the callback that calls `learn.again`. Raises: RuntimeError if it cannot be called here."""
     scopes = [scope for scope in learn.scopes if scope in ("batch", "train", "validate")]
     caller = learn.running_cb
     if scopes[-1:] != ["batch"] or caller is None:
@@ -253,14 +254,14 @@ def check_again(learn: Learner, backward: bool) -> Callback:
             )
     elif learn.is_accumulating or learn.mean.has_rest or learn.mean.n > 1:
         raise RuntimeError(
-            "learn.again() while batches are being accumulated: the step is of several batches, and this "
-            "is one of them; expected a learner without GradientAccumulationCB"
+            "learn.again() while batches are being accumulated: the step has several batches, and this is "
+            "one of them; expected a learner without GradientAccumulationCB"
         )
     return caller
 
 
 def check_loss(learn: Learner) -> None:
-    """Raise RuntimeError where a forward left no loss to go backward from."""
+    """Raise RuntimeError if a forward left no loss for backward."""
     if learn.loss is None:
         by = learn.cancelled_by.get("forward")
         how = f"{by} cancelled the forward before there was one" if by else "get_loss set none"

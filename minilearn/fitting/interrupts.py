@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a fit: the step is finished, the state saved, and only then the fit is left."""
+"""Ctrl-C and SIGTERM in a fit: it finishes the step, saves the state, and only then stops."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _TOLD = b"\nminilearn: stopping after this step; the same signal again stops at 
 
 @contextmanager
 def interrupts(learn: Learner) -> Iterator[None]:
-    """Have Ctrl-C (SIGINT) and SIGTERM ask the fit to stop, which `rest` acts on, inside a `with`.
+    """Make Ctrl-C (SIGINT) and SIGTERM ask the fit to stop inside a `with`; `rest` acts on it.
 
-    A second signal stops at once. Handlers that are not Python's own stay as they are, and so does all
-    outside of the main thread, where there can be no handler.
+    A second signal stops at once. Handlers that are not Python's own stay in place. Nothing changes outside
+    the main thread, where handlers cannot be set.
     """
     stop, owner = learn.stop, os.getpid()
     stop.clear()
     usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    if hasattr(signal, "SIGHUP"):  # of a terminal that was closed
+    if hasattr(signal, "SIGHUP"):  # the terminal was closed
         usual[signal.SIGHUP] = signal.SIG_DFL
     before: dict[int, Any] = {}
 
     def on_signal(number: int, frame: Any) -> None:
-        if os.getpid() != owner:  # a process that was forked in the fit: as if we were not here
+        if os.getpid() != owner:  # a process forked during the fit: act as if we were not here
             signal.signal(number, usual[number])
             os.kill(os.getpid(), number)
             return
@@ -40,12 +40,12 @@ def interrupts(learn: Learner) -> Iterator[None]:
             raise ending(number, "stopped at once, in the middle of a step")
         stop.hear(number, learn.n_processes)
         if number == signal.SIGTERM and hasattr(signal, "SIGCHLD"):
-            # It went to the loader's workers too, and torch would raise for them inside of our step.
+            # The loader's workers got it too, and torch would raise for them inside our step.
             before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if stop.is_fetching and learn.n_processes == 1:
             raise StopFetchError
         with suppress(OSError):
-            os.write(2, _TOLD)  # print may be what is interrupted
+            os.write(2, _TOLD)  # the signal may have interrupted a print
 
     if threading.current_thread() is threading.main_thread():
         for number, handler in usual.items():

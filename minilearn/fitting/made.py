@@ -1,4 +1,4 @@
-"""What the optimizer and the loss were made of, so that what a user changes between fits is seen."""
+"""What the optimizer and the loss were made from, so that changes between fits are noticed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class Made:
-    """What the learner made, and of what.
+    """What the learner made, and from what.
 
-    lr (that the optimizer is made with), is_new_lr (whether it was set since), makers (opt_func and
-    param_groups of the optimizer; None without one), loss_func (the one that was inferred; None without one),
-    warned (fields that users made and that were looked at, with a warning if need be).
+    lr (with which the optimizer is made), is_new_lr (whether it was set since), makers (opt_func and
+    param_groups of the optimizer; None without one), loss_func (the inferred one; None without one), warned
+    (users' fields that were checked, and warned about if need be).
     """
 
     def __init__(self, lr: float | Sequence[float]) -> None:
@@ -21,11 +21,11 @@ class Made:
         self.warned: set[str] = set()
 
     def set_lr(self, lr: float | Sequence[float]) -> None:
-        """Take the lr that the next fit is to begin with."""
+        """Set the lr that the next fit begins with."""
         self.lr, self.is_new_lr = lr, True
 
     def use_lr(self) -> None:
-        """Note that a fit began with it."""
+        """Note that a fit began with the lr."""
         self.is_new_lr = False
 
     def made_by(self, makers: tuple[Any, Any]) -> None:

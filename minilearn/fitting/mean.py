@@ -1,4 +1,4 @@
-"""What the gradients of a step are a mean over: batches that were accumulated, and several processes."""
+"""What the gradients of a step are a mean over: accumulated batches, and several processes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 class StepMean:
-    """The mean of a step's gradients over all that its losses count.
+    """The mean of a step's gradients over everything that its losses count.
 
         grad = sum_i count_i * grad(loss_i) / sum_i count_i
 
-    over the batches i of a step, in all processes. Each loss is weighed by its count before backward, and the
-    sum of them is divided by that of the counts before the step, so that these are the gradients of the
-    batches as one. With one batch a step and one process there is nothing to do.
+    over the batches i of a step, in all processes. Each loss is weighted by its count before backward. Before
+    the step, the sum of the gradients is divided by the sum of the counts. So the gradients are those of one
+    batch made of all of them. With one batch per step and one process there is nothing to do.
 
-    weight (by which backward multiplies the loss; None is 1), n (batches that were added since the last
-    step), has_rest (whether they wait for others to join them), count (what says what a loss is a mean over).
+    weight (the factor for the loss in backward; None means 1), n (batches added since the last step),
+    has_rest (whether they wait for more batches), count (says what a loss is a mean over).
     """
 
     def __init__(self) -> None:
@@ -39,9 +39,9 @@ class StepMean:
     def begin(self) -> None:
         """Begin a fit."""
         self.count = Count()
-        self._is_loss_funcs = False  # whether the batch's loss is loss_func's, and not an owner's own
-        self._given: tuple[Tensor, int] | None = None  # a target without ignored ones, and its version
-        self._common = 0.0  # the unit of several processes, which has to be the same in all
+        self._is_loss_funcs = False  # whether the batch's loss came from loss_func, not from another owner
+        self._given: tuple[Tensor, int] | None = None  # a target without ignored values, and its version
+        self._common = 0.0  # the unit that several processes share
         self.clear()
 
     def clear(self) -> None:
@@ -49,32 +49,32 @@ class StepMean:
         self.weight: Tensor | None = None
         self.n = 0
         self.has_rest = False
-        self._is_accumulated = False  # whether it is of several batches, or was to be
-        self._total: Any = 0.0  # of the counts, relative to `_unit`
-        self._unit = 0.0  # a number of the first batch, for weights to be near 1; 0 before it
+        self._is_accumulated = False  # whether it has, or was to have, several batches
+        self._total: Any = 0.0  # sum of the counts, relative to `_unit`
+        self._unit = 0.0  # from the first batch, so that weights are near 1; 0 before it
         self._divisor: Any = None  # of the gradients, while the step is taken
-        self._is_joining = False  # whether gradients of a cancelled step are there, no part of the mean
-        self._is_empty = False  # whether the batch, which is all of the step, counts nothing
+        self._is_joining = False  # whether there are gradients of a cancelled step, outside the mean
+        self._is_empty = False  # whether the step's only batch counts nothing
 
     # What a batch counts --------------------------------------------------------------------------
 
     def is_free(self, learn: Learner, targets: Tensor | None) -> bool:
-        """Whether the loss ignores none of all targets, so that they need not be counted in each batch."""
+        """Whether the loss ignores no target at all, so that they need not be counted in each batch."""
         if targets is None or not learn.has_default("get_loss"):
             return False
         self._count_of(learn.loss_func)
         return self.count.is_free(targets)
 
     def given(self, target: Tensor) -> None:
-        """Take a target of which the loss ignores nothing, unless a hook changes it."""
+        """Note a target in which the loss ignores nothing, unless a hook changes it."""
         self._given = target, target._version
 
     def forget(self) -> None:
-        """Begin a forward, of which there is no loss yet."""
+        """Begin a forward, which has no loss yet."""
         self._is_loss_funcs = False
 
     def is_of(self, loss_func: Any) -> None:
-        """Say that the batch's loss is loss_func's."""
+        """Note that loss_func computed the batch's loss."""
         self._is_loss_funcs = True
         self._count_of(loss_func)
 
@@ -83,15 +83,15 @@ class StepMean:
             self.count = Count(loss_func)
 
     def take(self, learn: Learner) -> None:
-        """Take over what a batch's loss is a mean over, unless the owner of get_loss said it."""
-        if learn.loss is None:  # no loss is computed in this pass
+        """Set what a batch's loss is a mean over, unless the owner of get_loss set it."""
+        if learn.loss is None:  # this pass computes no loss
             return
         if self._is_loss_funcs:
             check_one_number(learn.loss_func, learn.loss)
         count = learn.loss_count
         learn.loss_count = count = self._counted(learn) if count is None else on_host(count)
         if not isinstance(count, Tensor):
-            if count == 0:  # the mean over nothing is nan, and would spread
+            if count == 0:  # the mean over nothing is nan, which would spread
                 learn.loss = zero_of(learn.preds)
         elif learn.training and not self.count.is_safe:
             only_counted(learn.preds, count)
@@ -114,7 +114,7 @@ class StepMean:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Have another forward inside a `with`, of this batch or of another pass."""
+        """Run another forward inside a `with`, of this batch or of a nested pass."""
         names = ("count", "weight", "_is_loss_funcs", "_given", "_is_empty")
         own = {name: getattr(self, name) for name in names}
         try:
@@ -138,7 +138,7 @@ class StepMean:
                     self._common = self._common or learn.processes.broadcast(_unit_of(learn))
                 self._unit = self._common or _unit_of(learn)
             share = self._share(learn)
-            if self._divisor is not None:  # once more, in the step
+            if self._divisor is not None:  # `learn.again`, inside the step
                 share = share / self._divisor
             self.weight = None if share is not count and _is_one(share) else _like(share, learn.loss)
 
@@ -146,12 +146,12 @@ class StepMean:
         share = known_count(learn) / self._unit
         if not self._is_joining or learn.is_accumulating or self._is_accumulated:
             return share
-        # Relative to all processes already now: what it joins is not to be divided.
+        # Divided by the mean over all processes now: the gradients that it joins must not be divided.
         mean = learn.processes.mean_of(share, learn.loss)
         return torch.where(mean > 0, share / mean, 0)
 
     def add(self, learn: Learner) -> None:
-        """Take a batch whose gradients were added."""
+        """Count a batch whose gradients were added."""
         if learn.is_accumulating or self.n or learn.processes.n > 1:
             self.n, self.has_rest = self.n + 1, self.has_rest or learn.is_accumulating
             self._is_accumulated = self._is_accumulated or self.has_rest
@@ -159,10 +159,10 @@ class StepMean:
             self._total = self._total + share
 
     def close(self, learn: Learner) -> bool:
-        """Make the gradients those of the step; return whether there is anything to step by."""
+        """Turn the accumulated gradients into those of the step; return whether there is a step to take."""
         if not self.n:
             return not self._is_empty
-        if learn.processes.n > 1 and "batch" not in learn.scopes:  # a rest that was left to one process
+        if learn.processes.n > 1 and "batch" not in learn.scopes:  # a rest, not averaged yet
             _join(learn)
         total = on_host(learn.processes.mean_of(self._total, trained(learn)[0]))
         if not isinstance(total, Tensor) and total == 0:
@@ -174,30 +174,30 @@ class StepMean:
         return True
 
     def _scale(self, learn: Learner, by: Callable[..., Any]) -> None:
-        """Divide the gradients by the divisor of the step, or multiply them with it."""
+        """Divide the gradients by the divisor of the step, or multiply them by it."""
         divisor, grads = self._divisor, gradients(learn)
         if grads and divisor is not None and (isinstance(divisor, Tensor) or divisor != 1):
             by(grads, divisor)
 
     def end(self, learn: Learner, is_done: bool) -> None:
-        """End the step. Where it was cancelled, the gradients are kept, and more may join them."""
+        """End the step. If it was cancelled, the gradients are kept, and later batches may add to them."""
         if not self.n:
             return
-        if is_done or not self._is_accumulated:  # of one batch, they are kept as they are: the next are added
+        if is_done or not self._is_accumulated:  # those of one batch are kept as they are
             self.clear()
             self._is_joining = not is_done and learn.processes.n > 1
             return
         self._scale(learn, torch._foreach_mul_)
-        self._divisor, self.has_rest = None, False  # it is kept, as the callback wants
+        self._divisor, self.has_rest = None, False  # kept, as the callback wants
 
     def cancelled(self, learn: Learner, scope: str, keep: bool) -> None:
-        """Drop the gradients of a step or batch that was cancelled, or keep them if they are finite."""
+        """Drop the gradients of a cancelled step or batch, or keep them, as 0 if they are not finite."""
         if not keep:
             for p in trained(learn):
                 p.grad = None
             self.clear()
             return
-        if scope == "batch" and self.n and not self._is_accumulated:  # over several processes
+        if scope == "batch" and self.n and not self._is_accumulated:  # only with several processes
             self.close(learn)
             self.clear()
             self._is_joining = True
@@ -217,7 +217,7 @@ class StepMean:
     # In checkpoints -------------------------------------------------------------------------------
 
     def state_dict(self, learn: Learner) -> dict[str, Any]:
-        """Return what was added since the last step, by all processes, as one would have it."""
+        """Return what all processes added since the last step, as one process would have it."""
         names = ("n", "has_rest", "_is_accumulated", "_is_joining", "_total", "_unit", "_common")
         state = {name: getattr(self, name) for name in names}
         if learn.n_processes > 1:
@@ -225,7 +225,7 @@ class StepMean:
         return state | {"is_sum": self.count.is_sum}
 
     def load_state_dict(self, learn: Learner, state: dict[str, Any]) -> None:
-        """Take it back, with the gradients: each process has the same part of both."""
+        """Restore it, after the gradients; each process has an equal share of both."""
         self.clear()
         state = dict(state)
         is_sum = state.pop("is_sum", False)
@@ -242,34 +242,34 @@ class StepMean:
             return grads
         factor = 1 if self.count.is_sum else n
         known = {name for names in learn.processes.all_gather([*grads]) for name in names}
-        for name in named:  # in the same order in all
+        for name in named:  # in the same order in all processes
             if name in known:
                 grad = grads[name].clone() if name in grads else torch.zeros_like(named[name])
-                learn.processes.average([grad] if not is_part(grad) else [])  # shards are averaged already
+                learn.processes.average([grad] if not is_part(grad) else [])  # shards are already averaged
                 grads[name] = grad * factor
         return grads
 
 
 def trained(learn: Learner) -> list[Tensor]:
-    """Return what the optimizer trains; of a bare class without groups, all that there is to train."""
+    """Return what the optimizer trains; all parameters if it is a bare class without groups."""
     if hasattr(learn.opt, "param_groups"):
         return params_of(learn.opt)
     return [*learn.model.parameters(), *extra_params(learn).values()]
 
 
 def gradients(learn: Learner) -> list[Tensor]:
-    """Return the gradients that there are of what the optimizer trains."""
+    """Return the existing gradients of what the optimizer trains."""
     return [p.grad for p in trained(learn) if p.grad is not None]
 
 
 def _values(grad: Any) -> Tensor:
-    """Return the numbers of a gradient that this process has, which may be written to."""
+    """Return this process's values of a gradient, which may be written to."""
     values: Tensor = grad.to_local() if is_part(grad) else grad._values() if grad.is_sparse else grad
     return values.detach()
 
 
 def _join(learn: Learner) -> None:
-    """Average gradients over the processes, those that one of them lacks as 0."""
+    """Average gradients over the processes; one that a process lacks counts as 0."""
     params = [p for p in trained(learn) if not is_part(p)]
     has_grad = zip(*learn.processes.all_gather([p.grad is not None for p in params]), strict=True)
     for p, has in zip(params, has_grad, strict=True):
@@ -279,7 +279,7 @@ def _join(learn: Learner) -> None:
 
 
 def _unit_of(learn: Learner) -> float:
-    """Return a number for counts to be relative to, known without waiting for the device."""
+    """Return a number to divide counts by, known without waiting for the device."""
     count = learn.loss_count
     if isinstance(count, Tensor) or not count:
         target = learn.yb if learn.yb is not None else learn.xb

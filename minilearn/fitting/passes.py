@@ -1,4 +1,4 @@
-"""What the learner sets up before a fit or a phase, and puts back after it."""
+"""What the learner sets up before a fit or a phase, and restores after it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ from .request import Paused, StopFetchError, stopped
 if TYPE_CHECKING:
     from ..learner import Learner
 
-
 _END = object()
 
 
 @contextmanager
 def fit_of(learn: Learner, cbs: Any, purpose: str, trains: bool) -> Iterator[None]:
-    """Surround a fit, which a signal or `learn.pause()` may end, and count it if it comes to its end."""
+    """Surround a fit, which a signal or `learn.pause()` may stop, and count it if it finishes."""
     try:
         with pass_of(learn, cbs, purpose, trains), interrupts(learn):
             yield
@@ -42,7 +41,7 @@ def fit_of(learn: Learner, cbs: Any, purpose: str, trains: bool) -> Iterator[Non
 
 @contextmanager
 def started(learn: Learner, resume: Any) -> Iterator[bool]:
-    """Surround the epochs of a fit, those that are left to one that is resumed; say whether there is one."""
+    """Surround the epochs of a fit, or those left of a resumed one; give whether the fit has to run."""
     with resumed(learn, resume) as start:
         if start is not None:
             learn.plan = replace(learn.plan, start=start)
@@ -55,7 +54,7 @@ def started(learn: Learner, resume: Any) -> Iterator[bool]:
 
 @contextmanager
 def pass_of(learn: Learner, cbs: Any, purpose: str, trains: bool) -> Iterator[None]:
-    """Surround a pass that is in no other: callbacks are prepared and released, modes are put back."""
+    """Surround a pass that is not nested: prepare and release the callbacks, and restore the modes."""
     n_scopes = len(learn.scopes)
     learn.modes.begin()
     learn.epoch = learn.n_steps = learn.batch_idx = 0
@@ -72,7 +71,7 @@ def pass_of(learn: Learner, cbs: Any, purpose: str, trains: bool) -> Iterator[No
                     cb.prepare(learn)
             check_alone(learn)
             yield
-            learn.batch = learn.preds = None  # they and the last graph take memory
+            learn.batch = learn.preds = None  # they and the last graph hold memory
             learn.loss = learn.loss.detach() if isinstance(learn.loss, torch.Tensor) else None
         finally:
             learn.modes.end()
@@ -83,7 +82,7 @@ def pass_of(learn: Learner, cbs: Any, purpose: str, trains: bool) -> Iterator[No
 def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
     """Set the loader, the model's mode and gradients for a phase.
 
-    A phase inside another, a validate that a callback calls, leaves the batch's fields as they were.
+    A nested phase, from a validate that a callback calls, leaves the fields of the outer batch as they were.
     """
     if learn.epoch and not learn.is_nested:
         check_fields(learn)
@@ -110,20 +109,20 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
         surrounded.close()
         learn.modes.apply()
         for module, mode, found in modes:
-            if learn.modes.found.get(module) == found:  # else it was frozen, or the contrary, in this phase
+            if learn.modes.found.get(module) == found:  # else it was frozen or unfrozen in this phase
                 module.training = mode
 
 
 def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
-    """Give the batches that are left to a phase, each with its number."""
+    """Yield the batches that are left in a phase, each with its number."""
     first = 0 if learn.is_nested else learn.plan.first_batch(learn.phase, learn.epoch)
     adapter = learn.dls.adapter_of(learn.dl)
-    with kept_rng() if first else nullcontext():  # the random numbers of a pass that began before
+    with kept_rng() if first else nullcontext():  # the pass began earlier and has drawn its random numbers
         batches = adapter.read(first)
     is_free = not learn.is_nested and learn.mean.is_free(learn, adapter.targets)
-    # Between batches all is at rest, unless the loader moves on while it reads, and remembers it.
+    # Between batches the learner is at rest, unless reading changes the loader's state.
     may_stop = learn.rests and not adapter.moves_on
-    i, learn.batch_idx = first, first - 1  # of the batch before, for a stop while the first one is read
+    i, learn.batch_idx = first, first - 1  # the batch before, for a stop while the first one is read
     while True:
         try:
             try:
@@ -131,9 +130,9 @@ def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
                 batch: Any = next(batches, _END)
             finally:
                 learn.stop.end_fetch()
-        except StopFetchError:  # also one that comes when the batch was just read
+        except StopFetchError:  # also one that comes just after the batch was read
             learn.stop.end_fetch()
-            learn.run.save(learn)  # at_rest has fired already, for all but what saves
+            learn.run.save(learn)  # at_rest has already fired; only saving is left
             raise stopped(learn) from None
         if batch is _END:
             break
@@ -151,10 +150,10 @@ def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
 
 
 def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
-    """Plan the steps of a fit, and infer from a small batch what was not given."""
+    """Plan the steps of a fit, and infer what was not given from a small batch."""
     phases = ("train",) * train + ("eval",) * valid
     learn.plan = Plan(n_epochs, phases, learn.scheduled_epochs(n_epochs), [0] * n_epochs)
-    if train:  # callbacks that plan steps may ask for the rest
+    if train:  # callbacks that plan steps may read the other fields
         steps = learn.planned_steps(n_epochs, learn.dls.adapters["train"].n_batches)
         learn.plan = replace(learn.plan, epoch_steps=steps)
     learn.batch = None
@@ -163,7 +162,7 @@ def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
         for name in ["valid"] * valid + ["train"] * train:
             adapter = learn.dls.adapters[name]
             if name == "valid" and train and adapter.opens_to_peek:
-                continue  # its first pass comes only after that of the training
+                continue  # its first pass comes only after the training pass
             learn.batch = adapter.peek(learn.n_epochs_trained if name == "train" else None)
             check_batch(learn)
         if not learn.has_default("get_loss"):
@@ -174,7 +173,7 @@ def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
 
 
 def prepare_opt(learn: Learner, lr: float | Sequence[float] | None, reset_opt: bool) -> None:
-    """Build the optimizer, or set the lr of the one that lives on."""
+    """Build the optimizer, or set the lr of the one that is kept."""
     is_new, makers = learn.opt is None or reset_opt, (learn.opt_func, learn.param_groups)
     if lr is None and learn._made.is_new_lr:
         lr = learn.lr
@@ -189,17 +188,17 @@ def prepare_opt(learn: Learner, lr: float | Sequence[float] | None, reset_opt: b
         check_kept(learn.opt, named_params(learn), elsewhere(learn))
         check_makers(learn._made.makers, makers)
     learn._made.use_lr()
-    if lr is not None and (not is_new or learn.param_groups):  # it rules over an lr that a group has
+    if lr is not None and (not is_new or learn.param_groups):  # it overrides an lr that a group has
         set_lr(learn.opt, lr)
     if learn.has_default("step"):
         check_step(learn.opt)
     for p in chain(named_params(learn).values(), params_of(learn.opt)):
-        p.grad = None  # of a fit that broke off, or of the user's own backward
+        p.grad = None  # left by an interrupted fit, or by the user's own backward
 
 
 @contextmanager
 def side_run(learn: Learner, dl: Any) -> Iterator[list[dict[str, Any]]]:
-    """Have `dl` as the validation loader and a history of its own, which is given, for a while."""
+    """Use `dl` as the validation loader and a separate history, which is given, inside a `with`."""
     learn.dls.adapter_of(dl, "dls valid").check_not_empty("given")
     history, dls, learn.history = learn.history, learn.dls, []
     learn.dls = dls.with_valid(dl)

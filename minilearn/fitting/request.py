@@ -1,4 +1,4 @@
-"""The request to stop a fit, by a signal or by `learn.pause()`, and how the fit is left for it."""
+"""The request to stop a fit, by a signal or `learn.pause()`, and how the fit then stops."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..learner import Learner
 
-PAUSE = 0  # a request by `learn.pause()`, where a signal has its number
+PAUSE = 0  # a request by `learn.pause()`; that of a signal is its number
 
 
 class StopRequest:
     """Whether the fit is asked to stop, by a signal (SIGINT, SIGTERM or SIGHUP) or by `learn.pause()`.
 
-    asked (the signal that all processes stop for, or PAUSE), heard (one that came to this process, of
-    several), is_fetching (whether the loader is reading a batch, when there is no step to finish), is_paused
-    (whether the last fit ended so).
+    asked (the signal for which all processes stop, or PAUSE), heard (one that only this process of several
+    got), is_fetching (whether the loader is reading a batch, so there is no step to finish), is_paused
+    (whether a pause ended the last fit).
     """
 
     def __init__(self) -> None:
@@ -41,19 +41,19 @@ class StopRequest:
         return self.asked is not None
 
     def hear(self, number: int, n_processes: int) -> None:
-        """Take a request; of several processes, all have to agree on it first."""
+        """Take a request; with several processes, all have to agree on it first."""
         if n_processes > 1:
-            self.heard = number  # DistributedCB has all of them stop after the same step
+            self.heard = number  # DistributedCB stops all of them after the same step
         else:
             self.asked = number
 
     @property
     def said(self) -> int:
-        """What this process tells the others, of whom the largest number rules: 0 if it heard nothing."""
+        """What this process tells the others: 0 if it heard nothing. The largest number wins."""
         return 0 if self.heard is None else 1 + self.heard
 
     def agree(self, said: int) -> None:
-        """Take what all processes have agreed on."""
+        """Take what all processes agreed on."""
         self.asked = said - 1 if said else None
 
     def drop_pause(self) -> None:
@@ -65,40 +65,40 @@ class StopRequest:
         self.asked = self.signal or self.heard or None
 
     def paused(self) -> None:
-        """Note that the fit ended by a pause."""
+        """Note that a pause ended the fit."""
         self.is_paused = True
 
     def rest(self, learn: Learner) -> None:
-        """Fire at_rest, where all hooks have run and the state is whole; leave the fit if that is asked."""
+        """Fire at_rest, when all hooks have run and the state is complete; leave the fit if asked to."""
         if not learn.rests:
             return
-        is_stopping = self.is_asked  # a request that comes during at_rest has to wait for the next
+        is_stopping = self.is_asked  # a request that comes during at_rest waits for the next one
         learn.callback("at_rest")
         if is_stopping:
             raise stopped(learn)
 
     def begin_fetch(self, may_stop: bool) -> None:
-        """Say that a batch is about to be read; leave at once if a stop was asked for since the last one."""
+        """Note that a batch is about to be read; stop at once if asked to since the last one."""
         self.is_fetching = may_stop
         if may_stop and self.is_asked:
             raise StopFetchError
 
     def end_fetch(self) -> None:
-        """Say that no batch is being read."""
+        """Note that no batch is being read."""
         self.is_fetching = False
 
 
 def pause(learn: Learner) -> None:
     """See `Learner.pause`."""
     if learn.scopes[:1] != ["fit"]:
-        raise RuntimeError("learn.pause() pauses a fit, and none is running: call it in a hook of a callback")
+        raise RuntimeError("learn.pause() pauses a fit, but none is running: call it in a hook of a callback")
     if not learn.run.savers:
         raise RuntimeError(
-            "learn.pause() saves the fit, so that it can be resumed, and no CheckpointCB takes part in this "
+            "learn.pause() saves the fit, so that it can be resumed, but no CheckpointCB takes part in this "
             "one: expected one among the callbacks (lr_find has none); to end a fit for good, raise "
             "CancelFitException"
         )
-    if not (learn.stop.is_asked or learn.stop.heard):  # a signal, which says more
+    if not (learn.stop.is_asked or learn.stop.heard):  # a signal takes precedence
         learn.stop.hear(PAUSE, learn.n_processes)
 
 
@@ -107,25 +107,25 @@ class Paused(BaseException):
 
 
 class StopFetchError(BaseException):
-    """Leave the loader at once: between two batches a signal has nothing to wait for."""
+    """Leave the loader at once: between two batches there is nothing to wait for."""
 
 
 def stopped(learn: Learner) -> BaseException:
-    """Return what a request ends a fit with that is at rest, and print or say where it stands."""
+    """Return the exception that ends a fit at rest on request; it says where the fit stands."""
     if learn.stop.asked == PAUSE:
         learn.stop.paused()
         return Paused()
     path = learn.saved_to
-    how = f"fit(..., resume={str(path.parent)!r}) goes on" if path else "the learner is as it was then"
+    how = f"fit(..., resume={str(path.parent)!r}) continues it" if path else "the learner is as it was then"
     assert learn.stop.signal is not None
     return ending(learn.stop.signal, f"stopped in {learn.where()}; {how}")
 
 
 def ending(number: int, said: str) -> BaseException:
-    """Return what ends the program as people expect: a KeyboardInterrupt, or exit code 128 + signal."""
+    """Return what ends the program as usual: a KeyboardInterrupt, or exit code 128 + signal."""
     text = f"minilearn: {signal.Signals(number).name}: {said}"
     if number == signal.SIGINT:
         return KeyboardInterrupt(text)
-    with suppress(OSError):  # of a terminal that is gone
+    with suppress(OSError):  # the terminal is gone
         print(text, file=sys.stderr)
     return SystemExit(128 + number)

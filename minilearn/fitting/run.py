@@ -1,4 +1,4 @@
-"""The run that a learner's fits belong to: what CheckpointCB names, and where it was saved."""
+"""The run that a learner's fits belong to: its name, from CheckpointCB, and where it was saved."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Run:
     """A run on disk.
 
     id (None without CheckpointCB), n_fits (finished ones), saved_to (the newest checkpoint of this fit),
-    source (the checkpoint that this fit is resumed from; None in a new one), savers (what writes one now),
-    beginnings (the state with which the epoch, or its validation, began).
+    source (the checkpoint that this fit resumes from; None for a new one), savers (functions that write a
+    checkpoint now), beginnings (the state with which the epoch, or its validation, began).
     """
 
     def __init__(self) -> None:
@@ -32,31 +32,31 @@ class Run:
         self.id, self.n_fits = name, n_fits
 
     def begin(self) -> None:
-        """Begin a fit, of which nothing is saved yet."""
+        """Begin a fit; nothing of it is saved yet."""
         self.saved_to: Path | None = None
         self.source: Any = None
         self.savers: list[Callable[[Learner], None]] = []
         self.beginnings: dict[str, Any] = {}
 
     def resumes(self, source: Any) -> None:
-        """Take the checkpoint that this fit is resumed from."""
+        """Set the checkpoint that this fit resumes from."""
         self.source = source
 
     def saved_by(self, saver: Callable[[Learner], None]) -> None:
-        """Take a function that writes a checkpoint, in a fit that is at rest."""
+        """Add a function that writes a checkpoint in a fit at rest."""
         self.savers.append(saver)
 
     def save(self, learn: Learner) -> None:
-        """Write a checkpoint now, if there is what writes one."""
+        """Write a checkpoint now, if there is a function for it."""
         for saver in self.savers:
             saver(learn)
 
     def began(self, what: str, state: Any) -> None:
-        """Take the state with which an "epoch" began, or its "validation"; that of an epoch is the first."""
+        """Set the state with which an "epoch" began, or its "validation"; that of the epoch comes first."""
         self.beginnings = {what: state} if what == "epoch" else {**self.beginnings, what: state}
 
     def saved(self, path: Path) -> None:
-        """Take the checkpoint that was just written."""
+        """Note the checkpoint that was just written."""
         self.saved_to = path
 
     def finish(self) -> None:
