@@ -1,4 +1,4 @@
-"""torcheval's MulticlassAccuracy, for targets some of which the loss ignores. Slow to import."""
+"""torcheval's MulticlassAccuracy, without the targets that the loss ignores. Slow to import."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, Self
 
 from torch import Tensor
 
-with warnings.catch_warnings():  # importing torcheval uses torch.jit.script, which warns that it is old
+with warnings.catch_warnings():  # importing torcheval uses torch.jit.script, which is deprecated
     warnings.simplefilter("ignore", FutureWarning)
     from torcheval import metrics
 
 
 class MulticlassAccuracy(metrics.MulticlassAccuracy):  # type: ignore[misc]
-    """Measure the share of targets that are predicted correctly; those that the loss ignores are left out.
+    """Measure the fraction of targets predicted correctly, without those that the loss ignores.
 
     Args:
-        ignored: the target that is left out.
+        ignored: the target to leave out.
 
     Shapes: update(preds (N, C), target (N,) int64).
     """
@@ -26,7 +26,7 @@ class MulticlassAccuracy(metrics.MulticlassAccuracy):  # type: ignore[misc]
         self.ignored = ignored
 
     def update(self, preds: Tensor, target: Tensor) -> Self:
-        """Add a batch. Indexing by a mask would wait for the device, so none is used."""
+        """Add a batch, without indexing by a mask, which would wait for the device."""
         kept = target != self.ignored
         self.num_correct += ((preds.argmax(1) == target) & kept).sum()
         self.num_total += kept.sum()

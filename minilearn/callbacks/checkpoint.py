@@ -1,4 +1,4 @@
-"""CheckpointCB: the whole state of a run on disk, as often as you like."""
+"""CheckpointCB: the complete state of a run on disk, as often as you like."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 
 
 class CheckpointCB(Callback):
-    """Write checkpoints that `learn.fit(n, resume=folder)` goes on from, bit for bit::
+    """Write checkpoints from which `learn.fit(n, resume=folder)` continues, bit for bit::
 
         learn = Learner(model, dls, cbs=[CheckpointCB("runs/1", every_minutes=10)])
-        learn.fit(50, resume=True)  # start the script again after a crash, and it goes on
+        learn.fit(50, resume=True)  # start the script again after a crash, and it continues
 
     A checkpoint holds model, optimizer, callbacks (see Callback.state_dict), history, random numbers and the
-    place in the data. It is written to the side, synced and renamed: the folder has whole files only. One
-    is written when the fit ends, and when Ctrl-C or SIGTERM ends it early, in any case.
+    position in the data. It is written under a temporary name, synced and renamed, so the folder has only
+    complete files. One is always written when the fit ends, also when Ctrl-C or SIGTERM ends it early.
 
     Args:
-        folder: made if need be; of one run alone.
+        folder: created if need be; for one run only.
         every_steps, every_epochs, every_minutes: how often, each >= 1 (minutes > 0); several may be given.
-            None of them: after each epoch.
-        keep: how many of the newest stay, >= 1.
-        monitor: also keep `best.pt`, of the epoch with the best value of this name in the rows of history,
-            such as "eval/loss"; a bare name means validation's.
+            None given: after each epoch.
+        keep: how many of the newest to keep, >= 1.
+        monitor: also keep `best.pt`, from the epoch with the best value of this name in the rows of history,
+            such as "eval/loss"; a bare name means that of validation.
         mode: "min" or "max"; may be left out for a loss.
 
     Runs at: prepare, before_fit, before_train, before_validate, cleanup_train, after_epoch, cleanup_epoch,
@@ -61,9 +61,9 @@ class CheckpointCB(Callback):
     State: best, the best value so far. Files: epoch-0002-train-000263.pt, whose next batch is number 263 of
         epoch 2 (of the learner's life, from 0); best.pt.
     Raises: before training: ValueError for a folder that has another run's checkpoints, a loader that cannot
-        go on from the middle of an epoch, a monitored name that is not measured; TypeError, with its
-        name, for what a checkpoint cannot hold. OSError, while training, for a full disk and the like:
-        the checkpoints that are there stay whole.
+        resume inside an epoch, a monitored name that is not measured; TypeError, with its name, for what a
+        checkpoint cannot hold. OSError, during training, for a full disk and the like: existing checkpoints
+        stay intact.
     """
 
     order = Order.CHECKPOINT
@@ -86,7 +86,7 @@ class CheckpointCB(Callback):
         if every_minutes is not None and not every_minutes > 0:
             raise ValueError(f"every_minutes={every_minutes!r}: expected a number > 0")
         if monitor is None and mode is not None:
-            raise ValueError(f"mode={mode!r} without monitor: expected the name of what is to be best")
+            raise ValueError(f"mode={mode!r} without monitor: expected the name of the value to monitor")
         self.folder = Path(folder).expanduser()
         if (every_steps, every_epochs, every_minutes) == (None, None, None):
             every_epochs = 1
@@ -97,8 +97,8 @@ class CheckpointCB(Callback):
         self._is_best = False
         self._last_step, self._last_s = 0, 0.0
         self._at_validation: Saved | None = None
-        self._settings: Saved = {}  # those of all callbacks, when the fit began
-        self._needs: dict[bool, set[str]] = {}  # inside a phase or not -> what is there to be loaded into
+        self._settings: Saved = {}  # of all callbacks, when the fit began
+        self._needs: dict[bool, set[str]] = {}  # inside a phase or not -> see _needs_of
 
     def __repr__(self) -> str:
         return f"CheckpointCB({str(self.folder)!r})"
@@ -128,9 +128,9 @@ class CheckpointCB(Callback):
         learn.run.began("epoch", capture_beginning(learn))
 
     def before_train(self, learn: Learner) -> None:
-        # A callback may have put another in place of dls.train.
+        # A callback may have replaced dls.train.
         if why := learn.dls.adapter_of(learn.dl).why_not_resumable():
-            raise ValueError(f"{self!r} cannot keep the place in the training loader: {why}")
+            raise ValueError(f"{self!r} cannot keep the position in the training loader: {why}")
         self._needs[True] = _needs_of(learn)
 
     def cleanup_train(self, learn: Learner) -> None:
@@ -139,7 +139,7 @@ class CheckpointCB(Callback):
 
     def before_validate(self, learn: Learner) -> None:
         self._needs[True] = _needs_of(learn)
-        if learn.dls.adapter_of(learn.dl).why_not_resumable():  # it will have to begin again, from this state
+        if learn.dls.adapter_of(learn.dl).why_not_resumable():  # it has to start again, from this state
             self._at_validation = deepcopy(capture_rest(learn, Position(learn.epoch, "eval")))
 
     def after_epoch(self, learn: Learner) -> None:
@@ -150,7 +150,7 @@ class CheckpointCB(Callback):
 
     def cleanup_epoch(self, learn: Learner) -> None:
         is_best, self._is_best, self._at_validation = self._is_best, False, None
-        if is_best:  # here, for this epoch may also be the one that ends the fit
+        if is_best:  # here, because this epoch may also end the fit
             self._write(learn, BEST, position_of(learn))
 
     def at_rest(self, learn: Learner) -> None:
@@ -186,30 +186,28 @@ class CheckpointCB(Callback):
             if late := sorted(needs - self._needs[position.is_inside]):
                 raise TypeError(
                     f"{late[0]} was made after {'the phase' if position.is_inside else 'the fit'} began, so "
-                    "that it would not be there to be loaded into: make it in before_fit, or define "
+                    "there would be no object to load it into: make it in before_fit, or define "
                     "state_dict(self) and load_state_dict(self, state)"
                 )
         begun = learn.run.beginnings if position.is_inside else {}
         begun = {key: without_what_is_the_same(beginning, rest) for key, beginning in begun.items()}
         best: Saved = {}
-        if name == BEST:  # the weights that were best, where they are not those that training goes on with
+        if name == BEST:  # the best weights, if training continues with others
             with seen_by_validation(learn):
                 named = tensors_by_name(learn.model).items()
                 best = {"best": {key: whole_in_first(t.detach()).clone() for key, t in named}}
-        path, whole = (
-            self.folder / name,
-            rest | capture_weights(learn) | best | {"settings": self._settings, "beginnings": begun},
-        )
-        if learn.rank == 0:  # of processes that train together; the others have given their parts
+        path, more = self.folder / name, {"settings": self._settings, "beginnings": begun}
+        saved = rest | capture_weights(learn) | best | more  # in all processes, to collect their shards
+        if learn.rank == 0:
             if (found := checkpoints_in(self.folder)) and found[-1] != learn.saved_to:
-                self._check_run(learn, found[-1])  # another process may have begun to write here
-            write_torch(path, whole)
+                self._check_run(learn, found[-1])  # another run may have begun to write here
+            write_torch(path, saved)
         return path
 
     def _check(self, learn: Learner) -> None:
         check_opt(learn.opt)
         if why := learn.dls.adapters["train"].why_not_resumable():
-            raise ValueError(f"{self!r} cannot keep the place in dls.train: {why}")
+            raise ValueError(f"{self!r} cannot keep the position in dls.train: {why}")
         if late := [cb for cb in learn.cbs if self.order < cb.order != Order.RESTORE]:
             raise ValueError(
                 f"{late[0]!r} has order {late[0].order}, so it would run after its state was saved: expected "
@@ -225,11 +223,9 @@ class CheckpointCB(Callback):
         if not path.exists():
             return
         saved = read_torch(path, check=False)
-        if (
-            not isinstance(saved, dict) or saved.get("run") != learn.run_id
-        ):  # a file of the user's own, perhaps
+        if not isinstance(saved, dict) or saved.get("run") != learn.run_id:  # perhaps the user's own file
             raise ValueError(
-                f"{self!r}: {path.name} there is of another run, which would be lost: go on with it, "
+                f"{self!r}: {path.name} there is of another run, which would be lost: resume it, "
                 f"fit(..., resume={str(self.folder)!r}), or choose another folder"
             )
 
@@ -245,10 +241,10 @@ class CheckpointCB(Callback):
             source = learn.run.source
             if source is not None and is_at(newest) > is_at(_place_of(source)):
                 raise ValueError(
-                    f"{self!r} has a later checkpoint, {newest.name}, than the one to go on from, "
+                    f"{self!r} has a later checkpoint, {newest.name}, than the one to resume from, "
                     f"{source.path.name}: choose another folder, or move the later ones away"
                 )
-        for side in self.folder.glob(f".*{SIDE}"):  # of a process that was killed while it wrote
+        for side in self.folder.glob(f".*{SIDE}"):  # left by a process that was killed while writing
             side.unlink()
 
 
@@ -258,13 +254,13 @@ def _warn_of_settings(before: Saved, now: Saved) -> None:
             here = now.get(key, {}).get(name, value)
             if here != value:
                 warnings.warn(
-                    f"{key} has {name}={here!r} here, and {value!r} in the run that goes on, which is used",
+                    f"{key} has {name}={here!r} here, but {value!r} in the resumed run, which is used",
                     stacklevel=2,
                 )
 
 
 def _now_s(learn: Learner) -> float:
-    """Return the time by this process's clock, or by the first one's, which all have as of the last step."""
+    """Return this process's time, or with several processes the first one's as of the last step."""
     if learn.n_processes == 1:
         return time.monotonic()
     clock_s = learn.processes.clock_s
@@ -272,12 +268,12 @@ def _now_s(learn: Learner) -> float:
 
 
 def _place_of(source: Any) -> Path:
-    """Return the name that a checkpoint would have in its folder; it may be best.pt, or a copy."""
+    """Return the name that a checkpoint would have by its position; it may be best.pt, or a copy."""
     return Path(name_of(source.saved["fields"]["n_epochs_trained"], source.position))
 
 
 def _needs_of(learn: Learner) -> set[str]:
-    """Return what can only be loaded into objects that are there, which they are at this moment."""
+    """Return the paths of what can only be loaded into existing objects, which exist now."""
     needs: set[str] = set()
     capture_rest(learn, Position(0), needs)
     return needs

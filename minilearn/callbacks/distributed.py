@@ -1,4 +1,4 @@
-"""DistributedCB: one script for one process and for many, on torch.distributed."""
+"""DistributedCB: the same script for one process and for many, with torch.distributed."""
 
 from __future__ import annotations
 
@@ -28,50 +28,49 @@ if TYPE_CHECKING:
 
 
 class DistributedCB(Callback):
-    """Train in as many processes as torchrun starts; with one, and without torchrun, it changes nothing::
+    """Train in as many processes as torchrun starts; with one, or without torchrun, it changes nothing::
 
         Learner(model, dls, cbs=[DistributedCB()]).fit(6)   # train.py
         torchrun --nproc-per-node 8 train.py                # the same training, on 8 GPUs
 
-    The batch size is that of all processes together, so lr, schedules and number of steps stay what they
-    are with one. Of each batch a process takes its part, samples and gradients count alike, and so the
-    losses are those of one process, up to rounding. What looks at a whole batch sees the part alone:
-    BatchNorm (its running statistics are the first process's), MixupCB.
+    The batch size is that of all processes together, so lr, schedules and the number of steps stay the same
+    as with one process. Each process takes its shard of each batch. All samples have the same weight, so the
+    losses are those of one process, up to rounding. What looks at a whole batch sees only the shard:
+    BatchNorm (its running statistics are the first process's) and MixupCB.
 
-    The order of the data is the first process's, a pure function of (seed, epoch); a process's part is one of
-    (seed, epoch, rank). Metrics are computed over the samples of all, and each process has the same
-    history. The first alone shows progress, logs and writes checkpoints, which any number of processes can
-    go on from; their folder has to be one that all of them see. Random numbers of the model (dropout) differ
-    from process to process. A signal stops all after the same step. A process that fails ends the others.
+    The order of the data is the first process's, a pure function of (seed, epoch); a process's shard is one
+    of (seed, epoch, rank). Metrics are computed over the samples of all processes, and all have the same
+    history. Only the first process shows progress, logs and writes checkpoints. Any number of processes can
+    resume from them; all of them must see the folder. Random numbers of the model (dropout) differ from
+    process to process. A signal stops all after the same step. A process that fails ends the others.
 
-    A loss that is a module and parameters that callbacks bring are the first process's at the beginning of a
-    fit; their gradients are averaged as the model's are, one that a process lacks counting as 0.
+    A loss that is a module, and parameters that callbacks add, start each fit with the first process's
+    values. Their gradients are averaged like the model's; one that a process lacks counts as 0.
 
-    All of them have to call fit and validate; predict, which gives all of the predictions, any one may call
-    (not so where the model is sharded).
+    All processes have to call fit and validate. Any one may call predict, which returns all predictions
+    (except if the model is sharded).
 
     Args:
-        shard: None: each process has the whole model (DistributedDataParallel). Classes of modules: these,
-            and the rest of the model, are sharded, each process keeping its part of parameters,
-            gradients and optimizer state (fully_shard, FSDP2). True: each child of the model that
-            has parameters.
+        shard: None: each process has the full model (DistributedDataParallel). Classes of modules: these, and
+            the rest of the model, are sharded, and each process keeps its shard of parameters, gradients and
+            optimizer state (fully_shard, FSDP2). True: each child of the model that has parameters.
         timeout_s: seconds after which a process gives up waiting for another.
-        **kwargs: DistributedDataParallel's or fully_shard's, such as find_unused_parameters, mp_policy.
+        **kwargs: for DistributedDataParallel or fully_shard, such as find_unused_parameters, mp_policy.
 
     Runs at: prepare, release; before_fit, _train, _validate, _batch, _forward; after_predict; at_rest;
         cleanup_forward, _train, _fit; order 1500. Writes: rank, n_processes; loss_count, of a batch that has
-        no sample here; dl (its own part of each batch); for the time of a predict in training, model; a first
-        time, the weights (the first process's).
-    Raises: before training: TypeError for a loader that may give other batches in each process, for batches
-        that cannot be cut by rows (those of a list, say, with tensors of other lengths than the target), and
-        for a metric that cannot be joined; ValueError for a DistributedSampler that gives samples twice, the
-        wrong kind of device, processes that resume from different checkpoints, and with shard= for parameters
-        beside the model.
-        In training: RuntimeError for processes that went apart.
-    Differs: from the usual scripts, where the batch size is that of one process. A backward of your own
-        multiplies the loss by learn.loss_weight, where it is not None. A callback that cancels has to do so
-        in all processes alike: by the history or the number of steps, not by its own batch. Where one went
-        another way, all end with an error, at the latest when they have waited for timeout_s.
+        no sample here; dl (its own shard of each batch); model, during a predict in training; the first time,
+        the weights (the first process's).
+    Raises: before training: TypeError for a loader that may give different batches in each process, for
+        batches that cannot be cut by rows (such as those of a list with tensors of other lengths than the
+        target), and for a metric that cannot be merged; ValueError for a DistributedSampler that gives
+        samples twice, the wrong kind of device, processes that resume from different checkpoints, and with
+        shard= for parameters outside the model.
+        In training: RuntimeError for processes that are out of sync.
+    Differs: from the usual scripts, where the batch size is that of one process. A backward of your own must
+        multiply the loss by learn.loss_weight if it is not None. A callback that cancels has to do so in all
+        processes: by the history or the number of steps, not by its own batch. If one process takes another
+        path, all end with an error, at the latest after waiting for timeout_s.
     """
 
     order = Order.PROCESSES
@@ -97,17 +96,17 @@ class DistributedCB(Callback):
         self._shards: dict[int, tuple[Any, Adapter]] = {}  # loader, and this process's shard of it
         self._adapters: dict[int, Adapter] = {}  # of the loaders that are shards
         self._is_inside: dict[int, Any] = {}  # the models to put back after predict, by depth
-        self._extra: list[Any] = []  # what is trained beside the model
+        self._extra: list[Any] = []  # trained parameters outside the model
         self._asked: Any = None  # the exchange that is under way
-        self._rng: Any = None  # random numbers to go on with
+        self._rng: Any = None  # random numbers to continue with
         self._is_seeded = False
-        self._seeded: list[Any] = []  # loaders that have the first process's seed
-        self._is_alone = False  # in a predict of its own, which one process may do and others not
+        self._seeded: list[Any] = []  # loaders that already have the first process's seed
+        self._is_alone = False  # in a predict outside a fit, which one process may run without others
 
     def __repr__(self) -> str:
         return f"DistributedCB({'' if self.shard is None else f'shard={self.shard!r}'})"
 
-    # Before all else ------------------------------------------------------------------------------
+    # Before everything else -----------------------------------------------------------------------
 
     def prepare(self, learn: Learner) -> None:
         self._processes = learn.processes
@@ -149,7 +148,7 @@ class DistributedCB(Callback):
         return device
 
     def _to_shard(self, model: nn.Module) -> list[nn.Module]:
-        """Return the modules that are sharded each on its own."""
+        """Return the modules that are each sharded separately."""
         if self.shard is True:
             return [m for m in model.children() if any(True for _ in m.parameters())]
         parts = [m for m in model.modules() if m is not model and isinstance(m, self.shard)]  # type: ignore[arg-type]
@@ -182,19 +181,19 @@ class DistributedCB(Callback):
             if isinstance(cb, MetricsCB):
                 _check_metrics(self, cb)
             if isinstance(cb, MixedPrecisionCB) and cb.dtype is torch.float16 and self.shard is not None:
-                raise ValueError(f"{cb!r} with {self!r}: the scaler sees one part alone; expected bfloat16")
+                raise ValueError(f"{cb!r} with {self!r}: the scaler sees only one shard; expected bfloat16")
         source = learn.run.source
         places = self._processes.all_gather(None if source is None else (source.path.name, source.position))
         if any(place != places[0] for place in places):
             raise ValueError(
-                f"{self!r}: the processes do not go on from the same checkpoint: {places}; expected a folder "
-                "that all of them see"
+                f"{self!r}: the processes do not resume from the same checkpoint: {places}; expected a "
+                "folder that all of them see"
             )
         self._processes.broadcast_into(loss_tensors(learn).values())
         if "train" in learn.phases:  # a fit without training plans no steps
             self._check_plan(learn)
             self._find_extra(learn)
-        for phase in learn.phases:  # now, because what cannot be divided is to be refused before any training
+        for phase in learn.phases:  # now, to refuse what cannot be sharded before any training
             self._shard_of(learn, learn.dls[phase])
         self._asked, self._rng = None, None
 
@@ -202,32 +201,32 @@ class DistributedCB(Callback):
         plans = self._processes.all_gather(learn.epoch_steps)
         if any(plan != plans[0] for plan in plans):
             raise ValueError(
-                f"{self!r}: the processes plan other steps, {plans}: expected the same data in each"
+                f"{self!r}: the processes plan different steps, {plans}: expected the same data in each"
             )
 
     def _find_extra(self, learn: Learner) -> None:
-        """Find what is trained beside the model, and give all processes the first one's values of it."""
+        """Find trained parameters outside the model, and give all processes the first one's values."""
         of_model = {id(p) for p in learn.model.parameters()}
         self._extra = [p for p in params_of(learn.opt) if id(p) not in of_model]
         if self._extra and self.shard is not None:
             names = {id(p): name for name, p in extra_params(learn).items()}
             raise ValueError(
-                f"{self!r}: {names.get(id(self._extra[0]), 'a parameter')} is not a part of the model, and "
-                "its gradients are averaged only without shard=: expected DistributedCB(), or parameters "
-                "that the model has"
+                f"{self!r}: {names.get(id(self._extra[0]), 'a parameter')} is not part of the model, and its "
+                "gradients are averaged only without shard=: expected DistributedCB(), or parameters of the "
+                "model"
             )
         self._processes.broadcast_into(self._extra)
 
     def _then_average(self, backward: Hook) -> Hook:
-        """Return a backward that also averages the gradients beside the model's, which DDP does not know.
+        """Return a backward that also averages gradients outside the model, which DDP does not know.
 
-        Here, before all hooks that look at finished gradients. One that a process lacks counts as 0.
+        It does so before any hook that looks at finished gradients. One that a process lacks counts as 0.
         """
 
         @wraps(backward)
         def averaging(learn: Learner) -> None:
             backward(learn)
-            if learn.is_gathering:
+            if learn.is_accumulating:
                 return
             params = [p for p in self._extra if p.requires_grad]
             for p in params:
@@ -237,27 +236,27 @@ class DistributedCB(Callback):
         return averaging
 
     def before_train(self, learn: Learner) -> None:
-        self._divide(learn)
+        self._use_shard(learn)
 
     def before_validate(self, learn: Learner) -> None:
         if self.n_processes == 1:
             return
         for root in roots_of(learn):
             self._processes.broadcast_into(root.buffers())
-        self._divide(learn)
+        self._use_shard(learn)
 
-    def _divide(self, learn: Learner) -> None:
+    def _use_shard(self, learn: Learner) -> None:
         if self.n_processes == 1:
             return
         whole, adapter = learn.dl, self._shard_of(learn, learn.dl)
-        adapter.follow(whole, "seed", "epoch", "bs")  # which may have changed since
+        adapter.follow(whole, "seed", "epoch", "bs")  # they may have changed since
         learn.dl = adapter.loader
         self._adapters[id(learn.dl)] = adapter
 
     def _shard_of(self, learn: Learner, loader: Any) -> Adapter:
         if id(loader) not in self._shards:
             shard = learn.dls.adapter_of(loader).shard(self.rank, self.n_processes)
-            # The loader is kept too, so that no other one gets its id.
+            # Keep the loader too, so that no other one gets its id.
             self._shards[id(loader)] = (loader, adapter_of(shard))
         return self._shards[id(loader)][1]
 
@@ -278,8 +277,8 @@ class DistributedCB(Callback):
             learn.loss_count = 0
         if not learn.training:
             return
-        if self.shard is None:  # what is sharded joins its gradients at each batch: else p.grad has nothing
-            inner = next(iter(self._is_inside.values()), learn.model)  # perhaps inside of it already
+        if self.shard is None:  # a sharded model reduces its gradients at each batch: else p.grad is empty
+            inner = next(iter(self._is_inside.values()), learn.model)  # it may be inside DDP already
             ddp = self._wrapped(inner)
             ddp.require_backward_grad_sync = not learn.is_accumulating
             self._is_inside[len(learn.scopes)] = learn.model
@@ -287,7 +286,7 @@ class DistributedCB(Callback):
 
     def _wrapped(self, model: nn.Module) -> Any:
         made_for = [id(model), *(p.requires_grad for p in model.parameters())]
-        if self._ddp_of != made_for:  # a first time, and after freeze or unfreeze
+        if self._ddp_of != made_for:  # the first time, and after freeze or unfreeze
             self._ddp, self._ddp_of = nn.parallel.DistributedDataParallel(model, **self.kwargs), made_for
         return self._ddp
 
@@ -304,11 +303,11 @@ class DistributedCB(Callback):
     # Together -------------------------------------------------------------------------------------
 
     def at_rest(self, learn: Learner) -> None:
-        """Exchange signals, a step late, so that no one waits; between the loops at once."""
+        """Exchange signals, one step late so that no process waits; outside the batch loops, at once."""
         self._exchange(learn, wait="train" not in learn.scopes and "validate" not in learn.scopes)
 
     def cleanup_train(self, learn: Learner) -> None:
-        """See that all have left the training, before they exchange anything else."""
+        """Make sure that all have left the training before they exchange anything else."""
         if not learn.is_failing:
             self._exchange(learn, wait=True)
 
@@ -317,7 +316,7 @@ class DistributedCB(Callback):
             return
         if self._asked is not None:
             self._hear(learn)
-        phase = 4 * len(learn.scopes) + 2 * wait + learn.training  # another one at each place that calls this
+        phase = 4 * len(learn.scopes) + 2 * wait + learn.training  # different for each caller
         place = [learn.epoch, learn.batch_idx, learn.n_steps, phase]
         time_s = -1.0 if self.rank else time.monotonic()
         self._asked = ask([learn.stop.said, time_s, *place, *(-x for x in place)])
@@ -336,25 +335,25 @@ class DistributedCB(Callback):
         differ = [f"{name} {low:.0f} to {high:.0f}" for name, low, high in spans if low != high]
         how = ", ".join(differ) or "one left a loop"
         error = RuntimeError(
-            f"{self!r}: the processes went apart ({how}); process {self.rank} is in {learn.where()}: what "
-            "cancels, or leaves something out, has to do so in all of them alike, by the history or the "
-            "number of steps, not by its own batch"
+            f"{self!r}: the processes are out of sync ({how}); process {self.rank} is in {learn.where()}: "
+            "what cancels or skips something has to do so in all of them, by the history or the number of "
+            "steps, not by its own batch"
         )
-        fail(self.rank, error)  # here too: after the last epoch there is no cleanup_fit to come
+        fail(self.rank, error)  # here too, because no cleanup_fit may follow the last epoch
         raise error
 
     def cleanup_fit(self, learn: Learner) -> None:
         if learn.is_failing:
-            self._part(learn)
+            self._leave(learn)
 
     def release(self, learn: Learner) -> None:
         self._shards, self._adapters, self._is_inside, self._extra = {}, {}, {}, []
-        # The next fit makes a new one: one that is left may abort the process at its end, see processes.py.
+        # The next fit makes a new one: an old one may abort the process at exit, see processes.py.
         self._ddp = self._ddp_of = None
-        self._part(learn)  # from a validate that failed
+        self._leave(learn)  # after a validate that failed
 
-    def _part(self, learn: Learner) -> None:
-        """Part from the others where this process fails, so that they do not wait for it."""
+    def _leave(self, learn: Learner) -> None:
+        """Tell the others if this process fails, so that they do not wait for it."""
         error = sys.exc_info()[1]
         if self.n_processes > 1 and error is not None and not learn.stop.is_asked:
             fail(self.rank, error)
@@ -362,15 +361,15 @@ class DistributedCB(Callback):
     # Checkpoints ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the random numbers of each process."""
+        """Return the random number state of each process."""
         return {"rng": self._processes.all_gather(_rng())} if self.n_processes > 1 else {}
 
     def epoch_state(self) -> dict[str, Any]:
-        """Return nothing: a beginning has the random numbers of each process."""
+        """Return nothing: a beginning has the random numbers of each process already."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back; another number of processes than there were begins with new numbers."""
+        """Restore it; a different number of processes starts with new random numbers."""
         if self.n_processes == 1:
             return
         states = state.get("rng", [])
@@ -379,14 +378,14 @@ class DistributedCB(Callback):
 
 
 def _nothing(learn: Learner) -> None:
-    """Take the place of the hooks that run in the first process alone."""
+    """Replace the hooks that run only in the first process."""
 
 
 def _check_kwargs(kwargs: dict[str, Any], shard: Any) -> None:
     takes: Any = nn.parallel.DistributedDataParallel
     if kwargs and shard is not None:
-        from torch.distributed.fsdp import fully_shard as takes  # takes long to import
-    names = [*inspect.signature(takes).parameters][1:]  # but for the module
+        from torch.distributed.fsdp import fully_shard as takes  # slow to import
+    names = [*inspect.signature(takes).parameters][1:]  # without the module
     for name, value in kwargs.items():
         if name not in names:
             raise TypeError(
@@ -401,7 +400,7 @@ def _check_metrics(cb: Callback, metrics: MetricsCB) -> None:
     for name, metric in metrics.metrics.items():
         if not isinstance(metric, Metric):
             raise TypeError(
-                f"{cb!r}: metric {name} is a {type(metric).__name__}, which cannot be joined over processes: "
+                f"{cb!r}: metric {name} is a {type(metric).__name__}, which cannot be merged over processes: "
                 "expected a torcheval.metrics.Metric, with merge_state"
             )
 

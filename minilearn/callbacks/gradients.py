@@ -1,4 +1,4 @@
-"""Gradients between backward and step: added up over several batches, and clipped."""
+"""Gradients between backward and step: accumulated over several batches, and clipped."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 class GradientAccumulationCB(Callback):
-    """Add the gradients of several batches up for one optimizer step, as if they were one large batch.
+    """Accumulate the gradients of several batches for one optimizer step, as if they were one large batch.
 
         grad = sum_i count_i * grad(loss_i) / sum_i count_i
 
-    over the batches i of a step, count_i being what the loss of a batch is a mean over (learn.loss_count; see
-    `minilearn.fitting.mean`). The loss stays as it is: what is reported is not divided. The last step of an
-    epoch has the batches that are left. Before a step before_step sees the finished gradients; no event of
-    the step fires at the other batches. Schedules follow the optimizer's steps.
+    over the batches i of a step, where count_i is what the loss of a batch is a mean over (learn.loss_count;
+    see `minilearn.fitting.mean`). The reported loss is not divided. The last step of an epoch takes the
+    batches that are left. before_step sees the finished gradients; the other batches fire no event of the
+    step. Schedules follow the optimizer's steps.
 
     Args:
-        n_batches: in a step, >= 1.
+        n_batches: batches per step, >= 1.
 
     Runs at: before_train, before_batch, after_backward; order -70. Writes: is_accumulating.
-    State: none; the gradients and what they count are the learner's.
-    Raises: before training: ValueError for more batches than an epoch has; TypeError for a loader without
+    State: none; the learner keeps the gradients and their counts.
+    Raises: before training: ValueError for more batches than an epoch has; TypeError for a loader without a
         length.
-    Differs: from one large batch where the model looks at its whole batch: BatchNorm sees the small ones.
+    Differs: from one large batch if the model looks at its whole batch: BatchNorm sees the small ones.
     """
 
     order = Order.ACCUMULATION
-    only_one = "each would say when the step comes"
+    only_one = "each would decide when to step"
     in_evaluation = False
     in_lr_find = False
 
@@ -58,7 +58,7 @@ class GradientAccumulationCB(Callback):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take nothing: version 0.1 had here what the learner has now."""
+        """Take nothing: version 0.1 kept here what the learner keeps now."""
 
     def before_train(self, learn: Learner) -> None:
         self._n_in_epoch = self._checked(learn.dls.adapter_of(learn.dl).n_batches)
@@ -76,7 +76,7 @@ class GradientAccumulationCB(Callback):
         return [-(-self._checked(n) // self.n_batches) for n in steps]
 
     def before_batch(self, learn: Learner) -> None:
-        if learn.training:  # as it looks now, for what has to know before the forward
+        if learn.training:  # an estimate, for callbacks that need it before the forward
             learn.is_accumulating = self._is_accumulating(learn, learn.mean.n + 1)
 
     def after_backward(self, learn: Learner) -> None:
@@ -87,19 +87,19 @@ class GradientAccumulationCB(Callback):
 
 
 class GradientClippingCB(Callback):
-    """Scale the gradients down before each step, so that the norm of all of them is at most max_norm.
+    """Scale the gradients down before each step, so that their total norm is at most max_norm.
 
         grad = grad * min(1, max_norm / norm)
 
-    Once per optimizer step, on the gradients that the step uses: accumulated and unscaled.
+    It runs once per optimizer step, on the gradients that the step uses: accumulated and unscaled.
 
     Args:
-        max_norm: > 0. math.inf clips nothing, and `norm` can be recorded.
+        max_norm: > 0. math.inf clips nothing, but `norm` can still be recorded.
         norm_type: p of the p-norm, > 0; math.inf for the largest absolute value.
 
     Runs at: before_step; order 45. Writes: the gradients.
     State: norm, before clipping, a tensor on the device; None before the first step.
-        `RecorderCB(norm=lambda cb: clip.norm)` keeps it.
+        `RecorderCB(norm=lambda cb: clip.norm)` records it.
     Source: Pascanu et al. 2013; the clipping is torch's clip_grad_norm_.
     """
 

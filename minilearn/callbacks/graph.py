@@ -1,4 +1,4 @@
-"""CUDAGraphCB: a whole training step as one CUDA graph, for models whose kernels are short."""
+"""CUDAGraphCB: a complete training step as one CUDA graph, for models whose kernels are short."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ _STEP = (
 class CUDAGraphCB(Callback):
     """Capture the training step, from forward to the optimizer's, in a CUDA graph, and replay it.
 
-    Where a model's kernels are short, launching them one by one is what takes the time; a graph launches
-    them all at once. The lr becomes a tensor on the device, which schedules write into, so that each
-    replay has the step's own; after the fit it is a number again. Metrics, records and schedules run at
-    after_step and after_batch as always. A batch of another shape, such as the last, and validation run
-    without the graph. With the data on the device too (`cifar10(device="cuda")`) there is no other wait.
+    If a model's kernels are short, most of the time goes into launching them one by one; a graph launches
+    them all at once. The lr becomes a tensor on the device, into which schedules write, so that each replay
+    uses the lr of its step; after the fit it is a number again. Metrics, records and schedules run at
+    after_step and after_batch as always. Validation, and a batch of another shape, such as the last, run
+    without the graph. With the data on the device too (`cifar10(device="cuda")`), nothing else waits.
 
     Args:
-        warmup: batches before the capture, for what is set up at a first time, >= 1.
+        warmup: batches before the capture, for what is set up on first use, >= 1.
 
     Runs at: before_fit, before_train, before_batch; cleanup_batch, cleanup_fit; order 1600; in place of
         predict, get_loss, backward and step, whoever owns them. Writes: preds, loss; the groups' lr.
-    Raises: before training: ValueError for a model that is not on CUDA, an optimizer that is none of
-        torch's, gradients that are accumulated, and for a callback with a hook between predict and step
-        that does not say `in_graph = True`: such a hook may only launch kernels, for Python runs in it no
-        more than once. While training: ValueError for another hyperparameter than the lr that changes.
+    Raises: before training: ValueError for a model that is not on CUDA, an optimizer that is not one
+        of torch's, accumulated gradients, and a callback with a hook between predict and step that does not
+        declare `in_graph = True`: such a hook may only launch kernels, because its Python runs only once.
+        During training: ValueError if a hyperparameter other than the lr changes.
     Source: torch's notes on CUDA graphs, whole-network capture.
     """
 
@@ -65,20 +65,20 @@ class CUDAGraphCB(Callback):
         return f"CUDAGraphCB(warmup={self.warmup})"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: a run that goes on captures anew."""
+        """Return nothing: a resumed run captures again."""
         return {}
 
     def _forget(self) -> None:
         self._replay: Callable[[], None] | None = None
         self._batch: Any = None  # what the graph reads from
         self._form: list[Any] = []
-        self._preds: Any = None  # and what it writes to
+        self._preds: Any = None  # what it writes to
         self._loss: Any = None
         self._modes: list[bool] = []  # of parameters and modules, when it was captured
         self._fixed: list[tuple[dict[str, Any], str, Any]] = []  # hyperparameters that are numbers in it
         self._n_seen = 0
         self._is_replaying = self._is_capturing = False
-        self._on_side: Any = None  # the stream of warm-up
+        self._on_side: Any = None  # the warm-up stream
 
     # Around the steps -----------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class CUDAGraphCB(Callback):
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device).clone()
             if "capturable" in group:
                 group["capturable"] = True
-        for state in learn.opt.state.values():  # of a kept one, that counted its steps on the CPU
+        for state in learn.opt.state.values():  # a kept optimizer counted its steps on the CPU
             for key, value in state.items():
                 state[key] = value.to(device) if isinstance(value, Tensor) else value
 
@@ -111,8 +111,8 @@ class CUDAGraphCB(Callback):
             hooks = [name for name in _INSIDE if callable(getattr(cb, name, None))]
             if hooks and not cb.in_graph:
                 raise ValueError(
-                    f"{self!r}: {cb!r}.{hooks[0]} would be captured, so that its Python runs once, not at "
-                    "each step; if all that it does is to launch kernels, set in_graph = True in its class"
+                    f"{self!r}: {cb!r}.{hooks[0]} would be captured, so its Python would run once, not at "
+                    "each step; if it only launches kernels, set in_graph = True in its class"
                 )
 
     def _device_of(self, learn: Learner) -> str:
@@ -121,12 +121,12 @@ class CUDAGraphCB(Callback):
     def before_train(self, learn: Learner) -> None:
         modes = [p.requires_grad for p in params_of(learn.opt)]
         modes += [module.training for root in roots_of(learn) for module in root.modules()]
-        if modes != self._modes:  # a first time, or something was frozen since
+        if modes != self._modes:  # the first time, or something was frozen since
             self._forget()
             self._modes = modes
 
     def wrap_hook(self, name: str, hook: Hook) -> Hook:
-        """Return a hook or step that does nothing while its kernels are replayed; a predict that replays."""
+        """Return a hook or step that does nothing during a replay, and a predict that replays."""
         event = name.rpartition(".")[2]
         if event not in (*_INSIDE, "predict", "get_loss", "backward", "step"):
             return hook
@@ -174,15 +174,15 @@ class CUDAGraphCB(Callback):
         for group, key, value in self._fixed:
             if group[key] != value:
                 raise ValueError(
-                    f"{self!r}: {key} is {group[key]}, and was {value} when the step was captured: expected "
-                    "that the lr alone changes; for OneCycleLR and CyclicLR: cycle_momentum=False"
+                    f"{self!r}: {key} is {group[key]}, but was {value} when the step was captured: expected "
+                    "only the lr to change; for OneCycleLR and CyclicLR: cycle_momentum=False"
                 )
         for into, new in zip(tensors_in(self._batch), tensors_in([learn.xb, learn.yb]), strict=True):
             into.copy_(new)
         assert self._replay is not None
         self._replay()
         self._is_replaying = True
-        # Copies, for the next replay writes to the same memory.
+        # Copies, because the next replay writes to the same memory.
         learn.preds, learn.loss = deepcopy(self._preds), self._loss.clone()
 
     def _can_replay(self, learn: Learner) -> bool:
@@ -217,14 +217,14 @@ class CUDAGraphCB(Callback):
         learn.batch = batch
         learn.xb, learn.yb = parts
 
-    # What is CUDA's -------------------------------------------------------------------------------
+    # CUDA -----------------------------------------------------------------------------------------
 
     def _side(self) -> Any:
-        """Return a context for warm-up, on a stream of its own, as torch asks for before a capture."""
+        """Return a context for warm-up on a separate stream, which torch requires before a capture."""
         return _SideStream()
 
     def _captured(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Capture the kernels that `run` launches, and return what launches them again."""
+        """Capture the kernels that `run` launches, and return a function that launches them again."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
@@ -232,7 +232,7 @@ class CUDAGraphCB(Callback):
 
 
 class _SideStream:
-    """Run what is inside a `with` on another stream, between what comes before and after it."""
+    """Run a `with` block on another stream, in order with what comes before and after it."""
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

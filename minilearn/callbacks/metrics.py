@@ -1,4 +1,4 @@
-"""MetricsCB: loss and metrics of each phase, gathered on the device."""
+"""MetricsCB: loss and metrics of each phase, accumulated on the device."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 
 class MetricsCB(Callback):
-    """Gather the mean loss and metrics of each phase, and append a row for it to `learn.history`.
+    """Compute the mean loss and the metrics of each phase, and append a row for it to `learn.history`.
 
     A row is {metric: value, ..., "loss": .., "epoch": .., "train": "train" or "eval", "time_s": ..};
-    epoch counts on from fit to fit. On an ordinary step nothing waits for the device.
+    epoch keeps counting from fit to fit. An ordinary step does not wait for the device.
 
     Args:
-        *metrics: objects with reset(), update(preds, target) and compute(), such as torcheval's; named
-            for their class in the rows.
+        *metrics: objects with reset(), update(preds, target) and compute(), such as torcheval's; rows name
+            them after their class.
         **named: the same under names of your own.
-        With none at all: MulticlassAccuracy where the loss is cross-entropy over (N, C) predictions.
+        With none at all: MulticlassAccuracy if the loss is cross-entropy over (N, C) predictions.
 
     Runs at: prepare, before_fit, before_train, before_validate, after_batch, after_train, after_validate,
         cleanup_validate; order -50, so that your after_train and after_validate find the finished row.
         Reads: loss, loss_count, preds, yb.
         Writes: history.
-    State: the sum of the losses, each times what it is a mean over (learn.loss_count), in float64 (float32 on
-        MPS), and the sum of these counts: the mean over the phase is that of the batches as one.
+    State: the sum of the losses, each times its count (learn.loss_count), in float64 (float32 on MPS), and
+        the sum of these counts, so that the mean over the phase is that of one batch made of all of them.
     Raises: TypeError for a metric without update, or a class where an instance is expected.
     Source: document 003, whose tables have these rows.
     """
 
     order = Order.METRICS
-    only_one = "each would write all rows; give one all the metrics"
+    only_one = "each would write all rows; give all metrics to one"
 
     def __init__(self, *metrics: Any, **named: Any) -> None:
         unnamed: dict[str, Any] = {}
@@ -55,8 +55,8 @@ class MetricsCB(Callback):
             _check_metric(name, metric)
         self._infer = not self.metrics
         self._outer: list[tuple[Any, ...]] = []
-        self._sum: Tensor | None = None  # of loss * samples
-        self._n: Any = 0  # what the losses are means over; on the device where the counts are
+        self._sum: Tensor | None = None  # of loss * count
+        self._n: Any = 0  # the sum of the counts; on the device if the counts are
         self._start_s = 0.0
         self._processes = Processes()
 
@@ -81,7 +81,7 @@ class MetricsCB(Callback):
                 }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the metrics, the sums of the phase, over all processes, and the time that it took so far."""
+        """Return the metrics, the sums of the phase over all processes, and the time it has taken so far."""
         elapsed_s, total, n = time.perf_counter() - self._start_s, self._sum, self._n
         if self._processes.n > 1 and total is not None:
             joint, n_joint = self._processes.sums([total.item(), float(n)])
@@ -93,12 +93,12 @@ class MetricsCB(Callback):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back; a resumed phase's time does not count the pause."""
+        """Restore them; a resumed phase's time does not include the pause."""
         self._sum, self._n = state["sum"], state["n"]
         for name, metric in state["metrics"].items():
-            if metric is not self.metrics[name]:  # the joint one, of several processes
+            if metric is not self.metrics[name]:  # the merged one, of several processes
                 self.metrics[name].load_state_dict(metric.state_dict())
-        if self._processes.rank:  # the first process has what all of them had
+        if self._processes.rank:  # the first process has the totals
             self._sum, self._n = None if self._sum is None else torch.zeros_like(self._sum), 0
             for metric in self.metrics.values():
                 metric.reset()
@@ -108,7 +108,7 @@ class MetricsCB(Callback):
         self._begin()
 
     def before_validate(self, learn: Learner) -> None:
-        if learn.is_nested:  # in the middle of a phase, whose sums stay as they are
+        if learn.is_nested:  # nested in a phase, whose sums stay as they are
             self._outer.append((self.metrics, self._sum, self._n, self._start_s))
             self.metrics = deepcopy(self.metrics)
         elif learn.purpose == "validate":  # without a fit
@@ -126,8 +126,8 @@ class MetricsCB(Callback):
             loss = learn.loss.detach()
         except AttributeError:
             raise TypeError(
-                f"learn.loss is {learn.loss!r}: the owner of get_loss has to set a tensor, or the hook that "
-                "cancels the forward"
+                f"learn.loss is {learn.loss!r}: the owner of get_loss, or the hook that cancels the forward, "
+                "has to set a tensor"
             ) from None
         if self._sum is None:
             self._sum = torch.zeros((), dtype=_sum_dtype(loss.device), device=loss.device)
@@ -146,7 +146,7 @@ class MetricsCB(Callback):
         if learn.mean.count.is_sum:
             self._sum.add_(loss)
         elif isinstance(count, Tensor):
-            count = count.to(self._sum.dtype)  # sums of many counts, in float32, would be rounded
+            count = count.to(self._sum.dtype)  # float32 would round a sum of many counts
             self._sum.add_(torch.where(count > 0, loss * count, 0))
         elif count:
             self._sum.add_(loss, alpha=count)
@@ -175,7 +175,7 @@ class MetricsCB(Callback):
             "train": learn.phase,
             "time_s": time.perf_counter() - self._start_s,
         }
-        learn.history.append(learn.processes.broadcast(row))  # joined in another order, last bits may differ
+        learn.history.append(learn.processes.broadcast(row))  # the last bits depend on the order of merging
 
 
 def _plain(value: Any) -> Any:

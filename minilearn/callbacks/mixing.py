@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 class MixupCB(Callback):
-    """Train on mixtures of images, and of their losses.
+    """Train on mixtures of images, with mixtures of their losses.
 
         x = m * x_i + (1 - m) * x_j;  loss = m * loss(preds, y_i) + (1 - m) * loss(preds, y_j)
 
-    with m from Beta(alpha, alpha), one for each batch, and j a random order of the batch. The two losses have
-    the targets as they are, so any loss goes that is a mean over samples: those that take class numbers only,
-    with label smoothing or without, and those of floats. Metrics of training compare with y_i.
+    with m from Beta(alpha, alpha), one for each batch, and j a random permutation of the batch. Both losses
+    use the targets unchanged, so any loss that is a mean over samples works: one that takes only class
+    numbers, with or without label smoothing, or one of floats. Training metrics compare with y_i.
 
     Args:
-        alpha: > 0; small values mix little, 1 has every mixture alike.
+        alpha: > 0; small values mix little, with 1 all mixtures are equally likely.
 
     Runs at: before_fit, _batch; after_loss; cleanup_batch; order -30. Reads: loss_func, yb. Writes: xb, loss.
-    State: none; m comes of python's random numbers, the order of torch's, which checkpoints hold.
-    Raises: before training, ValueError where a callback or a subclass owns get_loss, for then it is not known
-        what to mix; TypeError for inputs that are no floating tensor.
+    State: none; m comes from python's random numbers, the permutation from torch's; checkpoints hold both.
+    Raises: before training, ValueError if a callback or a subclass owns get_loss, because then there is no
+        loss_func to mix; TypeError for inputs that are not a floating tensor.
     Source: Zhang et al. 2018.
     """
 
@@ -55,7 +55,7 @@ class MixupCB(Callback):
     def before_fit(self, learn: Learner) -> None:
         if not learn.has_default("get_loss"):
             raise ValueError(
-                f"{self!r} mixes the values of loss_func, and here get_loss has an owner: expected the "
+                f"{self!r} mixes the values of loss_func, but here get_loss has an owner: expected the "
                 "learner's own get_loss"
             )
         _check_inputs(self, learn.xb)
@@ -71,7 +71,7 @@ class MixupCB(Callback):
 
     def after_loss(self, learn: Learner) -> None:
         if learn.training:
-            loss_func: Any = learn.loss_func  # of a fit it is known
+            loss_func: Any = learn.loss_func  # a fit knows it
             other = loss_func(learn.preds, self._other)
             learn.loss = self._share * learn.loss + (1 - self._share) * other
 
@@ -81,16 +81,16 @@ class MixupCB(Callback):
 
 
 class TestTimeFlipCB(Callback):
-    """Validate and predict with the mean of the predictions for each image and for its mirror image.
+    """Validate and predict with the mean of the predictions for each image and its mirror image.
 
     Runs at: before_fit, after_predict; order -40. Reads: xb. Writes: preds. In training it does nothing.
     Shapes: inputs (N, C, H, W), mirrored along W.
-    Raises: TypeError before training, or at the first batch, for inputs that are no images.
+    Raises: TypeError before training, or at the first batch, for inputs that are not images.
     """
 
     order = Order.VIEWS
     in_lr_find = False
-    __test__ = False  # to pytest its name is that of a test
+    __test__ = False  # to pytest its name looks like a test
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: it has no state."""
@@ -98,7 +98,7 @@ class TestTimeFlipCB(Callback):
 
     def before_fit(self, learn: Learner) -> None:
         if learn.batch is not None:
-            _check_inputs(self, learn.xb, n_dims=4)  # now, and not after an epoch
+            _check_inputs(self, learn.xb, n_dims=4)  # now, not after an epoch
 
     def after_predict(self, learn: Learner) -> None:
         if learn.training:

@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 class MixedPrecisionCB(Callback):
     """Run predict and get_loss under torch.autocast; weights, gradients and the optimizer stay in float32.
 
-    bfloat16 works on the CPU and on GPUs since Ampere, and needs nothing else. float16 is for CUDA alone:
-    the loss is scaled up for backward by torch's GradScaler, and the gradients down again before the step,
-    so that before_step sees them as they are. A step whose gradients are not finite is left out: it fires no
+    bfloat16 works on the CPU and on GPUs since Ampere, and needs nothing else. float16 works only on CUDA:
+    torch's GradScaler scales the loss up for backward and the gradients down again before the step, so that
+    before_step sees their true values. A step whose gradients are not finite is skipped: it fires no
     after_step, and schedules do not count it.
 
     Args:
         dtype: torch.bfloat16 or torch.float16.
-        init_scale: for float16, the scale to begin with.
+        init_scale: for float16, the initial scale.
 
     Runs at: prepare; before_fit, _forward, _step; after_predict, after_backward; cleanup_forward, _batch,
         _train; order 40. Owns, with float16: backward, step. Writes: preds (as float32).
-    State: with float16 the scale; n_skipped, the steps left out in this fit.
-    Raises: before training: ValueError for float16 where the model is not on CUDA, or the optimizer is no
+    State: with float16, the scale; n_skipped, the steps skipped in this fit.
+    Raises: before training: ValueError for float16 if the model is not on CUDA, or the optimizer is not a
         torch.optim.Optimizer.
-    Differs: with float16 each step waits for the device, to know whether it was left out.
+    Differs: with float16, each step waits for the device, to know whether it was skipped.
     """
 
     order = Order.PRECISION
@@ -47,7 +47,7 @@ class MixedPrecisionCB(Callback):
         self.n_skipped = 0
         self._scaler: Any = None
         self._is_unscaled = False  # since the scaler's last update
-        self._autocasts: dict[int, Any] = {}  # of the batches inside, by depth: one may validate in a batch
+        self._autocasts: dict[int, Any] = {}  # by depth: a hook may validate inside a batch
         self._device = "cpu"
         if dtype is torch.float16:
             self.backward, self.step = self._scaled_backward, self._scaled_step  # it owns these steps
@@ -61,13 +61,13 @@ class MixedPrecisionCB(Callback):
         self._is_unscaled, self._autocasts = False, {}
 
     def before_fit(self, learn: Learner) -> None:
-        if "train" in learn.phases:  # a fit without training skips no steps, and keeps the count
+        if "train" in learn.phases:  # a fit without training skips no steps and keeps the count
             self.n_skipped = 0
         if self.dtype is not torch.float16:
             return
         if self._device != "cuda":
             raise ValueError(
-                f"{self!r}: the model is on {self._device}, and the scaler that float16 needs is for CUDA: "
+                f"{self!r}: the model is on {self._device}, but the scaler that float16 needs is for CUDA: "
                 "expected torch.bfloat16 there"
             )
         # A fit without training may have no optimizer.
@@ -76,27 +76,27 @@ class MixedPrecisionCB(Callback):
         self._scaler = torch.amp.GradScaler(self._device, init_scale=self.init_scale)
 
     def before_forward(self, learn: Learner) -> None:
-        if self._autocasts:  # inside another forward, with whose casts of weights that may have moved
+        if self._autocasts:  # nested in a forward whose cached casts may be of old weights
             torch.clear_autocast_cache()
         autocast: Any = torch.autocast(self._device, self.dtype)
         self._autocasts[len(learn.scopes)] = autocast
         autocast.__enter__()
 
     def after_predict(self, learn: Learner) -> None:
-        learn.preds = _in_float32(learn.preds)  # a loss in 16 bits would have 3 digits
+        learn.preds = _in_float32(learn.preds)  # a loss in 16 bits has only 3 digits
 
     def cleanup_forward(self, learn: Learner) -> None:
         if (autocast := self._autocasts.pop(len(learn.scopes), None)) is not None:
             autocast.__exit__(None, None, None)
 
     def cleanup_batch(self, learn: Learner) -> None:
-        if self._is_unscaled and learn.training:  # no step was taken: what is kept is scaled again
+        if self._is_unscaled and learn.training:  # no step was taken: kept gradients are scaled again
             self._update()
             if grads := [p.grad for p in params_of(learn.opt) if p.grad is not None]:
                 torch._foreach_mul_(grads, self._scaler.get_scale())
 
     def cleanup_train(self, learn: Learner) -> None:
-        self.cleanup_batch(learn)  # of a step after the last batch
+        self.cleanup_batch(learn)  # for a step after the last batch
 
     # With float16 ---------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ class MixedPrecisionCB(Callback):
             self._scaler.scale(learn.loss).backward(learn.loss_weight)
 
     def _backward_again(self, learn: Learner) -> None:
-        """Add the gradients of `learn.again(backward=True)`, unscaled and checked as those there are."""
+        """Add the gradients of `learn.again(backward=True)`, unscaled and checked like the existing ones."""
         params = [p for group in learn.opt.param_groups for p in group["params"]]
         before = [(p, p.grad) for p in params]
         for p in params:
@@ -126,7 +126,7 @@ class MixedPrecisionCB(Callback):
             self._unscale(learn)
 
     def before_step(self, learn: Learner) -> None:
-        if self._scaler is not None and not self._is_unscaled:  # accumulated, and left at an epoch's end
+        if self._scaler is not None and not self._is_unscaled:  # accumulated, left at an epoch's end
             self._unscale(learn)
 
     def _unscale(self, learn: Learner) -> None:
@@ -146,12 +146,12 @@ class MixedPrecisionCB(Callback):
         self._scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scaler's state, and how many steps were left out."""
+        """Return the scaler's state, and how many steps were skipped."""
         scaler = None if self._scaler is None else self._scaler.state_dict()
         return {"scaler": scaler, "n_skipped": self.n_skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back; the scaler was made anew by before_fit."""
+        """Restore them; before_fit has made a new scaler."""
         self.n_skipped = state["n_skipped"]
         if self._scaler is not None and state["scaler"] is not None:
             self._scaler.load_state_dict(state["scaler"])

@@ -1,4 +1,4 @@
-"""CheckTrainedCB: find parameters that nothing trains as soon as they appear."""
+"""CheckTrainedCB: find untrained parameters as soon as they appear."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class CheckTrainedCB(Callback):
     """Check that all parameters are trained, at the events whose hooks may add new ones to the model.
 
-    It belongs to the learner: it runs last, and is not among `learn.cbs`.
+    It belongs to the learner: it runs last, and is not in `learn.cbs`.
 
     Runs at: before_fit, _epoch, _train; after_epoch. Reads: the parameters, opt.
     Raises: ValueError for a trainable parameter that no optimizer has.

@@ -47,7 +47,7 @@ class WatchCB(Callback):
     order = 2000
 
     def __init__(self):
-        self.seen, self.alike = [[], []], {"gathering": [], "step": []}
+        self.seen, self.alike = [[], []], {"accumulating": [], "step": []}
 
     def after_batch(self, learn):
         if not learn.processes.is_idle:
@@ -59,7 +59,7 @@ class WatchCB(Callback):
 
     def after_backward(self, learn):
         if learn.is_accumulating:
-            self.alike["gathering"].append(self._is_alike(learn))
+            self.alike["accumulating"].append(self._is_alike(learn))
 
     def before_step(self, learn):
         self.alike["step"].append(self._is_alike(learn))
@@ -108,7 +108,7 @@ def of_a_list():
     return said(learn)
 
 
-def gathered():
+def clipped_accumulation():
     learn = shared_learner([watch := WatchCB(), GradientAccumulationCB(4), GradientClippingCB(0.5)])
     learn.fit(2)
     return said(learn, alike=watch.alike)
@@ -446,7 +446,7 @@ def unbroken():
     return said(learn)
 
 
-CASES = (plain, of_a_list, gathered, averaged, normed, beside, found, sharded, counted, left)
+CASES = (plain, of_a_list, clipped_accumulation, averaged, normed, beside, found, sharded, counted, left)
 CASES += (again, again_sharded, left_out, rest_left_out, rest_sharded)
 
 

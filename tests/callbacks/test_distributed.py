@@ -99,7 +99,7 @@ def assert_alike(rows, others):
 @pytest.mark.parametrize(
     "case",
     [
-        *("plain", "of_a_list", "gathered", "beside", "sharded", "counted", "left"),
+        *("plain", "of_a_list", "clipped_accumulation", "beside", "sharded", "counted", "left"),
         *("again", "again_sharded", "left_out", "rest_left_out", "rest_sharded"),
     ],
 )
@@ -135,7 +135,7 @@ def test_swa_and_mixed_precision_go_with_it(several, alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["plain", "gathered", "averaged", "normed", "sharded"])
+@pytest.mark.parametrize("case", ["plain", "clipped_accumulation", "averaged", "normed", "sharded"])
 def test_all_processes_have_the_same_history(case, several):
     assert all(rows == several[case]["rows"] for rows in several[case]["all_rows"])
 
@@ -161,11 +161,11 @@ def test_random_numbers_differ_from_process_to_process(several):
 
 @pytest.mark.slow
 def test_gradients_are_joined_once_a_step_not_at_each_batch(several):
-    alike = several["gathered"]["alike"]
+    alike = several["clipped_accumulation"]["alike"]
     assert len(alike["step"]) == 6
     assert all(alike["step"])
-    assert len(alike["gathering"]) == 14  # 3, 3 and 1 of each epoch's 10 batches
-    assert not any(alike["gathering"])
+    assert len(alike["accumulating"]) == 14  # 3, 3 and 1 of each epoch's 10 batches
+    assert not any(alike["accumulating"])
 
 
 @pytest.mark.slow
@@ -217,10 +217,10 @@ def test_the_death_of_one_process_ends_all(three):
 
 
 @pytest.mark.slow
-def test_processes_that_go_apart_are_ended(folder):
+def test_processes_that_are_out_of_sync_are_ended(folder):
     codes, said = launch(2, "apart", folder)
     assert codes == [1, 1]
-    assert re.search("apart.*loop.*process 1.*epoch 0", said[1][1])
+    assert re.search("out of sync.*loop.*process 1.*epoch 0", said[1][1])
     assert re.search(r"minilearn.*process 1.*RuntimeError: DistributedCB\(\)", said[0][1])
     assert "cleanup_fit failed too" not in said[1][1]
 
@@ -272,7 +272,7 @@ AFTER_EPOCH = IN_TRAINING | {"scopes": ["fit"], "training": False}
         (AFTER_EPOCH, {"scopes": []}, "loop"),
     ],
 )
-def test_where_processes_went_apart_is_said(place, other, how, at_rest):
+def test_where_processes_are_out_of_sync_is_said(place, other, how, at_rest):
     at_rest(**place)
     at_rest(**place)
     with pytest.raises(RuntimeError, match=mentions(f"{how} ... process 0")):

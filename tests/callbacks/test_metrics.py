@@ -263,5 +263,5 @@ def test_rows_list_the_unnamed_metrics_first(make_learner):
 
 
 def test_two_of_them_are_refused(make_learner):
-    with pytest.raises(ValueError, match=r"MetricsCB\(\) and MetricsCB\(\): .*give one all the metrics"):
+    with pytest.raises(ValueError, match=r"MetricsCB\(\) and MetricsCB\(\): .*give all metrics to one"):
         make_learner(cbs=MetricsCB()).fit(cbs=MetricsCB())

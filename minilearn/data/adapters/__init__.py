@@ -12,7 +12,7 @@
 | a list, a class with __getitem__ and __len__ | SequenceAdapter | at any batch |
 | an iterable with state_dict and load_state_dict | StatefulAdapter | from its state |
 | an iterable | IterableAdapter | no |
-| an iterator, such as a generator | StreamAdapter | no, nor begun again |
+| an iterator, such as a generator | StreamAdapter | no, and it cannot be read again |
 
 To support a new kind, write one class: a subclass of the closest adapter, or of `Adapter`, with
 
@@ -22,7 +22,7 @@ To support a new kind, write one class: a subclass of the closest adapter, or of
   takes beginning a pass, derive from IterableAdapter, which keeps the pass for `read`;
 - `why_not_resumable()`: "", or a sentence that ends with what to write instead;
 
-and, where the kind has more to say, `why_no_order` (for predict), `shard` (for DistributedCB), `resized` (for
+and, if the kind needs more, `why_no_order` (for predict), `shard` (for DistributedCB), `resized` (for
 BatchSizeCB), `parts` (samplers, for set_epoch and their random numbers), `state` and `moves_on`.
 
 An adapter that becomes part of minilearn goes into `KINDS`, before the kinds that would also take its

@@ -46,7 +46,7 @@ class Adapter:
         """All targets, if the last part of each batch has unchanged ones of them; None if not known."""
         return None
 
-    # What a kind has to say -----------------------------------------------------------------------
+    # What each kind has to define -----------------------------------------------------------------
 
     @staticmethod
     def takes(loader: Any) -> bool:
@@ -127,7 +127,7 @@ class Adapter:
         return list({id(g): g for g in own if isinstance(g, torch.Generator)}.values())
 
     def agree(self, broadcast: Callable[[Any], Any]) -> None:
-        """Take the order of the first of several processes, where that is possible."""
+        """Take the order of the first of several processes, if possible."""
 
     def follow(self, loader: Any, *names: str) -> None:
         """Copy fields, such as "epoch", from the loader that this one was made from, if it has its own."""

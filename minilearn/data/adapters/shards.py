@@ -81,12 +81,12 @@ class Shard(Adapter):
         n = _n_rows(batch)
         first, stop = share_of(n, self.rank, self.n)
         self._sizes = (stop - first, n)
-        rows = slice(first, max(stop, first + 1))  # a shard without samples gets a row too: all take the step
+        rows = slice(first, max(stop, first + 1))  # an empty shard gets a row too: all take the step
         return map_tensors(lambda t: t[rows], batch)
 
 
 def _n_rows(batch: Any) -> int:
-    """Return how many rows a batch has. Raises: TypeError if some tensor has not as many as the target."""
+    """Return how many rows a batch has. Raises: TypeError if a tensor has a different number."""
     target = _target_of(batch)
     n = next((len(t) for t in tensors_in(target) if t.ndim), None)
     if n is None:

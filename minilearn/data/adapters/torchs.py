@@ -114,7 +114,7 @@ class TorchAdapter(Adapter):
         """Return one of a copy whose workers end with the pass."""
         beside, loader = super().beside(), copy(self.loader)
         # Persistent workers would leave their pass for the new one. The samplers are copied, because they may
-        # have their own random numbers; the dataset in them is not. torch does not allow to set these.
+        # have their own random numbers; the dataset in them is not. torch does not allow setting these.
         memo = {id(loader.dataset): loader.dataset}
         own = {name: deepcopy(getattr(loader, name), memo) for name in ("sampler", "batch_sampler")}
         vars(loader).update(own, persistent_workers=False)
