@@ -9,7 +9,7 @@ from toolbox import StopCB, StoppedError
 
 from minilearn import BatchSchedulerCB, EpochSchedulerCB, resnet18, set_seed
 
-pytestmark = pytest.mark.usefixtures("cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache")]
 
 PICTURES = ["accuracy", "all_lrs", "lrs", "swa"]
 

@@ -14,6 +14,8 @@ from torch import nn
 
 from minilearn import MLP, StridedCNN, optim, set_seed, shapes
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).parents[1]
 SCRIPT = REPO / "examples" / "fashion_mnist.py"
 PICTURES = [f"fashion_mnist_{name}.png" for name in ("losses", "mistakes", "schedule")]

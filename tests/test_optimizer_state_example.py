@@ -9,7 +9,7 @@ from toolbox import StopCB, StoppedError
 
 from minilearn import set_seed
 
-pytestmark = pytest.mark.usefixtures("cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache")]
 
 
 @pytest.fixture

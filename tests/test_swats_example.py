@@ -12,7 +12,7 @@ from minilearn import ResNet, densenet121, resnet18, set_seed
 from minilearn.optim import SWATS
 from minilearn.optim.swats import _lr_of
 
-pytestmark = pytest.mark.usefixtures("cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache")]
 
 
 @pytest.fixture

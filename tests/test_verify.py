@@ -31,6 +31,8 @@ from minilearn.checkpoints.codec import first_difference
 from minilearn.checkpoints.snapshot import capture, position_of
 from minilearn.schedules import cosine
 
+pytestmark = pytest.mark.slow
+
 
 class Noisy(Dataset):
     """Samples with noise from every generator."""

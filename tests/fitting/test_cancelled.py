@@ -30,6 +30,8 @@ from minilearn import (
 from minilearn.checkpoints.codec import first_difference
 from minilearn.checkpoints.snapshot import checkpoints_in
 
+pytestmark = pytest.mark.slow
+
 EVENTS = {CancelStepException: ("before_step",)}
 EVENTS[CancelBatchException] = ("after_backward", "before_step")
 PLACES = [(error, event) for error, events in EVENTS.items() for event in events]
