@@ -23,7 +23,7 @@ from minilearn import (
 )
 from minilearn.checkpoints.codec import first_difference
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.full, pytest.mark.slow]
 
 AVERAGES = {"EMA": partial(EMACB, 0.9), "SWA": partial(SWACB, 1, swa_lr=0.01)}
 OPTS = {"SGD": partial(SGD, momentum=0.9, nesterov=True), "AdamW": torch.optim.AdamW}
