@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .batches import CurrentBatch
 from .data.loaders import DataLoaders
-from .host import CallbackHost
+from .host import CallbackHost, Hooks
 
 if TYPE_CHECKING:
     from .fitting.made import Made
@@ -107,10 +107,10 @@ class Fields(CallbackHost):
         """Whether the batch's inputs and target have been read."""
         return self._current.parts is not None
 
-    @property
-    def unpacks_by_form(self) -> bool:
-        """Whether the form of a batch decides how it is unpacked, not a function, callback or subclass."""
-        return self.unpack_func is None and self.has_default("unpack")
+    def _use(self, hooks: Hooks) -> None:
+        """Take hooks; see whether a batch's form says what is what, and no function, callback or subclass."""
+        super()._use(hooks)
+        self.unpacks_by_form = self.unpack_func is None and self.has_default("unpack")
 
     def _unpacked(self) -> list[Any]:
         with self._current.unpacking() as parts:

@@ -57,7 +57,7 @@ _EVENTS = {
     "predict": (*_BATCH, "after_predict"),
     "measure": _BATCH,
 }
-_Hooks = dict[str, Sequence[tuple[str, Hook, Callback | None]]]  # event -> name, hook, its callback
+Hooks = dict[str, Sequence[tuple[str, Hook, Callback | None]]]  # event -> name, hook, its callback
 _NESTED = ("after_batch", "before_validate", "after_validate", "cleanup_validate")
 
 
@@ -121,8 +121,8 @@ class CallbackHost:
         self._given: list[Callback] = []
         self._running: Callback | None = None
         self._left_out: tuple[Callback, ...] = ()  # those whose hooks do not run now
-        self._hooks: _Hooks = {}
-        self._found: dict[tuple[int, ...], _Hooks] = {}  # by which callbacks are left out
+        self._hooks: Hooks = {}
+        self._found: dict[tuple[int, ...], Hooks] = {}  # by which callbacks are left out
         self._cbs: tuple[Callback, ...] = ()
         self._pass = Pass()
         self._set_cbs(listify(cbs))
@@ -216,13 +216,13 @@ class CallbackHost:
         self._use(hooks)
         self.rests = self._pass.rests  # whether at_rest fires after each batch of the running pass
 
-    def _use(self, hooks: _Hooks) -> None:
+    def _use(self, hooks: Hooks) -> None:
         owners = {step: hooks[step][0][1] for step in STEPS if step in hooks}
         own = {step for step, owner in owners.items() if not hasattr(owner, "_is_default_step")}
         self._hooks, self._default_steps = hooks, frozenset(STEPS) - own
 
-    def _find_hooks(self, cbs: tuple[Callback, ...]) -> _Hooks:
-        hooks: _Hooks = {}
+    def _find_hooks(self, cbs: tuple[Callback, ...]) -> Hooks:
+        hooks: Hooks = {}
         cbs = tuple(cb for cb in cbs if not any(cb is other for other in self._left_out))
         for event in events():
             found: list[tuple[str, Hook, Callback | None]] = [

@@ -21,7 +21,7 @@ from .callbacks.progress import ProgressCB
 from .callbacks.trained import CheckTrainedCB
 from .events import CancelBatchException, CancelException, with_cbs
 from .fields import Fields
-from .fitting.checks import check_again, check_fit, check_loss, check_model, check_targets, infer_loss
+from .fitting.checks import check_again, check_fit, check_model, check_targets, infer_loss, no_loss
 from .fitting.made import Made
 from .fitting.mean import StepMean
 from .fitting.modes import Modes
@@ -160,7 +160,8 @@ class Learner(Fields):
             self._unpacked()
         self._forward_from_nothing()
         if self.training:
-            check_loss(self)
+            if self.loss is None:
+                raise no_loss(self)
             self.callback("backward")
             self.mean.add(self)
             self.callback("after_backward")
@@ -349,7 +350,8 @@ class Learner(Fields):
             with self.without(caller), self.mean.aside():
                 self._forward_from_nothing()
                 if backward:
-                    check_loss(self)
+                    if self.loss is None:
+                        raise no_loss(self)
                     self.callback("backward")
             return self.preds, self.loss
         finally:

@@ -142,7 +142,7 @@ class MetricsCB(Callback):
 
     def _add(self, learn: Learner, loss: Tensor) -> None:
         assert self._sum is not None
-        count = known_count(learn)
+        count = known_count(learn) if learn.loss_count is None else learn.loss_count  # if not, it raises
         if learn.mean.count.is_sum:
             self._sum.add_(loss)
         elif isinstance(count, Tensor):

@@ -260,12 +260,11 @@ def check_again(learn: Learner, backward: bool) -> Callback:
     return caller
 
 
-def check_loss(learn: Learner) -> None:
-    """Raise RuntimeError if a forward left no loss for backward."""
-    if learn.loss is None:
-        by = learn.cancelled_by.get("forward")
-        how = f"{by} cancelled the forward before there was one" if by else "get_loss set none"
-        raise RuntimeError(
-            f"learn.loss is None, because {how}: expected learn.preds and learn.loss to be set, or "
-            "CancelBatchException, which leaves the batch out"
-        )
+def no_loss(learn: Learner) -> RuntimeError:
+    """Return the error for a forward that left no loss for backward."""
+    by = learn.cancelled_by.get("forward")
+    how = f"{by} cancelled the forward before there was one" if by else "get_loss set none"
+    return RuntimeError(
+        f"learn.loss is None, because {how}: expected learn.preds and learn.loss to be set, or "
+        "CancelBatchException, which leaves the batch out"
+    )

@@ -86,7 +86,7 @@ class StepMean:
         """Set what a batch's loss is a mean over, unless the owner of get_loss set it."""
         if learn.loss is None:  # this pass computes no loss
             return
-        if self._is_loss_funcs:
+        if self._is_loss_funcs and isinstance(learn.loss, Tensor) and learn.loss.ndim:
             check_one_number(learn.loss_func, learn.loss)
         count = learn.loss_count
         learn.loss_count = count = self._counted(learn) if count is None else on_host(count)
