@@ -1056,6 +1056,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_resumed_run_is_the_straight_run(tmp_path, quick_files, name):
     make, n_train, n_seen = RESUMED[

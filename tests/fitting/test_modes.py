@@ -131,6 +131,7 @@ def test_parameters_of_the_model_itself_are_frozen_with_all_but_the_last_child()
     assert trained(learn) == ["head.weight", "head.bias"]
 
 
+@pytest.mark.slow
 def test_compiled_model_is_frozen_by_the_names_of_the_plain_one():
     learn = make(torch.compile(Net()))
     learn.freeze()
