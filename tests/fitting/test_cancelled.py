@@ -315,14 +315,11 @@ def test_rest_may_be_cancelled_itself(error, keep):
         close(seen.grads, first, first, rest)
 
 
-@pytest.mark.usefixtures("quick_files")
-@pytest.mark.parametrize("event", LAST)
-def test_run_that_is_resumed_before_the_rest_takes_it_too(tmp_path, event):
-    def make(folder, seed):
-        cbs = [GradientAccumulationCB(3), BatchSchedulerCB(OneCycleLR), MetricsCB(), EMACB(0.9)]
-        skips = cancelling(event, CancelBatchException, 4)
-        return noisy_learner(*cbs, skips, every_rest(folder), seed=seed, n_train=5)
+def resumed_everywhere(tmp_path, make):
+    """Fit `make(folder, seed)`, and check that a new one resumed from any of its checkpoints ends the same.
 
+    Return the first learner and the one that was resumed last.
+    """
     straight = make(tmp_path / "straight", 1)
     straight.fit(2)
     for path in checkpoints_in(tmp_path / "straight"):
@@ -331,6 +328,18 @@ def test_run_that_is_resumed_before_the_rest_takes_it_too(tmp_path, event):
         assert first_difference(state_of(straight, "CheckpointCB"), state_of(other, "CheckpointCB")) == "", (
             path
         )
+    return straight, other
+
+
+@pytest.mark.usefixtures("quick_files")
+@pytest.mark.parametrize("event", LAST)
+def test_run_that_is_resumed_before_the_rest_takes_it_too(tmp_path, event):
+    def make(folder, seed):
+        cbs = [GradientAccumulationCB(3), BatchSchedulerCB(OneCycleLR), MetricsCB(), EMACB(0.9)]
+        skips = cancelling(event, CancelBatchException, 4)
+        return noisy_learner(*cbs, skips, every_rest(folder), seed=seed, n_train=5)
+
+    straight, _ = resumed_everywhere(tmp_path, make)
     assert straight.n_steps == 4
 
 
@@ -342,14 +351,7 @@ def test_gradients_that_are_kept_are_in_checkpoints(tmp_path, error, event, n):
         cbs = [GradientAccumulationCB(n), MetricsCB(), cancelling(event, error, 1, 3)]
         return noisy_learner(*cbs, every_rest(folder), seed=seed, n_train=5)
 
-    straight = make(tmp_path / "straight", 1)
-    straight.fit(2)
-    for path in checkpoints_in(tmp_path / "straight"):
-        other = make(tmp_path / path.stem, 50)
-        other.fit(2, resume=path)
-        assert first_difference(state_of(straight, "CheckpointCB"), state_of(other, "CheckpointCB")) == "", (
-            path
-        )
+    straight, other = resumed_everywhere(tmp_path, make)
     assert untimed_rows(straight) == untimed_rows(other)
 
 
