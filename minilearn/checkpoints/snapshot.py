@@ -152,7 +152,8 @@ def capture_beginning(learn: Learner) -> Saved:
 
     That is counters, rows, random numbers, loaders, and the states of callbacks with such hooks, not weights.
     """
-    shared, saver = _shared(learn), Saver(_shared(learn), type(learn).__module__, _OWN_ADVICE)
+    shared = _shared(learn)
+    saver = Saver(shared, type(learn).__module__, _OWN_ADVICE)
     cbs = {
         key: Saver(shared, type(cb).__module__).save(cb.epoch_state(), key)
         for key, cb in keyed(learn.cbs).items()
