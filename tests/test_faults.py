@@ -1,4 +1,4 @@
-"""Event x fault: the error comes out as it is, nothing is left behind, and the run can go on."""
+"""Event x fault: the error comes out as it is, nothing is left behind, and the run can be resumed."""
 
 import errno
 import math

@@ -323,7 +323,7 @@ def test_what_was_frozen_or_put_into_the_model_in_the_sweep_is_not_afterwards(at
 
 
 class StatefulLoader:
-    """Go on where it stood, with an order of its own."""
+    """Resume where it stood, with an order of its own."""
 
     def __init__(self):
         self.n = 0

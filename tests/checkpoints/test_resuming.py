@@ -85,7 +85,7 @@ def end_of(learn):
 
 
 def check(folder, n, make=list, n_epochs=N_EPOCHS, **kwargs):
-    """Stop a fit at its n-th rest, go on in another learner, and compare it with a fit that was not stopped.
+    """Stop a fit at its n-th rest, resume in another learner, and compare it with a fit that was not stopped.
 
     Functions among kwargs make what a learner is given. Returns the learner that went on.
     """

@@ -152,7 +152,7 @@ def end_of(learn):
 
 @pytest.fixture
 def check_resumed(make):
-    """Check that a new learner, and the one that was stopped, go on to the end of a straight run."""
+    """Check that a new learner, and the one that was stopped, resume and end like a straight run."""
 
     def check(stopped, *cbs, **kwargs):
         straight = make(*cbs, folder="straight", **kwargs)
