@@ -61,9 +61,8 @@ from .events import (
     CancelTrainException,
     CancelValidateException,
     cancel_exception,
-    with_cbs,
 )
-from .host import CallbackHost
+from .host import CallbackHost, with_cbs
 from .learner import Learner
 from .models import (
     MLP,

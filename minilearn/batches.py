@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -76,48 +76,16 @@ def packed(batch: Any, inputs: Any, target: Any) -> Any:
     return type(batch)(inputs, target) if hasattr(batch, "_fields") else type(batch)((inputs, target))
 
 
+@dataclass
 class CurrentBatch:
     """A batch, and its inputs and target once they are first read.
 
     batch, parts ([inputs, target]; None until then), is_unpacking (whether they are being unpacked).
     """
 
-    def __init__(self) -> None:
-        self.batch: Any = None
-        self.parts: list[Any] | None = [None, None]
-        self.is_unpacking = False
-
-    def set(self, batch: Any) -> None:
-        """Set the batch; the owner of unpack may replace it."""
-        self.batch = batch
-        if not self.is_unpacking:
-            self.parts = None
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Use other batches inside a `with`, those of a nested pass."""
-        batch, parts = self.batch, self.parts
-        try:
-            yield
-        finally:
-            self.batch, self.parts = batch, parts
-
-    @contextmanager
-    def unpacking(self) -> Iterator[list[Any]]:
-        """Unpack inside a `with`, which is given the parts to fill."""
-        self.parts, self.is_unpacking = [None, None], True
-        try:
-            yield self.parts
-        except BaseException:
-            self.parts = None
-            raise
-        finally:
-            self.is_unpacking = False
-
-    def join(self) -> None:
-        """Write the parts back into the batch if it is a pair, which then holds them."""
-        if not self.is_unpacking and self.parts is not None and is_pair(self.batch):
-            self.batch, self.parts = packed(self.batch, *self.parts), None
+    batch: Any = None
+    parts: list[Any] | None = field(default_factory=lambda: [None, None])
+    is_unpacking: bool = False
 
 
 # Samples ------------------------------------------------------------------------------------------

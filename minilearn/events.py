@@ -57,8 +57,6 @@ complete: this is where it may be saved, and where a signal ends the fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 STEPS = ("unpack", "predict", "get_loss", "backward", "step", "zero_grad")
@@ -120,53 +118,3 @@ def events() -> list[str]:
     """Return every event and step in the order of the loop, then those of scopes added later."""
     own = [f"{when}_{scope}" for scope in _cancels for when in ("before", "after", "cleanup")]
     return list(dict.fromkeys([*_LOOP, *own]))
-
-
-def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a method of a CallbackHost a scope, with events before_, after_ and cleanup_ `scope`.
-
-    The method keeps its name and its return value (None if it was cancelled before it returned).
-    `cleanup_` runs however the method ended, and an error in it never hides the first one.
-
-    Source: document 003, whose `with_cbs` drops the return value.
-    """
-    cancel = cancel_exception(scope)
-    before, after, cleanup = f"before_{scope}", f"after_{scope}", f"cleanup_{scope}"
-
-    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
-        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-            result = None
-            self.scopes.append(scope)
-            try:
-                self.callback(before)
-                result = method(self, *args, **kwargs)
-                self.callback(after)
-            except cancel as error:
-                self.left(scope, error)
-            except BaseException as error:
-                if isinstance(error, CancelException):
-                    self.left(scope, error)
-                self.add_note(error, f"{type(self).__name__}.{method.__name__}")
-                outer, self.is_failing = self.is_failing, not isinstance(error, CancelException)
-                try:
-                    self.callback(cleanup)
-                except BaseException as second:
-                    if isinstance(error, CancelException) and not self.is_inside(second, error):
-                        raise  # a cancel of an outer scope is not an error: this one is the first
-                    error.add_note(f"minilearn: then {cleanup} failed too: {second!r}")
-                finally:
-                    self.scopes.pop()
-                    self.is_failing = outer
-                raise
-            try:
-                self.callback(cleanup)
-            except cancel:
-                pass  # the scope is being left already
-            finally:
-                self.scopes.pop()
-            return result
-
-        return run
-
-    return decorate

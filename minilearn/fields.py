@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .batches import CurrentBatch
 from .data.loaders import DataLoaders
-from .host import CallbackHost, Hooks
+from .host import CallbackHost
 
 if TYPE_CHECKING:
     from .fitting.made import Made
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 class Fields(CallbackHost):
     """The fields of a Learner that are derived from others, or that belong to one of its objects."""
 
-    _current: CurrentBatch
     _dls: DataLoaders
     _made: Made
-    unpack_func: Callable[[Any], tuple[Any, Any]] | None
     is_accumulating: bool
     training: bool
     epoch: int
@@ -74,60 +72,6 @@ class Fields(CallbackHost):
     def phase(self) -> str:
         """Return "train" or "eval", the names in the rows of history."""
         return "train" if self.training else "eval"
-
-    @property
-    def batch(self) -> Any:
-        """The batch, as the loader gave it and hooks changed it. Setting it unpacks it again."""
-        return self._current.batch
-
-    @batch.setter
-    def batch(self, batch: Any) -> None:
-        self._current.set(batch)
-
-    @property
-    def xb(self) -> Any:
-        """The batch's inputs. What a hook sets stays until the batch is set; a pair is updated too."""
-        return self._part(0)
-
-    @xb.setter
-    def xb(self, inputs: Any) -> None:
-        self._set_part(0, inputs)
-
-    @property
-    def yb(self) -> Any:
-        """The batch's target; None if it has none. What a hook sets stays, as for `xb`."""
-        return self._part(1)
-
-    @yb.setter
-    def yb(self, target: Any) -> None:
-        self._set_part(1, target)
-
-    @property
-    def is_unpacked(self) -> bool:
-        """Whether the batch's inputs and target have been read."""
-        return self._current.parts is not None
-
-    def _use(self, hooks: Hooks) -> None:
-        """Take hooks; see whether a batch's form says what is what, and no function, callback or subclass."""
-        super()._use(hooks)
-        self.unpacks_by_form = self.unpack_func is None and self.has_default("unpack")
-
-    def _unpacked(self) -> list[Any]:
-        with self._current.unpacking() as parts:
-            self.callback("unpack")
-        return parts
-
-    def _part(self, i: int) -> Any:
-        batch, parts = self._current.batch, self._current.parts
-        if parts is None and type(batch) in (tuple, list) and len(batch) == 2 and self.unpacks_by_form:
-            return batch[i]  # the usual batch: not kept, because a hook may change a list
-        return (parts or self._unpacked())[i]
-
-    def _set_part(self, i: int, value: Any) -> None:
-        parts = self._current.parts or self._unpacked()
-        parts[i] = value
-        if self.unpacks_by_form:
-            self._current.join()
 
     @property
     def loss_weight(self) -> Tensor | None:
@@ -203,6 +147,15 @@ class Fields(CallbackHost):
     def is_fitting(self) -> bool:
         """Whether a fit, or a validate or predict outside one, is running."""
         return self.purpose is not None
+
+    @contextmanager
+    def kept(self, *names: str) -> Iterator[None]:
+        """Restore these fields after a `with`."""
+        own = {name: getattr(self, name) for name in names}
+        try:
+            yield
+        finally:
+            vars(self).update(own)
 
     def own_fields(self) -> dict[str, Any]:
         """Return the attributes that a subclass, a callback or a user gave this learner."""

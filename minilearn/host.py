@@ -5,14 +5,65 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any, ClassVar
 
 from fastcore.basics import listify
 
 from .callback import Callback, Hook, check_attributes
-from .events import _LOOP, STEPS, CancelException, events
+from .events import _LOOP, STEPS, CancelException, cancel_exception, events
 
 _SETTERS = {"unpack": "xb and learn.yb", "predict": "preds", "get_loss": "loss"}  # what a step sets
+
+
+def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a method of a CallbackHost a scope, with events before_, after_ and cleanup_ `scope`.
+
+    The method keeps its name and its return value (None if it was cancelled before it returned).
+    `cleanup_` runs however the method ended, and an error in it never hides the first one.
+
+    Source: document 003, whose `with_cbs` drops the return value.
+    """
+    cancel = cancel_exception(scope)
+    before, after, cleanup = f"before_{scope}", f"after_{scope}", f"cleanup_{scope}"
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = None
+            self.scopes.append(scope)
+            try:
+                self.callback(before)
+                result = method(self, *args, **kwargs)
+                self.callback(after)
+            except cancel as error:
+                self.left(scope, error)
+            except BaseException as error:
+                if isinstance(error, CancelException):
+                    self.left(scope, error)
+                self.add_note(error, f"{type(self).__name__}.{method.__name__}")
+                outer, self.is_failing = self.is_failing, not isinstance(error, CancelException)
+                try:
+                    self.callback(cleanup)
+                except BaseException as second:
+                    if isinstance(error, CancelException) and not self.is_inside(second, error):
+                        raise  # a cancel of an outer scope is not an error: this one is the first
+                    error.add_note(f"minilearn: then {cleanup} failed too: {second!r}")
+                finally:
+                    self.scopes.pop()
+                    self.is_failing = outer
+                raise
+            try:
+                self.callback(cleanup)
+            except cancel:
+                pass  # the scope is being left already
+            finally:
+                self.scopes.pop()
+            return result
+
+        return run
+
+    return decorate
 
 
 def default_step(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,6 +224,11 @@ class CallbackHost:
         if not any(c is cb for c in self._given):
             raise ValueError(f"{cb!r} is not among the callbacks that were added: {self._given}")
         self._set_cbs([c for c in self._given if c is not cb])
+
+    def drop_cbs(self, is_unwanted: Callable[[Callback], bool]) -> None:
+        """Remove callbacks, default ones too."""
+        self._defaults = [cb for cb in self._defaults if not is_unwanted(cb)]
+        self._set_cbs([cb for cb in self._given if not is_unwanted(cb)])
 
     @contextmanager
     def extra_cbs(self, cbs: Any, kind: Pass | None = None) -> Iterator[None]:

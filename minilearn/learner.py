@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from . import weights
-from .batches import CurrentBatch, inputs_and_target, is_several
+from .batches import CurrentBatch, inputs_and_target, is_pair, is_several, packed
 from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
 from .callbacks.trained import CheckTrainedCB
-from .events import CancelBatchException, CancelException, with_cbs
+from .events import CancelBatchException, CancelException
 from .fields import Fields
 from .fitting.checks import check_again, check_fit, check_model, check_targets, infer_loss, no_loss
 from .fitting.made import Made
 from .fitting.mean import StepMean
 from .fitting.modes import Modes
-from .fitting.passes import batches_of, fit_of, pass_of, phase_of, plan, prepare_opt, side_run, started
-from .fitting.request import StopRequest, pause
+from .fitting.passes import fit_of, opt_for, pass_of, phase_of, plan, reading, started
+from .fitting.request import StopRequest, pause, stopped
 from .fitting.run import Run
-from .host import Pass, default_step
+from .host import Hooks, Pass, default_step, with_cbs
 from .optim.summary import summary
 from .plan import Plan
 from .processes import Processes
@@ -95,16 +95,16 @@ class Learner(Fields):
         self.opt: Any = None
         self._made = Made(lr)
         self.history: list[dict[str, Any]] = []
-        self.n_epochs_trained = self.epoch = self.n_steps = self.batch_idx = 0
+        self.n_epochs_trained = 0
         self.plan, self.modes, self.run = Plan(), Modes(self), Run()
         self.processes, self.stop = Processes(), StopRequest()
         self.mean = StepMean()
-        self.is_accumulating = self.training = False
-        self.dl: Any = None
         self.unpack_func, self._current = unpack, CurrentBatch()
         self.preds: Any = None
         self.loss: Any = None
         self.loss_count: Any = None
+        self._set_phase(None, training=False)
+        self._begin()
         super().__init__(cbs, [DeviceCB(), MetricsCB(), ProgressCB()] if default_cbs else [])
         self._base_fields = frozenset({*vars(self), "_base_fields"} - given)
 
@@ -125,7 +125,7 @@ class Learner(Fields):
     def _fit(self) -> None:
         for self.epoch in self.plan.epochs:
             self._epoch()
-            self.stop.rest(self)
+            self._rest()
 
     @with_cbs("epoch")
     def _epoch(self) -> None:
@@ -150,9 +150,12 @@ class Learner(Fields):
         self._batches()
 
     def _batches(self) -> None:
-        for self.batch_idx, self.batch in batches_of(self):
-            self._batch()
-            self.stop.rest(self)
+        first = 0 if self.is_nested else self.plan.first_batch(self.phase, self.epoch)
+        self.batch_idx = first - 1  # the batch before, for a stop while the first one is read
+        with reading(self, first) as batches:
+            for self.batch_idx, self.batch in batches:
+                self._batch()
+                self._rest()
 
     @with_cbs("batch")
     def _batch(self) -> None:
@@ -171,17 +174,17 @@ class Learner(Fields):
     def _forward_from_nothing(self) -> None:
         self.preds = self.loss = self.loss_count = None
         self.mean.forget()
-        self._forward()
-        if self.loss_count is None:  # it was cancelled, perhaps after a loss was set
+        if not self._forward():  # it was cancelled, perhaps after a loss was set
             self.mean.take(self)
 
     @with_cbs("forward")
-    def _forward(self) -> None:
+    def _forward(self) -> bool:
         self.callback("predict")
         self.callback("after_predict")
         self.callback("get_loss")
         self.callback("after_loss")
         self.mean.take(self)
+        return True
 
     def _update(self) -> None:
         is_done = None
@@ -198,6 +201,80 @@ class Learner(Fields):
         self.n_steps += 1
         return True
 
+    def _rest(self) -> None:
+        """Fire at_rest, when all hooks have run and the state is complete; leave the fit if asked to."""
+        if self.rests:
+            is_stopping = self.stop.asked is not None  # a request during at_rest waits for the next one
+            self.callback("at_rest")
+            if is_stopping:
+                raise stopped(self)
+
+    # The batch ------------------------------------------------------------------------------------
+
+    @property
+    def batch(self) -> Any:
+        """The batch, as the loader gave it and hooks changed it. Setting it unpacks it again."""
+        return self._current.batch
+
+    @batch.setter
+    def batch(self, batch: Any) -> None:
+        self._current.batch = batch
+        if not self._current.is_unpacking:  # the owner of unpack may replace it
+            self._current.parts = None
+
+    @property
+    def xb(self) -> Any:
+        """The batch's inputs. What a hook sets stays until the batch is set; a pair is updated too."""
+        return self._part(0)
+
+    @xb.setter
+    def xb(self, inputs: Any) -> None:
+        self._set_part(0, inputs)
+
+    @property
+    def yb(self) -> Any:
+        """The batch's target; None if it has none. What a hook sets stays, as for `xb`."""
+        return self._part(1)
+
+    @yb.setter
+    def yb(self, target: Any) -> None:
+        self._set_part(1, target)
+
+    def _part(self, i: int) -> Any:
+        batch, parts = self._current.batch, self._current.parts
+        if parts is None and type(batch) in (tuple, list) and len(batch) == 2 and self.unpacks_by_form:
+            return batch[i]  # the usual batch: not kept, because a hook may change a list
+        return (parts or self._unpacked())[i]
+
+    def _set_part(self, i: int, value: Any) -> None:
+        current = self._current
+        parts = current.parts or self._unpacked()
+        parts[i] = value
+        if self.unpacks_by_form and not current.is_unpacking and is_pair(current.batch):
+            self.batch = packed(current.batch, *parts)  # which then holds them
+
+    def _unpacked(self) -> list[Any]:
+        current = self._current
+        current.parts, current.is_unpacking = parts, _ = [None, None], True
+        try:
+            self.callback("unpack")
+        except BaseException:
+            current.parts = None
+            raise
+        finally:
+            current.is_unpacking = False
+        return parts
+
+    @property
+    def is_unpacked(self) -> bool:
+        """Whether the batch's inputs and target have been read."""
+        return self._current.parts is not None
+
+    def _use(self, hooks: Hooks) -> None:
+        """Take hooks; see whether a batch's form says what is what, and no function, callback or subclass."""
+        super()._use(hooks)
+        self.unpacks_by_form = self.unpack_func is None and self.has_default("unpack")
+
     def _owner(self, step: str, found: list[Any]) -> list[Any]:
         """Return the one owner of a step; a function passed as unpack= counts as one."""
         if step == "unpack" and self.unpack_func is not None:
@@ -208,6 +285,31 @@ class Learner(Fields):
         """Drop the gradients of a step or batch left with keep=False; otherwise keep finite ones."""
         if self.training and scope in ("step", "batch"):
             self.mean.cancelled(self, scope, cancel.keep)
+
+    # What a pass sets -----------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Begin a pass that is not nested."""
+        self.epoch = self.n_steps = self.batch_idx = 0
+        self.is_accumulating = False
+
+    def _set_phase(self, dl: Any, training: bool) -> None:
+        self.dl, self.training = dl, training
+
+    @contextmanager
+    def _batch_aside(self) -> Iterator[None]:
+        """Use other batches inside a `with`, those of a nested phase."""
+        of_batch = ("batch_idx", "_current", "preds", "loss", "loss_count", "is_accumulating")
+        with self.kept(*of_batch), self.mean.aside():
+            self._current = CurrentBatch()
+            yield
+
+    def _set_plan(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def _infer_loss(self, target: Any) -> Callable[[Any, Any], Tensor]:
+        self.loss_func = loss_func = self._made.infer(infer_loss(target))
+        return loss_func
 
     # The steps, unless a subclass or a callback owns them -----------------------------------------
 
@@ -250,17 +352,18 @@ class Learner(Fields):
     def get_loss(self) -> None:
         """Set loss = loss_func(preds, target)."""
         target = self.yb
-        if self.loss_func is None:  # a callback owns this step and calls it
-            self.loss_func = infer_loss(target)
+        loss_func = self.loss_func
+        if loss_func is None:  # a callback owns this step and calls it
+            loss_func = self._infer_loss(target)
         if self.batch_idx == 0 and self.epoch == 0:
-            check_targets(self.loss_func, self.preds, target, self.dl)
-        self.loss = self.loss_func(self.preds, target)
-        self.mean.is_of(self.loss_func)
+            check_targets(loss_func, self.preds, target, self.dl)
+        self.loss = loss_func(self.preds, target)
+        self.mean.is_of(loss_func)
 
     @default_step
     def backward(self) -> None:
         """Add the gradients of the loss to each parameter's grad."""
-        self.loss.backward(self.loss_weight)
+        self.loss.backward(self.mean.weight)
 
     @default_step
     def step(self) -> None:
@@ -326,7 +429,7 @@ class Learner(Fields):
         with fit_of(self, cbs, purpose, train):
             plan(self, n_epochs, train, valid)
             if train:
-                prepare_opt(self, lr, reset_opt)
+                self.opt = opt_for(self, lr, reset_opt)
             with started(self, resume) as is_left:
                 if is_left:
                     self._fit()
@@ -454,7 +557,10 @@ class Learner(Fields):
 
     def _evaluate(self, dl: Any, cbs: Any = None, purpose: str = "validate") -> list[dict[str, Any]]:
         """Run a pass that trains nothing, perhaps nested in another one; return its rows."""
-        with side_run(self, dl) as rows:
+        self.dls.adapter_of(dl, "dls valid").check_not_empty("given")
+        history, dls, rows = self.history, self.dls, list[dict[str, Any]]()
+        self.history, self.dls = rows, dls.with_valid(dl)
+        try:
             if self.purpose is not None:
                 kind = Pass(purpose, trains=False, is_nested=True)
                 unseen = kept_rng(*self.dls.adapter_of(dl).generators())  # by the outer training
@@ -465,4 +571,6 @@ class Learner(Fields):
                     plan(self, n_epochs=1, train=False, valid=True)
                     with phase_of(self, dl, training=False):
                         self._validate()
+        finally:
+            self.history, self.dls = history, dls
         return rows

@@ -168,8 +168,7 @@ def _copy(learn: Learner) -> Any:
         copied = deepcopy(learn, dict(memo))  # a failed copy would leave halves in memo
     except Exception as error:
         raise TypeError(f"verify_resume works on copies, and {_odd_part(learn, memo)} ({error})") from error
-    copied._defaults = [cb for cb in copied._defaults if not isinstance(cb, ProgressCB)]
-    copied._set_cbs([cb for cb in copied._given if not isinstance(cb, _LEFT_OUT)])
+    copied.drop_cbs(lambda cb: isinstance(cb, _LEFT_OUT))
     copied.run.is_at(None, 0)
     return copied
 

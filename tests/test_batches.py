@@ -250,6 +250,7 @@ def test_a_validation_in_a_batch_leaves_its_inputs():
 
 
 def test_the_batch_is_moved(monkeypatch):
+    monkeypatch.setattr(device, "default_device", lambda: torch.device("cuda"))  # there is somewhere to move
     seen = []
     learn = learner((X, Y), DeviceCB("cpu"), at("after_predict", lambda x: seen.append(x.batch)))
     monkeypatch.setattr(device, "to_device", lambda batch, device: (batch[0] + 1, batch[1]))

@@ -39,6 +39,7 @@ class DeviceCB(Callback):
     def __init__(self, device: str | torch.device | None = None) -> None:
         self.device = default_device() if device is None else torch.device(device)
         kind, index, found = self.device.type, self.device.index or 0, default_device().type
+        self._may_move = not kind == found == "cpu"  # else all tensors are there
         if kind in ("cpu", "meta"):  # which need no hardware of their own
             return
         if kind != found:
@@ -71,4 +72,5 @@ class DeviceCB(Callback):
                 value.data = value.data.to(self.device)
 
     def before_batch(self, learn: Learner) -> None:
-        learn.batch = to_device(learn.batch, self.device)
+        if self._may_move:
+            learn.batch = to_device(learn.batch, self.device)

@@ -162,23 +162,21 @@ def _untouched(learn: Learner) -> Iterator[None]:
     # The optimizer is kept by reference: the sweep makes one of its own.
     opt = [learn.opt, getattr(learn.opt, "state", None), *getattr(learn.opt, "param_groups", ())]
     memory = Memory([learn, learn.dls, *loaders, *data, *opt, *learn.cbs])
-    memory.keep(*roots_of(learn), learn.history, *learn.own_fields().values())
+    memory.keep(*roots_of(learn), learn.history, learn.cancelled_by, *learn.own_fields().values())
     for owner in (learn.run, learn.stop, learn.modes, learn.processes, learn.mean):
         memory.keep_fields(owner)
     for cb in learn.cbs:
         if cb.in_lr_find:
             memory.keep_fields(cb)
-    fields, cancelled_by = dict(vars(learn)), dict(learn.cancelled_by)
+    fields = dict(vars(learn))
     epochs = [(part, part.epoch) for part in train.parts() if hasattr(part, "epoch")]
     with kept_rng(*train.generators()), train.unmoved():
         try:
-            learn._defaults = [cb for cb in learn._defaults if cb.in_lr_find]
-            learn._set_cbs([cb for cb in learn._given if cb.in_lr_find])
+            learn.drop_cbs(lambda cb: not cb.in_lr_find)
             yield
         finally:
             vars(learn).clear()
             vars(learn).update(fields)  # callbacks and their hooks too
             for part, epoch in epochs:
                 part.epoch = epoch
-            learn.cancelled_by = cancelled_by
             memory.put_back()

@@ -73,9 +73,8 @@ class Source:
             learn.run.began(what, beginning)
         else:  # written by version 0.1
             learn.history[:] = self.rows
-            learn.n_epochs_trained = self.saved["fields"]["n_epochs_trained"] - (
-                self.position.phase == "train"
-            )
+            n_trained = self.saved["fields"]["n_epochs_trained"]
+            vars(learn)["n_epochs_trained"] = n_trained - (self.position.phase == "train")
         self._before = before
 
     def undo(self, learn: Learner) -> None:

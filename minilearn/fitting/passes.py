@@ -17,7 +17,7 @@ from ..optim.groups import check_kept, check_step, params_of, set_lr
 from ..parameters import elsewhere, extra_groups, named_params, roots_of
 from ..plan import Plan
 from ..seeding import kept_rng
-from .checks import check_alone, check_batch, check_fields, check_makers, check_reduction, infer_loss
+from .checks import check_alone, check_batch, check_fields, check_makers, check_reduction
 from .interrupts import interrupts
 from .request import Paused, StopFetchError, stopped
 
@@ -44,12 +44,12 @@ def started(learn: Learner, resume: Any) -> Iterator[bool]:
     """Surround the epochs of a fit, or those left of a resumed one; give whether the fit has to run."""
     with resumed(learn, resume) as start:
         if start is not None:
-            learn.plan = replace(learn.plan, start=start)
+            learn._set_plan(replace(learn.plan, start=start))
         yield start is not None
         check_fields(learn)
         if start is not None and not start.is_over:
             learn.stop.drop_pause()
-            learn.stop.rest(learn)
+            learn._rest()
 
 
 @contextmanager
@@ -57,8 +57,7 @@ def pass_of(learn: Learner, cbs: Any, purpose: str, trains: bool) -> Iterator[No
     """Surround a pass that is not nested: prepare and release the callbacks, and restore the modes."""
     n_scopes = len(learn.scopes)
     learn.modes.begin()
-    learn.epoch = learn.n_steps = learn.batch_idx = 0
-    learn.is_accumulating = False
+    learn._begin()
     learn.mean.begin()
     learn.processes.are(0, 1)  # unless DistributedCB says otherwise
     learn.run.begin()
@@ -86,25 +85,21 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
     """
     if learn.epoch and not learn.is_nested:
         check_fields(learn)
-    outer, is_idle = {name: getattr(learn, name) for name in ("dl", "training")}, learn.processes.is_idle
-    modes, surrounded = [], ExitStack()
+    modes, is_idle, surrounded = [], learn.processes.is_idle, ExitStack()
+    surrounded.enter_context(learn.kept("dl", "training"))
     if {"train", "validate"} & set(learn.scopes):
         learn.modes.find()
         modules = [m for root in roots_of(learn) for m in root.modules()]
         modes = [(m, m.training, learn.modes.found.get(m)) for m in modules]
-        surrounded.enter_context(learn._current.aside())
-        surrounded.enter_context(learn.mean.aside())
-        inner = ("batch_idx", "preds", "loss", "loss_count", "is_accumulating")
-        outer |= {name: getattr(learn, name) for name in inner}
+        surrounded.enter_context(learn._batch_aside())
     try:
-        learn.dl, learn.training = dl, training
+        learn._set_phase(dl, training)
         learn.modes.apply()
         if training:
             learn.dls.adapter_of(dl).set_epoch(learn.n_epochs_trained - 1)
         with torch.set_grad_enabled(training):
             yield
     finally:
-        vars(learn).update(outer)
         learn.processes.are_idle(is_idle)
         surrounded.close()
         learn.modes.apply()
@@ -113,49 +108,59 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
                 module.training = mode
 
 
-def batches_of(learn: Learner) -> Iterator[tuple[int, Any]]:
-    """Yield the batches that are left in a phase, each with its number."""
-    first = 0 if learn.is_nested else learn.plan.first_batch(learn.phase, learn.epoch)
+@contextmanager
+def reading(learn: Learner, first: int) -> Iterator[Iterator[tuple[int, Any]]]:
+    """Read the batches of a phase, from number `first` on, inside a `with`, which gets them numbered.
+
+    A request to stop that comes while a batch is read does not wait for it.
+    """
     adapter = learn.dls.adapter_of(learn.dl)
     with kept_rng() if first else nullcontext():  # the pass began earlier and has drawn its random numbers
-        batches = adapter.read(first)
-    is_free = not learn.is_nested and learn.mean.is_free(learn, adapter.targets)
+        read = adapter.read(first)
     # Between batches the learner is at rest, unless reading changes the loader's state.
     may_stop = learn.rests and not adapter.moves_on
-    i, learn.batch_idx = first, first - 1  # the batch before, for a stop while the first one is read
-    while True:
-        try:
-            try:
-                learn.stop.begin_fetch(may_stop)
-                batch: Any = next(batches, _END)
-            finally:
-                learn.stop.end_fetch()
-        except StopFetchError:  # also one that comes just after the batch was read
-            learn.stop.end_fetch()
-            learn.run.save(learn)  # at_rest has already fired; only saving is left
-            raise stopped(learn) from None
-        if batch is _END:
-            break
-        if is_free:
-            learn.mean.given(batch[-1])
-        yield i, batch
-        if i == first and learn.epoch == learn.plan.start.epoch and not learn.is_nested:
-            check_fields(learn)
-        i += 1
-    if i == 0:
+    is_free = not learn.is_nested and learn.mean.is_free(learn, adapter.targets)
+    batches = _numbered(learn, read, first, may_stop, is_free)
+    try:
+        with learn.stop.while_reading(batches) if may_stop else nullcontext():
+            yield batches
+    except StopFetchError:  # also one that comes just after the batch was read
+        learn.run.save(learn)  # at_rest has already fired; only saving is left
+        raise stopped(learn) from None
+    if learn.batch_idx < 0:
         raise ValueError(
             f"the {learn.phase} loader gave no batch in epoch {learn.epoch}: expected at least one"
         )
-    adapter.check_read(i)
+    adapter.check_read(learn.batch_idx + 1)
+
+
+def _numbered(
+    learn: Learner, read: Iterator[Any], first: int, may_stop: bool, is_free: bool
+) -> Iterator[tuple[int, Any]]:
+    i, checks_after = first, -1
+    if learn.epoch == learn.plan.start.epoch and not learn.is_nested:
+        checks_after = first
+    while True:
+        if may_stop and learn.stop.asked is not None:  # since the last batch
+            raise StopFetchError
+        batch: Any = next(read, _END)
+        if batch is _END:
+            return
+        if is_free:
+            learn.mean.given(batch[-1])
+        yield i, batch
+        if i == checks_after:
+            check_fields(learn)
+        i += 1
 
 
 def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
     """Plan the steps of a fit, and infer what was not given from a small batch."""
     phases = ("train",) * train + ("eval",) * valid
-    learn.plan = Plan(n_epochs, phases, learn.scheduled_epochs(n_epochs), [0] * n_epochs)
+    learn._set_plan(Plan(n_epochs, phases, learn.scheduled_epochs(n_epochs), [0] * n_epochs))
     if train:  # callbacks that plan steps may read the other fields
         steps = learn.planned_steps(n_epochs, learn.dls.adapters["train"].n_batches)
-        learn.plan = replace(learn.plan, epoch_steps=steps)
+        learn._set_plan(replace(learn.plan, epoch_steps=steps))
     learn.batch = None
     needs_target = learn.has_default("get_loss") or any(cb.needs_target for cb in learn.cbs)
     if learn.purpose in ("fit", "lr_find", "validate") and needs_target:
@@ -168,41 +173,31 @@ def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
         if not learn.has_default("get_loss"):
             return
         if learn.loss_func is learn._made.loss_func:  # None, or inferred from other data
-            learn.loss_func = learn._made.infer(infer_loss(learn.yb))
+            learn._infer_loss(learn.yb)
         check_reduction(learn)
 
 
-def prepare_opt(learn: Learner, lr: float | Sequence[float] | None, reset_opt: bool) -> None:
-    """Build the optimizer, or set the lr of the one that is kept."""
-    is_new, makers = learn.opt is None or reset_opt, (learn.opt_func, learn.param_groups)
+def opt_for(learn: Learner, lr: float | Sequence[float] | None, reset_opt: bool) -> Any:
+    """Return the optimizer of a fit: a new one, or the one that is kept, with the lr of this fit."""
+    opt, makers = None if reset_opt else learn.opt, (learn.opt_func, learn.param_groups)
+    is_new = opt is None
     if lr is None and learn._made.is_new_lr:
         lr = learn.lr
     if is_new:
         first_lr = learn.lr if lr is None else lr
-        learn.opt = build_opt(
+        opt = build_opt(
             *(learn.opt_func, learn.model, first_lr, learn.param_groups),
             *(extra_groups(learn), elsewhere(learn)),
         )
         learn._made.made_by(makers)
     else:
-        check_kept(learn.opt, named_params(learn), elsewhere(learn))
+        check_kept(opt, named_params(learn), elsewhere(learn))
         check_makers(learn._made.makers, makers)
     learn._made.use_lr()
     if lr is not None and (not is_new or learn.param_groups):  # it overrides an lr that a group has
-        set_lr(learn.opt, lr)
+        set_lr(opt, lr)
     if learn.has_default("step"):
-        check_step(learn.opt)
-    for p in chain(named_params(learn).values(), params_of(learn.opt)):
+        check_step(opt)
+    for p in chain(named_params(learn).values(), params_of(opt)):
         p.grad = None  # left by an interrupted fit, or by the user's own backward
-
-
-@contextmanager
-def side_run(learn: Learner, dl: Any) -> Iterator[list[dict[str, Any]]]:
-    """Use `dl` as the validation loader and a separate history, which is given, inside a `with`."""
-    learn.dls.adapter_of(dl, "dls valid").check_not_empty("given")
-    history, dls, learn.history = learn.history, learn.dls, []
-    learn.dls = dls.with_valid(dl)
-    try:
-        yield learn.history
-    finally:
-        learn.history, learn.dls = history, dls
+    return opt

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -17,18 +18,18 @@ class StopRequest:
     """Whether the fit is asked to stop, by a signal (SIGINT, SIGTERM or SIGHUP) or by `learn.pause()`.
 
     asked (the signal for which all processes stop, or PAUSE), heard (one that only this process of several
-    got), is_fetching (whether the loader is reading a batch, so there is no step to finish), is_paused
-    (whether a pause ended the last fit).
+    got), is_paused (whether a pause ended the last fit).
     """
 
     def __init__(self) -> None:
+        self._batches: Any = None
         self.clear()
 
     def clear(self) -> None:
         """Begin a fit without a request."""
         self.asked: int | None = None
         self.heard: int | None = None
-        self.is_fetching = self.is_paused = False
+        self.is_paused = False
 
     @property
     def signal(self) -> int | None:
@@ -68,24 +69,19 @@ class StopRequest:
         """Note that a pause ended the fit."""
         self.is_paused = True
 
-    def rest(self, learn: Learner) -> None:
-        """Fire at_rest, when all hooks have run and the state is complete; leave the fit if asked to."""
-        if not learn.rests:
-            return
-        is_stopping = self.is_asked  # a request that comes during at_rest waits for the next one
-        learn.callback("at_rest")
-        if is_stopping:
-            raise stopped(learn)
+    @contextmanager
+    def while_reading(self, batches: Iterator[Any]) -> Iterator[None]:
+        """Know, inside a `with`, the generator that reads the batches."""
+        outer, self._batches = self._batches, batches
+        try:
+            yield
+        finally:
+            self._batches = outer
 
-    def begin_fetch(self, may_stop: bool) -> None:
-        """Note that a batch is about to be read; stop at once if asked to since the last one."""
-        self.is_fetching = may_stop
-        if may_stop and self.is_asked:
-            raise StopFetchError
-
-    def end_fetch(self) -> None:
-        """Note that no batch is being read."""
-        self.is_fetching = False
+    @property
+    def is_fetching(self) -> bool:
+        """Whether a batch is being read, so that there is no step to finish."""
+        return self._batches is not None and self._batches.gi_running
 
 
 def pause(learn: Learner) -> None:
