@@ -36,8 +36,17 @@ from harness import count, positive
 ROOT = Path(__file__).parents[1]
 # Files, or folders of files, of minilearn; what a version does not have is left out.
 CORE = (
-    *("learner", "callback", "host", "events", "batches", "counting", "plan", "parameters", "fitting"),
-    *("checkpoints", "processes", "verify", "weights", "seeding", "callbacks/checkpoint", "data/loaders"),
+    *("learner", "fields", "callback", "host", "events", "batches", "counting", "plan", "parameters"),
+    *(
+        "fitting",
+        "checkpoints",
+        "processes",
+        "verify",
+        "weights",
+        "seeding",
+        "callbacks/checkpoint",
+        "data/loaders",
+    ),
     *("data/adapters", "data/resumable", "data/dataset_loader"),
     # As in version 0.1.
     *("resuming", "checkpoint", "interrupts", "checks", "freezing", "run", "state", "data/datasets"),
