@@ -170,7 +170,7 @@ class CallbackHost:
         self.cancelled_by: dict[str, str] = {}  # scope -> the hook that cancelled it last in this pass
         self._defaults = list(defaults)
         self._given: list[Callback] = []
-        self._running: Callback | None = None
+        self.running_cb: Callback | None = None  # whose hook is running
         self._left_out: tuple[Callback, ...] = ()  # those whose hooks do not run now
         self._hooks: Hooks = {}
         self._found: dict[tuple[int, ...], Hooks] = {}  # by which callbacks are left out
@@ -332,11 +332,6 @@ class CallbackHost:
             self._found[ids] = self._find_hooks(self._cbs)
         self._use(self._found[ids])
 
-    @property
-    def running_cb(self) -> Callback | None:
-        """The callback whose hook is running, if any."""
-        return self._running
-
     def left(self, scope: str, cancel: CancelException) -> None:
         """React to a Cancel exception that leaves a scope, its own or that of an outer scope."""
 
@@ -352,9 +347,9 @@ class CallbackHost:
             return
         cancel: CancelException | None = None
         error: BaseException | None = None
-        outer = self._running
+        outer = self.running_cb
         try:
-            for name, hook, self._running in self._hooks[event]:
+            for name, hook, self.running_cb in self._hooks[event]:
                 try:
                     if hook(self) is not None and event in _SETTERS:
                         raise TypeError(
@@ -373,7 +368,7 @@ class CallbackHost:
                     else:
                         error.add_note(f"minilearn: then {name} failed too: {e!r}")
         finally:
-            self._running = outer
+            self.running_cb = outer
         if error is not None:
             raise error
         if cancel is not None:

@@ -146,7 +146,7 @@ straight_ends = {}  # of the runs that many tests compare with
 
 @pytest.fixture
 def check_resumed(make, tmp_path):
-    """Check that a new learner goes on from the folder to the end of a run without a fault."""
+    """Check that a new learner continues from the folder to the end of a run without a fault."""
 
     def check(*cbs, **kwargs):
         learn = make(*cbs, **kwargs)

@@ -116,7 +116,7 @@ print(*sorted(new & {"torchvision", "matplotlib", "rich", "torcheval", "IPython"
 
 # Owners -------------------------------------------------------------------------------------------
 
-OBJECTS = {"mean", "modes", "plan", "processes", "run", "stop", "_made"}  # of the learner; `_current` is a record
+OBJECTS = {"mean", "modes", "plan", "processes", "run", "stop", "_made"}  # of the learner
 
 
 def stored_in(path):

@@ -46,14 +46,15 @@ class Source:
         self.rows = _loaded(saved["history"])
         self.is_put = False
         self._run = (learn.run_id, learn.n_fits)
-        self._loaders = [(part, part.state_dict()) for part, _ in _pure_loaders(learn, saved)]
+        adapters = [(learn.dls.adapter_of(x), state) for x, state in _pure_loaders(learn, saved)]
+        self._loaders = [(adapter, adapter.state(), state) for adapter, state in adapters]
         self._before: tuple[Saved, list[Any]] | None = None
 
     def begin(self, learn: Learner) -> None:
         """Make the learner part of the run, and give the loaders its seeds."""
         learn.run.resumes(self)
-        for loader, state in _pure_loaders(learn, self.saved):
-            loader.load_state_dict(state)
+        for adapter, _, state in self._loaders:
+            adapter.load_state(state)
         learn.run.is_at(self.saved["run"], self.saved["fit"]["index"])
 
     def restore(self, learn: Learner) -> None:
@@ -84,8 +85,8 @@ class Source:
         learn.run.is_at(*self._run)
         if self._before is not None:
             restore_beginning(learn, *self._before)
-        for loader, state in self._loaders:
-            loader.load_state_dict(state)
+        for adapter, state, _ in self._loaders:
+            adapter.load_state(state)
 
 
 # Before the fit -----------------------------------------------------------------------------------

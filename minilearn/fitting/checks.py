@@ -167,9 +167,9 @@ def check_reduction(learn: Learner) -> None:
         )
 
 
-def check_one_number(loss_func: Any, loss: Any) -> None:
+def check_one_number(loss_func: Any, loss: Tensor) -> None:
     """Raise ValueError for a loss of several numbers."""
-    if isinstance(loss, Tensor) and loss.numel() != 1:
+    if loss.numel() != 1:
         raise ValueError(
             f"the loss of {loss_func!r} has shape {tuple(loss.shape)}: expected one number per batch, its "
             "mean; loss.mean(), or reduction='mean'"

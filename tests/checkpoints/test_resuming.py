@@ -834,7 +834,7 @@ def test_extra_state_that_is_not_taken_leaves_the_optimizer(folder):
 
 
 def script(folder, *cbs, resume=True, seed=1):
-    """Train in three fits, each of which goes on if it can."""
+    """Train in three fits, each of which is resumed if it can be."""
     learn = new(CountCB(), MetricsCB(), every_rest(folder), *cbs, seed=seed)
     for n_epochs in (1, 2, 1):
         learn.fit(n_epochs, resume=resume or None)

@@ -662,7 +662,7 @@ def freeze(learn):
         pytest.param(
             {("before_epoch", 1): ("unfreeze",), ("before_epoch", 3): ("freeze", "body")},
             freeze,
-            id="unfreeze, and freeze when it goes on",
+            id="unfreeze, and freeze when it continues",
         ),
     ],
 )
