@@ -209,72 +209,6 @@ class Learner(Fields):
             if is_stopping:
                 raise stopped(self)
 
-    # The batch ------------------------------------------------------------------------------------
-
-    @property
-    def batch(self) -> Any:
-        """The batch, as the loader gave it and hooks changed it. Setting it unpacks it again."""
-        return self._current.batch
-
-    @batch.setter
-    def batch(self, batch: Any) -> None:
-        self._current.batch = batch
-        if not self._current.is_unpacking:  # the owner of unpack may replace it
-            self._current.parts = None
-
-    @property
-    def xb(self) -> Any:
-        """The batch's inputs. What a hook sets stays until the batch is set; a pair is updated too."""
-        return self._part(0)
-
-    @xb.setter
-    def xb(self, inputs: Any) -> None:
-        self._set_part(0, inputs)
-
-    @property
-    def yb(self) -> Any:
-        """The batch's target; None if it has none. What a hook sets stays, as for `xb`."""
-        return self._part(1)
-
-    @yb.setter
-    def yb(self, target: Any) -> None:
-        self._set_part(1, target)
-
-    def _part(self, i: int) -> Any:
-        batch, parts = self._current.batch, self._current.parts
-        if parts is None and type(batch) in (tuple, list) and len(batch) == 2 and self.unpacks_by_form:
-            return batch[i]  # the usual batch: not kept, because a hook may change a list
-        return (parts or self._unpacked())[i]
-
-    def _set_part(self, i: int, value: Any) -> None:
-        current = self._current
-        parts = current.parts or self._unpacked()
-        parts[i] = value
-        if self.unpacks_by_form and not current.is_unpacking and is_pair(current.batch):
-            self.batch = packed(current.batch, *parts)  # which then holds them
-
-    def _unpacked(self) -> list[Any]:
-        current = self._current
-        current.parts, current.is_unpacking = parts, _ = [None, None], True
-        try:
-            self.callback("unpack")
-        except BaseException:
-            current.parts = None
-            raise
-        finally:
-            current.is_unpacking = False
-        return parts
-
-    @property
-    def is_unpacked(self) -> bool:
-        """Whether the batch's inputs and target have been read."""
-        return self._current.parts is not None
-
-    def _use(self, hooks: Hooks) -> None:
-        """Take hooks; see whether a batch's form says what is what, and no function, callback or subclass."""
-        super()._use(hooks)
-        self.unpacks_by_form = self.unpack_func is None and self.has_default("unpack")
-
     def _owner(self, step: str, found: list[Any]) -> list[Any]:
         """Return the one owner of a step; a function passed as unpack= counts as one."""
         if step == "unpack" and self.unpack_func is not None:
@@ -285,31 +219,6 @@ class Learner(Fields):
         """Drop the gradients of a step or batch left with keep=False; otherwise keep finite ones."""
         if self.training and scope in ("step", "batch"):
             self.mean.cancelled(self, scope, cancel.keep)
-
-    # What a pass sets -----------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        """Begin a pass that is not nested."""
-        self.epoch = self.n_steps = self.batch_idx = 0
-        self.is_accumulating = False
-
-    def _set_phase(self, dl: Any, training: bool) -> None:
-        self.dl, self.training = dl, training
-
-    @contextmanager
-    def _batch_aside(self) -> Iterator[None]:
-        """Use other batches inside a `with`, those of a nested phase."""
-        of_batch = ("batch_idx", "_current", "preds", "loss", "loss_count", "is_accumulating")
-        with self.kept(*of_batch), self.mean.aside():
-            self._current = CurrentBatch()
-            yield
-
-    def _set_plan(self, plan: Plan) -> None:
-        self.plan = plan
-
-    def _infer_loss(self, target: Any) -> Callable[[Any, Any], Tensor]:
-        self.loss_func = loss_func = self._made.infer(infer_loss(target))
-        return loss_func
 
     # The steps, unless a subclass or a callback owns them -----------------------------------------
 
@@ -574,3 +483,94 @@ class Learner(Fields):
         finally:
             self.history, self.dls = history, dls
         return rows
+
+    # The batch ------------------------------------------------------------------------------------
+
+    @property
+    def batch(self) -> Any:
+        """The batch, as the loader gave it and hooks changed it. Setting it unpacks it again."""
+        return self._current.batch
+
+    @batch.setter
+    def batch(self, batch: Any) -> None:
+        self._current.batch = batch
+        if not self._current.is_unpacking:  # the owner of unpack may replace it
+            self._current.parts = None
+
+    @property
+    def xb(self) -> Any:
+        """The batch's inputs. What a hook sets stays until the batch is set; a pair is updated too."""
+        return self._part(0)
+
+    @xb.setter
+    def xb(self, inputs: Any) -> None:
+        self._set_part(0, inputs)
+
+    @property
+    def yb(self) -> Any:
+        """The batch's target; None if it has none. What a hook sets stays, as for `xb`."""
+        return self._part(1)
+
+    @yb.setter
+    def yb(self, target: Any) -> None:
+        self._set_part(1, target)
+
+    def _part(self, i: int) -> Any:
+        batch, parts = self._current.batch, self._current.parts
+        if parts is None and type(batch) in (tuple, list) and len(batch) == 2 and self.unpacks_by_form:
+            return batch[i]  # the usual batch: not kept, because a hook may change a list
+        return (parts or self._unpacked())[i]
+
+    def _set_part(self, i: int, value: Any) -> None:
+        current = self._current
+        parts = current.parts or self._unpacked()
+        parts[i] = value
+        if self.unpacks_by_form and not current.is_unpacking and is_pair(current.batch):
+            self.batch = packed(current.batch, *parts)  # which then holds them
+
+    def _unpacked(self) -> list[Any]:
+        current, parts = self._current, [None, None]
+        current.parts, current.is_unpacking = parts, True
+        try:
+            self.callback("unpack")
+        except BaseException:
+            current.parts = None
+            raise
+        finally:
+            current.is_unpacking = False
+        return parts
+
+    @property
+    def is_unpacked(self) -> bool:
+        """Whether the batch's inputs and target have been read."""
+        return self._current.parts is not None
+
+    def _use(self, hooks: Hooks) -> None:
+        """Take hooks; see whether a batch's form says what is what, and no function, callback or subclass."""
+        super()._use(hooks)
+        self.unpacks_by_form = self.unpack_func is None and self.has_default("unpack")
+
+    # What a pass sets -----------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Begin a pass that is not nested."""
+        self.epoch = self.n_steps = self.batch_idx = 0
+        self.is_accumulating = False
+
+    def _set_phase(self, dl: Any, training: bool) -> None:
+        self.dl, self.training = dl, training
+
+    @contextmanager
+    def _batch_aside(self) -> Iterator[None]:
+        """Use other batches inside a `with`, those of a nested phase."""
+        of_batch = ("batch_idx", "_current", "preds", "loss", "loss_count", "is_accumulating")
+        with self.kept(*of_batch), self.mean.aside():
+            self._current = CurrentBatch()
+            yield
+
+    def _set_plan(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def _infer_loss(self, target: Any) -> Callable[[Any, Any], Tensor]:
+        self.loss_func = loss_func = self._made.infer(infer_loss(target))
+        return loss_func
