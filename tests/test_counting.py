@@ -172,6 +172,11 @@ def test_a_mean_over_elements_counts_elements_in_batches_of_other_shapes(case):
     assert mean == pytest.approx(loss(preds, target).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("preds", "target"), [((4, 1), (4, 3)), ((4, 3), (4, 1)), ((3,), (4, 3))])
+def test_a_mean_over_elements_counts_those_after_broadcasting(preds, target):
+    assert counted(nn.L1Loss(), torch.zeros(preds), torch.zeros(target)) == 12
+
+
 def test_every_loss_of_torch_is_in_this_list():
     modules = {name for name in dir(nn) if name.endswith(("Loss", "Loss2d"))}
     functions = {n for n in dir(F) if n.endswith(("_loss", "_entropy", "_logits", "_div")) and n[0] != "_"}
