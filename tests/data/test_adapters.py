@@ -494,6 +494,13 @@ def test_a_shard_is_not_sharded_again(kind):
     assert ids(adapter_of(once.shard(1, 2)).read()) == first
 
 
+@that(lambda kind: not kind.shards)
+def test_another_shard_of_a_shard_is_that_of_the_whole(kind):
+    once = adapter_of(adapter_of(kind.make()).shard(1, 2))
+    other = adapter_of(adapter_of(kind.make()).shard(0, 2))
+    assert ids(adapter_of(once.shard(0, 2)).read()) == ids(other.read())
+
+
 @that(lambda kind: not kind.shards and not kind.in_order)
 def test_predictions_of_a_shard_are_those_of_the_whole(kind):
     ordered = adapter_of(adapter_of(adapter_of(kind.make()).shard(1, 2)).in_order()).read()
