@@ -4,12 +4,14 @@ import os
 import random
 import stat
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from minilearn.data import unpack
+from minilearn.data.sets import archives as module
 
 FILES = {"a.txt": b"first", "sub/b.bin": bytes(range(256)) * 8, "sub/deep/c.txt": b""}
 
@@ -254,12 +256,165 @@ def test_dots_within_a_name_are_no_way_out(tmp_path, place):
         assert contents(unpack(write(tmp_path / "archive", files), place / str(i))) == files
 
 
-def test_link_in_a_zip_becomes_a_plain_file(tmp_path, place):
-    link = zipfile.ZipInfo("link")
-    link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-    folder = unpack(write_zip(tmp_path / "data.zip", {link: b"/etc/hostname"}), place / "out")
-    assert not (folder / "link").is_symlink()
-    assert contents(folder) == {"link": b"/etc/hostname"}
+def write_zip_of_kinds(path, *members, system=3):
+    """A zip of (name, type of file as in stat, content)."""
+    with zipfile.ZipFile(path, "w") as parts, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that is there twice
+        for name, kind, data in members:
+            part = zipfile.ZipInfo(name)
+            part.create_system, part.external_attr = system, (kind | 0o777) << 16
+            parts.writestr(part, data)
+    return path
+
+
+def write_tar_of_kinds(path, *members):
+    """A tar of (name, type of member, content or what it links to)."""
+    with tarfile.open(path, "w") as tar:
+        for name, kind, data in members:
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            if kind == tarfile.REGTYPE:
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            else:
+                member.linkname = data
+                tar.addfile(member)
+    return path
+
+
+@pytest.mark.parametrize("system", [3, 19])
+def test_links_in_a_zip_that_stay_inside_are_kept(system, tmp_path, place):
+    archive = write_zip_of_kinds(
+        *(tmp_path / "data.zip", ("soft", stat.S_IFLNK, b"sub/a.txt"), ("sub/up", stat.S_IFLNK, b"..")),
+        *(("sub/a.txt", stat.S_IFREG, b"abc"), ("folder", stat.S_IFLNK, b"sub")),
+        system=system,
+    )
+    folder = unpack(archive, place / "out")
+    assert {name: os.readlink(folder / name) for name in ("soft", "folder", "sub/up")} == {
+        **{"soft": "sub/a.txt", "folder": "sub", "sub/up": ".."}
+    }
+    assert (folder / "folder" / "up" / "soft").read_bytes() == b"abc"
+
+
+def test_type_of_file_is_not_asked_where_a_zip_has_none(tmp_path, place):
+    archive = write_zip_of_kinds(tmp_path / "data.zip", ("a", stat.S_IFLNK, b"abc"), system=0)  # of DOS
+    assert contents(unpack(archive, place / "out")) == {"a": b"abc"}
+
+
+REG, LNK, HARD, DIR = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE
+
+
+@pytest.mark.parametrize(
+    ("members", "named"),
+    [
+        ([("link", stat.S_IFLNK, b"/etc/hostname")], "link"),
+        ([("link", stat.S_IFLNK, b"../secret.txt")], "link"),
+        ([("sub/link", stat.S_IFLNK, b"../../secret.txt")], "sub/link"),
+        ([("door", stat.S_IFLNK, b"../.."), ("door/evil.txt", stat.S_IFREG, b"x")], "door"),
+        ([("door", stat.S_IFLNK, b"/tmp"), ("door/evil", stat.S_IFLNK, b"x")], "door"),
+        ([("a", stat.S_IFLNK, b"x/y/../.."), ("x/y", stat.S_IFLNK, b"..")], "a"),  # out by the second
+        ([("a", stat.S_IFREG, b"x"), ("a", stat.S_IFLNK, b"b")], "a"),
+        ([("a", stat.S_IFLNK, b"b"), ("a", stat.S_IFLNK, b"c")], "a"),
+        ([("pipe", stat.S_IFIFO, b"")], "pipe.*special"),
+        ([("null", stat.S_IFCHR, b"")], "null.*special"),
+        ([("disk", stat.S_IFBLK, b"")], "disk.*special"),
+        ([("socket", stat.S_IFSOCK, b"")], "socket.*special"),
+    ],
+)
+def test_links_out_and_special_files_in_a_zip_are_refused_with_their_name(members, named, tmp_path, place):
+    (tmp_path / "secret.txt").write_text("secret")
+    archive = write_zip_of_kinds(tmp_path / "data.zip", ("good.txt", stat.S_IFREG, b"x"), *members)
+    refused(archive, place, rf"data\.zip.*'{named}")
+    assert sorted(os.listdir(tmp_path)) == ["data.zip", "place", "secret.txt"]
+
+
+@pytest.mark.parametrize(
+    ("members", "named"),
+    [
+        ([("b", HARD, "missing.txt")], "'b' .*'missing.txt'"),
+        ([("b", HARD, "later.txt"), ("later.txt", REG, b"x")], "'b' .*'later.txt'"),
+        ([("door", LNK, "sub"), ("door/evil.txt", REG, b"x")], "door/evil.txt.*'door'"),
+        ([("door", LNK, "sub"), ("door", REG, b"x")], "'door'"),
+        ([("door", LNK, "sub"), ("door/", DIR, "")], "'door'"),
+        ([("door", LNK, "sub"), ("b", HARD, "door/a.txt")], "'b'.*'door'"),
+        ([("a.txt", REG, b"x"), ("b", HARD, "a.txt"), ("b", REG, b"y")], "'b'"),  # it would change a.txt
+        ([("/door", LNK, "sub"), ("door/evil.txt", REG, b"x")], "door/evil.txt.*'door'"),
+        ([("pipe", tarfile.FIFOTYPE, "")], "'pipe'"),
+        ([("disk", b"V", "")], "'disk'"),
+    ],
+)
+def test_what_a_tar_cannot_be_unpacked_to_as_it_is_is_refused_with_its_name(members, named, tmp_path, place):
+    archive = write_tar_of_kinds(tmp_path / "data.tar", ("good.txt", REG, b"x"), *members)
+    refused(archive, place, rf"data\.tar.*{named}")
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_of_two_files_of_one_name_the_last_counts(kind, tmp_path, place):
+    names = ["a", "b", "a"]
+    if kind == "tar":
+        members = [(name, REG, bytes([i])) for i, name in enumerate(names)]
+        archive = write_tar_of_kinds(tmp_path / "data", *members)
+    else:
+        members = [(name, stat.S_IFREG, bytes([i])) for i, name in enumerate(names)]
+        archive = write_zip_of_kinds(tmp_path / "data", *members)
+    assert contents(unpack(archive, place / "out")) == {"a": b"\x02", "b": b"\x01"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_named_pipe_in_the_archive_s_place_is_refused_and_not_waited_for(tmp_path, place):
+    os.mkfifo(tmp_path / "data.tgz")
+    refused(tmp_path / "data.tgz", place, "data.tgz", FileNotFoundError)
+
+
+# What is too large ------------------------------------------------------------------------------------
+
+
+def bomb(path, kind, n_bytes=3 * 2**20, n_files=1):
+    return {"zip": write_zip, "tgz": write_tgz, "xz": write_tar_xz, "bz2": write_tar_bz2}[kind](
+        path, {f"{i}.png": bytes(n_bytes) for i in range(n_files)}
+    )
+
+
+@pytest.mark.parametrize("kind", ["zip", "tgz", "xz", "bz2"])
+@pytest.mark.parametrize(("n_bytes", "n_files"), [(3 * 2**20, 1), (2**18, 12)])
+def test_bomb_is_refused_with_its_size_and_leaves_nothing(
+    kind, n_bytes, n_files, tmp_path, place, monkeypatch
+):
+    monkeypatch.setattr(module, "_ALWAYS", 2**20)
+    archive = bomb(tmp_path / "archive", kind, n_bytes, n_files)
+    refused(archive, place, r"archive.*bomb.*\d.png.*max_bytes=")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tgz"])
+def test_files_without_content_count_too(kind, tmp_path, place):
+    archive = bomb(tmp_path / "archive", kind, 0, 1000)
+    with pytest.raises(ValueError, match=r"511,999.*'999.png'"):
+        unpack(archive, place / "out", max_bytes=512 * 1000 - 1)
+    assert len(contents(unpack(archive, place / "out", max_bytes=512 * 1000))) == 1000
+
+
+@pytest.mark.parametrize("kind", ["zip", "tgz"])
+def test_max_bytes_takes_what_the_default_refuses_and_no_more(kind, tmp_path, place, monkeypatch):
+    monkeypatch.setattr(module, "_ALWAYS", 2**20)
+    archive = bomb(tmp_path / "archive", kind)
+    refused(archive, place, "max_bytes")
+    size = 3 * 2**20 + 512
+    with pytest.raises(ValueError, match=rf"archive.*{size - 1:,}"):
+        unpack(archive, place / "out", max_bytes=size - 1)
+    assert contents(unpack(archive, place / "out", max_bytes=size)) == {"0.png": bytes(3 * 2**20)}
+
+
+def test_size_in_a_tar_s_header_is_enough_to_refuse_it(tmp_path, place):
+    header = tarfile.TarInfo("0.png")
+    header.size = 10**15  # a file of holes too says what it is without them
+    (tmp_path / "archive").write_bytes(header.tobuf(tarfile.GNU_FORMAT))
+    refused(tmp_path / "archive", place, r"'0\.png' has 1,000,000,000,000,000")
+
+
+@pytest.mark.parametrize("max_bytes", [0, -1, 1.5, True, "1 GB", float("nan")])
+def test_max_bytes_is_checked(max_bytes, tmp_path, place):
+    with pytest.raises(ValueError, match=r"max_bytes=.*>= 1"):
+        unpack(write_tgz(tmp_path / "data.tgz"), place / "out", max_bytes)
 
 
 # What is no whole archive -----------------------------------------------------------------------------
@@ -334,6 +489,41 @@ def test_what_is_no_archive_is_refused(data, tmp_path, place):
     refused(tmp_path / "archive", place, BROKEN)
 
 
+@pytest.mark.parametrize("write", [write_tar, write_tgz])
+def test_second_archive_behind_the_first_is_refused(write, tmp_path, place):
+    both = [write(tmp_path / name, {name: b"x"}).read_bytes() for name in ("a", "b")]
+    (tmp_path / "archive").write_bytes(b"".join(both))
+    refused(tmp_path / "archive", place, r"archive has a second archive.*--ignore-zeros")
+
+
+@pytest.mark.parametrize("behind", [b"\0" * 3_000_000, b"x" * 1000, b"\0" * 700 + b"signature"])
+def test_other_bytes_behind_a_tar_do_not_matter(behind, tmp_path, place):
+    archive = write_tar(tmp_path / "archive")
+    archive.write_bytes(archive.read_bytes() + behind)
+    assert contents(unpack(archive, place / "out")) == FILES
+
+
+def test_damaged_bz2_is_named(tmp_path, place):
+    archive = write_tar_bz2(tmp_path / "archive", {"a": random.Random(0).randbytes(5000)})
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    archive.write_bytes(data)
+    refused(archive, place, BROKEN)
+
+
+@pytest.mark.parametrize(
+    ("flag", "method", "message"),
+    [(1, 0, "archive is encrypted.*'a'"), (0, 99, BROKEN)],
+    ids=["locked", "new"],
+)
+def test_zip_that_python_cannot_read_is_named(flag, method, message, tmp_path, place):
+    data = bytearray(write_zip(tmp_path / "archive", {"a": b"x"}, zipfile.ZIP_STORED).read_bytes())
+    for at in (6, data.rindex(b"PK\x01\x02") + 8):  # in the header of the file, and in the list at the end
+        data[at], data[at + 2] = flag, method
+    (tmp_path / "archive").write_bytes(data)
+    refused(tmp_path / "archive", place, message)
+
+
 @pytest.mark.parametrize("name", ["missing.tgz", "."])
 def test_archive_that_is_not_there_is_named(name, tmp_path, place):
     archive = tmp_path / name
@@ -352,6 +542,27 @@ def test_folder_that_is_there_is_refused_and_stays_untouched(content, tmp_path, 
         unpack(write_tgz(tmp_path / "data.tgz"), place / "out")
     assert contents(place) == {f"out/{name}": text.encode() for name, text in content.items()}
     assert os.listdir(place) == ["out"]
+
+
+def test_link_to_nothing_in_the_folder_s_place_is_refused_and_stays(tmp_path, place):
+    (place / "out").symlink_to("nowhere")
+    with pytest.raises(FileExistsError, match=r"unpack: .*out.*delete"):
+        unpack(write_tgz(tmp_path / "data.tgz"), place / "out")
+    assert os.readlink(place / "out") == "nowhere"
+
+
+def test_folder_that_another_process_makes_meanwhile_stays(tmp_path, place, monkeypatch):
+    real = module.check_end
+
+    def check_end(*args):
+        (place / "out").mkdir()
+        (place / "out" / "mine.txt").write_text("kept")
+        real(*args)
+
+    monkeypatch.setattr(module, "check_end", check_end)
+    with pytest.raises(OSError, match="out"):
+        unpack(write_tgz(tmp_path / "data.tgz"), place / "out")
+    assert contents(place) == {"out/mine.txt": b"kept"}
 
 
 def test_file_in_the_folder_s_place_is_refused_and_stays(tmp_path, place):
