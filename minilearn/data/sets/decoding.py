@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tarfile
 import zlib
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from ...files import written_whole
 from .download import cache_folder
+from .pixels import rgb_pixels
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 _AT_ONCE = 512  # files read before they are decoded
-_FORMAT = 2  # of a cache file, so that those of older versions are not mistaken for it
+_FORMAT = 3  # of a cache file, so that those of older versions are not mistaken for it
 
 Images = tuple[Tensor, Tensor, tuple[str, ...]]  # (N, 3, H, W) uint8, (N,) int64, names of the classes
 _Found = tuple[str, str, bytes]  # class, class/name, content of the file
@@ -66,21 +66,24 @@ def read_images(source: Path, part: str, size: int | None = None) -> Images:
     """Decode one part of an image folder, such as "train", or of a .tgz or .tar of one, on all cores.
 
     A bar shows the progress in a terminal or a notebook. Files whose name begins with a dot are left out.
+    Images are turned as their EXIF says; grey of 16 bits is scaled to 8; transparency is left out; of an
+    animation or of several pages the first image is taken.
 
     Args:
         source: a folder with <part>/<class>/<image>, or an archive with <folder>/<part>/<class>/<image>.
         size: the centre square of each image is resized to size x size pixels. None: images stay as they are.
 
     Returns: images (N, 3, H, W) uint8 and targets (N,) int64, sorted by class and name; the classes' names.
-    Raises: ValueError, with its name, for a broken image, for a file that is not an image, for a class
-        without images, and, unless `size` is given, for an image whose size is not that of the first.
+    Raises: ValueError, with its name, for a broken image, for one of floats or of another unknown range,
+        for a file that is not an image, for a class without images, and, unless `size` is given, for an image
+        whose size is not that of the first.
     """
     classes: set[str] = set()
     read = _in_folder if source.is_dir() else _in_archive
 
     def decode(found: _Found) -> tuple[str, str, Any]:
         name, path, data = found
-        return name, path, _decoded(f"{source}: {part}/{path}", data, size)
+        return name, path, rgb_pixels(f"{source}: {part}/{path}", data, size)
 
     images: list[tuple[str, str, Any]] = []
     found = read(source, part, classes)
@@ -163,16 +166,3 @@ def _check_suffix(name: str, suffix: str) -> None:
         raise ValueError(
             f"{name} is not an image: expected {', '.join(_SUFFIXES)}; move it out of the folder"
         )
-
-
-def _decoded(name: str, data: bytes, size: int | None) -> Any:
-    from PIL import Image, ImageOps  # installed with torchvision
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = image.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{name} is broken ({error})") from error
-    return np.asarray(
-        pixels if size is None else ImageOps.fit(pixels, (size, size), Image.Resampling.BICUBIC)
-    )

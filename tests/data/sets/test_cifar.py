@@ -129,7 +129,7 @@ def test_data_are_kept_on_the_device(tmp_path):
 def test_images_are_decoded_once(tmp_path, monkeypatch):
     root = write_archive(tmp_path / "data")
     cifar10(root=root)
-    monkeypatch.setattr(decoding, "_decoded", None)
+    monkeypatch.setattr(decoding, "rgb_pixels", None)
     assert reds(cifar10(root=root).train) == list(range(10))
 
 

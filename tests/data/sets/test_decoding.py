@@ -186,13 +186,13 @@ def test_damaged_png_is_refused_with_its_name(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """Count the images that are decoded."""
-    names, real = [], module._decoded
+    names, real = [], module.rgb_pixels
 
     def decode(name, data, size):
         names.append(name)
         return real(name, data, size)
 
-    monkeypatch.setattr(module, "_decoded", decode)
+    monkeypatch.setattr(module, "rgb_pixels", decode)
     return names
 
 

@@ -54,7 +54,7 @@ def test_only_training_is_augmented_and_shuffled(tmp_path):
 
 def test_second_time_nothing_is_decoded(tmp_path, monkeypatch):
     image_folder(write(tmp_path / "set"), 4)
-    monkeypatch.setattr(decoding, "_decoded", None)
+    monkeypatch.setattr(decoding, "rgb_pixels", None)
     assert image_folder(tmp_path / "set", 4).classes == ("a", "b")
 
 
