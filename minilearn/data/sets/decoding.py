@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +16,13 @@ from torch import Tensor
 from ...files import written_whole
 from .download import cache_folder
 from .pixels import rgb_pixels
+from .trees import SUFFIXES, Found, find_images, tree_of
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 _AT_ONCE = 512  # files read before they are decoded
+_BYTES_AT_ONCE = 2**29  # or fewer, if they are large
 _FORMAT = 3  # of a cache file, so that those of older versions are not mistaken for it
 
 Images = tuple[Tensor, Tensor, tuple[str, ...]]  # (N, 3, H, W) uint8, (N,) int64, names of the classes
-_Found = tuple[str, str, bytes]  # class, class/name, content of the file
 
 
 def cached(source: Path, part: str, make: Callable[[], Images]) -> Images:
@@ -65,104 +62,56 @@ def _stamp(source: Path) -> Any:
 def read_images(source: Path, part: str, size: int | None = None) -> Images:
     """Decode one part of an image folder, such as "train", or of a .tgz or .tar of one, on all cores.
 
-    A bar shows the progress in a terminal or a notebook. Files whose name begins with a dot are left out.
-    Images are turned as their EXIF says; grey of 16 bits is scaled to 8; transparency is left out; of an
-    animation or of several pages the first image is taken.
+    A bar shows the progress in a terminal or a notebook. Names that begin with a dot are left out, as are
+    files beside the classes. Links are followed. A class's name in NFC and in NFD is one name. Images are
+    turned as their EXIF says; grey of 16 bits is scaled to 8; transparency is left out; of an animation or of
+    several pages the first image is taken.
 
     Args:
         source: a folder with <part>/<class>/<image>, or an archive with <folder>/<part>/<class>/<image>.
         size: the centre square of each image is resized to size x size pixels. None: images stay as they are.
 
     Returns: images (N, 3, H, W) uint8 and targets (N,) int64, sorted by class and name; the classes' names.
-    Raises: ValueError, with its name, for a broken image, for one of floats or of another unknown range,
-        for a file that is not an image, for a class without images, and, unless `size` is given, for an image
-        whose size is not that of the first.
+    Raises: ValueError, with its name, for a broken image, for one of floats or of another unknown range, for
+        a file that is not an image, for a link that leads nowhere, for a class without images, and, unless
+        `size` is given, for an image whose size is not that of the first; OSError for what cannot be read.
     """
-    classes: set[str] = set()
-    read = _in_folder if source.is_dir() else _in_archive
 
-    def decode(found: _Found) -> tuple[str, str, Any]:
-        name, path, data = found
-        return name, path, rgb_pixels(f"{source}: {part}/{path}", data, size)
+    def decode(one: tuple[Found, bytes]) -> tuple[Found, Any]:
+        return one[0], rgb_pixels(f"{source}: {part}/{one[0].path}", one[1], size)
 
-    images: list[tuple[str, str, Any]] = []
-    found = read(source, part, classes)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes without the interpreter's lock
-        while some := list(islice(found, _AT_ONCE)):
+    images: list[tuple[Found, Any]] = []
+    with tree_of(source, part) as tree, ThreadPoolExecutor(os.cpu_count()) as pool:
+        classes, found = find_images(tree, part)  # PIL decodes without the interpreter's lock
+        for some in _groups(tree.read(found)):
             images += pool.map(decode, some)
     if not images:
-        raise ValueError(f"{source} has no image in {part}/<class>/: expected {', '.join(_SUFFIXES)}")
-    if empty := sorted(classes - {name for name, _, _ in images}):
+        raise ValueError(f"{source} has no image in {part}/<class>/: expected {', '.join(SUFFIXES)}")
+    if empty := sorted(classes - {one.kind for one, _ in images}):
         raise ValueError(f"{source}: {part}/{empty[0]} has no image: expected some of each class")
-    images.sort(key=lambda image: image[:2])
+    images.sort(key=lambda image: image[0][:3])
     names = sorted(classes)
-    pixels = np.empty((len(images), *images[0][2].shape), dtype=np.uint8)
-    for i, (_, path, image) in enumerate(images):
+    pixels = np.empty((len(images), *images[0][1].shape), dtype=np.uint8)
+    for i, (one, image) in enumerate(images):
         if image.shape != pixels.shape[1:]:
             sizes = [f"{w}x{h}" for h, w, _ in (image.shape, pixels.shape[1:])]
             raise ValueError(
-                f"{source}: {part}/{path} is {sizes[0]}, others are {sizes[1]}: expected one size; give "
+                f"{source}: {part}/{one.path} is {sizes[0]}, others are {sizes[1]}: expected one size; give "
                 "size=, to which they are resized"
             )
         pixels[i] = image
-    targets = torch.tensor([names.index(name) for name, _, _ in images])
+    targets = torch.tensor([names.index(one.kind) for one, _ in images])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), targets, tuple(names)
 
 
-def _in_folder(folder: Path, part: str, classes: set[str]) -> Iterator[_Found]:
-    from rich.progress import track
-
-    kinds = [path for path in (folder / part).glob("*") if path.is_dir() and not path.name.startswith(".")]
-    classes.update(path.name for path in kinds)
-    paths = [path for kind in kinds for path in kind.glob("*") if not path.name.startswith(".")]
-    console = _console()
-    for path in track(paths, f"{folder.name} {part}", console=console, disable=console is None):
-        name = f"{path.parent.name}/{path.name}"
-        _check_suffix(f"{folder}: {part}/{name}", path.suffix)
-        yield path.parent.name, name, path.read_bytes()
-
-
-def _in_archive(archive: Path, part: str, classes: set[str]) -> Iterator[_Found]:
-    from rich.progress import open as opened
-
-    console = _console()
-    try:
-        with (
-            opened(
-                archive,
-                "rb",
-                description=f"{archive.name} {part}",
-                console=console,
-                disable=console is None,
-            ) as file,
-            tarfile.open(fileobj=file) as tar,
-        ):
-            for member in tar:
-                path = PurePosixPath(member.name)
-                if member.isdir() and path.parent.name == part and len(path.parts) > 1:
-                    classes.add(path.name)
-                if not member.isfile() or path.parent.parent.name != part or path.name.startswith("."):
-                    continue
-                name = "/".join(path.parts[-2:])
-                _check_suffix(f"{archive}: {part}/{name}", path.suffix)
-                classes.add(path.parent.name)
-                content = tar.extractfile(member)
-                assert content is not None
-                yield path.parent.name, name, content.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{archive} is cut short, or not an archive ({error})") from error
-
-
-def _console() -> Any:
-    """Return a console that can show a bar; None if there is none."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal or console.is_jupyter else None
-
-
-def _check_suffix(name: str, suffix: str) -> None:
-    if suffix.lower() not in _SUFFIXES:
-        raise ValueError(
-            f"{name} is not an image: expected {', '.join(_SUFFIXES)}; move it out of the folder"
-        )
+def _groups(images: Iterator[tuple[Found, bytes]]) -> Iterator[list[tuple[Found, bytes]]]:
+    """Give images in groups that fit into memory."""
+    some, n_bytes = [], 0
+    for image in images:
+        some.append(image)
+        n_bytes += len(image[1])
+        if len(some) >= _AT_ONCE or n_bytes >= _BYTES_AT_ONCE:
+            yield some
+            some, n_bytes = [], 0
+    if some:
+        yield some

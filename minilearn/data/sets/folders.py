@@ -12,6 +12,7 @@ from ..augment import Augment, HorizontalFlip, Normalize, RandomResizedCrop
 from ..images import ImageLoader
 from ..loaders import DataLoaders
 from .decoding import Images, cached, read_images
+from .trees import nfc
 
 IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -73,10 +74,11 @@ def image_folder(
     if valid_images.shape[1:] != images.shape[1:]:
         sizes = [f"{x.shape[3]}x{x.shape[2]}" for x in (images, valid_images)]
         raise ValueError(f"{source}: {parts[0]} is {sizes[0]}, {parts[1]} {sizes[1]}; give size=, for both")
+    said = {nfc(folder): name for folder, name in (names or {}).items()}
     of_train: Tensor = torch.tensor([classes.index(name) for name in found])
     return DataLoaders(
         ImageLoader(images, targets, [normalize, *augment], bs=bs, shuffle=True, seed=seed, device=device),
         ImageLoader(valid_images, of_train[valid_targets], [normalize], bs=bs, device=device),
-        classes=[(names or {}).get(name, name) for name in classes],
+        classes=[said.get(name, name) for name in classes],
         source=f"{source.name.split('.')[0]}{'' if size is None else f', {size} px'}",
     )
