@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor
 from ...files import written_whole
 from .download import cache_folder
 from .pixels import rgb_pixels
-from .trees import SUFFIXES, Found, find_images, tree_of
+from .trees import SUFFIXES, Found, find_images, folders_of, tree_of
 
 _AT_ONCE = 512  # files read before they are decoded
 _BYTES_AT_ONCE = 2**29  # or fewer, if they are large
@@ -25,20 +27,26 @@ _FORMAT = 3  # of a cache file, so that those of older versions are not mistaken
 Images = tuple[Tensor, Tensor, tuple[str, ...]]  # (N, 3, H, W) uint8, (N,) int64, names of the classes
 
 
-def cached(source: Path, part: str, make: Callable[[], Images]) -> Images:
+def cached(source: Path, part: str, make: Callable[[], Images], size: int | None = None) -> Images:
     """Return images, targets and classes, made once and memory-mapped from the cache folder afterwards.
 
-    The file's name is derived from the source's path, size and times, so what changed is decoded again. The
-    cache folder is $XDG_CACHE_HOME/minilearn, or ~/.cache/minilearn.
+    The file's name is derived from the sizes, times and inodes of what is read, also through links, so what
+    changed is decoded again. The cache folder is $XDG_CACHE_HOME/minilearn, or ~/.cache/minilearn.
 
     Args:
-        part: a name for what is made, such as "train-64".
+        source: an archive, or a folder; of a folder, only the one named `part` in it counts if there is one.
+        part: a name for what is made, such as "train".
+        size: of the images that are made, in pixels a side.
+
+    Raises: ValueError for a source that changes meanwhile, and for a damaged file in the cache; OSError.
     """
-    stamp = repr((_FORMAT, str(source.resolve()), _stamp(source))).encode()
-    digest = hashlib.blake2b(stamp, digest_size=8).hexdigest()
-    path = cache_folder() / f"{source.name.split('.')[0]}-{part}-{digest}.pt"
+    path = _path_of(source, part, size)
     if not path.is_file():
         images, targets, classes = make()
+        if path != _path_of(source, part, size):
+            raise ValueError(
+                f"{source} changed while it was read: wait until it is complete, and start again"
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as file:
@@ -54,9 +62,48 @@ def cached(source: Path, part: str, make: Callable[[], Images]) -> Images:
     return saved["images"], saved["targets"], tuple(saved["classes"])
 
 
-def _stamp(source: Path) -> Any:
-    files = sorted(source.rglob("*")) if source.is_dir() else [source]
-    return [(str(path), stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()]]
+def _path_of(source: Path, part: str, size: int | None) -> Path:
+    places = folders_of(source, part) or [source]
+    stamps = [_stamp(place) if place.is_dir() else _stamp_of(place) for place in places]
+    stamp = repr((_FORMAT, part, size, str(source.resolve()), stamps)).encode()
+    digest = hashlib.blake2b(stamp, digest_size=8).hexdigest()
+    name = re.sub(r"[^\w-]", "_", part) + (f"-{size}" if size else "")  # a part may have slashes
+    return cache_folder() / f"{source.name.split('.')[0]}-{name}-{digest}.pt"
+
+
+def _stamp(place: Path) -> list[Any]:
+    """Return what changes when a file in a folder does, or one behind a link.
+
+    Names that begin with a dot are left out, as they are by `read_images`.
+    """
+    stamps, to_see, seen = [], [("", place)], set()
+    while to_see:
+        above, folder = to_see.pop()
+        real = os.path.realpath(folder)
+        if real in seen:  # by another link, or a link to a folder above
+            continue
+        seen.add(real)
+        try:
+            paths = sorted(Path(entry) for entry in os.scandir(folder) if not entry.name.startswith("."))
+        except OSError:  # if it is needed, reading says why
+            continue
+        for path in paths:
+            name = f"{above}/{path.name}"
+            stamps.append((name, _stamp_of(path)))
+            if path.is_dir():
+                to_see.append((name, path))
+    return stamps
+
+
+def _stamp_of(path: Path) -> Any:
+    try:
+        found = path.stat()
+    except OSError:  # a link that leads nowhere
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        return found.st_ino
+    # The last two differ even for a file that was replaced by one of the same size and time.
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def read_images(source: Path, part: str, size: int | None = None) -> Images:

@@ -56,8 +56,7 @@ def image_folder(
         raise ValueError(f"size={size!r}: expected a whole number of pixels >= 1")
 
     def load(part: str) -> Images:
-        name = part if size is None else f"{part}-{size}"
-        return cached(source, name, lambda: read_images(source, part, size))
+        return cached(source, part, lambda: read_images(source, part, size), size)
 
     images, targets, classes = load(parts[0])
     if len(classes) < 2:

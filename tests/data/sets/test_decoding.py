@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 import tarfile
 
 import numpy as np
@@ -231,6 +232,187 @@ def test_images_are_decoded_again_when_the_source_changes(tmp_path, decoded, kin
         os.utime(path, (1, 1))
         assert torch.equal(load(source)[0], before)
     assert len(decoded) == 8
+
+
+def in_place(path, data):
+    path.write_bytes(data)
+
+
+def by_renaming(path, data):
+    path.with_name(".new").write_bytes(data)
+    path.with_name(".new").replace(path)
+
+
+def same_time(change):
+    def changed(path, data):
+        found = path.stat()
+        change(path, data)
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+    return changed
+
+
+CHANGES = {
+    "in place": in_place,
+    "by renaming": by_renaming,
+    "in place, same time": same_time(in_place),
+    "by renaming, same time": same_time(by_renaming),
+}
+PLACES = {  # what is a link, and where it leads
+    "file": {"train/cat/0.png": "pool/0.png"},
+    "file by two links": {"train/cat/0.png": "pool/1.png", "pool/1.png": "pool/0.png"},
+    "class": {"train/cat": "pool"},
+    "class by two links": {"train/cat": "pool2", "pool2": "pool"},
+    "part": {"train": "pool"},
+    "source": {".": "pool"},
+    "nothing": {},
+}
+
+
+def moved_behind_links(root, links):
+    """Put links in the place of a file or folder; return where cat's 0.png is now."""
+    file = root / "train/cat/0.png"
+    if links:
+        first, last = root / next(iter(links)), root.parent / "pool"
+        if "pool/" in (end := list(links.values())[-1]):
+            last.mkdir()
+            last = root.parent / end
+        file = last / file.relative_to(first)
+        first.rename(last)
+        for name, to in links.items():
+            (root.parent / name if name.startswith("pool") else root / name).symlink_to(root.parent / to)
+    return file
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("place", PLACES)
+def test_cache_sees_a_file_that_is_replaced_by_one_of_the_same_size(place, how, tmp_path, decoded):
+    source = write("folder", tmp_path, {name: bmp(data) for name, data in files().items()})
+    file = moved_behind_links(source, PLACES[place])
+    assert load(source)[0][0, 0, 0, 0] == 0
+    CHANGES[how](file, bmp(png(200)))
+    assert load(source)[0][0, 0, 0, 0] == 200
+    load(source)
+    assert len(decoded) == 8
+
+
+def bmp(data):
+    """The image of a PNG in a format whose size says nothing of its content."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(file, "BMP")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("link", [False, True])
+def test_cache_sees_an_archive_that_is_replaced_by_one_of_the_same_size(link, how, tmp_path):
+    source = write("tar", tmp_path, {name: bmp(data) for name, data in files().items()})
+    new = source.read_bytes().replace(bmp(png(0)), bmp(png(200)))
+    if link:
+        source.rename(tmp_path / "pool.tar")
+        source.symlink_to("pool.tar")
+    assert load(source)[0][0, 0, 0, 0] == 0
+    CHANGES[how](source.resolve(), new)
+    assert load(source)[0][0, 0, 0, 0] == 200
+
+
+@pytest.mark.parametrize("what", ["file", "class", "part"])
+def test_cache_sees_a_link_that_leads_elsewhere(what, tmp_path):
+    source = tmp_path / "set"
+    for name, value in (("a", 1), ("b", 2)):
+        write_folder(tmp_path / name, {"cat/0.png": png(value), "dog/0.png": png(9)})
+    link = source / {"file": "train/cat/0.png", "class": "train/cat", "part": "train"}[what]
+    write_folder(source, {"train/cat/0.png": png(0), "train/dog/0.png": png(9)})
+    inner = {"file": "cat/0.png", "class": "cat", "part": ""}[what]
+    for name, value in (("a", 1), ("b", 2), ("a", 1)):
+        shutil.rmtree(link) if link.is_dir() and not link.is_symlink() else link.unlink()
+        link.symlink_to(tmp_path / name / inner)
+        assert load(source)[0][0, 0, 0, 0] == value
+
+
+def test_cache_sees_a_class_whose_link_leads_to_another_class(tmp_path):
+    source = write("folder", tmp_path, files())
+    for name, want in (("cat", [0, 10, 0, 10, 20, 30]), ("dog", [20, 30, 0, 10, 20, 30])):
+        (source / "train" / "ant").unlink(missing_ok=True)
+        (source / "train" / "ant").symlink_to(name)
+        assert load(source)[0][:, 0, 0, 0].tolist() == want
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "train/cat/0.png").unlink(),
+        lambda root: (root / "train/cat/0.png").rename(root / "train/cat/9.png"),
+        lambda root: (root / "train/cat/0.png").rename(root / "train/dog/9.png"),
+        lambda root: (root / "train/cat").rename(root / "train/eel"),
+        lambda root: shutil.copytree(root / "train/cat", root / "train/eel"),
+        lambda root: (root / "train/cat/9.png").write_bytes(png(9)),
+        lambda root: (root / "train/cat/9.png").symlink_to("0.png"),
+        lambda root: shutil.copyfile(root / "train/cat/1.png", root / "train/cat/0.png"),
+    ],
+)
+def test_cache_sees_what_comes_goes_and_is_renamed(change, tmp_path):
+    source = write("folder", tmp_path, files())
+    load(source)
+    change(source)
+    got, want = load(source), read_images(source, "train")
+    assert got[2] == want[2]
+    assert all(torch.equal(a, b) for a, b in zip(got[:2], want[:2], strict=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "train/cat/.DS_Store").write_bytes(b"x"),
+        lambda root: (root / "train/.ipynb_checkpoints").mkdir(),
+        lambda root: (root / "train/cat/.#0.png").symlink_to("user@host.1234"),
+        lambda root: (root / "run.log").write_bytes(b"x"),
+        lambda root: (root / "test/cat/0.png").write_bytes(png(200)),
+        lambda root: (root / "loop").symlink_to("."),
+    ],
+)
+def test_what_is_not_read_does_not_matter_to_the_cache(change, tmp_path, decoded):
+    source = write("folder", tmp_path, files())
+    load(source)
+    change(source)
+    load(source)
+    assert len(decoded) == 4
+
+
+def test_folder_that_leads_to_itself_is_walked_once(tmp_path):
+    source = write("folder", tmp_path, files())
+    (source / "train" / "cat" / "loop").symlink_to("..")
+    with pytest.raises(ValueError, match="train/cat/loop"):
+        load(source)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tgz"])
+def test_source_that_changes_while_it_is_read_is_refused_and_not_kept(kind, tmp_path, cache):
+    source = write(kind, tmp_path, files())
+
+    def make():
+        images = read_images(source, "train")
+        os.utime(source / "train/cat/0.png" if kind == "folder" else source)
+        return images
+
+    with pytest.raises(ValueError, match=rf"{source} changed while it was read"):
+        cached(source, "train", make)
+    assert not cache.exists() or list(cache.iterdir()) == []
+
+
+def test_part_and_size_are_not_taken_for_another_part(tmp_path):
+    source = write("folder", tmp_path, {"a/cat/0.png": png(1), "a-4/cat/0.png": png(2, (6, 6))})
+    for part, size, shape in (("a", 4, 4), ("a-4", None, 6), ("a-4", 4, 4), ("a", None, (3, 4))):
+        images = cached(source, part, lambda p=part, s=size: read_images(source, p, s), size)[0]
+        assert images[0, 0, 0, 0] == (1 if part == "a" else 2)
+        assert images.shape[2:] == (shape if isinstance(shape, tuple) else (shape, shape))
+
+
+def test_part_with_slashes_stays_in_the_cache_folder(tmp_path, cache):
+    source = write("folder", tmp_path, {"x/y/cat/0.png": png(1)})
+    for part in ("x/y", "x/../x/y", str(source / "x" / "y")):
+        assert load(source, part)[0][0, 0, 0, 0] == 1
+    assert {path.parent for path in tmp_path.rglob("*.pt")} == {cache}
 
 
 def test_file_of_an_older_version_is_not_taken(tmp_path, decoded, monkeypatch):

@@ -197,6 +197,8 @@ def test_what_cannot_be_read_is_refused_with_its_name(kind, case, tmp_path):
     source = source_of(kind, tmp_path, PLAIN | more)
     with pytest.raises(ValueError, match=rf"{source}: {named}"):
         read_images(source, "train")
+    with pytest.raises(ValueError, match=rf"{source}: {named}"):
+        image_folder(source)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
