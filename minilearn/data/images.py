@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..seeding import generator_of
-from .augment import Augment
+from .augment import Augment, Normalize
 from .resumable import TensorLoader
 
 _DRAWS = 1  # added to (seed, epoch), which seeds the order
@@ -23,12 +23,13 @@ class ImageLoader(TensorLoader):
     any batch size, and in a run that resumes in the middle of an epoch.
 
     Args:
-        images: (N, C, H, W) uint8; may be memory-mapped.
+        images: (N, C, H, W) uint8; may be memory-mapped. Floats that are scaled already need no Normalize.
         targets: (N, ...).
         augment: what is done to a batch, in this order; the first is usually Normalize.
         bs, shuffle, drop_last, seed, device: see TensorLoader.
 
     Shapes: a batch is (images (bs, C, H, W) as `augment` leaves them, targets (bs, ...)).
+    Raises: TypeError for Normalize, which divides by 255, with images that are not uint8.
     """
 
     def __init__(
@@ -38,6 +39,11 @@ class ImageLoader(TensorLoader):
         for one in augment:
             if not isinstance(one, Augment):
                 raise TypeError(f"augment has {one!r}: expected instances of Augment, such as RandomCrop(4)")
+            if isinstance(one, Normalize) and images.dtype != torch.uint8:
+                raise TypeError(
+                    f"{one!r} divides by 255, but images is {images.dtype}: expected torch.uint8. "
+                    "Scale them to 0 to 255 and convert them, or scale them yourself and leave Normalize out"
+                )
         self.augment = tuple(augment)
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:

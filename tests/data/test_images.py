@@ -175,6 +175,24 @@ def test_augment_has_instances_of_augment():
         ImageLoader(PIXELS, TARGETS, [RandomCrop])
 
 
+WIDE = [torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64, torch.bool]
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", [*WIDE, *FLOATS], ids=str)
+@pytest.mark.parametrize("augment", [[NORMALIZE], [HorizontalFlip(), NORMALIZE]], ids=len)
+def test_pixels_that_normalize_would_scale_wrongly_are_refused(dtype, augment):
+    with pytest.raises(TypeError, match=rf"Normalize.*255.*{dtype}.*torch.uint8.*leave Normalize out"):
+        ImageLoader(PIXELS.to(dtype), TARGETS, augment)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_floats_that_are_scaled_already_stay_as_they_are(dtype):
+    images = (PIXELS / 255).to(dtype)
+    one = ImageLoader(images, TARGETS, [HorizontalFlip(0)], bs=10)
+    assert torch.equal(next(iter(one))[0], images)
+
+
 def augmented_learner(*cbs, augment=()):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
