@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import lzma
 import os
@@ -87,16 +88,25 @@ def naming_damage(archive: Path) -> Iterator[None]:
         yield
     except tarfile.FilterError as error:
         raise ValueError(f"{archive} would write outside of its folder: {error}") from error
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        name = Path(error.filename).name
+        raise ValueError(f"{archive} has a file in a folder's place, at or above {name!r}") from error
     except (*_DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk, and not of the content
-            raise
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # of the disk, and not of the content
         raise ValueError(f"{archive} is cut short, or not an archive ({error})") from error
 
 
 _DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error),
-    *(EOFError, NotImplementedError, struct.error, UnicodeDecodeError),
+    *(EOFError, NotImplementedError, OverflowError, struct.error, UnicodeDecodeError),
 )
+
+
+def check_name(archive: Path, member: tarfile.TarInfo) -> None:
+    """Raise ValueError for a file without a name, and for a name that no file can have."""
+    if "\0" in member.name + member.linkname or not (_path(member.name).parts or member.isdir()):
+        raise ValueError(f"{archive} is damaged: a member has the name {member.name!r}")
 
 
 def is_zip(archive: Path) -> bool:
@@ -140,6 +150,7 @@ def _untar(archive: Path, folder: Path, total: Total) -> None:
     def kept(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
         if member.offset not in seen:  # tarfile asks again about a file that it copies in place of a link
             seen.add(member.offset)
+            check_name(archive, member)
             total.add(member.name, member.size)
             name, target = _path(member.name), _path(member.linkname)
             if behind := links & {name, *name.parents, *(target.parents if member.islnk() else ())}:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
-from .archives import Total, check_end, is_zip, naming_damage
+from .archives import Total, check_end, check_name, is_zip, naming_damage
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 _MOST_BYTES = 2 * 2**30  # of an image's file; PIL refuses above 179 million pixels, 1.1 GB of 6 bytes each
@@ -143,6 +143,7 @@ class ArchiveTree:
         self._root: _Node = {}
         total = Total(source)
         for member in tar:
+            check_name(source, member)
             total.add(member.name, member.size)
             self._put(member)
         check_end(source, tar)

@@ -340,12 +340,31 @@ def test_links_out_and_special_files_in_a_zip_are_refused_with_their_name(member
         ([("a.txt", REG, b"x"), ("b", HARD, "a.txt"), ("b", REG, b"y")], "'b'"),  # it would change a.txt
         ([("/door", LNK, "sub"), ("door/evil.txt", REG, b"x")], "door/evil.txt.*'door'"),
         ([("pipe", tarfile.FIFOTYPE, "")], "'pipe'"),
+        ([("", REG, b"x")], "''"),
+        ([("./", REG, b"x")], r"'\./'"),
+        ([("good.txt/b", REG, b"x")], "folder.*'b'"),
+        ([("sub/b", REG, b"x"), ("sub", REG, b"x")], "folder.*'sub'"),
         ([("disk", b"V", "")], "'disk'"),
     ],
 )
 def test_what_a_tar_cannot_be_unpacked_to_as_it_is_is_refused_with_its_name(members, named, tmp_path, place):
     archive = write_tar_of_kinds(tmp_path / "data.tar", ("good.txt", REG, b"x"), *members)
     refused(archive, place, rf"data\.tar.*{named}")
+
+
+def test_name_that_no_file_can_have_is_refused(tmp_path, place):
+    with tarfile.open(tmp_path / "data.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("a" * 100 + "\u00e9\0b"))
+    refused(tmp_path / "data.tar", place, r"data\.tar.*'a{100}\u00e9\\x00b'")
+
+
+def test_time_that_no_file_can_have_is_refused(tmp_path, place):
+    refused(write_member(tmp_path / "archive", mtime=2**70), place, BROKEN)
+
+
+def test_zip_with_a_file_and_a_folder_of_one_name_is_refused(tmp_path, place):
+    archive = write_zip(tmp_path / "data.zip", {"a": b"x", "a/b": b"x"})
+    refused(archive, place, r"data\.zip.*folder.*'b'")
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
