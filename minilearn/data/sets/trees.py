@@ -192,24 +192,26 @@ class ArchiveTree:
         return tuple(name for name, _ in path[1:]), path[-1][1]
 
     def places(self, part: str) -> list[_Steps]:
-        """Return the folder of a part, <part> or <folder>/<part>, if it has classes with files."""
+        """Return the folder of a part that has classes with files: the uppermost, in each spelling."""
         end = tuple(nfc(step) for step in _steps(part))
-        found: set[_Steps] = set()
+        found: list[tuple[_Steps, _Steps]] = []  # the place, and without links
         to_see: list[_Steps] = [()]
         while to_see:
             place = to_see.pop()
             if tuple(nfc(step) for step in place[-len(end) :]) == end:
                 real, node = self._follow(place)
                 if isinstance(node, dict) and self._has_classes(real):
-                    found.add(real)
+                    found.append((place, real))
             node = self._node(place)
             if isinstance(node, dict):
                 to_see += [(*place, name) for name in node]
-        plain = {place for place in found if not any(step.startswith(".") for step in place)} or found
-        if len({nfc("/".join(place)) for place in plain}) > 1:
-            names = " and ".join(sorted("/".join(place) for place in plain))
+        plain = [one for one in found if not any(step.startswith(".") for step in one[0])] or found
+        depth = min((len(place) for place, _ in plain), default=0)
+        upper = [one for one in plain if len(one[0]) == depth]
+        if len({nfc("/".join(place)) for place, _ in upper}) > 1:
+            names = " and ".join(sorted("/".join(place) for place, _ in upper))
             raise ValueError(f"{self.source} has several folders {part}, {names}: expected one")
-        return sorted(plain)
+        return sorted({real for _, real in upper})
 
     def _node(self, place: _Steps) -> Any:
         node: Any = self._root

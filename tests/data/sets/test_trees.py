@@ -275,6 +275,21 @@ def test_several_sets_in_one_archive_are_refused(tmp_path):
         read_images(source, "train")
 
 
+@pytest.mark.parametrize(
+    "other", ["set/more/train/cow/0.png", "more/set/train/cow/0.png", "set/cat/train/cow/0.png"]
+)
+def test_folder_of_the_same_name_further_down_is_not_the_part(other, tmp_path):
+    source = write_tar(tmp_path / "set.tar", (other, REG, png(9)), CAT, DOG)
+    assert read(source) == (("cat", "dog"), [0, 1], [1, 3])
+
+
+@KINDS
+def test_class_may_have_the_name_of_the_part(kind, tmp_path):
+    source = source_of(kind, tmp_path, PLAIN | {"train/train/0.png": 8, "val/train/0.png": 9})
+    assert read(source) == (("cat", "dog", "train"), [0, 0, 1, 2], [1, 2, 3, 8])
+    assert read(source, "val") == (("cat", "dog", "train"), [0, 1, 2], [4, 5, 9])
+
+
 @pytest.mark.parametrize("n_bytes", [1536, 2048, 3072, 3072 + 300])
 def test_tar_that_is_cut_between_members_is_refused(n_bytes, tmp_path):
     source = write_tar(tmp_path / "set.tar", CAT, DOG, ("set/train/eel/0.png", REG, png(1)))
