@@ -17,6 +17,8 @@ def rgb_pixels(name: str, data: bytes, size: int | None) -> Any:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.format == "EPS":
+                raise ValueError("it is a program of PostScript, which is not run")
             image.load()  # TIFF's orientation is applied by this, and others are known after it
             unknown = _unknown_range(image)
             pixels = None if unknown else _turned(image, _rgb(image))

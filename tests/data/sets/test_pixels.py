@@ -256,6 +256,15 @@ def test_file_with_other_content_is_named(data):
         rgb_pixels("set: train/a/0.jpg", data, None)
 
 
+def test_postscript_under_another_suffix_is_not_run(monkeypatch):
+    def run(*args, **kwargs):
+        raise AssertionError("it was run")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", run)
+    with pytest.raises(ValueError, match=r"^x.png is broken \(.*PostScript"):
+        rgb_pixels("x.png", coded(np.zeros((4, 6, 3), np.uint8), "EPS"), None)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
 def test_image_above_pil_s_limit_is_named(kind, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
