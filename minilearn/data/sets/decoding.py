@@ -88,9 +88,9 @@ def _stamp(place: Path) -> list[Any]:
         except OSError:  # if it is needed, reading says why
             continue
         for path in paths:
-            name = f"{above}/{path.name}"
-            stamps.append((name, _stamp_of(path)))
-            if path.is_dir():
+            name, stamp = f"{above}/{path.name}", _stamp_of(path)
+            stamps.append((name, stamp))
+            if isinstance(stamp, int):  # a folder
                 to_see.append((name, path))
     return stamps
 
