@@ -74,8 +74,9 @@ def _idx_loaders(
             images, targets = part.data, part.targets.long()
             _check(images, targets, len(dataset.classes))
         except Exception as error:
+            files = " or ".join(_FILES[:2] if train else _FILES[2:])
             raise ValueError(
-                f"{folder / name / 'raw'}: a file of the {'training' if train else 'validation'} set is "
+                f"{folder / name / 'raw'}: of the {'training' if train else 'validation'} set, {files} is "
                 f"broken ({error or type(error).__name__}); delete the folder, and it is downloaded again"
             ) from error
         mean, std = mean_std

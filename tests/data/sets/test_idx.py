@@ -116,7 +116,7 @@ def test_packed_files_which_torchvision_does_not_read_count_as_missing(tmp_path,
 def test_truncated_file_is_an_error_with_the_folder(file, part, n_bytes, tmp_path, write_idx):
     raw = write_idx(tmp_path, n_valid=40) / "FashionMNIST" / "raw"
     (raw / file).write_bytes((raw / file).read_bytes()[:n_bytes])
-    with pytest.raises(ValueError, match=rf"raw.*{part}.*broken.*delete.*folder"):
+    with pytest.raises(ValueError, match=rf"raw.*{part}.*{file}.*broken.*delete.*folder"):
         fashion_mnist(root=tmp_path)
 
 
