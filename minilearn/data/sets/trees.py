@@ -83,7 +83,12 @@ def folders_of(source: Path, part: str) -> list[Path]:
     path = source / part
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     found = {path, *(path.parent / name for name in names if nfc(name) == nfc(path.name))}
-    return sorted(place for place in found if place.is_dir())
+    # A Mac finds a folder by both spellings.
+    return sorted(
+        {
+            (place.stat().st_dev, place.stat().st_ino): place for place in sorted(found) if place.is_dir()
+        }.values()
+    )
 
 
 class FolderTree:

@@ -403,6 +403,12 @@ def test_part_is_found_in_either_spelling(kind, name, asked, tmp_path):
 
 
 @KINDS
+def test_part_that_is_found_by_both_spellings_is_read_once(kind, tmp_path):
+    source = source_of(kind, tmp_path, PLAIN | {f"{NFC}/cat/0.png": 8, NFD: To(NFC)})
+    assert [read(source, name) for name in (NFC, NFD)] == [(("cat",), [0], [8])] * 2
+
+
+@KINDS
 def test_order_does_not_depend_on_the_spelling(kind, tmp_path):
     orders = []
     for i, names in enumerate(((NFC, "cafz"), (NFD, "cafz"))):
