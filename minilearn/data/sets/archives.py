@@ -92,9 +92,14 @@ def naming_damage(archive: Path) -> Iterator[None]:
         name = Path(error.filename).name
         raise ValueError(f"{archive} has a file in a folder's place, at or above {name!r}") from error
     except (*_DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # of the disk, and not of the content
+        if isinstance(error, OSError) and not _is_of_content(error):
+            raise
         raise ValueError(f"{archive} is cut short, or not an archive ({error})") from error
+
+
+def _is_of_content(error: OSError) -> bool:
+    """Return whether an error comes from an archive's content; EINVAL is of a place before its beginning."""
+    return error.errno is None or (error.errno == errno.EINVAL and error.filename is None)
 
 
 _DAMAGE = (
@@ -195,6 +200,8 @@ def _check_part(archive: Path, part: zipfile.ZipInfo, total: Total) -> bool:
     """Return whether a part of a zip is a link; raise ValueError for what is not to be unpacked."""
     name = part.filename
     path = PurePosixPath(name.replace("\\", "/"))
+    if not name:
+        raise ValueError(f"{archive} is damaged: a member has the name {name!r}")
     if path.is_absolute() or ".." in path.parts or ":" in name.split("/")[0]:
         raise ValueError(f"{archive} would write outside of its folder: {name!r}")
     if part.flag_bits & 1:

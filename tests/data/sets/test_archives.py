@@ -1,7 +1,9 @@
+import errno
 import gzip
 import io
 import os
 import random
+import shutil
 import stat
 import tarfile
 import warnings
@@ -358,6 +360,12 @@ def test_name_that_no_file_can_have_is_refused(tmp_path, place):
     refused(tmp_path / "data.tar", place, r"data\.tar.*'a{100}\u00e9\\x00b'")
 
 
+def test_zip_with_a_file_without_a_name_is_refused(tmp_path, place):
+    archive = write_zip(tmp_path / "data.zip", {"a": b"x", "name": b"y"})
+    archive.write_bytes(archive.read_bytes().replace(b"name", b"\0ame"))  # a name ends before a 0
+    refused(archive, place, r"data\.zip.*name ''")
+
+
 def test_time_that_no_file_can_have_is_refused(tmp_path, place):
     refused(write_member(tmp_path / "archive", mtime=2**70), place, BROKEN)
 
@@ -520,6 +528,17 @@ def test_other_bytes_behind_a_tar_do_not_matter(behind, tmp_path, place):
     archive = write_tar(tmp_path / "archive")
     archive.write_bytes(archive.read_bytes() + behind)
     assert contents(unpack(archive, place / "out")) == FILES
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EINVAL])
+@pytest.mark.parametrize("write", [write_tar, write_zip])
+def test_error_of_the_disk_is_not_taken_for_damage(write, number, tmp_path, place, monkeypatch):
+    def copy(*args, **kwargs):
+        raise OSError(number, "no", "the/file")
+
+    archive = write(tmp_path / "archive")
+    monkeypatch.setattr(shutil if write is write_zip else tarfile, "copyfileobj", copy)
+    refused(archive, place, "the/file", OSError)
 
 
 def test_damaged_bz2_is_named(tmp_path, place):
