@@ -157,14 +157,15 @@ def _untar(archive: Path, folder: Path, total: Total) -> None:
             seen.add(member.offset)
             check_name(archive, member)
             total.add(member.name, member.size)
-            name, target = _path(member.name), _path(member.linkname)
-            if behind := links & {name, *name.parents, *(target.parents if member.islnk() else ())}:
+            name = _path(member.name)
+            target = _path(member.linkname) if member.islnk() else None
+            if links and (behind := links & {name, *name.parents, *(target.parents if target else ())}):
                 raise ValueError(f"{archive}: {member.name!r} lies behind the link {str(behind.pop())!r}")
-            if member.islnk() and target not in names:
+            if target and target not in names:
                 raise ValueError(
                     f"{archive}: {member.name!r} is a link to {member.linkname!r}, which is not before it"
                 )
-            (links if member.issym() or member.islnk() else names).add(name)
+            (links if member.issym() or target else names).add(name)
         return tarfile.data_filter(member, path)  # no .., links out, devices; absolute names become relative
 
     with tarfile.open(archive) as tar:
