@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from copy import copy
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -113,15 +115,67 @@ def n_samples(part: Any) -> int | None:
 # What is in it, however nested --------------------------------------------------------------------
 
 
-def parts_in(batch: Any) -> Iterator[Any]:
-    """Yield what is in a batch, tensors and everything else, however nested in tuples, lists and dicts."""
-    if isinstance(batch, PackedSequence):
-        yield batch.data
-    elif isinstance(batch, tuple | list | Mapping):
-        for item in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from parts_in(item)
+def items_of(part: Any) -> dict[Any, Any] | None:
+    """Return what is directly in a container, by index, key or field; None for anything else.
+
+    Containers are tuples, lists, mappings, PackedSequences (of whose tensors only the data counts),
+    dataclasses and SimpleNamespaces.
+    """
+    if isinstance(part, PackedSequence):
+        return {"data": part.data}
+    if isinstance(part, Mapping):
+        return dict(part)
+    if isinstance(part, tuple | list):
+        return dict(enumerate(part))
+    if is_dataclass(part) and not isinstance(part, type):
+        return {f.name: getattr(part, f.name) for f in fields(part) if hasattr(part, f.name)}
+    return dict(vars(part)) if isinstance(part, SimpleNamespace) else None
+
+
+def rebuilt(part: Any, items: dict[Any, Any]) -> Any:
+    """Return a container of the same class as `part`, with other items in the places of its own.
+
+    Anything else about the object, such as attributes of a dict's subclass, is kept. A mapping that cannot be
+    written to becomes a dict.
+    """
+    kind: Any = type(part)
+    if kind is dict or (isinstance(part, Mapping) and not isinstance(part, MutableMapping)):
+        return items
+    if isinstance(part, PackedSequence):
+        return part._replace(data=items["data"])
+    if isinstance(part, tuple):
+        return kind._make(items.values()) if hasattr(part, "_fields") else kind(items.values())
+    new: Any = _copied(part)
+    if isinstance(part, list):
+        new[:] = items.values()
+    elif isinstance(part, Mapping):
+        own, old = getattr(new, "__dict__", {}), dict(part)
+        new.update(items)
+        own.update({name: items[name] for name in own.keys() & items.keys() if own[name] is old[name]})
     else:
+        for name, item in items.items():
+            object.__setattr__(new, name, item)  # the dataclass may be frozen
+    return new
+
+
+def _copied(part: Any) -> Any:
+    try:
+        return copy(part)
+    except Exception:  # such as a __getattr__ that raises KeyError
+        kind: Any = type(part)
+        new = kind.__new__(kind)
+        vars(new).update(vars(part))
+        return new
+
+
+def parts_in(batch: Any) -> Iterator[Any]:
+    """Yield what is in a batch, tensors and everything else, however nested in containers."""
+    items = items_of(batch)
+    if items is None:
         yield batch
+    else:
+        for item in items.values():
+            yield from parts_in(item)
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:
@@ -130,21 +184,17 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], part: Any) -> Any:
-    """Return a batch with a function applied to each of its tensors, however nested."""
+    """Return a batch with a function applied to each of its tensors, however nested; classes are kept."""
     if isinstance(part, Tensor):
         return function(part)
-    if isinstance(part, Mapping):
-        return {key: map_tensors(function, item) for key, item in part.items()}
-    if isinstance(part, PackedSequence):
-        return part._replace(data=function(part.data))
-    if isinstance(part, tuple | list):
-        items = [map_tensors(function, item) for item in part]
-        return type(part)(*items) if hasattr(part, "_fields") else type(part)(items)
-    return part
+    items = items_of(part)
+    if items is None:
+        return part
+    return rebuilt(part, {key: map_tensors(function, item) for key, item in items.items()})
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move the tensors in a batch, however nested in tuples, lists and dicts, to a device.
+    """Move the tensors in a batch, however nested, to a device; mappings become dicts.
 
     Copies from pinned memory to CUDA do not wait (non_blocking); other values stay as they are.
     """
@@ -152,11 +202,11 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return batch if batch.device == device else batch.to(device, non_blocking=device.type == "cuda")
     if type(batch) is tuple:  # the usual batch, on a fast path
         return tuple([to_device(item, device) for item in batch])
-    if isinstance(batch, (tuple, list)) and not is_one(batch):
-        moved = [to_device(item, device) for item in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    if isinstance(batch, Mapping):
-        return {key: to_device(item, device) for key, item in batch.items()}
-    if callable(getattr(batch, "to", None)):
+    is_nested = isinstance(batch, tuple | list | Mapping) and not is_one(batch)
+    if not is_nested and callable(getattr(batch, "to", None)):
         return batch.to(device)  # the user's own batch class, such as a graph
-    return batch
+    items = items_of(batch)
+    if items is None:
+        return batch
+    moved = {key: to_device(item, device) for key, item in items.items()}
+    return moved if isinstance(batch, Mapping) else rebuilt(batch, moved)

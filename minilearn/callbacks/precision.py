@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..batches import map_tensors
 from ..callback import Callback, Order
 from ..events import CancelStepException
 from ..optim.groups import params_of
@@ -83,7 +84,7 @@ class MixedPrecisionCB(Callback):
         autocast.__enter__()
 
     def after_predict(self, learn: Learner) -> None:
-        learn.preds = _in_float32(learn.preds)  # a loss in 16 bits has only 3 digits
+        learn.preds = map_tensors(_in_float32, learn.preds)  # a loss in 16 bits has only 3 digits
 
     def cleanup_forward(self, learn: Learner) -> None:
         if (autocast := self._autocasts.pop(len(learn.scopes), None)) is not None:
@@ -157,12 +158,5 @@ class MixedPrecisionCB(Callback):
             self._scaler.load_state_dict(state["scaler"])
 
 
-def _in_float32(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
-    if isinstance(value, dict):
-        return {key: _in_float32(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [_in_float32(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+def _in_float32(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.bfloat16, torch.float16) else t

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
+from ..batches import items_of, map_tensors, n_samples, rebuilt, tensors_in
 from ..callback import Callback, Order
 from ..events import CancelBatchException
 
@@ -17,27 +20,66 @@ if TYPE_CHECKING:
 class PredictionsCB(Callback):
     """Keep each batch's predictions and leave the batch before its loss, so that no target is needed.
 
-    Runs at: after_predict; order 1000, after all others. Reads: preds.
+    Runs at: after_predict; order 1000, after all others. Reads: preds, xb.
     """
 
     order = Order.PREDICTIONS
 
     def __init__(self) -> None:
         self._preds: list[Any] = []
+        self._sizes: list[int | None] = []
 
     def after_predict(self, learn: Learner) -> None:
         if not learn.is_again:
             self._preds.append(learn.preds)
+            self._sizes.append(n_samples(learn.xb))
             raise CancelBatchException
 
     def preds(self) -> Any:
-        """Return all predictions on the CPU, (N, ...); tuples and dicts of tensors keep their form."""
-        return _join(self._preds)
+        """Return all predictions on the CPU.
+
+        Shapes: each tensor (N, ...). Tuples, lists, mappings and dataclasses keep their class and hold joined
+            tensors. A tensor of one number per batch becomes one with a number for each batch. A list with
+            an item for each sample becomes one of N items.
+
+        Raises: TypeError for outputs that cannot be joined, such as text that differs from batch to batch;
+            ValueError if a hook cancelled every batch.
+        """
+        if not self._preds:
+            raise ValueError("predict: a hook cancelled every batch before its predictions; expected some")
+        if all(map(_is_per_sample, self._preds, self._sizes)):
+            return [map_tensors(_on_cpu, item) for part in self._preds for item in part]
+        return _join(self._preds, "preds")
 
 
-def _join(parts: list[Any]) -> Any:
-    if isinstance(parts[0], Tensor):
-        return torch.cat([part.detach().cpu() for part in parts])
-    if isinstance(parts[0], dict):
-        return {key: _join([part[key] for part in parts]) for key in parts[0]}
-    return type(parts[0])(_join(list(column)) for column in zip(*parts, strict=True))
+def _is_per_sample(part: Any, size: int | None) -> bool:
+    """Whether predictions are a list with an item for each sample, such as the boxes in each image."""
+    if not isinstance(part, list) or len(part) != size:
+        return False
+    found = [*tensors_in(part)]
+    return not found or not all(t.ndim and len(t) == size for t in found)
+
+
+def _on_cpu(t: Tensor) -> Tensor:
+    return t.detach().cpu()
+
+
+def _join(parts: list[Any], name: str) -> Any:
+    first, kinds = parts[0], {type(part).__name__ for part in parts}
+    if len(kinds) == 1 and isinstance(first, Tensor):
+        return torch.cat([_on_cpu(part if part.ndim else part[None]) for part in parts])
+    if len(kinds) == 1 and isinstance(first, np.ndarray):
+        return np.concatenate([np.atleast_1d(part) for part in parts])
+    items = [items_of(part) for part in parts]
+    if len(kinds) == 1 and items[0] is not None and not isinstance(first, PackedSequence):
+        if all(item.keys() == items[0].keys() for item in items if item is not None):
+            columns = {key: [item[key] for item in items if item is not None] for key in items[0]}
+            return rebuilt(first, {key: _join(column, f"{name}[{key!r}]") for key, column in columns.items()})
+        kinds = {f"{type(part).__name__} of {', '.join(map(str, items_of(part) or ()))}" for part in parts}
+    elif len(kinds) == 1 and items[0] is None and all(part is first or part == first for part in parts):
+        return first
+    raise TypeError(
+        f"predict cannot join {name} of several batches, {' and '.join(sorted(kinds))}: expected tensors (N, "
+        "...), or tuples, lists, dicts or dataclasses of them that are the same in each batch; return them "
+        "from the model, or change learn.preds in a callback's after_predict"
+    )
