@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,10 @@ from .batches import n_samples, tensors_in
 if TYPE_CHECKING:
     from .learner import Learner
 
-_OF_CLASSES = (F.cross_entropy, F.nll_loss)
+OF_CLASSES = (F.cross_entropy, F.nll_loss)
 _OF_CLASSES_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _OF_HIDDEN_MODULES = tuple(getattr(nn, name) for name in ("LinearCrossEntropyLoss",) if hasattr(nn, name))
-_ELEMENTWISE = (
+ELEMENTWISE = (
     *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.kl_div),
     *(F.binary_cross_entropy_with_logits, F.poisson_nll_loss, F.gaussian_nll_loss, F.soft_margin_loss),
     F.hinge_embedding_loss,
@@ -30,6 +31,20 @@ _ELEMENTWISE_MODULES = (
     *(nn.PoissonNLLLoss, nn.GaussianNLLLoss, nn.SoftMarginLoss, nn.KLDivLoss),
     nn.HingeEmbeddingLoss,
 )
+
+
+def calls_of(loss_func: Any) -> list[Any]:
+    """Return a loss, what it wraps, its modules, and what its code names: globals and enclosing variables."""
+    found = [*_layers(loss_func)]
+    for layer in [*found]:
+        if isinstance(layer, nn.Module):
+            found += layer.modules()
+            layer = type(layer).forward
+        code = getattr(layer, "__code__", None)
+        if code is not None:
+            found += [layer.__globals__[name] for name in code.co_names if name in layer.__globals__]
+            found += inspect.getclosurevars(layer).nonlocals.values()
+    return found
 
 
 def _layers(loss_func: Any) -> Iterator[Any]:
@@ -71,13 +86,13 @@ def is_torchs(loss_func: Any) -> bool:
 def is_cross_entropy(loss_func: Any) -> bool:
     """Whether a loss takes class numbers as targets by torch's conventions."""
     function = function_of(loss_func)
-    return function in _OF_CLASSES or isinstance(function, _OF_CLASSES_MODULES)
+    return function in OF_CLASSES or isinstance(function, _OF_CLASSES_MODULES)
 
 
 def is_elementwise(loss_func: Any) -> bool:
     """Whether a loss is a mean over the elements of preds."""
     function = function_of(loss_func)
-    return function in _ELEMENTWISE or isinstance(function, _ELEMENTWISE_MODULES)
+    return function in ELEMENTWISE or isinstance(function, _ELEMENTWISE_MODULES)
 
 
 class Count:
@@ -164,9 +179,7 @@ def _own_count(loss_func: Any) -> Callable[[Any, Any], Any] | None:
 def _of_elements(preds: Any, target: Any) -> Any:
     if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
         return None
-    if preds.shape == target.shape:
-        return preds.numel()
-    return torch.broadcast_tensors(preds, target)[0].numel()  # type: ignore[no-untyped-call]
+    return preds.numel() if preds.shape == target.shape else None  # a subclass that reshapes them
 
 
 def on_host(count: Any) -> Any:

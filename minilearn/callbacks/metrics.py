@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback, Order
-from ..counting import argument_of, is_cross_entropy, known_count
+from ..counting import argument_of, is_cross_entropy, is_torchs, known_count
 from ..processes import Processes
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class MetricsCB(Callback):
         if self._infer and not self.metrics and learn.batch is not None:
             target = learn.yb
             is_class = isinstance(target, Tensor) and not target.is_floating_point() and target.ndim == 1
-            if is_class and is_cross_entropy(learn.loss_func):
+            if is_class and is_cross_entropy(learn.loss_func) and is_torchs(learn.loss_func):
                 self.metrics = {
                     "MulticlassAccuracy": _accuracy(argument_of(learn.loss_func, "ignore_index", -100))
                 }

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,6 +57,7 @@ def check_fit(learn: Learner, n_epochs: Any, train: bool, valid: bool, resume: A
     valid = valid and learn.dls.valid is not None
     if not train and not valid:
         raise ValueError(f"fit(train={train}) without validation does nothing: expected one of the two")
+    check_model(learn.model, learn.loss_func, learn.opt_func)
     if train:
         learn.dls.adapters["train"].check_not_empty("train")
         if not any(p.requires_grad for p in [*learn.model.parameters(), *loss_params(learn).values()]):
@@ -167,12 +169,35 @@ def check_reduction(learn: Learner) -> None:
         )
 
 
-def check_one_number(loss_func: Any, loss: Tensor) -> None:
-    """Raise ValueError for a loss of several numbers."""
-    if loss.numel() != 1:
+def check_one_number(loss_func: Any, loss: Any) -> None:
+    """Raise for a loss that is not one number: TypeError if it is no tensor, ValueError for its shape."""
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise ValueError(
+                f"the loss of {loss_func!r} has shape {tuple(loss.shape)}: expected one number per batch, "
+                "its mean; loss.mean(), or reduction='mean'"
+            )
+        return
+    advice = "return it from loss_func"
+    if isinstance(loss, tuple | list | Mapping):
+        first = repr(next(iter(loss), "loss")) if isinstance(loss, Mapping) else "0"
+        advice = f"return the sum of its parts, or the part to train on, such as loss[{first}]"
+    elif isinstance(loss, int | float | np.number | np.ndarray):
+        advice = "leave out item() and numpy(), because a number has no gradients"
+    text = repr(loss)
+    found = f"the {type(loss).__name__} {text if len(text) < 80 else text[:76] + ' ...'}"
+    raise TypeError(
+        f"learn.loss is {found if loss is not None else None}: expected loss_func={loss_func!r}, a hook that "
+        f"changes the loss, or the owner of get_loss to give a tensor of one number; {advice}"
+    )
+
+
+def check_gradient(learn: Learner) -> None:
+    """Raise ValueError for a loss of loss_func that training cannot get gradients from."""
+    if torch.is_grad_enabled() and not learn.loss.requires_grad and learn.has_default("backward"):
         raise ValueError(
-            f"the loss of {loss_func!r} has shape {tuple(loss.shape)}: expected one number per batch, its "
-            "mean; loss.mean(), or reduction='mean'"
+            f"the loss of {learn.loss_func!r} has no gradient, so nothing can be trained: expected it to be "
+            "computed from preds with operations that have gradients, without detach(), no_grad() or argmax()"
         )
 
 
@@ -195,29 +220,18 @@ def infer_loss(target: Any) -> Callable[[Any, Any], Tensor]:
 def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
     """Raise ValueError for class numbers that the model has no output for, or shapes that would broadcast.
 
-    Checks all targets of a loader that has them in memory, otherwise those of this batch.
+    For torch's own losses: a subclass with a forward of its own may take anything. Checks all targets of a
+    loader that has them in memory, otherwise those of this batch.
 
     Shapes: preds (N, C, ...), target (N, ...) for cross-entropy; the same shape for both otherwise.
     """
-    if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
+    if not isinstance(preds, Tensor) or not isinstance(target, Tensor) or not is_torchs(loss_func):
         return
     if is_cross_entropy(loss_func):
-        if preds.ndim < 2 or target.is_floating_point():
-            return
-        _check_class_numbers(preds, target)
+        targets = target
         if isinstance(loader, TensorLoader) and torch.equal(next(iter(loader))[-1].to(target.device), target):
-            target = loader.targets  # all of them, unless a callback changes the targets of batches
-        target = target[target != argument_of(loss_func, "ignore_index", -100)]
-        n_classes = preds.shape[1]
-        if not target.numel():
-            return
-        low, high = int(target.min()), int(target.max())
-        if low < 0 or high >= n_classes:
-            raise ValueError(
-                f"targets run from {low} to {high}, but the model gives {n_classes} outputs, for classes 0 "
-                f"to {n_classes - 1}: do the labels count from 1, or is the last layer too small? "
-                "(For regression the targets have to be floats.)"
-            )
+            targets = loader.targets  # all of them, unless a callback changes the targets of batches
+        check_classes(preds, target, argument_of(loss_func, "ignore_index", -100), targets)
     elif is_elementwise(loss_func) and preds.shape != target.shape:
         raise ValueError(
             f"preds are {tuple(preds.shape)} and targets {tuple(target.shape)}: expected the same shape, "
@@ -225,13 +239,70 @@ def check_targets(loss_func: Any, preds: Any, target: Any, loader: Any) -> None:
         )
 
 
+def shapes_of(preds: Tensor, target: Tensor) -> str:
+    """Say two shapes, for a message."""
+    return f"shape {tuple(preds.shape)} with values of shape {tuple(target.shape)}"
+
+
+def check_classes(preds: Tensor, target: Tensor, ignored: int, targets: Tensor | None = None) -> None:
+    """Raise ValueError for targets that torch's cross-entropy refuses.
+
+    Args:
+        ignored: the class number that the loss ignores.
+        targets: those whose range is checked, such as all of a loader. Default: target.
+
+    Shapes: preds (N, C, ...); target (N, ...) class numbers, or (N, C, ...) probabilities.
+    """
+    if preds.ndim == 1 and not target.ndim:
+        return  # one sample without a batch
+    if preds.ndim < 2:
+        raise ValueError(
+            f"preds are {tuple(preds.shape)} and targets {tuple(target.shape)}: cross-entropy expects a "
+            "number for each class, preds (N, C); for one number per sample, two classes, use "
+            "F.binary_cross_entropy_with_logits with targets as floats of the shape of preds"
+        )
+    if target.is_floating_point():
+        _check_probabilities(preds, target)
+        return
+    _check_class_numbers(preds, target)
+    targets = target if targets is None else targets
+    targets = targets[targets != ignored]
+    n_classes = preds.shape[1]
+    if not targets.numel():
+        return
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= n_classes:
+        raise ValueError(
+            f"targets run from {low} to {high}, but the model gives {n_classes} outputs, for classes 0 "
+            f"to {n_classes - 1}: do the labels count from 1, or is the last layer too small? "
+            "(For regression the targets have to be floats.)"
+        )
+
+
+def _check_probabilities(preds: Tensor, target: Tensor) -> None:
+    """Raise ValueError for floats that are not a probability of each class."""
+    if target.shape != preds.shape:
+        raise ValueError(
+            f"targets are {target.dtype} of shape {tuple(target.shape)}, and preds {tuple(preds.shape)}: "
+            "cross-entropy expects class numbers, target.long(), or a probability of each class, in the "
+            "shape of preds"
+        )
+
+
 def _check_class_numbers(preds: Tensor, target: Tensor) -> None:
     """Raise ValueError for class numbers of a kind or shape that torch's cross-entropy refuses."""
+    expected = preds.shape[:1] + preds.shape[2:]
+    if target.shape == preds.shape != expected:
+        raise ValueError(
+            f"targets are {target.dtype} of the shape of preds, {tuple(preds.shape)}: cross-entropy expects "
+            f"class numbers of shape {tuple(expected)}; for one-hot targets give target.argmax(1), or "
+            "target.float() as probabilities; for labels that do not exclude each other use "
+            "F.binary_cross_entropy_with_logits"
+        )
     if target.dtype not in (torch.int64, torch.uint8):
         raise ValueError(f"targets are {target.dtype}: expected class numbers as torch.int64; target.long()")
-    expected = preds.shape[:1] + preds.shape[2:]
     if target.shape != expected:
-        hint = "; target.squeeze(1)" if target.shape == (*expected, 1) else ""
+        hint = "; target.squeeze(1)" if target.shape == (*expected[:1], 1, *expected[1:]) else ""
         raise ValueError(
             f"targets are {tuple(target.shape)} and preds {tuple(preds.shape)}: expected class numbers of "
             f"shape {tuple(expected)}{hint}"

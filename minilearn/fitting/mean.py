@@ -14,7 +14,7 @@ from ..counting import Count, known_count, on_host, only_counted, zero_of
 from ..optim.groups import params_of
 from ..parameters import extra_params
 from ..processes import is_part
-from .checks import check_one_number
+from .checks import check_gradient, check_one_number
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -86,8 +86,13 @@ class StepMean:
         """Set what a batch's loss is a mean over, unless the owner of get_loss set it."""
         if learn.loss is None:  # this pass computes no loss
             return
-        if self._is_loss_funcs and isinstance(learn.loss, Tensor) and learn.loss.ndim:
-            check_one_number(learn.loss_func, learn.loss)
+        if self._is_loss_funcs:
+            if not isinstance(learn.loss, Tensor) or learn.loss.ndim:
+                check_one_number(learn.loss_func, learn.loss)
+            if learn.training and not learn.loss.requires_grad:
+                check_gradient(learn)
+        elif not isinstance(learn.loss, Tensor) and learn.training and learn.has_default("backward"):
+            check_one_number(None, learn.loss)
         count = learn.loss_count
         learn.loss_count = count = self._counted(learn) if count is None else on_host(count)
         if not isinstance(count, Tensor):

@@ -17,7 +17,7 @@ from ..optim.groups import check_kept, check_step, params_of, set_lr
 from ..parameters import elsewhere, extra_groups, named_params, roots_of
 from ..plan import Plan
 from ..seeding import kept_rng
-from .checks import check_alone, check_batch, check_fields, check_makers, check_reduction
+from .checks import check_alone, check_batch, check_fields, check_makers, check_model, check_reduction
 from .interrupts import interrupts
 from .request import Paused, StopFetchError, stopped
 
@@ -55,6 +55,7 @@ def started(learn: Learner, resume: Any) -> Iterator[bool]:
 @contextmanager
 def pass_of(learn: Learner, cbs: Any, purpose: str, trains: bool) -> Iterator[None]:
     """Surround a pass that is not nested: prepare and release the callbacks, and restore the modes."""
+    check_model(learn.model, learn.loss_func, learn.opt_func)  # which may have been set since
     n_scopes = len(learn.scopes)
     learn.modes.begin()
     learn._begin()

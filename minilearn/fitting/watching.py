@@ -1,0 +1,179 @@
+"""What a loss does with its arguments: watched in the first batch of a fit, whoever wrote the loss."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ..batches import tensors_in
+from ..counting import ELEMENTWISE, OF_CLASSES, calls_of, is_torchs
+from .checks import check_classes, check_one_number, check_targets, shapes_of
+
+_EXPLICIT = (torch.einsum, torch.tensordot)  # functions whose caller names the dimensions
+_SAME_DTYPE = (F.binary_cross_entropy, F.huber_loss)  # functions that take no mixture of dtypes
+_FLOATS = (*_SAME_DTYPE, F.binary_cross_entropy_with_logits, F.kl_div)
+_NO_BOOL = (*_FLOATS, F.l1_loss, F.gaussian_nll_loss, F.soft_margin_loss, F.multilabel_soft_margin_loss)
+
+
+def first_loss(loss_func: Callable[[Any, Any], Any], preds: Any, target: Any, loader: Any) -> Any:
+    """Return loss_func(preds, target), and check what it does with its arguments.
+
+    This sees the arguments that torch's losses get, even if a function or a subclass changes preds and target
+    before it calls them. It also sees each operation that joins values of preds with values of the target.
+
+    Raises: ValueError for an operation that would broadcast a tensor over another one that has another number
+        of dimensions, (N, 1) over (N,), and for arguments that torch's losses do not take; TypeError for a
+        loss that returns nothing.
+    """
+    check_targets(loss_func, preds, target, loader)
+    if any(map(_is_compiled, calls_of(loss_func))):
+        loss = loss_func(preds, target)
+    else:
+        with _eager(), _Watch(loss_func, preds, target):
+            loss = loss_func(preds, target)
+    if loss is None:
+        check_one_number(loss_func, loss)
+    return loss
+
+
+def _is_compiled(function: Any) -> bool:
+    """Whether torch.compile made a function or module, directly."""
+    return hasattr(function, "_torchdynamo_orig_callable") or (
+        isinstance(function, nn.Module)
+        and (hasattr(function, "_orig_mod") or getattr(function, "_compiled_call_impl", None) is not None)
+    )
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Compile nothing inside a `with`, because torch.compile would compile the watching too."""
+    if "torch._dynamo" not in sys.modules:  # then nothing can be compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+class _Watch(TorchFunctionMode):
+    """Follow the tensors of preds and target through the operations of a loss.
+
+    A tensor that an operation makes comes from the same tensors as its arguments, unless it has more
+    dimensions than they have: a loss that adds a dimension means to broadcast.
+    """
+
+    def __init__(self, loss_func: Any, preds: Any, target: Any) -> None:
+        super().__init__()
+        self.loss_func = loss_func
+        self._is_checked = is_torchs(loss_func)  # its classes are
+        self._from: dict[int, tuple[Any, frozenset[int]]] = {}  # by id: the tensor, and where it comes from
+        for t in [*tensors_in(preds), *tensors_in(target)]:
+            self._note(t, frozenset([id(t)]))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        found = [(t, self._from[id(t)][1]) for t in _tensors((args, kwargs.values())) if self._knows(t)]
+        if found and func in ELEMENTWISE:
+            self._check_joined(found)
+            _check_dtypes(func, args, kwargs)
+        elif found and func in OF_CLASSES and not self._is_checked:
+            _check_classes_of(func, args, kwargs)
+        out = func(*args, **kwargs)
+        if found:
+            made = [*_tensors([out])]
+            if len(found) > 1 and len(made) == 1 and func not in _EXPLICIT:
+                self._check_joined(found, made[0].shape)
+            n_dims = max(t.ndim for t, _ in found)
+            origins = frozenset().union(*(origin for _, origin in found))
+            for t in made:
+                if t.ndim <= n_dims and not self._knows(t):
+                    self._note(t, origins)
+        return out
+
+    def _note(self, t: Tensor, origins: frozenset[int]) -> None:
+        self._from[id(t)] = weakref.ref(t), origins
+
+    def _knows(self, t: Tensor) -> bool:
+        return id(t) in self._from and self._from[id(t)][0]() is t
+
+    def _check_joined(self, found: list[tuple[Tensor, frozenset[int]]], shape: Any = None) -> None:
+        """Raise ValueError if two tensors of different origin are broadcast over each other."""
+        for i, (a, from_a) in enumerate(found):
+            for b, from_b in found[:i]:
+                if from_a == from_b or a.ndim == b.ndim or not _expands_both(a, b, shape):
+                    continue
+                wide, flat = (a, b) if a.ndim > b.ndim else (b, a)
+                raise ValueError(
+                    f"loss_func={self.loss_func!r} joins values of {shapes_of(wide, flat)}, and would "
+                    f"broadcast them to {tuple(_joint(a, b))}, every sample with "
+                    "every other one: expected the same shape; squeeze one, preds.squeeze(1), or, if every "
+                    "pair is meant, add the dimension in the loss, target[None]"
+                )
+
+
+def _expands_both(a: Tensor, b: Tensor, shape: Any) -> bool:
+    try:
+        joint = _joint(a, b)
+    except RuntimeError:  # torch refuses the operation, or it is not elementwise
+        return False
+    return joint.numel() > max(a.numel(), b.numel()) and shape in (None, joint)
+
+
+def _joint(a: Tensor, b: Tensor) -> torch.Size:
+    return torch.Size(torch.broadcast_shapes(a.shape, b.shape))  # type: ignore[no-untyped-call]
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list) or type(value) is type({}.values()):
+            yield from _tensors(value)
+
+
+def _bound(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a function of torch by name, those that are tensors as (input, target)."""
+    try:
+        named = inspect.signature(func).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # torch says what is wrong, or it has no signature
+        names = ("input", "target")
+        named = dict(zip(names, args, strict=False)) | dict(kwargs)
+    return named
+
+
+def _check_dtypes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError for targets of a dtype that one of torch's losses does not take."""
+    named = _bound(func, args, kwargs)
+    preds, target = named.get("input"), named.get("target")
+    if not isinstance(preds, Tensor) or not isinstance(target, Tensor) or not preds.is_floating_point():
+        return
+    is_mixed = preds.dtype != target.dtype and torch.float64 in (preds.dtype, target.dtype)
+    is_wrong = (
+        (target.dtype == torch.bool and func in _NO_BOOL)
+        or (not target.is_floating_point() and func in _FLOATS)
+        or (is_mixed and func in _SAME_DTYPE)
+    )
+    if is_wrong:
+        advice = "target.float()" if preds.dtype == torch.float32 else f"target.to({preds.dtype})"
+        raise ValueError(
+            f"targets are {target.dtype}, but {func.__name__} takes floats of the dtype of preds, "
+            f"{preds.dtype}: expected {advice}, in the data set or in unpack="
+        )
+
+
+def _check_classes_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    named = _bound(func, args, kwargs)
+    preds, target = named.get("input"), named.get("target")
+    if isinstance(preds, Tensor) and isinstance(target, Tensor):
+        ignored = named.get("ignore_index", -100)
+        check_classes(preds, target, -100 if ignored is None else ignored)
