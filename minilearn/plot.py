@@ -52,7 +52,8 @@ def plot_lines(
 
 def plot_history(history: Sequence[Mapping[str, Any]], width: float = 4.0, height: float = 3.0) -> Figure:
     """Draw each measured value of `learn.history` over epochs, training and validation in one panel."""
-    names = [name for name in (history[0] if history else {}) if name not in ("epoch", "train", "time_s")]
+    columns = dict.fromkeys(name for row in history for name in row)
+    names = [name for name in columns if name not in ("epoch", "train", "time_s")]
     if not names:
         raise ValueError("plot_history: the history has no row yet")
     figure, axes = new_figure(1, len(names), width, height)

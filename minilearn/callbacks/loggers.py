@@ -189,7 +189,7 @@ class TensorBoardCB(Callback):
         self._rows, self._rows_at = {}, self._n_steps
         for row in learn.history[self._n_rows :]:
             for name, value in row.items():
-                if isinstance(value, int | float):  # not the phase, and not the lists that some metrics give
+                if isinstance(value, int | float):  # not the phase
                     self._rows["epoch" if name == "epoch" else f"{name}/{row['train']}"] = value
         self._n_rows = len(learn.history)
         self._add_rows()
@@ -290,7 +290,8 @@ class CSVLoggerCB(Callback):
         with open(self.path, newline="") as file:
             reader = csv.DictReader(file)
             lines: list[dict[str, Any]] = list(reader)
-        measured = [name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names]
+        there = reader.fieldnames or ()
+        measured = [name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names_in(there)]
         columns = {"epoch", "train", *measured, "lr", "time_s"}
         if (found := set(reader.fieldnames or ())) != columns:
             raise ValueError(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..batches import map_tensors
 from ..callback import Callback, Order
 from ..counting import argument_of, is_cross_entropy, is_torchs, known_count
 from ..processes import Processes
@@ -18,15 +23,24 @@ if TYPE_CHECKING:
     from ..learner import Learner
 
 
+_OWN = ("loss", "epoch", "train", "time_s", "lr")  # columns of each row, or of its line in a CSV file
+_MAX_COLUMNS = 1000  # of one metric
+
+
 class MetricsCB(Callback):
     """Compute the mean loss and the metrics of each phase, and append a row for it to `learn.history`.
 
     A row is {metric: value, ..., "loss": .., "epoch": .., "train": "train" or "eval", "time_s": ..};
     epoch keeps counting from fit to fit. An ordinary step does not wait for the device.
 
+    All values are numbers. A metric that computes several has a column for each: "f1_0", "f1_1", ... for a
+    list, a tuple or a tensor, "matrix_0_1" if it is nested, and "scores_recall" for a mapping or a named
+    tuple.
+
     Args:
-        *metrics: objects with reset(), update(preds, target) and compute(), such as torcheval's; rows name
-            them after their class.
+        *metrics: objects with reset(), update(preds, target) and compute(), such as torchmetrics' and
+            torcheval's; rows name them after their class. A collection of metrics, which has keys(), gives
+            them the names that it has for them.
         **named: the same under names of your own.
         With none at all: MulticlassAccuracy if the loss is cross-entropy over (N, C) predictions.
 
@@ -36,7 +50,9 @@ class MetricsCB(Callback):
         Writes: history.
     State: the sum of the losses, each times its count (learn.loss_count), in float64 (float32 on MPS), and
         the sum of these counts, so that the mean over the phase is that of one batch made of all of them.
-    Raises: TypeError for a metric without update, or a class where an instance is expected.
+    Raises: TypeError for a metric without update, a class where an instance is expected, and a metric that
+        computes something else than numbers; ValueError for a name that a row has already.
+    Warns: once in a fit, at the end of the phase, of a loss that is not finite.
     Source: document 003, whose tables have these rows.
     """
 
@@ -53,22 +69,44 @@ class MetricsCB(Callback):
         self.metrics = {**unnamed, **named}
         for name, metric in self.metrics.items():
             _check_metric(name, metric)
+        self._merged = [name for name, metric in unnamed.items() if hasattr(metric, "keys")]
+        for name in self.names[:-1]:
+            _check_name(name, (self.names[:-1].count(name) > 1) * "another metric")
         self._infer = not self.metrics
         self._outer: list[tuple[Any, ...]] = []
         self._sum: Tensor | None = None  # of loss * count
         self._n: Any = 0  # the sum of the counts; on the device if the counts are
         self._start_s = 0.0
         self._processes = Processes()
+        self._is_warned = False  # of a loss that is not finite, in this fit
 
     @property
     def names(self) -> list[str]:
-        """What a row measures: the names that can be monitored."""
-        return [*self.metrics, "loss"]
+        """What a row measures, as far as it is known before: a metric may turn out to compute several values.
+
+        See `names_in`.
+        """
+        return [*(name for metric in self.metrics for name in self._names_of(metric)), "loss"]
+
+    def _names_of(self, name: str) -> list[str]:
+        if not hasattr(self.metrics[name], "keys"):
+            return [name]
+        keys = map(str, self.metrics[name].keys())
+        return [*keys] if name in self._merged else [f"{name}_{key}" for key in keys]
+
+    def names_in(self, columns: Iterable[str]) -> list[str]:
+        """Return the names, with those of these columns that may be of a metric in the place of its own."""
+        found, columns = list[str](), [*columns]
+        for name in self.names:
+            its = [column for column in columns if column == name or column.startswith(f"{name}_")]
+            found += its if its and name != "loss" else [name]
+        return list(dict.fromkeys(found))
 
     def prepare(self, learn: Learner) -> None:
         self._processes = learn.processes
 
     def before_fit(self, learn: Learner) -> None:
+        self._is_warned = False
         self._infer_metrics(learn)
 
     def _infer_metrics(self, learn: Learner) -> None:
@@ -112,6 +150,7 @@ class MetricsCB(Callback):
             self._outer.append((self.metrics, self._sum, self._n, self._start_s))
             self.metrics = deepcopy(self.metrics)
         elif learn.purpose == "validate":  # without a fit
+            self._is_warned = False
             self._infer_metrics(learn)
         self._begin()
 
@@ -136,7 +175,7 @@ class MetricsCB(Callback):
                     metric.to(loss.device)
         self._add(learn, loss)
         if self.metrics and not learn.processes.is_idle:
-            preds = learn.preds.detach() if isinstance(learn.preds, Tensor) else learn.preds
+            preds = map_tensors(Tensor.detach, learn.preds)
             for metric in self.metrics.values():
                 metric.update(preds, learn.yb)
 
@@ -166,20 +205,91 @@ class MetricsCB(Callback):
         if self._sum is None:
             return  # each batch was cancelled before its loss, as in learn.predict
         total, n = learn.processes.sums([self._sum.item(), float(self._n)])
-        row = {
-            **{
-                name: _plain(metric.compute()) for name, metric in learn.processes.joint(self.metrics).items()
-            },
-            "loss": total / n if n else math.nan,
+        loss = total / n if n else math.nan
+        row: dict[str, Any] = {}
+        for name, metric in learn.processes.joint(self.metrics).items():
+            for column, value in _columns(name, metric.compute(), name in self._merged).items():
+                _check_name(column, (column in row) * f"another metric than {name}")
+                row[column] = value
+        row |= {
+            "loss": loss,
             "epoch": max(learn.n_epochs_trained - 1, 0),
             "train": learn.phase,
             "time_s": time.perf_counter() - self._start_s,
         }
         learn.history.append(learn.processes.broadcast(row))  # the last bits depend on the order of merging
+        if n and not math.isfinite(loss) and not self._is_warned and learn.purpose != "lr_find":
+            self._warn_of(loss, learn)
+
+    def _warn_of(self, loss: float, learn: Learner) -> None:
+        self._is_warned = True
+        if learn.rank == 0:
+            warnings.warn(
+                f"the {learn.phase} loss of epoch {learn.epoch} is {loss}, because a batch's loss was not "
+                "finite; the weights may be nan too: is the lr too high, or a value in the data not finite? "
+                "(TerminateOnNaNCB ends a fit at the first such batch.)",
+                stacklevel=2,
+            )
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value
+def _columns(name: str, value: Any, is_merged: bool = False) -> dict[str, float]:
+    """Return what a metric computed as numbers under the names of their columns."""
+    found: dict[str, float] = {}
+    for column, number in _numbers(name, value, is_merged):
+        if column in found:
+            raise ValueError(f"metric {name} computes two values that would be called {column}: rename one")
+        found[column] = number
+        if len(found) > _MAX_COLUMNS:
+            raise ValueError(
+                f"metric {name} computes more than {_MAX_COLUMNS} numbers, each of them a column: expected a "
+                "summary; keep the rest on the metric, and read it in after_validate"
+            )
+    return found
+
+
+def _numbers(name: str, value: Any, is_merged: bool = False) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        if value.size == 1 if not isinstance(value, Tensor) else value.numel() == 1:
+            value = value.item()
+        else:
+            value = value.tolist() or math.nan  # nan for an empty one, as there is no value yet
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _numbers(str(key) if is_merged else f"{name}_{key}", part)
+    elif isinstance(value, tuple | list) and value:
+        for key, part in zip(getattr(value, "_fields", range(len(value))), value, strict=True):
+            yield from _numbers(f"{name}_{key}", part)
+    elif isinstance(value, Integral):
+        yield name, int(value)
+    elif isinstance(value, Real):
+        yield name, float(value)
+    elif isinstance(value, tuple | list):
+        yield name, math.nan
+    else:
+        raise TypeError(
+            f"metric {name} computes {value!r}, a {type(value).__name__}: expected a number, or a tensor, "
+            "list, tuple or mapping of numbers"
+        )
+
+
+def _check_name(name: str, other: str = "") -> None:
+    """Raise ValueError for a name that a column of a row cannot have.
+
+    Args:
+        other: what has the name already, if anything does.
+    """
+    if name in _OWN:
+        other = "the row itself"
+    if other:
+        raise ValueError(
+            f"a metric is called {name!r}, as is a column of {other}: expected another name, "
+            f"MetricsCB(my_{name}=...)"
+        )
+    if not name.strip() or name.startswith(("train/", "eval/")):
+        raise ValueError(
+            f"a metric is called {name!r}: expected a name that is not empty, without the phase, which "
+            "monitors add: 'train/f1' and 'eval/f1' are the values of 'f1'"
+        )
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:
@@ -194,7 +304,7 @@ def _check_metric(name: str, metric: Any) -> None:
     if missing := [m for m in ("reset", "update", "compute") if not callable(getattr(metric, m, None))]:
         raise TypeError(
             f"metric {name}={metric!r} has no {', '.join(missing)}: expected an object with reset(), "
-            "update(preds, target) and compute(), such as torcheval.metrics.MulticlassAccuracy()"
+            "update(preds, target) and compute(), such as those of torchmetrics and torcheval"
         )
 
 

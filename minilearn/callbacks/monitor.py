@@ -40,7 +40,10 @@ class Monitor:
 
     def check(self, learn: Learner) -> None:
         """Raise ValueError, listing the names, if there will be no such value or its mode is not known."""
-        measured = [name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names]
+        _, bare = self._parts()
+        measured = [
+            name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names_in([self.name, bare])
+        ]
         names = measured + [f"{phase}/{name}" for phase in learn.phases for name in measured]
         if self.name not in names:
             close = get_close_matches(self.name, names, n=1)
@@ -54,13 +57,24 @@ class Monitor:
         if self.mode is None:
             raise ValueError(f"monitor={self.name!r}: is more better? give mode='max' or mode='min'")
 
+    def _parts(self) -> tuple[str, str]:
+        """Return the phase, "" if it is not given, and the name in its rows."""
+        phase, slash, name = self.name.partition("/")
+        return (phase, name) if slash and phase in ("train", "eval") else ("", self.name)
+
     def value(self, learn: Learner) -> float:
-        """Return the newest value. Shapes: a number; metrics that give lists cannot be monitored."""
-        phase, _, name = self.name.rpartition("/")
+        """Return the newest value.
+
+        Raises: ValueError if there is no such row, or it has no such column.
+        """
+        phase, name = self._parts()
         phase, epoch = phase or learn.phases[-1], learn.n_epochs_trained - 1
         rows = [row for row in learn.history[-3:] if (row["train"], row["epoch"]) == (phase, epoch)]
         if not rows:
             raise ValueError(f"monitor={self.name!r}: epoch {epoch} has no row of {phase}; was it cancelled?")
+        if name not in rows[-1]:
+            names = ", ".join(column for column in rows[-1] if column not in ("epoch", "train", "time_s"))
+            raise ValueError(f"monitor={self.name!r} is not measured: expected one of {names}")
         value = rows[-1][name]
         if not isinstance(value, float | int):
             raise TypeError(f"monitor={self.name!r} is {value!r}: expected a number")

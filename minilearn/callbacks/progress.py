@@ -162,7 +162,8 @@ class _Bars:
             TimeRemainingColumn(),
             "{task.fields[info]}",
         )
-        self.console, self.n_rows = console, 0
+        self.console = console
+        self.head: tuple[str, ...] = ()  # the names above the rows printed last
         # Refreshed by hand: rich's own thread would compete for the interpreter.
         self.progress = Progress(
             *(TextColumn(c) if isinstance(c, str) else c for c in columns),
@@ -226,11 +227,11 @@ class _Bars:
         lines = []
         for row in self.rows:
             widths = {name: max(len(name), 8) for name in row}
-            if not self.n_rows:
+            if self.head != tuple(row):
+                self.head = tuple(row)
                 lines.append(Text("  ".join(f"{name:>{w}}" for name, w in widths.items()), "bold"))
             line = "  ".join(f"{_cell(name, row[name]):>{w}}" for name, w in widths.items())
             lines.append(Text(line, "dim" if row["train"] == "train" else ""))
-            self.n_rows += 1
         self.rows.clear()
         self.console.print(Text("\n").join(lines))
 
@@ -241,9 +242,11 @@ class _Bars:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """Return rows as an HTML table, with the names of the first row as its head."""
-    lines = ["".join(f"<th>{escape(name)}</th>" for name in rows[0])] if rows else []
-    lines += ["".join(f"<td>{escape(_cell(k, v))}</td>" for k, v in row.items()) for row in rows]
+    """Return rows as an HTML table, with a column for each name."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    lines = ["".join(f"<th>{escape(name)}</th>" for name in names)] if rows else []
+    cells = ({k: escape(_cell(k, v)) for k, v in row.items()} for row in rows)
+    lines += ["".join(f"<td>{row.get(name, '')}</td>" for name in names) for row in cells]
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 

@@ -13,7 +13,7 @@ from minilearn import BatchSchedulerCB, DeviceCB, MetricsCB, RecorderCB, Termina
 
 
 class Seen:
-    """A metric that computes the numbers of samples it was given."""
+    """A metric that computes the number of batches it was given, and of samples."""
 
     def reset(self):
         self.sizes = []
@@ -24,7 +24,7 @@ class Seen:
         self.sizes.append(len(target))
 
     def compute(self):
-        return self.sizes
+        return [len(self.sizes), sum(self.sizes)]
 
 
 def at_zero(make_learner, **kwargs):
@@ -98,7 +98,7 @@ def test_metrics_equal_torcheval_by_hand(make_learner):
 def test_metrics_begin_anew_in_each_phase(make_learner):
     learn = make_learner(n_batches=3, n_valid=2, cbs=[MetricsCB(sizes=Seen())])
     learn.fit(2)
-    assert [row["sizes"] for row in learn.history] == [[4] * 3, [4] * 2] * 2
+    assert [(row["sizes_0"], row["sizes_1"]) for row in learn.history] == [(3, 12), (2, 8)] * 2
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,17 @@ def test_bare_name_is_trainings_in_a_fit_without_validation(make_learner, n_epoc
     assert Monitor("loss").value(learn) == losses(learn, "train")[-1]
 
 
-def test_list_of_numbers_cannot_be_monitored(make_learner):
+def test_each_of_several_values_can_be_monitored(make_learner):
+    learn = make_learner(cbs=[MetricsCB(each=Constant([0.5, 1.0]))])
+    Monitor("each_1", "max").check(learn)
+    learn.fit()
+    assert [Monitor(name).value(learn) for name in ("each_0", "train/each_1", "eval/each_1")] == [0.5, 1, 1]
+
+
+def test_name_that_turns_out_to_have_several_values_is_an_error_that_lists_them(make_learner):
     learn = make_learner(cbs=[MetricsCB(each=Constant([0.5, 1.0]))])
     learn.fit()
-    with pytest.raises(TypeError, match=r"monitor='each'.*\[0.5, 1.0\].*number"):
+    with pytest.raises(ValueError, match=r"monitor='each'.*each_0, each_1, loss"):
         Monitor("each").value(learn)
 
 

@@ -259,7 +259,7 @@ def test_fit_without_rows_works(make_learner, notebook, console):
 
 
 @pytest.mark.parametrize(
-    ("console", "expected"), [(file, "each [0.5000, 1.0000]"), (terminal, "[0.5000, 1.0000]")]
+    ("console", "expected"), [(file, "each_0 0.5000, each_1 1.0000"), (terminal, "0.5000    1.0000")]
 )
 def test_metric_that_gives_a_list_is_shown(make_learner, console, expected):
     assert expected in plain(shown(make_learner, console(), metrics=MetricsCB(each=Each())))
@@ -331,7 +331,7 @@ def test_there_are_two_bars_at_any_time(make_learner, at, clock, notebook):
 def test_notebook_escapes_what_it_shows(make_learner, notebook):
     shown(make_learner, jupyter(), metrics=MetricsCB(**{"<b>": Each()}))
     html = notebook[0][-1].data
-    assert "<th>&lt;b&gt;</th>" in html
+    assert "<th>&lt;b&gt;_0</th>" in html
     assert "<b>" not in html
 
 
