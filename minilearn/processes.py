@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .batches import map_tensors
 
 _FAILED = "minilearn/failed"  # where the first process that fails leaves its message
 _groups: dict[str, Any] = {}
@@ -130,12 +133,27 @@ class Processes:
                     dist.broadcast(tensor.detach(), src=0)
 
     def joint(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Return metrics over the samples of all processes; with one process, the same objects."""
+        """Return metrics over the samples of all processes; with one process, the same objects.
+
+        Each of them has state_dict, load_state_dict, and merge_state(metrics), as torcheval's have.
+        """
         if self.n == 1 or not metrics:
             return metrics
-        from torcheval.metrics.toolkit import get_synced_metric_collection
-
-        return dict(get_synced_metric_collection(metrics))
+        for metric in metrics.values():
+            if hasattr(metric, "_prepare_for_merge_state"):  # torcheval's, to make few tensors of many
+                metric._prepare_for_merge_state()
+        states = self.all_gather(
+            {name: map_tensors(Tensor.cpu, metric.state_dict()) for name, metric in metrics.items()}
+        )
+        joint = {}
+        for name, metric in metrics.items():
+            others = []
+            for state in (*states[: self.rank], *states[self.rank + 1 :]):
+                others.append(deepcopy(metric))
+                others[-1].load_state_dict(state[name])
+            joint[name] = deepcopy(metric)
+            joint[name].merge_state(others)
+        return joint
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """Return the sums of numbers over all processes."""

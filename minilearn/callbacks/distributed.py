@@ -395,13 +395,14 @@ def _check_kwargs(kwargs: dict[str, Any], shard: Any) -> None:
 
 
 def _check_metrics(cb: Callback, metrics: MetricsCB) -> None:
-    from torcheval.metrics import Metric
-
+    needed = ("merge_state", "state_dict", "load_state_dict")
     for name, metric in metrics.metrics.items():
-        if not isinstance(metric, Metric):
+        # torchmetrics' own merge_state takes one state, and its compute() would join the processes again.
+        if hasattr(metric, "unsync") or not all(callable(getattr(metric, m, None)) for m in needed):
             raise TypeError(
                 f"{cb!r}: metric {name} is a {type(metric).__name__}, which cannot be merged over processes: "
-                "expected a torcheval.metrics.Metric, with merge_state"
+                f"expected one with {', '.join(needed)}, such as those of torcheval.metrics; "
+                "merge_state(metrics) adds what the same metrics in other processes counted"
             )
 
 

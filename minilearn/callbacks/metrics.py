@@ -18,6 +18,7 @@ from ..batches import map_tensors
 from ..callback import Callback, Order
 from ..counting import argument_of, is_cross_entropy, is_torchs, known_count
 from ..processes import Processes
+from .accuracy import MulticlassAccuracy
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -115,7 +116,9 @@ class MetricsCB(Callback):
             is_class = isinstance(target, Tensor) and not target.is_floating_point() and target.ndim == 1
             if is_class and is_cross_entropy(learn.loss_func) and is_torchs(learn.loss_func):
                 self.metrics = {
-                    "MulticlassAccuracy": _accuracy(argument_of(learn.loss_func, "ignore_index", -100))
+                    "MulticlassAccuracy": MulticlassAccuracy(
+                        argument_of(learn.loss_func, "ignore_index", -100)
+                    )
                 }
 
     def state_dict(self) -> dict[str, Any]:
@@ -306,9 +309,3 @@ def _check_metric(name: str, metric: Any) -> None:
             f"metric {name}={metric!r} has no {', '.join(missing)}: expected an object with reset(), "
             "update(preds, target) and compute(), such as those of torchmetrics and torcheval"
         )
-
-
-def _accuracy(ignored: int) -> Any:
-    from .accuracy import MulticlassAccuracy
-
-    return MulticlassAccuracy(ignored)
