@@ -89,7 +89,7 @@ class StepMean:
         if self._is_loss_funcs:
             if not isinstance(learn.loss, Tensor) or learn.loss.ndim:
                 check_one_number(learn.loss_func, learn.loss)
-            if learn.training and not learn.loss.requires_grad:
+            if learn.training and learn.batch_idx == learn.epoch == 0:
                 check_gradient(learn)
         elif not isinstance(learn.loss, Tensor) and learn.training and learn.has_default("backward"):
             check_one_number(None, learn.loss)

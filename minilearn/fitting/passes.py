@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from ..plan import Plan
 from ..seeding import kept_rng
 from .checks import check_alone, check_batch, check_fields, check_makers, check_model, check_reduction
 from .interrupts import interrupts
+from .layers import watch
 from .request import Paused, StopFetchError, stopped
 
 if TYPE_CHECKING:
@@ -121,10 +123,14 @@ def reading(learn: Learner, first: int) -> Iterator[Iterator[tuple[int, Any]]]:
     # Between batches the learner is at rest, unless reading changes the loader's state.
     may_stop = learn.rests and not adapter.moves_on
     is_free = not learn.is_nested and learn.mean.is_free(learn, adapter.targets)
-    batches = _numbered(learn, read, first, may_stop, is_free)
+    is_first = learn.epoch == learn.plan.start.epoch and not learn.is_nested
     try:
-        with learn.stop.while_reading(batches) if may_stop else nullcontext():
-            yield batches
+        with watch(learn, is_first) as watching:
+            after_first: list[Callable[[], None]] = [watching.close]
+            after_first += [partial(check_fields, learn)] * is_first
+            batches = _numbered(learn, read, first, may_stop, is_free, after_first)
+            with learn.stop.while_reading(batches) if may_stop else nullcontext():
+                yield batches
     except StopFetchError:  # also one that comes just after the batch was read
         learn.run.save(learn)  # at_rest has already fired; only saving is left
         raise stopped(learn) from None
@@ -136,11 +142,14 @@ def reading(learn: Learner, first: int) -> Iterator[Iterator[tuple[int, Any]]]:
 
 
 def _numbered(
-    learn: Learner, read: Iterator[Any], first: int, may_stop: bool, is_free: bool
+    learn: Learner,
+    read: Iterator[Any],
+    first: int,
+    may_stop: bool,
+    is_free: bool,
+    after_first: list[Callable[[], None]],
 ) -> Iterator[tuple[int, Any]]:
-    i, checks_after = first, -1
-    if learn.epoch == learn.plan.start.epoch and not learn.is_nested:
-        checks_after = first
+    i = first
     while True:
         if may_stop and learn.stop.asked is not None:  # since the last batch
             raise StopFetchError
@@ -150,8 +159,9 @@ def _numbered(
         if is_free:
             learn.mean.given(batch[-1])
         yield i, batch
-        if i == checks_after:
-            check_fields(learn)
+        if i == first:
+            for check in after_first:
+                check()
         i += 1
 
 

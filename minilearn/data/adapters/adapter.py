@@ -109,6 +109,10 @@ class Adapter:
         """Return how many samples batch i has in this shard, and in all; None if not known."""
         return None
 
+    def smallest(self) -> int | None:
+        """Return how many samples the smallest batch of a pass has; None if not known without reading it."""
+        return None
+
     # Order and random numbers ---------------------------------------------------------------------
 
     def parts(self) -> list[Any]:

@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from ...batches import n_samples
 from ...seeding import is_same_state, kept_rng, rng_state, set_rng_state
 from .adapter import MEND, Adapter, has_state
 from .shards import Shard
@@ -34,6 +35,12 @@ class SequenceAdapter(Adapter):
         """Return the first batch."""
         with kept_rng(*self.generators()):
             return self.loader[0] if len(self.loader) else None
+
+    def smallest(self) -> int | None:
+        """Return the smallest batch of a list or tuple, whose batches are in memory."""
+        if not isinstance(self.loader, list | tuple):
+            return None
+        return min((n for n in map(n_samples, self.loader) if n is not None), default=None)
 
     def why_not_resumable(self) -> str:
         """Return "": it is read by index."""

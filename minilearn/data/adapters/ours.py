@@ -54,6 +54,12 @@ class OursAdapter(Adapter):
         """Return what the loader says."""
         return self.loader.sizes(i) if hasattr(self.loader, "sizes") else None
 
+    def smallest(self) -> int | None:
+        """Return the size of the last batch, in this shard; an empty shard gets a sample of another one."""
+        if not isinstance(self.loader, ResumableLoader) or not len(self.loader):
+            return None
+        return max(1, min(self.loader.sizes(i)[0] for i in (0, len(self.loader) - 1)))
+
     def agree(self, broadcast: Callable[[Any], Any]) -> None:
         """Take the seed of the first of several processes."""
         if hasattr(self.loader, "seed"):

@@ -57,6 +57,11 @@ class Shard(Adapter):
         """Return how many samples the last batch has in this shard, and how many in all."""
         return self._sizes
 
+    def smallest(self) -> int | None:
+        """Return the smallest share of the smallest batch."""
+        n = self.whole.smallest()
+        return None if n is None else max(1, n // self.n)
+
     def parts(self) -> list[Any]:
         """Return those of the whole loader."""
         return self.whole.parts()

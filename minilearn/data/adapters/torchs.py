@@ -46,6 +46,18 @@ class TorchAdapter(Adapter):
             "DatasetLoader(dataset, bs=64, shuffle=True, num_workers=2), which takes its other arguments too"
         )
 
+    def smallest(self) -> int | None:
+        """Return the size of the last batch, if torch's own samplers make it."""
+        batches: Any = self.loader.batch_sampler
+        if batches is None or self._is_stream() or not _is_torchs(batches, BatchSampler):
+            return None
+        try:
+            n = len(batches.sampler)
+        except TypeError:  # a sampler without a length
+            return None
+        bs: int = batches.batch_size
+        return bs if batches.drop_last or not n % bs else n % bs
+
     def _is_stream(self) -> bool:
         return isinstance(self.loader.dataset, IterableDataset)
 
