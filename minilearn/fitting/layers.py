@@ -38,8 +38,17 @@ def watch(learn: Learner, is_first: bool) -> ExitStack:
     for name, module in learn.model.named_modules():
         checks = _checks_of(learn, module, name or "the model", is_first, alone)
         for check in checks:
-            hooks.callback(module.register_forward_pre_hook(check).remove)
+            hooks.callback(module.register_forward_pre_hook(_of_input(check), with_kwargs=True).remove)
     return hooks
+
+
+def _of_input(check: Callable[[nn.Module, Any], None]) -> Callable[..., None]:
+    """Return a hook that calls a check with the layer's input."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check(module, args[0] if args else kwargs.get("input"))
+
+    return hook
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -53,13 +62,13 @@ def _checks_of(
         is_joint = isinstance(module, nn.SyncBatchNorm) and learn.n_processes > 1
         measures = module.running_mean is None or (module.training and "train" in alone)
         if measures and not is_joint:
-            yield lambda module, args: _check_values(learn, module, name, args[0], alone)
+            yield lambda module, x: _check_values(learn, module, name, x, alone)
     if not is_first or any(is_part(p) for p in module.parameters(recurse=False)):
         return
     if _computes_as(module, _OF_FLOATS):
-        yield lambda module, args: _check_dtype(module, name, args[0])
+        yield lambda module, x: _check_dtype(module, name, x)
     elif _computes_as(module, (nn.Embedding, nn.EmbeddingBag)):
-        yield lambda module, args: _check_indices(name, args[0])
+        yield lambda module, x: _check_indices(name, x)
 
 
 def _computes_as(module: nn.Module, kinds: tuple[Any, ...]) -> bool:

@@ -248,6 +248,22 @@ def test_inputs_of_another_dtype_are_refused_with_what_to_write(case):
         learn.validate(loader)
 
 
+class ByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.norm = nn.Linear(3, 2), nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.head(input=self.norm(input=x))
+
+
+def test_inputs_by_name_are_checked_too():
+    assert_refused(learner_of(TensorLoader(X, Y, bs=16), ByName()), "norm, a BatchNorm1d ... drop_last=True")
+    learn = learner_of(TensorLoader(X[:32].double(), Y[:32], bs=16), ByName())
+    learn.model.norm.double()
+    assert_refused(learn, "head, a Linear ... float64 ... x.float()")
+
+
 class Casts(nn.Linear):
     def forward(self, x):
         return super().forward(x.float())
