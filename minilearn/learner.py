@@ -21,14 +21,14 @@ from .callbacks.progress import ProgressCB
 from .callbacks.trained import CheckTrainedCB
 from .events import CancelBatchException, CancelException
 from .fields import Fields
-from .fitting.checks import check_again, check_fit, check_model, infer_loss, no_loss
+from .fitting.checks import check_again, check_fit, check_model, check_targets, infer_loss, no_loss
 from .fitting.made import Made
 from .fitting.mean import StepMean
 from .fitting.modes import Modes
 from .fitting.passes import fit_of, opt_for, pass_of, phase_of, plan, reading, started
 from .fitting.request import StopRequest, pause, stopped
 from .fitting.run import Run
-from .fitting.watching import first_loss
+from .fitting.watching import watched
 from .host import Hooks, Pass, default_step, with_cbs
 from .optim.summary import summary
 from .plan import Plan
@@ -182,7 +182,11 @@ class Learner(Fields):
     def _forward(self) -> bool:
         self.callback("predict")
         self.callback("after_predict")
-        self.callback("get_loss")
+        if self.batch_idx == 0 and self.epoch == 0:
+            with watched(self):
+                self.callback("get_loss")
+        else:
+            self.callback("get_loss")
         self.callback("after_loss")
         self.mean.take(self)
         return True
@@ -266,9 +270,8 @@ class Learner(Fields):
         if loss_func is None:  # a callback owns this step and calls it
             loss_func = self._infer_loss(target)
         if self.batch_idx == 0 and self.epoch == 0:
-            self.loss = first_loss(loss_func, self.preds, target, self.dl)
-        else:
-            self.loss = loss_func(self.preds, target)
+            check_targets(loss_func, self.preds, target, self.dl)
+        self.loss = loss_func(self.preds, target)
         self.mean.is_of(loss_func)
 
     @default_step

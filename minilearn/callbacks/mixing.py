@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..callback import Callback, Order
+from ..fitting.checks import check_one_number
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -72,6 +73,7 @@ class MixupCB(Callback):
     def after_loss(self, learn: Learner) -> None:
         if learn.training:
             loss_func: Any = learn.loss_func  # a fit knows it
+            check_one_number(loss_func, learn.loss)
             other = loss_func(learn.preds, self._other)
             learn.loss = self._share * learn.loss + (1 - self._share) * other
 

@@ -193,8 +193,15 @@ def check_one_number(loss_func: Any, loss: Any) -> None:
 
 
 def check_gradient(learn: Learner) -> None:
-    """Raise ValueError for a loss of loss_func that training cannot get gradients from."""
-    if torch.is_grad_enabled() and not learn.loss.requires_grad and learn.has_default("backward"):
+    """Raise ValueError for a loss of loss_func that has no gradient, or is complex."""
+    if not torch.is_grad_enabled() or not learn.has_default("backward"):
+        return
+    if learn.loss.is_complex():
+        raise ValueError(
+            f"the loss of {learn.loss_func!r} is {learn.loss.dtype}: expected a real number, such as "
+            "loss.real or loss.abs()"
+        )
+    if not learn.loss.requires_grad:
         raise ValueError(
             f"the loss of {learn.loss_func!r} has no gradient, so nothing can be trained: expected it to be "
             "computed from preds with operations that have gradients, without detach(), no_grad() or argmax()"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,33 +16,43 @@ from torch.overrides import TorchFunctionMode
 
 from ..batches import tensors_in
 from ..counting import ELEMENTWISE, OF_CLASSES, calls_of, is_torchs
-from .checks import check_classes, check_one_number, check_targets, shapes_of
+from .checks import check_classes, check_one_number, shapes_of
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 _EXPLICIT = (torch.einsum, torch.tensordot)  # functions whose caller names the dimensions
+_JOINING = (F.cosine_similarity, F.pairwise_distance, torch.dist, Tensor.dist)  # they broadcast, then reduce
 _SAME_DTYPE = (F.binary_cross_entropy, F.huber_loss)  # functions that take no mixture of dtypes
 _FLOATS = (*_SAME_DTYPE, F.binary_cross_entropy_with_logits, F.kl_div)
 _NO_BOOL = (*_FLOATS, F.l1_loss, F.gaussian_nll_loss, F.soft_margin_loss, F.multilabel_soft_margin_loss)
 
 
-def first_loss(loss_func: Callable[[Any, Any], Any], preds: Any, target: Any, loader: Any) -> Any:
-    """Return loss_func(preds, target), and check what it does with its arguments.
+@contextmanager
+def watched(learn: Learner) -> Iterator[None]:
+    """Check what the owner of get_loss does with preds and target, inside a `with`.
 
     This sees the arguments that torch's losses get, even if a function or a subclass changes preds and target
     before it calls them. It also sees each operation that joins values of preds with values of the target.
+    What torch.compile made is left as it is, because it would be compiled again.
 
     Raises: ValueError for an operation that would broadcast a tensor over another one that has another number
         of dimensions, (N, 1) over (N,), and for arguments that torch's losses do not take; TypeError for a
-        loss that returns nothing.
+        loss_func that returns None.
     """
-    check_targets(loss_func, preds, target, loader)
-    if any(map(_is_compiled, calls_of(loss_func))):
-        loss = loss_func(preds, target)
+    is_default = learn.has_default("get_loss")
+    name, owner, _ = learn._hooks["get_loss"][0] if "get_loss" in learn._hooks else ("", None, None)
+    losses = [learn.loss_func] if is_default else [owner, learn.loss_func]
+    if owner is None or any(_is_compiled(f) for loss in losses for f in calls_of(loss)):
+        yield
     else:
-        with _eager(), _Watch(loss_func, preds, target):
-            loss = loss_func(preds, target)
-    if loss is None:
-        check_one_number(loss_func, loss)
-    return loss
+        # Another owner need not read the target: it may be the only one that can unpack the batch.
+        target = [learn.batch, *([learn.xb, learn.yb] if learn.is_unpacked else [])]
+        said = f"loss_func={learn.loss_func!r}" if is_default else name
+        with _eager(), _Watch(said, [*tensors_in([learn.preds, target])], is_torchs(learn.loss_func)):
+            yield
+    if is_default and learn.loss is None:
+        check_one_number(learn.loss_func, None)
 
 
 def _is_compiled(function: Any) -> bool:
@@ -70,12 +80,12 @@ class _Watch(TorchFunctionMode):
     dimensions than they have: a loss that adds a dimension means to broadcast.
     """
 
-    def __init__(self, loss_func: Any, preds: Any, target: Any) -> None:
+    def __init__(self, said: str, tensors: Iterable[Tensor], is_checked: bool) -> None:
         super().__init__()
-        self.loss_func = loss_func
-        self._is_checked = is_torchs(loss_func)  # its classes are
+        self._said = said  # what the loss is called in messages
+        self._is_checked = is_checked  # whether its class numbers are checked already
         self._from: dict[int, tuple[Any, frozenset[int]]] = {}  # by id: the tensor, and where it comes from
-        for t in [*tensors_in(preds), *tensors_in(target)]:
+        for t in tensors:
             self._note(t, frozenset([id(t)]))
 
     def __torch_function__(
@@ -83,7 +93,7 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         found = [(t, self._from[id(t)][1]) for t in _tensors((args, kwargs.values())) if self._knows(t)]
-        if found and func in ELEMENTWISE:
+        if found and func in (*ELEMENTWISE, *_JOINING):
             self._check_joined(found)
             _check_dtypes(func, args, kwargs)
         elif found and func in OF_CLASSES and not self._is_checked:
@@ -114,7 +124,7 @@ class _Watch(TorchFunctionMode):
                     continue
                 wide, flat = (a, b) if a.ndim > b.ndim else (b, a)
                 raise ValueError(
-                    f"loss_func={self.loss_func!r} joins values of {shapes_of(wide, flat)}, and would "
+                    f"{self._said} joins values of {shapes_of(wide, flat)}, and would "
                     f"broadcast them to {tuple(_joint(a, b))}, every sample with "
                     "every other one: expected the same shape; squeeze one, preds.squeeze(1), or, if every "
                     "pair is meant, add the dimension in the loss, target[None]"

@@ -7,8 +7,8 @@ from toolbox import at, drawn, generator, mentions
 from torch import nn
 from torch.nn import functional as F
 
-from minilearn import Learner, MetricsCB, MixupCB, TensorLoader
-from minilearn.fitting.watching import first_loss
+from minilearn import Callback, Learner, MetricsCB, MixupCB, TensorLoader
+from minilearn.fitting.watching import watched
 
 N = 4
 X = torch.randn(3 * N, 3, generator=generator())
@@ -55,6 +55,23 @@ def log_cosh(preds, target):
     return (error + F.softplus(-2 * error)).mean()
 
 
+class Given(nn.Module):
+    """A model whose predictions are a parameter."""
+
+    def __init__(self, preds):
+        super().__init__()
+        self.preds = nn.Parameter(preds)
+
+    def forward(self, x):
+        return self.preds
+
+
+def fit_given(loss_func, preds, target):
+    learn = Learner(Given(preds), {"train": [(target, target)]}, loss_func, default_cbs=False)
+    learn.fit()
+    return learn
+
+
 # What would broadcast -----------------------------------------------------------------------------
 
 SAID = "loss_func= ... (4, 1) ... (4,) ... (4, 4) ... squeeze ... [None]"
@@ -77,6 +94,8 @@ JOINED = {
     "lerp": lambda preds, y: torch.lerp(preds, y, 0.5).mean(),
     "correlation": lambda preds, y: -((preds - preds.mean()) * (y - y.mean())).mean(),
     "relative": lambda preds, y: ((preds - y[:, None]).abs() / y.abs()).mean(),
+    "cosine": lambda preds, y: 1 - F.cosine_similarity(preds, y, dim=0).mean(),
+    "distance": lambda preds, y: torch.dist(preds, y),
     "product": lambda preds, y: torch.mul(preds, y).mean(),
     "weights": lambda preds, y: (F.mse_loss(preds, y.view(-1, 1), reduction="none") * y).mean(),
 }
@@ -201,11 +220,59 @@ def test_heads_of_an_ensemble_broadcast_on_purpose():
 
 def test_only_the_first_batch_is_watched(monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        "minilearn.learner.first_loss", lambda f, *args: (seen.append(1), first_loss(f, *args))[1]
-    )
+    monkeypatch.setattr("minilearn.learner.watched", lambda learn: (seen.append(1), watched(learn))[1])
     learner_of(Y, MEANT["squeezed"]).fit(2)
     assert seen == [1]
+
+
+# Owners of get_loss -------------------------------------------------------------------------------
+
+
+class OwnCB(Callback):
+    def __init__(self, loss):
+        self.loss = loss
+
+    def get_loss(self, learn):
+        learn.loss = self.loss(learn.preds, learn.yb)
+
+
+class CallsCB(Callback):
+    def get_loss(self, learn):
+        learn.loss = learn.loss_func(learn.preds, learn.batch[1])
+
+
+class OwnLearner(Learner):
+    def get_loss(self):
+        self.loss = JOINED["lambda"](self.preds, self.yb)
+
+
+@pytest.mark.parametrize(
+    "cb", [OwnCB(JOINED["lambda"]), OwnCB(Squared()), CallsCB()], ids=["function", "module", "loss_func"]
+)
+def test_callbacks_that_own_the_loss_are_watched_too(cb):
+    assert_refused(learner_of(Y, JOINED["lambda"], cbs=[cb]), "CB.get_loss joins ... (4, 1) ... (4,)")
+
+
+def test_a_subclass_that_owns_the_loss_is_watched_too():
+    data = [(x, y) for x, y in zip(X.split(N), Y.split(N), strict=True)]
+    learn = OwnLearner(drawn(nn.Linear(3, 1)), {"train": data}, default_cbs=False)
+    assert_refused(learn, "OwnLearner.get_loss joins ... (4, 1) ... (4,)")
+
+
+def test_an_owner_that_reads_no_target_may_have_any_batch():
+    class TripletCB(Callback):
+        def predict(self, learn):
+            learn.preds = [learn.model(x) for x in learn.batch]
+
+        def get_loss(self, learn):
+            a, b, c = learn.preds
+            learn.loss = F.triplet_margin_loss(a, b, c)
+
+    parts = [X.split(N), X.flip(0).split(N), (-X).split(N)]
+    batches = list(zip(*parts, strict=True))
+    learn = Learner(drawn(nn.Linear(3, 2)), {"train": batches}, cbs=[TripletCB()], default_cbs=False)
+    learn.fit()
+    assert learn.n_steps == 3
 
 
 # What torch.compile makes -------------------------------------------------------------------------
@@ -257,9 +324,10 @@ def test_compiled_losses_that_are_found_too_late_run_without_compiling_in_the_fi
 
 
 def test_watching_does_not_import_what_compiles(monkeypatch):
+    learn = learner_of(Y, MEANT["squeezed"])
     monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
     monkeypatch.setattr("torch.compiler.set_stance", None)
-    assert first_loss(MEANT["squeezed"], torch.zeros(N, 1), torch.zeros(N), None) == 0
+    learn.validate(learn.dls.train)
 
 
 # Kinds of targets ---------------------------------------------------------------------------------
@@ -341,9 +409,9 @@ def test_targets_of_a_kind_that_the_loss_does_not_take_are_refused(case):
 def test_masks_of_one_channel_are_refused_with_what_to_write():
     preds, target = torch.zeros(2, 3, 5, 5), torch.zeros(2, 1, 5, 5, dtype=torch.long)
     with pytest.raises(ValueError, match=r"\(2, 1, 5, 5\).*\(2, 5, 5\); target.squeeze\(1\)"):
-        first_loss(F.cross_entropy, preds, target, None)
+        fit_given(F.cross_entropy, preds, target)
     with pytest.raises(ValueError, match=r"float32.*\(2, 5, 5\).*target.long\(\)"):
-        first_loss(F.cross_entropy, preds, target.squeeze(1).float(), None)
+        fit_given(F.cross_entropy, preds, target.squeeze(1).float())
 
 
 def test_ignored_class_numbers_are_ignored_in_an_own_function_too():
@@ -365,7 +433,7 @@ def test_targets_of_float64_that_the_loss_takes_are_not_refused(loss_func):
 
 
 def test_a_batch_without_its_dimension_is_left_to_torch():
-    assert first_loss(F.cross_entropy, torch.zeros(2), torch.tensor(1), None) > 0
+    assert fit_given(F.cross_entropy, torch.zeros(2), torch.tensor(1)).n_steps == 1
 
 
 # Subclasses of torch's losses ---------------------------------------------------------------------
@@ -513,6 +581,14 @@ def test_a_class_set_between_fits_is_refused(name):
     setattr(learn, name, {"loss_func": nn.L1Loss, "model": nn.Linear, "opt_func": "adam"}[name])
     with pytest.raises(TypeError, match=name):
         learn.fit() if name == "loss_func" else learn.validate(learn.dls.train)
+
+
+def test_a_complex_loss_is_refused():
+    assert_refused(learner_of(Y, lambda p, y: torch.fft.fft(p[:, 0]).sum()), "complex64 ... loss.real")
+
+
+def test_mixed_losses_are_checked_too():
+    assert_refused(learner_of(Y, lambda p, y: {"a": p.mean()}, cbs=[MixupCB()]), "loss['a']", TypeError)
 
 
 def test_mixed_batches_are_watched_too():
