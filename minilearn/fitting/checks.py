@@ -203,8 +203,8 @@ def check_gradient(learn: Learner) -> None:
         )
     if not learn.loss.requires_grad:
         raise ValueError(
-            f"the loss of {learn.loss_func!r} has no gradient, so nothing can be trained: expected it to be "
-            "computed from preds with operations that have gradients, without detach(), no_grad() or argmax()"
+            f"the loss of {learn.loss_func!r} has no gradient, so nothing can be trained: was it computed "
+            "with detach(), item(), no_grad() or argmax(), or are all layers frozen that preds depend on?"
         )
 
 

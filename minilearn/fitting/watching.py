@@ -40,10 +40,13 @@ def watched(learn: Learner) -> Iterator[None]:
         of dimensions, (N, 1) over (N,), and for arguments that torch's losses do not take; TypeError for a
         loss_func that returns None.
     """
+    if "get_loss" not in learn._hooks:  # this pass computes no loss
+        yield
+        return
+    name, owner, _ = learn._hooks["get_loss"][0]
     is_default = learn.has_default("get_loss")
-    name, owner, _ = learn._hooks["get_loss"][0] if "get_loss" in learn._hooks else ("", None, None)
     losses = [learn.loss_func] if is_default else [owner, learn.loss_func]
-    if owner is None or any(_is_compiled(f) for loss in losses for f in calls_of(loss)):
+    if any(_is_compiled(f) for loss in losses for f in calls_of(loss)):
         yield
     else:
         # Another owner need not read the target: it may be the only one that can unpack the batch.

@@ -38,7 +38,7 @@ class SequenceAdapter(Adapter):
 
     def smallest(self) -> int | None:
         """Return the smallest batch of a list or tuple, whose batches are in memory."""
-        if not isinstance(self.loader, list | tuple):
+        if type(self.loader) not in (list, tuple):  # a subclass may compute them
             return None
         return min((n for n in map(n_samples, self.loader) if n is not None), default=None)
 
