@@ -78,7 +78,7 @@ def test_frozen_layer_may_come_at_any_time():
         learn.model[0].requires_grad_(False)
 
     make_learner(model=model, cbs=at("before_train", last)).fit()
-    with pytest.raises(ValueError, match="has no gradient.*frozen"):  # nothing is left
+    with pytest.raises(ValueError, match=r"has no gradient.*frozen"):  # nothing is left
         make_learner(model=net(), cbs=at("before_fit", frozen)).fit()
 
 
