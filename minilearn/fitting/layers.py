@@ -38,17 +38,22 @@ def watch(learn: Learner, is_first: bool) -> ExitStack:
     for name, module in learn.model.named_modules():
         checks = _checks_of(learn, module, name or "the model", is_first, alone)
         for check in checks:
-            hooks.callback(module.register_forward_pre_hook(_of_input(check), with_kwargs=True).remove)
+            hooks.callback(module.register_forward_pre_hook(_Hook(check), with_kwargs=True).remove)
     return hooks
 
 
-def _of_input(check: Callable[[nn.Module, Any], None]) -> Callable[..., None]:
-    """Return a hook that calls a check with the layer's input."""
+class _Hook:
+    """Call a check with a layer's input; a copy of the layer, or a pickled one, checks nothing."""
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        check(module, args[0] if args else kwargs.get("input"))
+    def __init__(self, check: Callable[[nn.Module, Any], None] | None = None) -> None:
+        self.check = check
 
-    return hook
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.check is not None:
+            self.check(module, args[0] if args else kwargs.get("input"))
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 def _is_compiled(module: nn.Module) -> bool:

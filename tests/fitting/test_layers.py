@@ -1,5 +1,8 @@
 """What layers get: BatchNorm and batches of one sample, and inputs of another dtype than the weights."""
 
+import pickle
+from copy import deepcopy
+
 import pytest
 import torch
 from toolbox import NoLength, at, conv_net, drawn, mentions, norm_net
@@ -304,6 +307,17 @@ def test_hooks_are_gone_after_the_first_batch_and_after_an_error():
         learn.fit()
     look(learn)
     assert seen[-1] == 0
+
+
+@pytest.mark.parametrize(
+    "copied", [deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
+)
+def test_copies_made_in_the_first_batch_check_nothing(copied):
+    copies = []
+    copy = at("before_batch", lambda learn: copies.append(copied(learn.model)))
+    learner_of(TensorLoader(X[:22], Y[:22], bs=11), cbs=[copy]).fit()
+    assert copies[0].double()(X.double()).shape == (33, 2)
+    copies[0](X[:2].double())
 
 
 def test_a_compiled_model_is_not_watched():
