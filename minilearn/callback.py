@@ -184,14 +184,67 @@ class Callback:
         return f"{type(self).__name__}()"
 
 
-def _elsewhere(name: str, known: list[str]) -> list[str]:
-    """Return our event for another library's name: before_fit for on_fit_start, after_epoch for epoch_end."""
-    words = name.removeprefix("on_").split("_")
-    when = {"begin": "before", "start": "before", "end": "after"}
-    said = next((when[word] for word in (words[0], words[-1]) if word in when), None)
-    ours = {"training": "train", "validation": "validate", "step": "batch"}  # their step is our batch
-    scopes = [ours.get(word, word) for word in reversed(words)]
-    return [event for scope in scopes if (event := f"{said}_{scope}") in known][:1]
+# Other libraries' names for our scopes: Keras, Lightning, fastai, skorch, transformers, Ignite, Composer, ...
+# Their on_train_begin is once a fit, and their step is an optimizer step unless it has a part before it.
+_WHEN = {
+    **dict.fromkeys(("before", "begin", "start", "started", "pre"), "before"),
+    **dict.fromkeys(("after", "end", "completed", "finished", "post"), "after"),
+}
+_PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("eval", "evaluation", "val", "valid", "validate", "validation", "test"), "validate"),
+}
+_SCOPES = {
+    **dict.fromkeys(("", "fit", "train", "train_run", "run", "experiment"), "fit"),
+    **dict.fromkeys(("epoch", "train_epoch", "train_run_epoch"), "epoch"),
+    **dict.fromkeys(("validate", "validate_epoch", "validate_run"), "validate"),
+    **dict.fromkeys(("batch", "iteration", "iter", "substep", "predict_batch", "prediction_step"), "batch"),
+    **dict.fromkeys(("step", "optimizer_step", "opt_step", "update"), "step"),
+    "forward": "forward",
+}
+_ALSO = {
+    **dict.fromkeys(("before_backward", "after_criterion"), "after_loss"),
+    **dict.fromkeys(("before_loss", "before_criterion", "after_pred"), "after_predict"),
+    **dict.fromkeys(("after_dataloader", "before_get_batch", "after_get_batch"), "before_batch"),
+    **{"before_pred": "before_forward", "before_zero_grad": "after_step", "after_zero_grad": "after_batch"},
+    **dict.fromkeys(("before_predict", "before_predict_epoch"), "prepare"),  # once a pass
+    **dict.fromkeys(("after_predict", "after_predict_epoch"), "release"),
+}
+_ONE_NAME = {
+    **dict.fromkeys(("training_step", "validation_step", "train_step", "test_step"), "get_loss"),
+    **{"optimizer_step": "step", "on_optimizer_step": "after_step", "on_grad_computed": "after_backward"},
+    **{"on_evaluate": "after_validate", "on_log": "after_epoch", "on_prediction_step": "after_batch"},
+    **{"on_start_training": "before_train", "on_end_training": "after_train", "on_exception": "cleanup_fit"},
+    **{"on_save_checkpoint": "state_dict", "on_load_checkpoint": "load_state_dict"},
+}
+
+
+def _elsewhere(name: str, known: list[str]) -> str:
+    """Return what to write for another library's name, a hook that runs as often; "" if it is not known.
+
+    on_train_begin is before_fit; epoch_completed, after_epoch; before_backward, after_loss.
+    """
+    if name in _ONE_NAME:
+        return _ONE_NAME[name]
+    words = [_PARTS.get(word, word) for word in name.split("_") if word != "on"]
+    when = next((word for word in words if word in _WHEN), "")
+    if not when:
+        return ""
+    words.remove(when)
+    if words[:1] == ["cancel"]:  # fastai's after_cancel_batch
+        event = f"cleanup_{'_'.join(words[1:])}"
+        return event if event in known else ""
+    part = words[0] if words and words[0] in _PARTS.values() else ""
+    scope, inner = "_".join(words), "_".join(words[1:] if part else words)
+    if part and inner == "step":
+        inner = "batch"  # a train_step is one
+    own = f"{_WHEN[when]}_{inner}"
+    event = _ALSO.get(own) or f"{_WHEN[when]}_{_SCOPES.get(scope) or _SCOPES.get(inner, inner)}"
+    if event not in (*known, "prepare", "release"):
+        return ""
+    if part and event.endswith(("_batch", "_forward", "_predict", "_loss")):
+        return f"{event} (with `if {'' if part == 'train' else 'not '}learn.training`)"
+    return event
 
 
 def _check_hook(cls: type, name: str, value: Any, known: list[str]) -> None:
@@ -211,10 +264,12 @@ def _check_hook(cls: type, name: str, value: Any, known: list[str]) -> None:
         return
     if not callable(value) and not isinstance(value, staticmethod | classmethod):
         return
-    close = get_close_matches(name, known, n=1, cutoff=0.8)
-    if close or name.startswith(_PREFIXES) or name.endswith(_SUFFIXES):
-        close = close or _elsewhere(name, known)
-        hint = f"did you mean {close[0]}?" if close else "the events are listed in minilearn.events."
+    meant = _elsewhere(name, known)
+    close = next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), "")
+    is_other = meant and (name.startswith("eval_") or name.endswith(("_started", "_completed")))
+    if close or is_other or name.startswith(_PREFIXES) or name.endswith(_SUFFIXES):
+        meant = meant or close
+        hint = f"did you mean {meant}?" if meant else "the events are listed in minilearn.events."
         raise TypeError(
             f"{where} is not an event and would never run: {hint} "
             "(If it is a helper of yours, begin its name with an underscore. If its scope is your own, "

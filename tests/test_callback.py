@@ -55,11 +55,47 @@ def nothing(self, learn):
         ("begin_fit", "before_fit"),
         ("on_train_batch_end", "after_batch"),
         ("on_validation_start", "before_validate"),
-        ("on_step_end", "after_batch"),
+        ("on_step_end", "after_step"),  # of the optimizer, in transformers and in fastai
     ],
 )
 def test_a_misspelt_hook_is_an_error_when_the_class_is_made(name, hint):
     with pytest.raises(TypeError, match=rf"My\.{name}.*{hint}"):
+        type("My", (Callback,), {name: nothing})
+
+
+# Keras, skorch, Lightning, fastai, transformers, Ignite, Composer, pytorch-accelerated, XGBoost.
+HOOKS_OF_OTHERS = {
+    "before_fit": "on_train_begin on_train_start on_fit_start on_training_run_start before_training",
+    "after_fit": "on_train_end on_fit_end on_training_run_end after_training fit_end on_end",
+    "before_epoch": "on_epoch_begin epoch_start epoch_started on_training_run_epoch_start",
+    "after_epoch": "on_epoch_end epoch_completed training_epoch_end on_train_epoch_end",
+    "before_validate": "on_validation_epoch_start on_test_begin eval_start on_eval_epoch_start before_val",
+    "after_validate": "on_validation_end on_test_end on_evaluate validation_epoch_end on_eval_run_end",
+    "before_batch": "on_batch_begin iteration_started before_iteration after_dataloader",
+    "after_batch": "on_batch_end iteration_completed on_substep_end",
+    r"before_batch \(with `if learn\.training": "on_train_batch_begin before_train_batch on_train_step_start",
+    r"after_batch \(with `if not learn\.training": "on_test_batch_end on_validation_batch_end eval_batch_end",
+    r"before_forward \(with `if not learn\.training": "eval_before_forward",
+    "after_predict": "before_loss after_pred on_loss_begin",
+    "after_loss": "before_backward on_before_backward on_backward_begin",
+    "after_backward": "on_backward_end on_after_backward on_grad_computed",
+    "before_step": "on_before_optimizer_step on_pre_optimizer_step before_update on_step_begin",
+    "after_step": "on_step_end on_optimizer_step on_before_zero_grad after_update",
+    "get_loss": "training_step validation_step",
+    "cleanup_batch": "after_cancel_batch",
+    "cleanup_fit": "after_cancel_fit on_exception",
+    "prepare": "on_predict_begin on_predict_start predict_start",
+    "release": "on_predict_end predict_end",
+    "state_dict": "on_save_checkpoint",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [(name, hint) for hint, names in HOOKS_OF_OTHERS.items() for name in names.split()],
+)
+def test_a_hook_of_another_library_is_sent_to_one_that_runs_as_often(name, hint):
+    with pytest.raises(TypeError, match=rf"My\.{name}.*did you mean {hint}[?`]"):
         type("My", (Callback,), {name: nothing})
 
 
@@ -75,7 +111,9 @@ def test_a_misspelt_hook_is_found_however_it_is_wrapped(wrap):
         type("My", (Callback,), {"after_bacth": wrap(nothing)})
 
 
-@pytest.mark.parametrize("name", ["_after_bacth", "_on_end", "show", "lr_of", "plot", "start_batch"])
+@pytest.mark.parametrize(
+    "name", ["_after_bacth", "_on_end", "show", "lr_of", "plot", "start_batch", "is_completed"]
+)
 def test_helpers_are_no_hooks(name):
     assert hasattr(type("My", (Callback,), {name: nothing}), name)
 
