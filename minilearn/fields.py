@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from .fitting.run import Run
     from .plan import Plan
     from .processes import Processes
+
+
+_PLANNED = (
+    "a fit is planned before it begins: expected fit(n_epochs), plan_steps(self, learn, steps) or "
+    "plan_schedules in a callback, or CancelFitException to end it early"
+)
+_INSTEAD = {
+    **dict.fromkeys(("n_epochs", "epoch_steps", "total_steps", "schedule_epochs"), _PLANNED),
+    "phases": "expected fit(n_epochs, train=..., valid=...)",
+    "loss_weight": "expected a callback that changes learn.loss, or learn.loss_count",
+    "is_paused": "expected learn.pause()",
+    "stop_signal": "expected learn.pause()",
+}
 
 
 class Fields(CallbackHost):
@@ -169,3 +182,16 @@ class Fields(CallbackHost):
         when = "" if "batch" in self.scopes else "after " if self.batch_idx >= 0 else "before "
         batch = f"{when}{self.phase} batch {max(self.batch_idx, 0)}"
         return f"epoch {self.epoch} of {self.n_epochs}, {batch}, step {self.n_steps}"
+
+
+def _refusing(name: str) -> Callable[[Fields, Any], None]:
+    def refuse(learn: Fields, value: Any) -> None:
+        advice = _INSTEAD.get(name, "it is read from the objects that it belongs to")
+        raise TypeError(f"learn.{name} = {value!r} would change nothing: {advice}")
+
+    return refuse
+
+
+for _name, _value in list(vars(Fields).items()):
+    if isinstance(_value, property) and _value.fset is None:
+        setattr(Fields, _name, _value.setter(_refusing(_name)))

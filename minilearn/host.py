@@ -66,6 +66,13 @@ def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return decorate
 
 
+def stray(error: StopIteration, name: str) -> RuntimeError:
+    """Return the error to raise in place of a StopIteration that escaped, which would silently end a loop."""
+    stopped = RuntimeError(f"{name} raised StopIteration: did a next(...) in it find nothing left?")
+    stopped.__cause__ = error
+    return stopped
+
+
 def default_step(method: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a host's default way to do a step, which a subclass or one callback may replace."""
     method._is_default_step = True  # type: ignore[attr-defined]
@@ -359,14 +366,17 @@ class CallbackHost:
                     if cancel is None or not self.is_inside(e, cancel):
                         cancel = e
                         self.cancelled_by[e.scope] = name
-                except BaseException as e:
-                    self.add_note(e, name)
+                except BaseException as caught:
+                    found = stray(caught, name) if isinstance(caught, StopIteration) else caught
+                    self.add_note(found, name)
                     if not event.startswith("cleanup_"):
+                        if found is not caught:
+                            raise found from caught
                         raise
                     if error is None:
-                        error = e
+                        error = found
                     else:
-                        error.add_note(f"minilearn: then {name} failed too: {e!r}")
+                        error.add_note(f"minilearn: then {name} failed too: {found!r}")
         finally:
             self.running_cb = outer
         if error is not None:

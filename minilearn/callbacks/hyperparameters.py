@@ -15,7 +15,7 @@ from ..optim.groups import Group, groups_of, set_value
 from ..optim.ranges import check_range
 from ..plan import sum_of
 from ..schedules import resolve
-from .scheduler import BaseSchedulerCB, warn_of_plan
+from .scheduler import BaseSchedulerCB, warn_of_more, warn_of_plan
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -110,7 +110,7 @@ class ScheduleCB(Callback):
 
     def before_epoch(self, learn: Learner) -> None:
         if learn.epoch >= self._n_epochs:
-            self._until = 0
+            self._until = -1
         for start, value in self._table:
             if start == learn.epoch:
                 for group, _ in self._bases:
@@ -119,6 +119,8 @@ class ScheduleCB(Callback):
     def after_step(self, learn: Learner) -> None:
         if learn.n_steps < self._until:
             self._write_step(learn.n_steps)
+        elif self._at is not None and learn.n_steps == self._until + 1:
+            warn_of_more(self, learn)
 
     def after_fit(self, learn: Learner) -> None:
         if self._at not in (None, self.schedule):  # it was made for the fit's length

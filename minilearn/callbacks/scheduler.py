@@ -21,10 +21,11 @@ from .scheduler_arguments import (
     FitLength,
     check_complete,
     check_given,
+    check_parts,
     check_scheduler,
     from_the_fit,
     has_the_length,
-    is_plateau,
+    takes_value,
     unpacked,
 )
 
@@ -42,8 +43,8 @@ class BaseSchedulerCB(Callback):
     Args:
         scheduler_f: a class of torch.optim.lr_scheduler, or a function that takes the optimizer (and
             perhaps some of the arguments below, by name) and returns a scheduler.
-        monitor: for ReduceLROnPlateau only, the value it watches: "loss", "eval/loss",
-            "train/MulticlassAccuracy", ... Default "loss".
+        monitor: for ReduceLROnPlateau, and a scheduler of your own whose `step` takes a value, what it
+            watches: "loss", "eval/loss", "train/MulticlassAccuracy", ... Default "loss".
         **kwargs: arguments of the scheduler. Those that you leave out and the fit knows are filled in:
             total_steps, T_max, total_iters (the length of the fit), epochs, steps_per_epoch, all in
             the unit in which this callback steps; max_lr (the lr of each group); step_size_up (half of the
@@ -52,7 +53,8 @@ class BaseSchedulerCB(Callback):
     State: `sched`, the torch scheduler.
     Raises: before the first batch: ValueError for an argument that contradicts the fit's length, for a
         monitored name that is not measured, for a length that is needed but not known; TypeError for
-        a scheduler instance, or an optimizer without parameter groups.
+        a scheduler instance, an optimizer without parameter groups, or a ReduceLROnPlateau inside another
+        scheduler.
     Source: document 003. Differs: there it is stepped once more after the last batch, which turns
         OneCycleLR's lr up again, and in document 001 "per epoch" steps every batch.
     """
@@ -76,15 +78,13 @@ class BaseSchedulerCB(Callback):
             raise TypeError("BaseSchedulerCB never steps: use BatchSchedulerCB or EpochSchedulerCB")
         scheduler_f, kwargs = unpacked(scheduler_f, kwargs)
         check_scheduler(name, scheduler_f)
-        self.is_plateau = is_plateau(scheduler_f)
-        if self.is_plateau and self.unit != "epochs":
-            raise TypeError(
-                f"{name}(ReduceLROnPlateau): what it watches is measured once an epoch; use EpochSchedulerCB"
-            )
-        if monitor is not None and not self.is_plateau:
-            raise ValueError(f"{name}(monitor={monitor!r}): only ReduceLROnPlateau watches a value")
-        self.scheduler_f, self.kwargs = scheduler_f, kwargs
-        self.monitor = Monitor(monitor or "loss", kwargs.get("mode")) if self.is_plateau else None
+        self.scheduler_f, self.kwargs, self._monitored = scheduler_f, kwargs, monitor
+        self.is_plateau = False  # what a function makes is not known yet
+        self.monitor: Monitor | None = None
+        if isinstance(scheduler_f, type):
+            self._watch(takes_value(scheduler_f), kwargs.get("mode"))
+        elif monitor is not None:
+            Monitor(monitor)
         self.sched: Any = None
         self._has_length = False  # whether it was made for the fit's length
         self._until: float = 0  # it is stepped for at most this many units
@@ -93,21 +93,33 @@ class BaseSchedulerCB(Callback):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({getattr(self.scheduler_f, '__name__', self.scheduler_f)})"
 
+    def _watch(self, is_plateau: bool, mode: str | None) -> None:
+        """Say whether the scheduler is stepped with a measured value."""
+        name, monitor = type(self).__name__, self._monitored
+        if is_plateau and self.unit != "epochs":
+            raise TypeError(
+                f"{name}(ReduceLROnPlateau): what it watches is measured once an epoch; use EpochSchedulerCB"
+            )
+        if monitor is not None and not is_plateau:
+            raise ValueError(f"{name}(monitor={monitor!r}): only ReduceLROnPlateau watches a value")
+        self.is_plateau = is_plateau
+        self.monitor = Monitor("loss" if monitor is None else monitor, mode) if is_plateau else None
+
     # Hooks ----------------------------------------------------------------------------------------
 
     def before_fit(self, learn: Learner) -> None:
         _check_opt(self, learn.opt)
-        if self.monitor:
-            self.monitor.check(learn)
         self._before = [_hyperparameters(group) for group in learn.opt.param_groups]
         steps = self._ruled(learn, learn.epoch_steps)
         self.sched = self._make(learn.opt, steps)
+        if self.monitor:
+            self.monitor.check(learn)
         length = sum_of(steps) if self.unit == "steps" else len(steps)
         self._until = math.inf if length is None else length
 
     def before_epoch(self, learn: Learner) -> None:
         if self.sched is not None and learn.epoch >= learn.schedule_epochs:  # from here on SWACB sets the lr
-            self._until = 0
+            self._until = -1
             for group, values in zip(learn.opt.param_groups, self._before, strict=False):
                 if "max_momentum" in group:  # it was cycled until here
                     _restore(group, {key: value for key, value in values.items() if key != "lr"})
@@ -148,13 +160,13 @@ class BaseSchedulerCB(Callback):
         if not isinstance(n_epochs, int) or n_epochs < 1:
             raise ValueError(f"preview(n_epochs={n_epochs!r}): expected a whole number, 1 or more")
         steps = self._planned(learn, n_epochs)
-        if self.is_plateau and len(values) < len(steps):
-            raise ValueError(f"preview: ReduceLROnPlateau needs values, one for each of {len(steps)} epochs")
         opt = _stand_in(learn)
         _check_opt(self, opt)
         if not 0 <= group < len(opt.param_groups):
             raise ValueError(f"preview(group={group}): expected 0 to {len(opt.param_groups) - 1}")
         sched = self._make(opt, [*steps])
+        if self.is_plateau and len(values) < len(steps):
+            raise ValueError(f"preview: ReduceLROnPlateau needs values, one for each of {len(steps)} epochs")
         lrs: list[float] = []
         for epoch, n_steps in enumerate(steps):
             for _ in range(n_steps):
@@ -199,6 +211,9 @@ class BaseSchedulerCB(Callback):
             raise TypeError(
                 f"{name}: the function gave {sched!r}; expected a scheduler of torch.optim.lr_scheduler"
             )
+        check_parts(name, sched)
+        if not isinstance(made_by, type):
+            self._watch(takes_value(type(sched)), getattr(sched, "mode", None))
         return sched
 
 
@@ -216,6 +231,8 @@ class BatchSchedulerCB(BaseSchedulerCB):
     def after_step(self, learn: Learner) -> None:
         if learn.n_steps < self._until:
             self.sched.step()
+        elif learn.n_steps == self._until + 1:
+            warn_of_more(self, learn)
 
     def after_fit(self, learn: Learner) -> None:
         if self._has_length:
@@ -231,6 +248,16 @@ def warn_of_plan(cb: Callback, learn: Learner) -> None:
             "not reach its end; a callback that cancels steps says so in plan_steps",
             stacklevel=2,
         )
+
+
+def warn_of_more(cb: Callback, learn: Learner) -> None:
+    """Warn of the first step that was not planned, at which a schedule has already reached its end."""
+    warnings.warn(
+        f"{cb!r}: the fit takes more steps than planned, now number {learn.n_steps} in epoch {learn.epoch}, "
+        "and the schedule stays at its end: did the training loader grow? a callback that replaces it, or "
+        "takes more steps, says so in plan_steps",
+        stacklevel=2,
+    )
 
 
 class EpochSchedulerCB(BaseSchedulerCB):

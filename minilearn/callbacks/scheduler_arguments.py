@@ -60,9 +60,24 @@ class FitLength:
         return f"this callback counts {self.unit}, and the fit has {self.total} of them ({epochs})"
 
 
-def is_plateau(scheduler_f: Any) -> bool:
-    """Whether it is ReduceLROnPlateau, which is stepped with a measured value."""
-    return isinstance(scheduler_f, type) and issubclass(scheduler_f, ReduceLROnPlateau)
+def takes_value(kind: type) -> bool:
+    """Whether schedulers of a class are stepped with a measured value, as ReduceLROnPlateau is."""
+    if issubclass(kind, ReduceLROnPlateau):
+        return True
+    step = getattr(kind, "step", None)
+    parameters = list(inspect.signature(step).parameters.values())[1:2] if callable(step) else []
+    return any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+
+
+def check_parts(name: str, sched: Any) -> None:
+    """Raise TypeError for a scheduler made of others, one of which would be stepped without its value."""
+    for part in getattr(sched, "_schedulers", ()):
+        if takes_value(type(part)):
+            raise TypeError(
+                f"{name}: a {type(sched).__name__} steps its {type(part).__name__} without the value that "
+                "it watches: expected EpochSchedulerCB with only this one"
+            )
+        check_parts(name, part)
 
 
 def unpacked(scheduler_f: Any, kwargs: Arguments) -> tuple[Any, Arguments]:

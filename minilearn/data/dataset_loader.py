@@ -186,14 +186,20 @@ class _Seeded(Dataset[Any]):
         seed, epoch, indices, first = key
         in_main = get_worker_info() is None
         own = list(_generators_in([self.dataset, self.collate], set()))  # a worker finds its own copies
-        with kept_rng(devices=False) if in_main else nullcontext():
-            samples = []
-            for i, index in enumerate(indices):
-                place = () if first is None else (first + i,)
-                _seed_all(seed_of(seed, epoch, index, *place), own)
-                samples.append(self.dataset[index])
-            _seed_all(seed_of(seed, epoch, *indices[:1], -1), own)
-            return self.collate(samples)
+        what = "collate_fn"
+        try:
+            with kept_rng(devices=False) if in_main else nullcontext():
+                samples = []
+                for i, index in enumerate(indices):
+                    place, what = () if first is None else (first + i,), f"sample {index}"
+                    _seed_all(seed_of(seed, epoch, index, *place), own)
+                    samples.append(self.dataset[index])
+                what = "collate_fn"
+                _seed_all(seed_of(seed, epoch, *indices[:1], -1), own)
+                return self.collate(samples)
+        except StopIteration as error:  # torch would take it for the end of the epoch
+            name = type(self.dataset).__name__
+            raise RuntimeError(f"{what} of a {name} raised StopIteration: did a next(...) fail?") from error
 
 
 def _seed_all(seed: int, own: list[Any]) -> None:

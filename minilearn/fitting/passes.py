@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..checkpoints.resuming import resumed
-from ..host import Pass
+from ..host import Pass, stray
 from ..optim.building import build_opt
 from ..optim.groups import check_kept, check_step, params_of, set_lr
 from ..parameters import elsewhere, extra_groups, named_params, roots_of
@@ -179,7 +179,10 @@ def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
             adapter = learn.dls.adapters[name]
             if name == "valid" and train and adapter.opens_to_peek:
                 continue  # its first pass comes only after the training pass
-            learn.batch = adapter.peek(learn.n_epochs_trained if name == "train" else None)
+            try:
+                learn.batch = adapter.peek(learn.n_epochs_trained if name == "train" else None)
+            except StopIteration as error:
+                raise stray(error, f"the {name} loader") from error
             check_batch(learn)
         if not learn.has_default("get_loss"):
             return
