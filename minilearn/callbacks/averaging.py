@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from ..arguments import choice, flag, is_number, is_whole, number, shown, unless_none, whole_number
 from ..callback import Callback, Order
-from ..fitting.checks import is_whole
 from ..optim.groups import groups_of, lr_of_each, set_value
 from ..parameters import all_tensors, extra_params
 from ..plan import sum_of
@@ -63,9 +63,7 @@ class BaseAveragingCB(Callback):
     def __init__(self, n_norm_batches: int = 100) -> None:
         if type(self) is BaseAveragingCB:
             raise TypeError("BaseAveragingCB never averages: use SWACB or EMACB")
-        if not is_whole(n_norm_batches, 1):
-            raise ValueError(f"n_norm_batches={n_norm_batches!r}: expected a whole number of batches >= 1")
-        self.n_norm_batches = n_norm_batches
+        self.n_norm_batches = whole_number("n_norm_batches", n_norm_batches, of=" of batches")
         self.n_averaged = 0
         self._names: list[str] = []
         self._params: list[Tensor] = []  # the averaged parameters, in the order of these names
@@ -208,25 +206,24 @@ class SWACB(BaseAveragingCB):
         n_norm_batches: int = 100,
     ) -> None:
         super().__init__(n_norm_batches)
-        if not is_whole(start, 0) and not (isinstance(start, float) and 0 < start < 1):
+        if not is_whole(start, 0) and not (is_number(start, above=0, below=1)):
             raise ValueError(
-                f"SWACB(start={start!r}): expected an epoch (a whole number from 0), or a share of the fit "
-                "(a float between 0 and 1)"
+                f"SWACB(start={shown(start)}): expected an epoch (a whole number from 0), or a share of the "
+                "fit (a float between 0 and 1)"
             )
-        lrs = [] if swa_lr is None else list(swa_lr) if isinstance(swa_lr, Sequence) else [swa_lr]
-        if any(isinstance(x, bool) or not isinstance(x, int | float) or not 0 <= x < math.inf for x in lrs):
+        lrs = swa_lr if isinstance(swa_lr, Sequence) and not isinstance(swa_lr, str) and swa_lr else [swa_lr]
+        if swa_lr is not None and not all(is_number(lr, low=0) for lr in lrs):
             raise ValueError(
-                f"SWACB(swa_lr={swa_lr!r}): expected an lr >= 0, or one for each parameter group"
+                f"SWACB(swa_lr={shown(swa_lr)}): expected an lr >= 0, or one for each parameter group"
             )
-        if not is_whole(anneal_epochs, 0) or (anneal_epochs and swa_lr is None):
-            hint = "; there is no swa_lr to go to" if swa_lr is None else ""
-            raise ValueError(f"SWACB(anneal_epochs={anneal_epochs!r}): expected a whole number >= 0{hint}")
-        if anneal not in ("cos", "linear"):
-            raise ValueError(f"SWACB(anneal={anneal!r}): expected 'cos' or 'linear'")
-        if every_steps is not None and not is_whole(every_steps, 1):
-            raise ValueError(f"SWACB(every_steps={every_steps!r}): expected a whole number >= 1, or None")
-        self.start, self.swa_lr, self.every_steps = start, swa_lr, every_steps
-        self.anneal_epochs, self.anneal = anneal_epochs, anneal
+        self.anneal_epochs = whole_number("SWACB(anneal_epochs", anneal_epochs, 0)
+        if anneal_epochs and swa_lr is None:
+            raise ValueError(
+                f"SWACB(anneal_epochs={anneal_epochs!r}): expected 0, because there is no swa_lr to go to"
+            )
+        self.anneal = choice("SWACB(anneal", anneal, ("cos", "linear"))
+        self.every_steps = unless_none(whole_number, "SWACB(every_steps", every_steps)
+        self.start, self.swa_lr = int(start) if is_whole(start) else float(start), swa_lr
         self._first_epoch = 0
         self._first_step: int | None = None  # once it has begun
         self._lrs: list[float] = []  # of each group, where annealing begins
@@ -358,11 +355,11 @@ class EMACB(BaseAveragingCB):
         self, decay: float = 0.999, warmup: bool = True, every_steps: int = 1, n_norm_batches: int = 100
     ) -> None:
         super().__init__(n_norm_batches)
-        if not isinstance(decay, float) or not 0 < decay < 1:
-            raise ValueError(f"EMACB(decay={decay!r}): expected 0 < decay < 1, such as 0.999")
-        if not is_whole(every_steps, 1):
-            raise ValueError(f"EMACB(every_steps={every_steps!r}): expected a whole number >= 1")
-        self.decay, self.warmup, self.every_steps = decay, warmup, every_steps
+        self.decay = number("EMACB(decay", decay, above=0, below=1)
+        self.warmup, self.every_steps = (
+            flag("EMACB(warmup", warmup),
+            whole_number("EMACB(every_steps", every_steps),
+        )
 
     def __repr__(self) -> str:
         return f"EMACB(decay={self.decay})"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import is_whole, shown
 from ..callback import Callback, Order
 from ..data.adapters import adapter_of
-from ..fitting.checks import check_reached, is_whole
+from ..fitting.checks import check_reached
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -36,13 +37,14 @@ class BatchSizeCB(Callback):
 
     def __init__(self, sizes: Mapping[int, int]) -> None:
         if not isinstance(sizes, Mapping) or not sizes:
-            raise TypeError(f"BatchSizeCB({sizes!r}): expected a table {{epoch: batch size}}")
+            raise TypeError(f"BatchSizeCB(sizes={shown(sizes)}): expected a table {{epoch: batch size}}")
         for epoch, bs in sizes.items():
             if not is_whole(epoch, 0) or not is_whole(bs, 1):
                 raise ValueError(
-                    f"BatchSizeCB({{{epoch!r}: {bs!r}}}): expected an epoch from 0 up and a size >= 1"
+                    f"BatchSizeCB(sizes={{{shown(epoch)}: {shown(bs)}}}): expected an epoch from 0 up and a "
+                    "size >= 1"
                 )
-        self.sizes = dict(sorted(sizes.items()))
+        self.sizes = {int(epoch): int(bs) for epoch, bs in sorted(sizes.items())}
         self._loaders: dict[int, Any] = {}  # size -> loader, kept during the fit, with its workers
 
     def __repr__(self) -> str:

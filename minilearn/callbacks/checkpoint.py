@@ -10,6 +10,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import number, unless_none, whole_number
+from ..arguments import path as checked_path
 from ..callback import Callback, Order
 from ..checkpoints.snapshot import (
     BEST,
@@ -26,7 +28,6 @@ from ..checkpoints.snapshot import (
     without_what_is_the_same,
 )
 from ..files import SIDE, check_folder, read_torch, write_torch
-from ..fitting.checks import is_whole
 from ..plan import Position
 from ..processes import whole_in_first
 from ..weights import tensors_by_name
@@ -80,18 +81,18 @@ class CheckpointCB(Callback):
         monitor: str | None = None,
         mode: str | None = None,
     ) -> None:
-        for name, value in (("every_steps", every_steps), ("every_epochs", every_epochs), ("keep", keep)):
-            if value is not None and not is_whole(value, 1):
-                raise ValueError(f"{name}={value!r}: expected a whole number >= 1")
-        if every_minutes is not None and not every_minutes > 0:
-            raise ValueError(f"every_minutes={every_minutes!r}: expected a number > 0")
+        every_steps, every_epochs = (
+            unless_none(whole_number, name, value)
+            for name, value in (("every_steps", every_steps), ("every_epochs", every_epochs))
+        )
+        every_minutes = unless_none(number, "every_minutes", every_minutes, above=0)
         if monitor is None and mode is not None:
             raise ValueError(f"mode={mode!r} without monitor: expected the name of the value to monitor")
-        self.folder = Path(folder).expanduser()
+        self.folder = checked_path("CheckpointCB(folder", folder)
         if (every_steps, every_epochs, every_minutes) == (None, None, None):
             every_epochs = 1
         self.every_steps, self.every_epochs, self.every_minutes = every_steps, every_epochs, every_minutes
-        self.keep = keep
+        self.keep = whole_number("keep", keep)
         self.monitor = Monitor(monitor, mode) if monitor is not None else None
         self.best: float | None = None
         self._is_best = False

@@ -7,18 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import default_device as default_device
+from ..arguments import device as checked
 from ..batches import to_device
 from ..callback import Callback, Order
 from ..parameters import roots_of
 
 if TYPE_CHECKING:
     from ..learner import Learner
-
-
-def default_device() -> torch.device:
-    """Return the accelerator that torch finds (CUDA, MPS, XPU, ...), else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if found is None else found
 
 
 class DeviceCB(Callback):
@@ -37,17 +33,8 @@ class DeviceCB(Callback):
     order = Order.DEVICE
 
     def __init__(self, device: str | torch.device | None = None) -> None:
-        self.device = default_device() if device is None else torch.device(device)
-        kind, index, found = self.device.type, self.device.index or 0, default_device().type
-        self._may_move = not kind == found == "cpu"  # else all tensors are there
-        if kind in ("cpu", "meta"):  # which need no hardware of their own
-            return
-        if kind != found:
-            raise ValueError(
-                f"DeviceCB({str(device)!r}): this machine has no {kind} that torch can use; it has {found}"
-            )
-        if index >= (n := torch.accelerator.device_count()):
-            raise ValueError(f"DeviceCB({str(device)!r}): expected an index below {n}")
+        self.device = default_device() if device is None else checked("DeviceCB(device", device)
+        self._may_move = not self.device.type == default_device().type == "cpu"  # else all tensors are there
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: a run may resume on another device."""

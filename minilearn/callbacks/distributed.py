@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..arguments import number, shown
 from ..callback import Callback, Hook, Order
 from ..data.adapters import Adapter, adapter_of
 from ..optim.groups import params_of
@@ -25,6 +26,9 @@ from .precision import MixedPrecisionCB
 
 if TYPE_CHECKING:
     from ..learner import Learner
+
+
+_LONGEST_S = 10**9  # 30 years, which a timedelta can hold
 
 
 class DistributedCB(Callback):
@@ -83,10 +87,10 @@ class DistributedCB(Callback):
         **kwargs: Any,
     ) -> None:
         kinds = shard if isinstance(shard, tuple) else (shard,)
-        if shard not in (None, True) and not all(isinstance(kind, type) for kind in kinds):
-            raise TypeError(f"DistributedCB(shard={shard!r}): expected True, or classes of modules")
-        if not timeout_s > 0:
-            raise ValueError(f"DistributedCB(timeout_s={timeout_s!r}): expected a number > 0")
+        are_kinds = bool(kinds) and all(isinstance(k, type) and issubclass(k, nn.Module) for k in kinds)
+        if shard is not None and shard is not True and not are_kinds:
+            raise TypeError(f"DistributedCB(shard={shown(shard)}): expected True, or classes of modules")
+        timeout_s = number("DistributedCB(timeout_s", timeout_s, above=0, high=_LONGEST_S)
         _check_kwargs(kwargs, shard)
         self.shard, self.timeout_s, self.kwargs = shard, timeout_s, kwargs
         self.rank, self.n_processes = (int(os.environ.get(k, v)) for k, v in (("RANK", 0), ("WORLD_SIZE", 1)))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import number, whole_number
 from ..callback import Callback, Order
-from ..fitting.checks import is_whole
 from ..optim.groups import params_of
 from ..processes import whole
 
@@ -43,11 +43,7 @@ class GradientAccumulationCB(Callback):
     in_lr_find = False
 
     def __init__(self, n_batches: int) -> None:
-        if not is_whole(n_batches, 1):
-            raise ValueError(
-                f"GradientAccumulationCB({n_batches!r}): expected a whole number of batches >= 1"
-            )
-        self.n_batches = n_batches
+        self.n_batches = whole_number("GradientAccumulationCB(n_batches", n_batches, of=" of batches")
         self._n_in_epoch = 0
 
     def __repr__(self) -> str:
@@ -107,10 +103,8 @@ class GradientClippingCB(Callback):
     in_graph = True
 
     def __init__(self, max_norm: float = 1.0, norm_type: float = 2.0) -> None:
-        for name, value in (("max_norm", max_norm), ("norm_type", norm_type)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"GradientClippingCB({name}={value!r}): expected a number > 0")
-        self.max_norm, self.norm_type = max_norm, norm_type
+        self.max_norm = number("GradientClippingCB(max_norm", max_norm, above=0, infinite=True)
+        self.norm_type = number("GradientClippingCB(norm_type", norm_type, above=0, infinite=True)
         self.norm: Tensor | None = None
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import whole_number
 from ..batches import map_tensors, tensors_in
 from ..callback import Callback, Hook, Order
 from ..optim.base import Optimizer
@@ -54,9 +55,7 @@ class CUDAGraphCB(Callback):
     in_lr_find = False
 
     def __init__(self, warmup: int = 3) -> None:
-        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 1:
-            raise ValueError(f"CUDAGraphCB(warmup={warmup!r}): expected a whole number of batches >= 1")
-        self.warmup = warmup
+        self.warmup = whole_number("CUDAGraphCB(warmup", warmup, of=" of batches")
         self._is_on = False  # the lr is a tensor
         self._lrs: list[float] = []  # before it was one
         self._forget()

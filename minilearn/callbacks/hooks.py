@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import is_number, shown, whole_number
 from ..callback import Callback
-from ..fitting.checks import is_whole
 from ..plot import new_figure
 
 if TYPE_CHECKING:
@@ -38,10 +37,16 @@ class HooksCB(Callback):
     def __init__(self, function: Callable[..., Any], which: Which = None) -> None:
         if not callable(function):
             raise TypeError(
-                f"HooksCB({function!r}): expected a function (learn, name, module, inputs, output)"
+                f"HooksCB(function={shown(function)}): expected a function (learn, name, module, inputs, "
+                "output)"
             )
-        if isinstance(which, nn.Module) or not (which is None or callable(which) or isinstance(which, tuple)):
-            raise TypeError(f"which={which!r}: expected a class of modules, a tuple of them, or a function")
+        kinds = which if isinstance(which, tuple) else (which,)
+        are_kinds = all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in kinds)
+        is_function = callable(which) and not isinstance(which, type | nn.Module)
+        if not (which is None or are_kinds or is_function):
+            raise TypeError(
+                f"which={shown(which)}: expected a class of modules, a tuple of them, or a function"
+            )
         self.function, self.which = function, which
         self.names: list[str] = []
         self._handles: list[Any] = []
@@ -90,6 +95,9 @@ class ModuleStats:
     hists: list[Tensor] = field(default_factory=list)  # (n_bins,), shares that add up to 1
 
 
+_MOST_BINS = 10**6
+
+
 class StoreModuleStatsCB(HooksCB):
     """Store mean, standard deviation and histogram of the activations of chosen modules in training.
 
@@ -116,12 +124,14 @@ class StoreModuleStatsCB(HooksCB):
         n_bins: int = 50,
     ) -> None:
         super().__init__(self._store, which)
-        if not -math.inf < bounds[0] < bounds[1] < math.inf:
-            raise ValueError(f"bounds={bounds!r}: expected (low, high), low < high, both finite")
-        for name, value in (("every", every), ("n_bins", n_bins)):
-            if not is_whole(value, 1):
-                raise ValueError(f"{name}={value!r}: expected a whole number >= 1")
-        self.every, self.bounds, self.n_bins = every, bounds, n_bins
+        is_pair = isinstance(bounds, tuple | list) and len(bounds) == 2 and all(map(is_number, bounds))
+        if not is_pair or not bounds[0] < bounds[1]:
+            raise ValueError(f"bounds={shown(bounds)}: expected (low, high), low < high, both finite")
+        self.every, self.bounds, self.n_bins = (
+            whole_number("every", every),
+            (float(bounds[0]), float(bounds[1])),
+            whole_number("n_bins", n_bins, 1, _MOST_BINS),
+        )
         self.stats: dict[str, ModuleStats] = {}
 
     def before_fit(self, learn: Learner) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..arguments import is_whole, number, shown, text, unless_none
 from ..callback import Callback, Order
-from ..fitting.checks import check_reached, is_whole
+from ..fitting.checks import check_reached
 from ..optim.groups import Group, groups_of, set_value
 from ..optim.ranges import check_range
 from ..plan import sum_of
@@ -59,16 +60,14 @@ class ScheduleCB(Callback):
         group: int | Sequence[int] | None = None,
         base: float | None = None,
     ) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"ScheduleCB({name!r}): expected the name of a hyperparameter, such as 'lr'")
+        text("ScheduleCB(name", name, "the name of a hyperparameter, such as 'lr'")
         if isinstance(schedule, type) and issubclass(schedule, LRScheduler):
             raise TypeError(
                 f"ScheduleCB({name!r}, {schedule.__name__}): it is torch's; write "
                 f"BatchSchedulerCB({schedule.__name__}) or EpochSchedulerCB({schedule.__name__})"
             )
-        if base is not None and (isinstance(base, bool) or not isinstance(base, int | float)):
-            raise TypeError(f"ScheduleCB({name!r}, base={base!r}): expected a number")
-        self.name, self.schedule, self.group, self.base = name, schedule, group, base
+        self.base = unless_none(number, f"ScheduleCB({name!r}, base", base)
+        self.name, self.schedule, self.group = name, schedule, group
         self._table: list[tuple[int, Any]] = []  # (first epoch, value)
         if isinstance(schedule, Mapping):
             if base is not None:
@@ -77,8 +76,8 @@ class ScheduleCB(Callback):
             self._table = sorted(schedule.items())
         elif not callable(schedule):
             raise TypeError(
-                f"ScheduleCB({name!r}, {schedule!r}): expected a function step -> multiplier, such as those "
-                "of minilearn.schedules, or a table {epoch: value}"
+                f"ScheduleCB({name!r}, schedule={shown(schedule)}): expected a function step -> multiplier, "
+                "such as those of minilearn.schedules, or a table {epoch: value}"
             )
         self._at: Callable[[int], Any] | None = None
         self._n_epochs, self._until = 0, 0.0  # the epochs and the steps of the fit in which it is active
@@ -185,8 +184,8 @@ class ScheduleCB(Callback):
         if self.group is None:
             return list(range(len(groups)))
         chosen = list(self.group) if isinstance(self.group, Sequence) else [self.group]
-        if not chosen or any(type(i) is not int or not 0 <= i < len(groups) for i in chosen):
-            raise ValueError(f"group={self.group!r}: expected indices from 0 to {len(groups) - 1}")
+        if not chosen or not all(is_whole(i, 0, len(groups) - 1) for i in chosen):
+            raise ValueError(f"group={shown(self.group)}: expected indices from 0 to {len(groups) - 1}")
         return chosen
 
     def _check_group(self, group: Group, i: int) -> None:

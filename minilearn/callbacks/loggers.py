@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import path as checked_path
+from ..arguments import shown, text, unless_none, whole_number
 from ..callback import Callback, Order
 from ..files import check_folder, written_whole
-from ..fitting.checks import is_whole
 from ..optim.groups import Group, groups_of
 from .metrics import MetricsCB
 
@@ -65,15 +66,18 @@ class TensorBoardCB(Callback):
         images: int = 0,
         hparams: Mapping[str, float | str | bool] | None = None,
     ) -> None:
-        if not is_whole(every, 1):
-            raise ValueError(f"TensorBoardCB(every={every!r}): expected a whole number of steps >= 1")
-        if not is_whole(images, 0):
-            raise ValueError(f"TensorBoardCB(images={images!r}): expected a whole number >= 0")
+        self.every = whole_number("TensorBoardCB(every", every, of=" of steps")
+        self.images = whole_number("TensorBoardCB(images", images, 0)
+        if hparams is not None and not isinstance(hparams, Mapping):
+            raise TypeError(f"TensorBoardCB(hparams={shown(hparams)}): expected a dict of numbers and texts")
         for key, value in (hparams or {}).items():
-            if not isinstance(value, int | float | str):
-                raise TypeError(f"TensorBoardCB(hparams={{{key!r}: {value!r}}}): expected a number or text")
-        self.folder, self.name = Path(folder).expanduser(), name
-        self.every, self.images, self.hparams = every, images, dict(hparams or {})
+            if not isinstance(key, str) or not isinstance(value, int | float | str):
+                raise TypeError(
+                    f"TensorBoardCB(hparams={{{shown(key)}: {shown(value)}}}): expected a number or text"
+                )
+        self.folder = checked_path("TensorBoardCB(folder", folder)
+        self.name = unless_none(text, "TensorBoardCB(name", name)
+        self.hparams = dict(hparams or {})
         self._run: str | None = None  # the name of this fit's run, once something was written
         self._n_steps = 0  # in this callback's life
         self._rows: dict[str, float] = {}  # the rows of history written last, and after which step
@@ -246,7 +250,7 @@ class CSVLoggerCB(Callback):
     in_each_process = False
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = checked_path("CSVLoggerCB(path", path)
         self._lines: list[dict[str, Any]] | None = None  # the lines of the file
         self._n_rows = 0  # of history, written or from before this fit
         self._lr: float | None = None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import is_number, number, shown, whole_number
 from ..callback import Callback, Order
 from ..checkpoints.memory import Memory
 from ..events import CancelFitException
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from ..learner import Learner
 
 
+_MOST_STEPS = 10**6
+
+
 class LRFinderCB(Callback):
     """Raise the lr of every group exponentially from step to step, and record the loss.
 
@@ -27,8 +31,8 @@ class LRFinderCB(Callback):
 
     Args:
         start_lr, end_lr: 0 < start_lr < end_lr.
-        n_steps: at least 10.
-        diverge: times the best smoothed loss.
+        n_steps: 10 to 1,000,000.
+        diverge: times the best smoothed loss, > 1.
         smooth: 0 <= smooth < 1, weight of the past in the average of losses.
 
     Runs at: before_fit, after_forward, before_step, after_step; order 60. Writes: lr.
@@ -46,14 +50,16 @@ class LRFinderCB(Callback):
         diverge: float = 4.0,
         smooth: float = 0.9,
     ) -> None:
-        if not 0 < start_lr < end_lr:
-            raise ValueError(f"start_lr={start_lr!r}, end_lr={end_lr!r}: expected 0 < start_lr < end_lr")
-        if n_steps < 10:
-            raise ValueError(f"n_steps={n_steps!r}: expected at least 10, to see a curve")
-        if not 0 <= smooth < 1:
-            raise ValueError(f"smooth={smooth!r}: expected 0 <= smooth < 1")
-        self.start_lr, self.end_lr, self.n_steps = start_lr, end_lr, n_steps
-        self.diverge, self.smooth = diverge, smooth
+        if not is_number(start_lr, above=0) or not is_number(end_lr) or not start_lr < end_lr:
+            raise ValueError(
+                f"start_lr={shown(start_lr)}, end_lr={shown(end_lr)}: expected 0 < start_lr < end_lr"
+            )
+        self.start_lr, self.end_lr = float(start_lr), float(end_lr)
+        self.n_steps = whole_number("n_steps", n_steps, 10, _MOST_STEPS)
+        self.diverge, self.smooth = (
+            number("diverge", diverge, above=1, infinite=True),
+            number("smooth", smooth, low=0, below=1),
+        )
         self.lrs: list[float] = []
         self.losses: list[float] = []
         self.smoothed: list[float] = []

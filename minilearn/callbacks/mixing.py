@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import number
 from ..callback import Callback, Order
 from ..fitting.checks import check_one_number
 
 if TYPE_CHECKING:
     from ..learner import Learner
+
+
+_LARGEST_ALPHA = 1e6  # above it all shares are 1/2, and python's draws overflow at last
 
 
 class MixupCB(Callback):
@@ -25,7 +29,7 @@ class MixupCB(Callback):
     numbers, with or without label smoothing, or one of floats. Training metrics compare with y_i.
 
     Args:
-        alpha: > 0; small values mix little, with 1 all mixtures are equally likely.
+        alpha: > 0, at most 1e6; small values mix little, with 1 all mixtures are equally likely.
 
     Runs at: before_fit, _batch; after_loss; cleanup_batch; order -30. Reads: loss_func, yb. Writes: xb, loss.
     State: none; m comes from python's random numbers, the permutation from torch's; checkpoints hold both.
@@ -40,9 +44,7 @@ class MixupCB(Callback):
     in_lr_find = False
 
     def __init__(self, alpha: float = 0.2) -> None:
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
-            raise ValueError(f"MixupCB(alpha={alpha!r}): expected a number > 0")
-        self.alpha = alpha
+        self.alpha = number("MixupCB(alpha", alpha, above=0, high=_LARGEST_ALPHA)
         self._share = 1.0
         self._other: Any = None  # targets of the images mixed in
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..arguments import number
 from ..callback import Callback
 from ..optim.groups import params_of
 
@@ -30,9 +31,7 @@ class MomentumCB(Callback):
     """
 
     def __init__(self, mom: float = 0.85) -> None:
-        if not 0 <= mom < 1:
-            raise ValueError(f"mom={mom!r}: expected 0 <= mom < 1")
-        self.mom = mom
+        self.mom = number("mom", mom, low=0, below=1)
 
     def zero_grad(self, learn: Learner) -> None:
         grads = [p.grad for p in params_of(learn.opt, learn.model) if p.grad is not None]

@@ -6,6 +6,7 @@ import math
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from ..arguments import choice, text, unless_none
 from .metrics import MetricsCB
 
 if TYPE_CHECKING:
@@ -22,11 +23,8 @@ class Monitor:
     """
 
     def __init__(self, name: str, mode: str | None = None) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"monitor={name!r}: expected a name, such as 'loss' or 'eval/loss'")
-        if mode not in (None, "min", "max"):
-            raise ValueError(f"mode={mode!r}: expected 'min' or 'max', which of two values is better")
-        self.name = name
+        self.name = text("monitor", name, "a name, such as 'loss' or 'eval/loss'")
+        unless_none(choice, "mode", mode, ("min", "max"), ", which of two values is better")
         self.mode = mode or ("min" if name.endswith("loss") else None)
 
     def is_better(self, value: float, best: float, min_delta: float = 0.0) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import number, shown
 from ..batches import map_tensors
 from ..callback import Callback, Order
 from ..events import CancelStepException
@@ -40,11 +41,12 @@ class MixedPrecisionCB(Callback):
     in_graph = True
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16, init_scale: float = 2.0**16) -> None:
-        if dtype not in (torch.bfloat16, torch.float16):
-            raise ValueError(f"MixedPrecisionCB({dtype!r}): expected torch.bfloat16 or torch.float16")
-        if not init_scale > 0:
-            raise ValueError(f"MixedPrecisionCB(init_scale={init_scale!r}): expected a number > 0")
-        self.dtype, self.init_scale = dtype, init_scale
+        if dtype is not torch.bfloat16 and dtype is not torch.float16:
+            raise ValueError(
+                f"MixedPrecisionCB(dtype={shown(dtype)}): expected torch.bfloat16 or torch.float16"
+            )
+        self.dtype = dtype
+        self.init_scale = number("MixedPrecisionCB(init_scale", init_scale, above=0)
         self.n_skipped = 0
         self._scaler: Any = None
         self._is_unscaled = False  # since the scaler's last update

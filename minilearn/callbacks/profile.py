@@ -8,10 +8,10 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import flag, path, shown, unless_none, whole_number
 from ..callback import Callback, Hook, Order
 from ..events import STEPS
 from ..files import check_folder
-from ..fitting.checks import is_whole
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -47,10 +47,14 @@ class ProfileCB(Callback):
     def __init__(
         self, sync: bool = False, trace: str | Path | None = None, at: tuple[int, int] = (10, 20)
     ) -> None:
-        if not (len(at) == 2 and is_whole(at[0], 0) and is_whole(at[1], at[0] + 1)):
-            raise ValueError(f"ProfileCB(at={at!r}): expected two numbers of batches, 0 <= from < to")
-        self.sync, self.at = sync, at
-        self.trace = None if trace is None else Path(trace).expanduser()
+        if not isinstance(at, tuple | list) or len(at) != 2:
+            raise ValueError(f"ProfileCB(at={shown(at)}): expected two numbers of batches, 0 <= from < to")
+        first = whole_number(f"ProfileCB(at={shown(at)}, from", at[0], 0)
+        self.sync, self.at = (
+            flag("ProfileCB(sync", sync),
+            (first, whole_number(f"ProfileCB(at={shown(at)}, to", at[1], first + 1)),
+        )
+        self.trace = unless_none(path, "ProfileCB(trace", trace)
         self.seconds: dict[str, tuple[int, float]] = {}
         self.total_s, self.n_steps = 0.0, 0
         self._start_s, self._left_s = 0.0, 0.0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..arguments import flag, shown
 from ..callback import Callback, Order
 from ..plot import plot_history
 
@@ -44,7 +45,9 @@ class ProgressCB(Callback):
     shows_progress = True
 
     def __init__(self, plot: bool = False, console: Console | None = None) -> None:
-        self.plot, self.console = plot, console
+        if console is not None and not hasattr(console, "is_terminal"):
+            raise TypeError(f"ProgressCB(console={shown(console)}): expected a Console of rich")
+        self.plot, self.console = flag("ProgressCB(plot", plot), console
         self._view: _Lines | _Bars | None = None
 
     def state_dict(self) -> dict[str, Any]:

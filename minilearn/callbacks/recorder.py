@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import text
 from ..callback import Callback, Order
 from ..optim.groups import groups_of
 from ..plot import plot_lines
@@ -26,7 +27,7 @@ def g(path: str) -> Callable[[Any], Any]:
 
     In RecorderCB it starts at the callback, which has `.learn` and `.pg`, the first parameter group.
     """
-    parts = path.split(".")
+    parts = text("path", path, "names separated by single dots, such as 'pg.betas.0'").split(".")
     if not all(parts):
         raise ValueError(f"path={path!r}: expected names separated by single dots, such as 'pg.betas.0'")
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..arguments import flag, number, unless_none, whole_number
 from ..callback import Callback, Order
 from ..events import CancelFitException
-from ..fitting.checks import is_whole
 from ..parameters import all_tensors
 from .averaging import seen_by_validation
 from .monitor import Monitor
@@ -74,12 +74,10 @@ class EarlyStoppingCB(Callback):
         min_delta: float = 0.0,
         restore_best: bool = True,
     ) -> None:
-        if not is_whole(patience, 1):
-            raise ValueError(f"patience={patience!r}: expected a whole number of epochs >= 1")
-        if not min_delta >= 0:
-            raise ValueError(f"min_delta={min_delta!r}: expected a number >= 0")
         self.monitor = Monitor(monitor, mode)
-        self.patience, self.min_delta, self.restore_best = patience, min_delta, restore_best
+        self.patience = whole_number("patience", patience, of=" of epochs")
+        self.min_delta = number("min_delta", min_delta, low=0)
+        self.restore_best = flag("restore_best", restore_best)
         self.best: float = math.nan
         self.best_epoch: int | None = None
         self.stopped_epoch: int | None = None
@@ -143,9 +141,7 @@ class TerminateOnNaNCB(Callback):
     in_lr_find = False
 
     def __init__(self, every: int | None = None) -> None:
-        if every is not None and every < 1:
-            raise ValueError(f"every={every!r}: expected a whole number >= 1")
-        self.every = every
+        self.every = unless_none(whole_number, "every", every)
         self._seen: list[tuple[Tensor, int, int]] = []  # loss, batch, step
 
     def before_train(self, learn: Learner) -> None:

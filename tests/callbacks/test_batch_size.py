@@ -492,13 +492,13 @@ def test_epoch_that_the_fit_does_not_have_is_refused(make, epoch):
 
 @pytest.mark.parametrize("bs", [0, -1, True, 1.5, 2.0, "2", None])
 def test_size_that_is_no_count_is_refused(bs):
-    with pytest.raises(ValueError, match=rf"BatchSizeCB\(\{{1: {bs!r}\}}\).*>= 1"):
+    with pytest.raises(ValueError, match=rf"BatchSizeCB\(sizes=\{{1: {bs!r}\}}\).*>= 1"):
         BatchSizeCB({0: 8, 1: bs})
 
 
 @pytest.mark.parametrize("epoch", [-1, True, 0.5, "1", None])
 def test_epoch_that_is_no_count_is_refused(epoch):
-    with pytest.raises(ValueError, match=rf"BatchSizeCB\(\{{{epoch!r}: 8\}}\).*epoch.*0"):
+    with pytest.raises(ValueError, match=rf"BatchSizeCB\(sizes=\{{{epoch!r}: 8\}}\).*epoch.*0"):
         BatchSizeCB({epoch: 8})
 
 
@@ -508,7 +508,7 @@ def test_epoch_that_is_no_count_is_refused(epoch):
     ids=["empty", "list", "number", "none"],
 )
 def test_what_is_no_table_is_refused(sizes, shown):
-    with pytest.raises(TypeError, match=rf"^BatchSizeCB\({shown}\).*\{{epoch: batch size\}}"):
+    with pytest.raises(TypeError, match=rf"^BatchSizeCB\(sizes={shown}\).*\{{epoch: batch size\}}"):
         BatchSizeCB(sizes)
 
 

@@ -65,14 +65,14 @@ def test_cpu_is_used_in_spite_of_an_accelerator(machine):
 @pytest.mark.parametrize(("kind", "there"), [("cuda", "cpu"), ("mps", "cuda"), ("cuda", "xpu")])
 def test_named_device_that_is_not_there_is_refused(machine, kind, there):
     machine(there, int(there != "cpu"))
-    with pytest.raises(ValueError, match=rf"DeviceCB\('{kind}'\): .*no {kind} .*has {there}"):
+    with pytest.raises(ValueError, match=rf"DeviceCB\(device='{kind}'\): .*no {kind} .*has {there}"):
         DeviceCB(kind)
 
 
 def test_index_that_is_not_there_is_refused(machine):
     machine("cuda", 2)
     assert DeviceCB("cuda:1").device.index == 1
-    with pytest.raises(ValueError, match=r"DeviceCB\('cuda:2'\).*index below 2"):
+    with pytest.raises(ValueError, match=r"DeviceCB\(device='cuda:2'\).*index below 2"):
         DeviceCB("cuda:2")
 
 

@@ -315,7 +315,7 @@ def test_verify_resume_finds_no_difference_in_a_gathered_run():
 
 @pytest.mark.parametrize("n", [0, -1, 2.0, "2", True, None])
 def test_number_of_batches_is_whole(n):
-    with pytest.raises(ValueError, match=rf"^GradientAccumulationCB\({n!r}\).*whole number"):
+    with pytest.raises(ValueError, match=rf"^GradientAccumulationCB\(n_batches={n!r}\).*whole number"):
         GradientAccumulationCB(n)
 
 

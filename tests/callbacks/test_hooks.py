@@ -299,7 +299,7 @@ def test_lr_find_calls_hooks_and_leaves_stats(make_learner, at):
 def test_function_that_cannot_be_called_is_refused(value):
     with pytest.raises(
         TypeError,
-        match=rf"^HooksCB\({value!r}\).*\(learn, name, module, inputs, output\)",
+        match=rf"^HooksCB\(function={value!r}\).*\(learn, name, module, inputs, output\)",
     ):
         HooksCB(value)
 

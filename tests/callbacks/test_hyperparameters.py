@@ -23,7 +23,6 @@ from minilearn.schedules import (
     constant,
     cosine,
     cycled,
-    exponential,
     multi_step,
     one_cycle,
     polynomial,
@@ -715,7 +714,6 @@ IN_SGD = ", ".join(key for key in SGD([torch.zeros(1)], lr=0.1).param_groups[0] 
     [
         (SGD, {"name": "mom"}, f"'mom' ... group 0 ... {IN_SGD}"),
         (SGD, {"name": "lr.0"}, "'lr.0' ... group 0 ... lr, "),
-        (SGD, {"name": ""}, "'' ... group 0 ... lr, "),
         (
             AdamW,
             {"name": "momentum"},
@@ -737,7 +735,6 @@ IN_SGD = ", ".join(key for key in SGD([torch.zeros(1)], lr=0.1).param_groups[0] 
             "ScheduleCB('lr', {0: 0.1, 7: 0.2, 2: 0.1}) ... epoch 2 ... 2 (0 ... 1)",
         ),
         (SGD, {"schedule": lambda step: -1.0}, "step 0: lr=-0.1 ... >= 0"),
-        (SGD, {"schedule": exponential(0.5), "base": float("nan")}, "step 0: lr=nan ... >= 0"),
         (
             MOMENTUM_SGD,
             {"name": "momentum", "base": 1},
@@ -812,12 +809,12 @@ def test_multiplier_that_leads_out_of_range_names_the_step(make_learner):
         (
             ("lr", 0.5),
             TypeError,
-            "ScheduleCB('lr', 0.5) ... step -> multiplier ... minilearn.schedules ... {epoch: value}",
+            "ScheduleCB('lr', schedule=0.5) ... step -> multiplier ... schedules ... {epoch: value}",
         ),
-        (("lr", [0.1, 0.2]), TypeError, "ScheduleCB('lr', [0.1, 0.2]) ... step -> multiplier"),
-        (("lr", None), TypeError, "ScheduleCB('lr', None) ... step -> multiplier"),
+        (("lr", [0.1, 0.2]), TypeError, "ScheduleCB('lr', schedule=[0.1, 0.2]) ... step -> multiplier"),
+        (("lr", None), TypeError, "ScheduleCB('lr', schedule=None) ... step -> multiplier"),
         ((halve, "lr"), TypeError, "hyperparameter ... 'lr'"),
-        ((0, halve), TypeError, "ScheduleCB(0) ... hyperparameter ... 'lr'"),
+        ((0, halve), TypeError, "ScheduleCB(name=0) ... hyperparameter ... 'lr'"),
         (("lr", {}), ValueError, "ScheduleCB('lr', {}) ... {epoch: value}"),
         (("lr", {-1: 0.1}), ValueError, "ScheduleCB('lr') ... epoch -1 ... whole number"),
         (("lr", {0: 0.1, 1.5: 1}), ValueError, "ScheduleCB('lr') ... epoch 1.5 ... whole number"),
@@ -944,9 +941,9 @@ def test_schedule_in_another_form_is_refused_with_the_right_one(make_learner, sc
         make_learner().fit(cbs=[ScheduleCB("lr", schedule)])
 
 
-@pytest.mark.parametrize("base", ["x", True, [1.0]])
+@pytest.mark.parametrize("base", ["x", True, [1.0], float("nan")])
 def test_base_is_a_number(base):
-    with pytest.raises(TypeError, match=mentions(f"ScheduleCB('lr', base={base!r}) ... number")):
+    with pytest.raises(ValueError, match=mentions(f"ScheduleCB('lr', base={base!r}) ... number")):
         ScheduleCB("lr", halve, base=base)
 
 
