@@ -148,10 +148,10 @@ def numbers(name: str, values: Any, n: int | None = None, **bounds: Any) -> tupl
 
 
 def flag(name: str, value: Any, hint: str = "") -> bool:
-    """Return True or False. Raises: TypeError for anything else, such as "no" or 0."""
-    if not isinstance(value, bool | np.bool_):
+    """Return True or False. Raises: TypeError for anything else, such as "no", 0, or numpy's."""
+    if not isinstance(value, bool):
         raise TypeError(f"{said(name, value)}: expected True or False{hint}")
-    return bool(value)
+    return value
 
 
 def text(name: str, value: Any, expected: str = "a name") -> str:
@@ -244,3 +244,8 @@ def unless_none(check: Callable[..., Any], name: str, value: Any, *bounds: Any, 
         return check(name, value, *bounds, **more)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error}; or None") from None
+
+
+def most_workers() -> int:
+    """Return how many worker processes a loader may have: what a machine bears, not what it is best at."""
+    return max(64, 4 * (os.cpu_count() or 1))

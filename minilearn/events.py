@@ -84,6 +84,8 @@ class CancelException(Exception):  # noqa: N818  the documents' name; it is not 
     keep: bool = True  # for a subclass whose own constructor does not set it
 
     def __init__(self, *args: Any, keep: bool = True) -> None:
+        if not isinstance(keep, bool):
+            raise TypeError(f"keep={keep!r}: expected True or False")
         super().__init__(*args)
         self.keep = keep
 
@@ -96,9 +98,9 @@ def cancel_exception(scope: str) -> type[CancelException]:
 
     The first call with a name registers the scope, so that its three events are hook names.
     """
+    if not isinstance(scope, str) or not scope.isidentifier():
+        raise ValueError(f"scope={scope!r}: expected a name such as 'fit', to make before_fit of")
     if scope not in _cancels:
-        if not scope.isidentifier():
-            raise ValueError(f"scope {scope!r}: expected a name such as 'fit', to make before_fit of")
         doc = f"Leave the running {scope} without its after_{scope}; cleanup_{scope} still runs."
         name = f"Cancel{scope.title().replace('_', '')}Exception"
         _cancels[scope] = type(name, (CancelException,), {"scope": scope, "__doc__": doc})

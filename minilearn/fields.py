@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .data.loaders import DataLoaders
 from .host import CallbackHost
+from .optim.groups import check_lrs
 
 if TYPE_CHECKING:
     from .fitting.made import Made
@@ -68,6 +69,7 @@ class Fields(CallbackHost):
                 f"learn.lr = {lr!r} during a fit would change nothing: expected ScheduleCB('lr', ...), a "
                 "scheduler, or pg['lr'] = ... for each pg in learn.opt.param_groups"
             )
+        check_lrs("lr", lr)
         self._made.set_lr(lr)
 
     @property

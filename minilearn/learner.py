@@ -21,7 +21,7 @@ from .callbacks.progress import ProgressCB
 from .callbacks.trained import CheckTrainedCB
 from .events import CancelBatchException, CancelException
 from .fields import Fields
-from .fitting.checks import check_again, check_fit, check_model, check_targets, infer_loss, no_loss
+from .fitting.checks import check_again, check_fit, check_learner, check_targets, infer_loss, no_loss
 from .fitting.made import Made
 from .fitting.mean import StepMean
 from .fitting.modes import Modes
@@ -89,7 +89,7 @@ class Learner(Fields):
         default_cbs: bool = True,
         unpack: Callable[[Any], tuple[Any, Any]] | None = None,
     ) -> None:
-        check_model(model, loss_func, opt_func)
+        check_learner(model, loss_func, opt_func, lr, default_cbs, param_groups=param_groups, unpack=unpack)
         given = set(vars(self))  # set by a subclass before this call
         self.model, self.loss_func, self.dls = model, loss_func, dls
         self.opt_func, self.param_groups = opt_func, param_groups
@@ -338,7 +338,7 @@ class Learner(Fields):
         reset_opt: bool = False,
         resume: Any = None,
     ) -> None:
-        check_fit(self, n_epochs, train, valid, resume)
+        n_epochs = check_fit(self, n_epochs, train, valid, resume, lr, reset_opt)
         valid = valid and self.dls.valid is not None
         with fit_of(self, cbs, purpose, train):
             plan(self, n_epochs, train, valid)

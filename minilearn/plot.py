@@ -9,8 +9,14 @@ from copy import deepcopy
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from .arguments import instances, is_whole, number, shown, whole_number
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_LARGEST_INCHES = 650.0  # of a side, at 100 dots an inch: matplotlib draws at most 2**16 dots
+_MOST_STEPS = 10**7
 
 
 @cache
@@ -28,6 +34,8 @@ def _figure_class() -> Any:
 
 def new_figure(n_rows: int, n_cols: int, width: float, height: float) -> tuple[Figure, Any]:
     """Return a figure and its axes, (n_rows, n_cols), each of `width` x `height` inches."""
+    number("width", width, above=0, high=_LARGEST_INCHES / n_cols)
+    number("height", height, above=0, high=_LARGEST_INCHES / n_rows)
     figure = _figure_class()(figsize=(width * n_cols, height * n_rows), layout="constrained")
     return figure, figure.subplots(n_rows, n_cols, squeeze=False)
 
@@ -40,6 +48,10 @@ def plot_lines(
     Args:
         width, height: of a panel, in inches.
     """
+    if not isinstance(series, Mapping):
+        raise TypeError(f"series={shown(series)}: expected a dict, name -> values")
+    if not isinstance(xlabel, str):
+        raise TypeError(f"xlabel={shown(xlabel)}: expected a text")
     if not series:
         raise ValueError("plot: nothing was recorded yet")
     figure, axes = new_figure(1, len(series), width, height)
@@ -82,8 +94,11 @@ def plot_scheduler(sched: Any, n_steps: int, width: float = 4.0, height: float =
     """
     name = getattr(sched, "__qualname__", "<")  # "cosine.<locals>.<lambda>" is not a title
     scheds = dict(sched) if isinstance(sched, Mapping) else {"" if "<" in name else name: sched}
-    if not scheds or n_steps < 1:
-        raise ValueError(f"plot_scheduler({sched!r}, {n_steps!r}): expected a schedule, and a step or more")
+    if not scheds or not is_whole(n_steps, 1, _MOST_STEPS):
+        raise ValueError(
+            f"plot_scheduler(sched={shown(sched)}, n_steps={shown(n_steps)}): expected a schedule, and 1 to "
+            f"{_MOST_STEPS:,} steps"
+        )
     n_cols = min(4, len(scheds))
     figure, axes = new_figure(-(-len(scheds) // n_cols), n_cols, width, height)
     for ax in axes.flat[len(scheds) :]:
@@ -147,11 +162,15 @@ def plot_images(images: Any, titles: Sequence[str] = (), n_cols: int = 6, size: 
         titles: one for each image, or none.
         size: of an image, in inches.
     """
+    if not hasattr(images, "ndim") or images.ndim != 4:
+        raise TypeError(f"images={shown(images)}: expected a tensor (N, 1 or 3, H, W)")
+    instances("titles", titles, str, "texts")
     if len(images) == 0:
         raise ValueError("plot_images: no images, expected at least one")
     if titles and len(titles) != len(images):
         raise ValueError(f"{len(titles)} titles for {len(images)} images: expected one each, or none")
-    n_cols = min(n_cols, len(images))
+    n_cols = min(whole_number("n_cols", n_cols), len(images))
+    number("size", size, above=0, high=_LARGEST_INCHES / len(images))
     figure, axes = new_figure(-(-len(images) // n_cols), n_cols, size, size * (1.3 if titles else 1))
     for ax in axes.flat:
         ax.axis("off")

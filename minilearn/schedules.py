@@ -22,31 +22,34 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .arguments import function, is_whole, number, shown, whole_number
+
 Schedule = Callable[[int], float]
 
 
 def constant(value: float = 1.0) -> Schedule:
     """Stay at `value`."""
+    number("value", value)
     return lambda step: value
 
 
 def step_decay(step_size: int, gamma: float = 0.1) -> Schedule:
     """Multiply by `gamma` every `step_size` steps: gamma ** (step // step_size). Torch: StepLR."""
-    _check_length("step_size", step_size)
-    _check_above_0("gamma", gamma)
+    whole_number("step_size", step_size)
+    number("gamma", gamma, above=0)
     return lambda step: gamma ** (step // step_size)
 
 
 def multi_step(milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
     """Multiply by `gamma` at each milestone: gamma ** (milestones <= step). Torch: MultiStepLR."""
-    _check_above_0("gamma", gamma)
+    number("gamma", gamma, above=0)
     milestones = _check_rising(milestones)
     return lambda step: gamma ** bisect_right(milestones, step)
 
 
 def exponential(gamma: float) -> Schedule:
     """Multiply by `gamma` at each step: gamma ** step. Torch: ExponentialLR."""
-    _check_above_0("gamma", gamma)
+    number("gamma", gamma, above=0)
     return lambda step: gamma**step
 
 
@@ -57,7 +60,8 @@ def cosine(n_steps: int, low: float = 0.0) -> Schedule:
 
     Source: Loshchilov & Hutter 2017, SGDR, eq. 5.
     """
-    _check_length("n_steps", n_steps)
+    whole_number("n_steps", n_steps)
+    number("low", low)
     return lambda step: low + (1 - low) * _half_cosine(min(step / n_steps, 1))
 
 
@@ -66,8 +70,9 @@ def polynomial(n_steps: int, power: float = 1.0, low: float = 0.0) -> Schedule:
 
     low + (1 - low) * (1 - step / n_steps) ** power
     """
-    _check_length("n_steps", n_steps)
-    _check_above_0("power", power)
+    whole_number("n_steps", n_steps)
+    number("power", power, above=0)
+    number("low", low)
     return lambda step: low + (1 - low) * (1 - min(step / n_steps, 1.0)) ** power
 
 
@@ -77,7 +82,7 @@ def warm_up(n_steps: int) -> Schedule:
     Differs: document 002 counts its iterations from 1; torch and minilearn count from 0, where the
         multiplier is 0. `shifted(warm_up(U), 1)` gives the document's U iterations: 1/U, 2/U, ..., 1.
     """
-    _check_length("n_steps", n_steps)
+    whole_number("n_steps", n_steps)
     return lambda step: min(step / n_steps, 1.0)
 
 
@@ -86,8 +91,9 @@ def triangular(n_steps: int, pct_start: float = 0.5, low: float = 0.0) -> Schedu
 
     Source: Howard & Ruder 2018, ULMFiT, eq. 3: its slanted triangle is pct_start=0.1, low=1/32.
     """
-    _check_length("n_steps", n_steps)
+    whole_number("n_steps", n_steps)
     _check_share("pct_start", pct_start)
+    number("low", low)
     peak = pct_start * n_steps
 
     def at(step: int) -> float:
@@ -104,8 +110,10 @@ def cycled(schedule: Schedule, n_steps: int, decay: float = 1.0, low: float = 0.
 
     Source: Smith 2015, "Cyclical learning rates".
     """
-    _check_length("n_steps", n_steps)
-    _check_above_0("decay", decay)
+    function("schedule", schedule, "a function step -> multiplier")
+    whole_number("n_steps", n_steps)
+    number("decay", decay, above=0)
+    number("low", low)
 
     def at(step: int) -> float:
         cycle, i = divmod(step, n_steps)
@@ -124,9 +132,10 @@ def cosine_restarts(n_steps: int, factor: int = 1, decay: float = 1.0, low: floa
 
     Source: Loshchilov & Hutter 2017, SGDR (T_0 = n_steps, T_mult = factor).
     """
-    _check_length("n_steps", n_steps)
-    _check_length("factor", factor)
-    _check_above_0("decay", decay)
+    whole_number("n_steps", n_steps)
+    whole_number("factor", factor)
+    number("decay", decay, above=0)
+    number("low", low)
 
     def at(step: int) -> float:
         cycle, length = 0, n_steps
@@ -153,8 +162,10 @@ def one_cycle(
 
     Source: Smith & Topin 2018, "Super-convergence"; document 003.
     """
-    _check_length("n_steps", n_steps)
+    whole_number("n_steps", n_steps)
     _check_share("pct_start", pct_start)
+    for name, value in (("start", start), ("peak", peak), ("end", end)):
+        number(name, value)
     top, last = max(pct_start * n_steps - 1, 0), max(n_steps - 1, 1)
 
     def at(step: int) -> float:
@@ -171,11 +182,14 @@ def sequence(schedules: Sequence[Schedule], milestones: Sequence[int]) -> Schedu
     Args:
         milestones: the steps at which the second, third, ... begin.
     """
+    is_list = isinstance(schedules, Sequence) and not isinstance(schedules, str)
+    if not is_list or not all(map(callable, schedules)):
+        raise TypeError(f"schedules={shown(schedules)}: expected a list of functions step -> multiplier")
     schedules, milestones = list(schedules), _check_rising(milestones)
     if len(schedules) != len(milestones) + 1:
         raise ValueError(
-            f"{len(schedules)} schedules and {len(milestones)} milestones: expected a milestone for each "
-            "schedule but the first"
+            f"schedules={shown(schedules)}, milestones={milestones}: {len(schedules)} schedules and "
+            f"{len(milestones)} milestones; expected a milestone for each schedule but the first"
         )
     starts = [0, *milestones]
 
@@ -188,12 +202,15 @@ def sequence(schedules: Sequence[Schedule], milestones: Sequence[int]) -> Schedu
 
 def product(*schedules: Schedule) -> Schedule:
     """Multiply schedules."""
+    for schedule in schedules:
+        function("product(*schedules", schedule, "functions step -> multiplier")
     return lambda step: math.prod(schedule(step) for schedule in schedules)
 
 
 def shifted(schedule: Schedule, n_steps: int) -> Schedule:
     """Run `n_steps` ahead: schedule(step + n_steps)."""
-    _check_length("n_steps", n_steps)
+    function("schedule", schedule, "a function step -> multiplier")
+    whole_number("n_steps", n_steps)
     return lambda step: schedule(step + n_steps)
 
 
@@ -231,24 +248,16 @@ def _half_cosine(share: float) -> float:
     return (1 + math.cos(math.pi * share)) / 2
 
 
-def _check_length(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}: expected a whole number >= 1")
-
-
-def _check_above_0(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name}={value!r}: expected a number > 0")
-
-
 def _check_share(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name}={value!r}: expected 0 < {name} < 1, a share of the steps")
+    number(name, value, above=0, below=1)
 
 
 def _check_rising(milestones: Sequence[int]) -> list[int]:
-    found = list(milestones)
-    are_steps = all(isinstance(m, int) and not isinstance(m, bool) and m >= 1 for m in found)
+    is_list = isinstance(milestones, Sequence) and not isinstance(milestones, str)
+    found = list(milestones) if is_list else []
+    are_steps = is_list and all(is_whole(m, 1) for m in found)
     if not are_steps or found != sorted(set(found)):
-        raise ValueError(f"milestones={found!r}: expected whole numbers >= 1, each above the one before")
+        raise ValueError(
+            f"milestones={shown(milestones)}: expected whole numbers >= 1, each above the one before"
+        )
     return found

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .arguments import flag, is_whole, shown
+
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
     """Seed the generators of python, numpy and torch (every device).
@@ -23,8 +25,10 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
         deterministic: let torch use only deterministic kernels, and raise where it has none. CUDA needs this
             for the same weights bit for bit, and is slower with it.
     """
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed!r}: expected a whole number, 0 <= seed < 2**32")
+    if not is_whole(seed, 0, 2**32 - 1):
+        raise ValueError(f"seed={shown(seed)}: expected a whole number, 0 <= seed < 2**32")
+    flag("deterministic", deterministic)
+    seed = int(seed)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from fastcore.basics import listify
 
+from .arguments import whole_number
 from .batches import tensors_in
 from .callback import Callback
 from .callbacks.checkpoint import CheckpointCB
@@ -19,7 +20,6 @@ from .callbacks.loggers import CSVLoggerCB, TensorBoardCB
 from .callbacks.progress import ProgressCB
 from .checkpoints.codec import differences
 from .checkpoints.snapshot import Saved, capture, position_of
-from .fitting.checks import is_whole
 from .parameters import all_tensors
 from .seeding import kept_rng, set_seed
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .learner import Learner
 
 _LEFT_OUT = (ProgressCB, CheckpointCB, CSVLoggerCB, TensorBoardCB)  # they write to the run's own places
+_MOST_STEPS = 10**6
 Trace = list[dict[str, str]]
 
 
@@ -50,8 +51,7 @@ def verify_resume(learn: Learner, at: int | None = None, n_epochs: int | None = 
     per_epoch = learn.planned_steps(1, learn.dls.adapters["train"].n_batches)[0]
     if at is None:
         at = max(1, (per_epoch or 2) // 2)
-    if not is_whole(at, 1):
-        raise ValueError(f"verify_resume(at={at!r}): expected a number of steps >= 1")
+    at = whole_number("verify_resume(at", at, 1, _MOST_STEPS, of=" of steps")
     if n_epochs is None:
         if not per_epoch:
             raise ValueError("verify_resume: the train loader has no length, so n_epochs has to be given")

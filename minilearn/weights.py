@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from .arguments import path as checked_path
 from .files import read_torch, written_whole
 from .processes import like, whole
 
@@ -88,14 +89,14 @@ def save(model: nn.Module, path: str | Path, is_first: bool = True) -> None:
         tensors[plain_name(inner, name)] = value.clone(memory_format=torch.contiguous_format)
     if not is_first:
         return
-    path = Path(path)
+    path = checked_path("path", path)
     with written_whole(path) as file:
         file.write(to_bytes(tensors, metadata={"format": "pt"}))
 
 
 def load(model: nn.Module, path: str | Path) -> None:
     """Read weights into a model, from safetensors or from a checkpoint; see `Learner.load`."""
-    path = Path(path)
+    path = checked_path("path", path)
     inner, found = unwrapped(model), _read(path)
     kept = {plain_name(inner, name): t for name, t in inner.state_dict().items() if isinstance(t, Tensor)}
     own = tensors_by_name(inner)

@@ -89,9 +89,13 @@ def test_callbacks_never_import_the_learner(path):
 
 
 @pytest.mark.parametrize("path", under("optim", "schedules", "models"), ids=name_of)
-def test_optim_schedules_and_models_import_nothing_else_of_minilearn(path):
+def test_optim_schedules_and_models_import_only_the_checks_of_arguments(path):
     own = name_of(path).split(".")[0]
-    assert [name for name in imports_of(path) if not is_in(name, own)] == []
+    assert [name for name in imports_of(path) if not (is_in(name, own) or is_in(name, "arguments"))] == []
+
+
+def test_arguments_imports_nothing_of_minilearn():
+    assert imports_of(PACKAGE / "arguments.py") == set()
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -411,9 +411,9 @@ def test_a_function_of_n_steps_is_drawn_as_what_it_makes(sched):
 @pytest.mark.parametrize(
     ("sched", "n_steps", "message"),
     [
-        ({}, 3, r"plot_scheduler\(\{\}, 3\).*schedule.*step"),
-        (cosine(3), 0, r"plot_scheduler\(.*, 0\).*schedule.*step"),
-        (cosine(3), -1, r"plot_scheduler\(.*, -1\).*schedule.*step"),
+        ({}, 3, r"plot_scheduler\(sched=\{\}, n_steps=3\).*schedule.*step"),
+        (cosine(3), 0, r"plot_scheduler\(.*=0\).*schedule.*step"),
+        (cosine(3), -1, r"plot_scheduler\(.*=-1\).*schedule.*step"),
     ],
 )
 def test_nothing_to_draw_is_refused(sched, n_steps, message):

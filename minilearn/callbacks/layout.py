@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..arguments import shown
 from ..batches import map_tensors
 from ..callback import Callback, Order
 from ..optim.groups import keep_order_of_memory
@@ -56,6 +58,12 @@ class CompileCB(Callback):
     in_graph = True
 
     def __init__(self, **kwargs: Any) -> None:
+        names = [*inspect.signature(torch.compile).parameters][1:]  # without the model
+        if unknown := sorted(kwargs.keys() - set(names)):
+            raise TypeError(
+                f"CompileCB({unknown[0]}={shown(kwargs[unknown[0]])}): expected what torch.compile takes: "
+                f"{', '.join(names)}"
+            )
         self.kwargs = kwargs
         self._has_graphs = kwargs.get("mode") in _WITH_GRAPHS
 

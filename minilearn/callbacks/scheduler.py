@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..arguments import is_whole, shown, whole_number
 from ..callback import Callback, Order
 from ..optim.building import build_opt
 from ..optim.groups import Group, forget_schedule, set_value
@@ -31,6 +32,9 @@ from .scheduler_arguments import (
 
 if TYPE_CHECKING:
     from ..learner import Learner
+
+
+_MOST_EPOCHS = 10**7
 
 
 class BaseSchedulerCB(Callback):
@@ -157,15 +161,14 @@ class BaseSchedulerCB(Callback):
             group: which parameter group's.
             values: for ReduceLROnPlateau, the monitored value of each epoch.
         """
-        if not isinstance(n_epochs, int) or n_epochs < 1:
-            raise ValueError(f"preview(n_epochs={n_epochs!r}): expected a whole number, 1 or more")
+        n_epochs = whole_number("preview(n_epochs", n_epochs, 1, _MOST_EPOCHS)
         steps = self._planned(learn, n_epochs)
         opt = _stand_in(learn)
         _check_opt(self, opt)
-        if not 0 <= group < len(opt.param_groups):
-            raise ValueError(f"preview(group={group}): expected 0 to {len(opt.param_groups) - 1}")
+        if not is_whole(group, 0, len(opt.param_groups) - 1):
+            raise ValueError(f"preview(group={shown(group)}): expected 0 to {len(opt.param_groups) - 1}")
         sched = self._make(opt, [*steps])
-        if self.is_plateau and len(values) < len(steps):
+        if self.is_plateau and (not isinstance(values, Sequence) or len(values) < len(steps)):
             raise ValueError(f"preview: ReduceLROnPlateau needs values, one for each of {len(steps)} epochs")
         lrs: list[float] = []
         for epoch, n_steps in enumerate(steps):

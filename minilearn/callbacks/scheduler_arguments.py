@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
+from ..arguments import shown
 from ..optim.groups import Group
 
 Arguments = dict[str, Any]
@@ -101,7 +102,8 @@ def check_scheduler(name: str, scheduler_f: Any) -> None:
         )
     if not callable(scheduler_f):
         raise TypeError(
-            f"{name}({scheduler_f!r}): expected a class of torch.optim.lr_scheduler, or a function"
+            f"{name}(scheduler_f={shown(scheduler_f)}): expected a class of torch.optim.lr_scheduler, or a "
+            "function"
         )
     if scheduler_f is ChainedScheduler or scheduler_f is SequentialLR:
         raise TypeError(

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..arguments import choice, flag, is_number, number, numbers, said, unless_none, whole_number
+
+_LARGEST = 2**15  # pixels of a side
 
 
 class Augment:
@@ -49,13 +54,9 @@ class RandomCrop(Augment):
     padding_mode = "constant"
 
     def __init__(self, padding: int = 4, padding_mode: str = "constant") -> None:
-        if not isinstance(padding, int) or padding < 1:
-            raise ValueError(f"RandomCrop(padding={padding!r}): expected a whole number of pixels >= 1")
-        if padding_mode not in ("constant", "reflect", "replicate"):
-            raise ValueError(
-                f"RandomCrop(padding_mode={padding_mode!r}): expected 'constant', 'reflect' or 'replicate'"
-            )
-        self.padding, self.padding_mode = padding, padding_mode
+        self.padding = whole_number("RandomCrop(padding", padding, 1, _LARGEST, of=" of pixels")
+        modes = ("constant", "reflect", "replicate")
+        self.padding_mode = choice("RandomCrop(padding_mode", padding_mode, modes)
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
         """See Augment."""
@@ -89,13 +90,9 @@ class RandomResizedCrop(Augment):
         scale: tuple[float, float] = (0.35, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
-        if size is not None and (not isinstance(size, int) or size < 1):
-            raise ValueError(f"RandomResizedCrop(size={size!r}): expected a whole number of pixels >= 1")
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"RandomResizedCrop(scale={scale!r}): expected 0 < from <= to <= 1")
-        if not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f"RandomResizedCrop(ratio={ratio!r}): expected 0 < from <= to")
-        self.size, self.scale, self.ratio = size, scale, ratio
+        self.size = unless_none(whole_number, "RandomResizedCrop(size", size, 1, _LARGEST, of=" of pixels")
+        self.scale = _span("RandomResizedCrop(scale", scale, "0 < from <= to <= 1", high=1)
+        self.ratio = _span("RandomResizedCrop(ratio", ratio, "0 < from <= to")
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
         """See Augment. Shapes: (N, C, H, W) -> (N, C, size, size)."""
@@ -112,6 +109,13 @@ class RandomResizedCrop(Augment):
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def _span(name: str, value: Any, expected: str, high: float | None = None) -> tuple[float, float]:
+    is_pair = isinstance(value, tuple | list) and len(value) == 2
+    if not is_pair or not all(is_number(x, above=0, high=high) for x in value) or value[0] > value[1]:
+        raise ValueError(f"{said(name, value)}: expected {expected}")
+    return (value[0], value[1])
+
+
 class HorizontalFlip(Augment):
     """Flip each image, left to right, with probability p.
 
@@ -126,13 +130,12 @@ class HorizontalFlip(Augment):
     n_random = 1
 
     def __init__(self, p: float = 0.5, alternates: bool = False) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"HorizontalFlip(p={p!r}): expected 0 <= p <= 1")
+        self.p = number("HorizontalFlip(p", p, low=0, high=1)
+        self.alternates = flag("HorizontalFlip(alternates", alternates)
         if alternates and p != 0.5:
             raise ValueError(
                 f"HorizontalFlip(p={p!r}, alternates=True): expected p=0.5, half of them each time"
             )
-        self.p, self.alternates = p, alternates
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
         """See Augment."""
@@ -151,9 +154,7 @@ class Cutout(Augment):
     n_random = 2
 
     def __init__(self, size: int = 8) -> None:
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"Cutout(size={size!r}): expected a whole number of pixels >= 1")
-        self.size = size
+        self.size = whole_number("Cutout(size", size, 1, _LARGEST, of=" of pixels")
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
         """See Augment."""
@@ -174,9 +175,9 @@ class Normalize(Augment):
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        if len(mean) != len(std) or not all(s > 0 for s in std):
+        self.mean, self.std = numbers("Normalize(mean", mean), numbers("Normalize(std", std, above=0)
+        if len(self.mean) != len(self.std):
             raise ValueError(f"Normalize({mean!r}, {std!r}): expected a mean and a std > 0 for each channel")
-        self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
         """See Augment; images are uint8."""

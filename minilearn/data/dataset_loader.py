@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
+from ..arguments import function, most_workers, shown, unless_none, whole_number
 from ..seeding import kept_rng, seed_cpu, seed_of
 from .resumable import ResumableLoader, spans_of
 
@@ -56,21 +57,27 @@ class DatasetLoader(ResumableLoader):
         num_workers: int = 0,
         **kwargs: Any,
     ) -> None:
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        is_indexed = hasattr(dataset, "__getitem__") and (sampler is not None or hasattr(dataset, "__len__"))
+        if isinstance(dataset, IterableDataset | type) or not is_indexed:
             raise TypeError(
-                f"DatasetLoader({type(dataset).__name__}): expected one with __getitem__, whose samples "
-                "can be read from any index on; a stream needs a loader with state_dict and load_state_dict"
+                f"DatasetLoader({type(dataset).__name__}): expected one with __getitem__ and __len__, whose "
+                "samples can be read from any index on; a stream needs a loader with state_dict and "
+                "load_state_dict"
             )
         for name, instead in (("batch_size", "bs"), ("batch_sampler", "sampler"), ("generator", "seed")):
             if name in kwargs:
                 raise TypeError(f"DatasetLoader({name}=...): give {instead}=, because the order is made here")
-        if sampler is not None and (shuffle or not isinstance(sampler, Sized)):
-            raise ValueError(f"sampler={sampler!r}: expected one with a length, and shuffle=False beside it")
+        is_no_order = isinstance(sampler, str) or not isinstance(sampler, Iterable)
+        if sampler is not None and (shuffle or is_no_order or not isinstance(sampler, Sized)):
+            raise ValueError(
+                f"sampler={shown(sampler)}: expected indices with a length, and shuffle=False beside it"
+            )
+        num_workers = whole_number("num_workers", num_workers, 0, most_workers(), of=" of processes")
         if hasattr(sampler, "set_epoch"):
             _check_steady(sampler)
         super().__init__(len(dataset if sampler is None else sampler), bs, shuffle, drop_last, seed)
         self.dataset, self.sampler, self.num_workers = dataset, sampler, num_workers
-        self._collate = kwargs.pop("collate_fn", None) or default_collate
+        self._collate = unless_none(function, "collate_fn", kwargs.pop("collate_fn", None)) or default_collate
         self._kwargs = kwargs
         self._plan = _Plan()
         self._loader: DataLoader[Any] | None = self._make()

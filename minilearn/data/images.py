@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import instances
 from ..seeding import generator_of
 from .augment import Augment, Normalize
 from .resumable import TensorLoader
@@ -36,15 +37,13 @@ class ImageLoader(TensorLoader):
         self, images: Tensor, targets: Tensor, augment: Sequence[Augment] = (), **kwargs: Any
     ) -> None:
         super().__init__(images, targets, **kwargs)
-        for one in augment:
-            if not isinstance(one, Augment):
-                raise TypeError(f"augment has {one!r}: expected instances of Augment, such as RandomCrop(4)")
+        self.augment = instances("augment", augment, Augment, "instances of Augment, such as RandomCrop(4)")
+        for one in self.augment:
             if isinstance(one, Normalize) and images.dtype != torch.uint8:
                 raise TypeError(
                     f"{one!r} divides by 255, but images is {images.dtype}: expected torch.uint8. "
                     "Scale them to 0 to 255 and convert them, or scale them yourself and leave Normalize out"
                 )
-        self.augment = tuple(augment)
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Give the batches of this epoch from number `start` on."""

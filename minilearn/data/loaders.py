@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..arguments import instances, text, unless_none
 from .adapters import Adapter, adapter_of
 from .adapters.adapter import short
 from .adapters.iterables import StreamAdapter
@@ -66,11 +67,13 @@ class DataLoaders:
     ) -> None:
         if train is None:
             raise ValueError(
-                "dls has no train: expected DataLoaders(train, valid), train an iterable of batches"
+                "dls has no train (train=None): expected DataLoaders(train, valid), train an iterable of "
+                "batches"
             )
         self.adapters: dict[str, Adapter] = {}
         self.train, self.valid, self.test = train, valid, test
-        self.classes, self.source = None if classes is None else tuple(classes), source
+        self.classes = unless_none(instances, "classes", classes, str, "names of classes")
+        self.source = text("source", source) if source != "" else ""
 
     def __getitem__(self, name: str) -> Any:
         attribute = "valid" if name == "eval" else name

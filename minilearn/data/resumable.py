@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..arguments import device as checked_device
+from ..arguments import flag, shown, unless_none, whole_number
 from ..seeding import generator_of
 
 
@@ -44,9 +46,9 @@ class ResumableLoader:
         drop_last: bool = False,
         seed: int | None = None,
     ) -> None:
-        if not isinstance(bs, int) or isinstance(bs, bool) or bs < 1:
-            raise ValueError(f"bs={bs!r}: expected a whole number >= 1")
-        self.n_samples, self.bs, self.shuffle, self.drop_last = n_samples, bs, shuffle, drop_last
+        self.n_samples, self.bs = whole_number("n_samples", n_samples, 0), whole_number("bs", bs)
+        self.shuffle, self.drop_last = flag("shuffle", shuffle), flag("drop_last", drop_last)
+        seed = unless_none(whole_number, "seed", seed, None)
         self.seed = torch.initial_seed() if seed is None else seed
         self.epoch = 0
         self.part = (0, 1)  # the shard of each batch: which, of how many
@@ -131,12 +133,17 @@ class TensorLoader(ResumableLoader):
         device: str | torch.device | None = None,
     ) -> None:
         if not tensors or not all(isinstance(t, Tensor) and t.ndim > 0 for t in tensors):
-            raise TypeError("TensorLoader: expected one or more tensors with a dimension of samples")
+            odd = next((t for t in tensors if not isinstance(t, Tensor) or not t.ndim), "none")
+            raise TypeError(
+                f"TensorLoader(*tensors) was given {shown(odd)}: expected one or more tensors with a "
+                "dimension of samples; for arrays, torch.as_tensor(x)"
+            )
         if len({len(t) for t in tensors}) > 1:
             raise ValueError(
                 f"TensorLoader: tensors of {[len(t) for t in tensors]} samples; expected as many in each"
             )
         super().__init__(len(tensors[0]), bs, shuffle, drop_last, seed)
+        device = unless_none(checked_device, "device", device)
         self.tensors = tuple(t.to(device) if device is not None else t for t in tensors)
 
     @property

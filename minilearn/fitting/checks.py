@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -13,13 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import flag, function, path, shown, unless_none, whole_number
 from ..counting import argument_of, is_cross_entropy, is_elementwise, is_torchs
 from ..data.resumable import TensorLoader
+from ..optim.groups import check_lrs
 from ..parameters import loss_params
 
 if TYPE_CHECKING:
     from ..callback import Callback
     from ..learner import Learner
+
+
+_MOST_EPOCHS = 10**7  # their steps are planned one by one
+
+
+def check_learner(
+    model: Any, loss_func: Any, opt_func: Any, lr: Any, default_cbs: Any, **functions: Any
+) -> None:
+    """Raise TypeError or ValueError for what a learner cannot be made of."""
+    check_model(model, loss_func, opt_func)
+    check_lrs("lr", lr)
+    flag("default_cbs", default_cbs)
+    for name, value in functions.items():
+        unless_none(function, name, value)
 
 
 def check_model(model: Any, loss_func: Any, opt_func: Any) -> None:
@@ -33,25 +48,29 @@ def check_model(model: Any, loss_func: Any, opt_func: Any) -> None:
         raise TypeError(f"loss_func={loss_func!r}: expected a function (preds, target) -> loss")
     if not callable(opt_func):
         raise TypeError(
-            f"opt_func is a {type(opt_func).__name__}: expected something that takes (params, lr) and makes "
-            "an optimizer, such as the class torch.optim.AdamW (the learner calls it)"
+            f"opt_func={shown(opt_func)} is a {type(opt_func).__name__}: expected something that takes "
+            "(params, lr) and makes an optimizer, such as the class torch.optim.AdamW (the learner calls it)"
         )
 
 
-def check_fit(learn: Learner, n_epochs: Any, train: bool, valid: bool, resume: Any = None) -> None:
-    """Raise for a fit that cannot run or would do nothing."""
+def check_fit(
+    learn: Learner,
+    n_epochs: Any,
+    train: bool,
+    valid: bool,
+    resume: Any = None,
+    lr: Any = None,
+    reset_opt: bool = False,
+) -> int:
+    """Return the number of epochs; raise for a fit that cannot run or would do nothing."""
     if learn.is_fitting:
         raise RuntimeError("fit inside a fit: this learner is running; a callback may call validate")
-    try:
-        if operator.index(n_epochs) < 1:
-            raise TypeError
-    except TypeError:
-        raise ValueError(f"fit({n_epochs!r}): expected a whole number of epochs, 1 or more") from None
-    for name, value in (("train", train), ("valid", valid)):
-        if not isinstance(value, bool):
-            raise TypeError(
-                f"fit({name}={value!r}): expected True or False; an lr is given by name, lr={value!r}"
-            )
+    n_epochs = whole_number("fit(n_epochs", n_epochs, 1, _MOST_EPOCHS, of=" of epochs")
+    for name, value in (("train", train), ("valid", valid), ("reset_opt", reset_opt)):
+        flag(f"fit({name}", value, "; an lr is given by name, lr=..." if name != "reset_opt" else "")
+    unless_none(check_lrs, "lr", lr)
+    if resume is not None and not isinstance(resume, bool):
+        path("fit(resume", resume)
     if resume is not None and not train:
         raise ValueError(f"fit(train=False, resume={resume!r}): only training can be resumed")
     valid = valid and learn.dls.valid is not None
@@ -67,6 +86,7 @@ def check_fit(learn: Learner, n_epochs: Any, train: bool, valid: bool, resume: A
             )
     if valid:
         learn.dls.adapters["valid"].check_not_empty("valid")
+    return n_epochs
 
 
 def check_alone(learn: Learner) -> None:
@@ -124,11 +144,6 @@ def _is_one_edit(a: str, b: str) -> bool:
     while a[:1] == b[:1] and a:
         a, b = a[1:], b[1:]
     return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[1::-1] == b[:2] and a[2:] == b[2:])
-
-
-def is_whole(value: Any, low: int) -> bool:
-    """Whether a value is a whole number (not True or False) of `low` or more."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 def check_reached(cb: Any, epochs: Iterable[int], n_epochs: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..arguments import shown
 from ..parameters import roots_of
 from ..weights import plain_name, unwrapped
 
@@ -122,7 +123,8 @@ def _chosen(model: nn.Module, which: Sequence[str | type[nn.Module]]) -> list[nn
     for wanted in which:
         if not isinstance(wanted, str | type):
             raise TypeError(
-                f"freeze({wanted!r}): expected names of modules, such as 'layer1' or '0', or classes"
+                f"freeze(which={shown(wanted)}): expected names of modules, such as 'layer1' or '0', or "
+                "classes"
             )
         if isinstance(wanted, type):
             found = [module for module in modules.values() if isinstance(module, wanted)]

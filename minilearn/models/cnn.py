@@ -8,7 +8,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import Layers
+from ..arguments import function, number, unless_none, whole_number
+from .layers import LARGEST, Layers
 
 
 class GeneralReLU(nn.Module):
@@ -26,7 +27,8 @@ class GeneralReLU(nn.Module):
         self, leak: float | None = None, sub: float | None = None, max_value: float | None = None
     ) -> None:
         super().__init__()
-        self.leak, self.sub, self.max_value = leak, sub, max_value
+        self.leak, self.sub = unless_none(number, "leak", leak), unless_none(number, "sub", sub)
+        self.max_value = unless_none(number, "max_value", max_value, infinite=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(x, self.leak) if self.leak else F.relu(x)
@@ -43,6 +45,7 @@ def init_leaky(module: nn.Module, leak: float = 0.0) -> None:
 
     Source: He et al. 2015, eq. 15; document 003 (its `init_leaky_weights`).
     """
+    leak = number("leak", leak)
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, a=leak)
 
@@ -72,6 +75,9 @@ class StridedCNN(Layers):
         leak: float = 0.1,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ) -> None:
+        n_classes, leak = whole_number("n_classes", n_classes, 1, LARGEST), number("leak", leak)
+        n_channels = whole_number("n_channels", n_channels, 1, LARGEST)
+        function("norm", norm, "a function n_channels -> module")
         widths = (n_channels, 8, 16, 32, 64)
         layers: list[nn.Module] = []
         for i, (n_in, n_out) in enumerate(pairwise(widths)):

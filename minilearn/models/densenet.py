@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import is_whole, shown, whole_number
+from .layers import DEEPEST, LARGEST
+
 
 class _Layer(nn.Module):
     """cat(conv3x3(relu(norm(conv1x1(relu(norm(x)))))), x); (N, C, H, W) -> (N, C + growth, H, W)."""
@@ -38,8 +41,17 @@ class DenseNet(nn.Module):
     def __init__(
         self, depths: Sequence[int], growth: int = 32, n_classes: int = 10, n_channels: int = 3
     ) -> None:
-        if not depths or any(depth < 1 for depth in depths) or growth < 1:
-            raise ValueError(f"depths={depths!r}, growth={growth!r}: expected whole numbers >= 1")
+        are_depths = isinstance(depths, Sequence) and len(depths) > 0 and not isinstance(depths, str)
+        are_depths = are_depths and all(is_whole(depth, 1, DEEPEST) for depth in depths)
+        if not are_depths or not is_whole(growth, 1, LARGEST):
+            raise ValueError(
+                f"depths={shown(depths)}, growth={shown(growth)}: expected whole numbers >= 1, at most "
+                f"{DEEPEST:,} layers"
+            )
+        growth, n_classes, n_channels = (
+            whole_number(name, value, 1, LARGEST)
+            for name, value in (("growth", growth), ("n_classes", n_classes), ("n_channels", n_channels))
+        )
         super().__init__()
         width = 2 * growth
         self.conv1 = nn.Conv2d(n_channels, width, 3, padding=1, bias=False)

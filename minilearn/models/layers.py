@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import nn
 
+LARGEST = 10**8  # channels or features of a layer, and classes: beyond it nothing could be allocated
+DEEPEST = 10_000  # blocks
+
 
 class Layers(nn.Sequential):
     """Be a Sequential with its own constructor: a slice of it, such as model[:6], is a plain Sequential."""

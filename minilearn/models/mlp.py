@@ -6,7 +6,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from .layers import Layers
+from ..arguments import flag, number, whole_number
+from .layers import LARGEST, Layers
 
 
 class MLP(Layers):
@@ -25,8 +26,9 @@ class MLP(Layers):
     def __init__(self, *sizes: int, norm: bool = False, dropout: float = 0.0) -> None:
         if len(sizes) < 2:
             raise ValueError(f"MLP{sizes}: expected at least two sizes, of the inputs and of the outputs")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout!r}: expected 0 <= dropout < 1")
+        sizes = tuple(whole_number(f"sizes[{i}]", size, 1, LARGEST) for i, size in enumerate(sizes))
+        flag("norm", norm)
+        number("dropout", dropout, low=0, below=1)
         layers: list[nn.Module] = [nn.Flatten()]
         for n_in, n_out in pairwise(sizes[:-1]):
             layers += [nn.Linear(n_in, n_out), *([nn.BatchNorm1d(n_out)] if norm else []), nn.ReLU()]

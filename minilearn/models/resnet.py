@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import choice, is_whole, shown, whole_number
+from .layers import DEEPEST, LARGEST
+
 
 class StandardizedConv2d(nn.Conv2d):
     """Convolve with weights of mean 0 and standard deviation 1 in each output channel.
@@ -63,10 +66,19 @@ class ResNet(nn.Module):
         norm: str = "batch",
         stem_stride: int = 1,
     ) -> None:
-        if norm not in ("batch", "group"):
-            raise ValueError(f"norm={norm!r}: expected 'batch' or 'group'")
-        if not depths or len(depths) != len(widths):
+        choice("norm", norm, ("batch", "group"))
+        for name, values, most in (("depths", depths, DEEPEST), ("widths", widths, LARGEST)):
+            is_list = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+            if not is_list or not all(is_whole(value, 1, most) for value in values):
+                raise ValueError(
+                    f"{name}={shown(values)}: expected one for each stage, a whole number >= 1, at most "
+                    f"{most:,}"
+                )
+        if len(depths) != len(widths):
             raise ValueError(f"depths={depths!r}, widths={widths!r}: expected one of each for each stage")
+        n_classes = whole_number("n_classes", n_classes, 1, LARGEST)
+        n_channels = whole_number("n_channels", n_channels, 1, LARGEST)
+        stem_stride = whole_number("stem_stride", stem_stride, 1, LARGEST)
         super().__init__()
         stem = _conv(n_channels, widths[0], 3, stem_stride, norm)
         self.stem = nn.Sequential(stem, _norm(widths[0], norm), nn.ReLU())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import flag
 from .groups import SCHEDULE_KEYS
 from .ranges import HYPERPARAMETERS, check_range
 
@@ -43,7 +44,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any], foreach: bool = True) -> None:
         for key, value in defaults.items():
             check_range(key, value)
-        super().__init__(params, {**defaults, "foreach": foreach})
+        super().__init__(params, {**defaults, "foreach": flag("foreach", foreach)})
 
     def group_of(self, p: Tensor) -> dict[str, Any]:
         """Return the group of a parameter by searching all groups: for its first step, not for each step."""

@@ -127,6 +127,17 @@ def check_lr(lr: Any) -> None:
         check_range("lr", lr)
 
 
+def check_lrs(name: str, lr: Any) -> None:
+    """Raise ValueError unless it is an lr, or a list of them; a fit knows how many groups there are."""
+    if isinstance(lr, Sequence) and not isinstance(lr, str):
+        if not lr:
+            raise ValueError(f"{name}={lr!r}: expected one number, or one for each parameter group")
+        for one in lr:
+            check_lr(one)
+    else:
+        check_lr(lr)
+
+
 def left_out(named: Mapping[str, Tensor], groups: Sequence[Group], elsewhere: Collection[int] = ()) -> str:
     """Name the trainable parameters that are in no group and not among the ids `elsewhere`; "" if none."""
     inside = {id(p) for g in groups for p in g["params"]}.union(elsewhere)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+from ..arguments import is_number, shown
 
 _FROM_0 = ("lr", "wd", "weight_decay")
 # With eps=0, a gradient of 0 would give 0 / 0, nan; and nothing is closer than a threshold of 0.
@@ -20,7 +21,7 @@ def check_range(name: str, value: Any) -> None:
     if name in HYPERPARAMETERS and not (name == "sgd_scale" and value is None):
         fits, expected = _range(name, value)
         if not fits:
-            raise ValueError(f"{name}={value!r}: expected {expected}")
+            raise ValueError(f"{name}={shown(value)}: expected {expected}")
 
 
 def _range(name: str, value: Any) -> tuple[bool, str]:
@@ -31,17 +32,13 @@ def _range(name: str, value: Any) -> tuple[bool, str]:
     if name in _SWITCHES:
         return isinstance(value, bool), "True or False"
     if name in _CHOICES:
-        return value in _CHOICES[name], " or ".join(map(repr, _CHOICES[name]))
+        return isinstance(value, str) and value in _CHOICES[name], " or ".join(map(repr, _CHOICES[name]))
     if name in _SHARES:
         return _is_share(value), f"0 <= {name} < 1"
     if name in _ABOVE_0:
-        return _is_number(value) and value > 0, "a finite number > 0"
-    return _is_number(value) and value >= 0, "a finite number >= 0"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+        return is_number(value, above=0), "a finite number > 0"
+    return is_number(value, low=0), "a finite number >= 0"
 
 
 def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1
+    return is_number(value, low=0, below=1)

@@ -230,7 +230,7 @@ def test_augment_without_a_call_says_so():
         (lambda: HorizontalFlip(1.1), "HorizontalFlip(p=1.1) ... 0 <= p <= 1"),
         (lambda: HorizontalFlip(-0.1), "HorizontalFlip(p=-0.1) ... 0 <= p <= 1"),
         (lambda: Normalize((0.5,), (0.2, 0.2)), "mean ... std > 0 ... channel"),
-        (lambda: Normalize((0.5,), (0.0,)), "mean ... std > 0 ... channel"),
+        (lambda: Normalize((0.5,), (0.0,)), "std[0]=0.0 ... > 0"),
         (lambda: RandomCrop(2, "wrap"), "RandomCrop(padding_mode='wrap') ... 'constant', 'reflect'"),
         (
             lambda: HorizontalFlip(0.3, alternates=True),

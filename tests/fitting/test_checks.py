@@ -66,7 +66,7 @@ def test_dls_of_another_kind_is_an_error():
 
 @pytest.mark.parametrize("n_epochs", [0, -1, 2.5, "3", None, 1.0])
 def test_fit_takes_a_whole_number_of_epochs(n_epochs, make_learner):
-    with pytest.raises(ValueError, match=rf"fit\({n_epochs!r}\).*whole number.*1"):
+    with pytest.raises(ValueError, match=rf"fit\(n_epochs={n_epochs!r}\).*whole number.*1"):
         make_learner().fit(n_epochs)
 
 

@@ -56,7 +56,7 @@ def test_lr_of_the_first_fit_is_every_group_s(make_learner):
     assert lrs(learn.opt) == [0.2]
 
 
-@pytest.mark.parametrize("lr", [[0.1], [0.1, 0.2, 0.3], []])
+@pytest.mark.parametrize("lr", [[0.1], [0.1, 0.2, 0.3]])
 def test_another_number_of_lrs_than_groups_is_an_error(lr, make_learner):
     message = r"lr=\[.*\].*2.*group"
     learn = make_learner(param_groups=weight_and_bias)

@@ -35,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
@@ -66,7 +67,7 @@ def adapter_of(loader: Any, name: str = "the loader") -> Adapter:
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         kind = type(loader).__name__
         raise TypeError(f"{name} is a Dataset, {kind}: expected batches; write DataLoader({kind}(...), 64)")
-    if not isinstance(loader, Tensor | str | bytes | Mapping):
+    if not isinstance(loader, Tensor | str | bytes | Mapping | type | np.generic | np.ndarray):
         for kind_of in KINDS:
             if kind_of.takes(loader):
                 return kind_of(loader)

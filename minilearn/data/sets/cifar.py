@@ -14,7 +14,7 @@ from ..augment import Augment, HorizontalFlip, Normalize, RandomCrop
 from ..images import ImageLoader
 from ..loaders import DataLoaders
 from .decoding import Images, cached, read_images
-from .download import not_found, places_of, reason_of, waiting_at_most
+from .download import check_set, not_found, places_of, reason_of, waiting_at_most
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _NORMALIZE = Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -52,6 +52,7 @@ def cifar10(
     Raises: FileNotFoundError that says where it looked; ValueError for broken files.
     Source: Krizhevsky 2009; document 001.
     """
+    check_set(bs, device, seed, download, augment)
     path = _find(root, download)
 
     def load(part: str) -> tuple[Tensor, Tensor]:

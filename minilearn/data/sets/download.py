@@ -7,13 +7,31 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from ...arguments import device as check_device
+from ...arguments import flag, instances, path, unless_none, whole_number
+from ..augment import Augment
+
+_LARGEST = 2**15  # pixels of a side
 _WAIT_S = 15  # torchvision itself waits for a silent server forever
 
 
 def cache_folder() -> Path:
     """Return the folder for data: $XDG_CACHE_HOME/minilearn, or ~/.cache/minilearn."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minilearn"
+
+
+def check_set(
+    bs: Any, device: Any, seed: Any, download: Any = True, augment: Any = (), size: Any = None
+) -> None:
+    """Raise TypeError or ValueError for a wrong argument of a data set, before anything is downloaded."""
+    whole_number("bs", bs)
+    unless_none(check_device, "device", device)
+    unless_none(whole_number, "seed", seed, None)
+    flag("download", download)
+    instances("augment", augment, Augment, "instances of Augment, such as RandomCrop(4)")
+    unless_none(whole_number, "size", size, 1, _LARGEST, of=" of pixels")
 
 
 def places_of(root: str | Path | None) -> tuple[list[Path], Path]:
@@ -27,7 +45,7 @@ def places_of(root: str | Path | None) -> tuple[list[Path], Path]:
     if root is None:
         named = os.environ.get("MINILEARN_DATA")
         return [*([Path(named).expanduser()] if named else []), cache_folder()], cache_folder()
-    home = Path(root).expanduser()
+    home = path("root", root)
     if not home.is_dir():
         raise FileNotFoundError(f"root={str(root)!r}: there is no such folder; make it, or leave root out")
     return [home], home

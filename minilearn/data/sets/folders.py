@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...arguments import instances, path, shown
 from ..augment import Augment, HorizontalFlip, Normalize, RandomResizedCrop
 from ..images import ImageLoader
 from ..loaders import DataLoaders
 from .decoding import Images, cached, read_images
+from .download import check_set
 from .trees import nfc
 
 IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -49,11 +51,16 @@ def image_folder(
     Raises: FileNotFoundError; ValueError for only one class, for a validation class that training lacks, and
         for what `read_images` refuses: broken images, other files, empty classes, more than one size.
     """
-    source = Path(source).expanduser()
+    check_set(bs, device, seed, augment=augment, size=size)
+    if not isinstance(normalize, Normalize):
+        raise TypeError(f"normalize={shown(normalize)}: expected an instance of Normalize")
+    if isinstance(parts, str) or len(instances("parts", parts, str, "names of folders")) != 2:
+        raise ValueError(f"parts={shown(parts)}: expected two names of folders, for training and validation")
+    if names is not None and not isinstance(names, Mapping):
+        raise TypeError(f"names={shown(names)}: expected a dict, folder -> name of the class")
+    source = path("source", source)
     if not source.exists():
         raise FileNotFoundError(f"{source}: there is no such folder or archive")
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise ValueError(f"size={size!r}: expected a whole number of pixels >= 1")
 
     def load(part: str) -> Images:
         return cached(source, part, lambda: read_images(source, part, size), size)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..loaders import DataLoaders
 from ..resumable import TensorLoader
-from .download import not_found, places_of, reason_of, waiting_at_most
+from .download import check_set, not_found, places_of, reason_of, waiting_at_most
 
 
 def fashion_mnist(
@@ -63,6 +63,7 @@ def _idx_loaders(
     seed: int | None,
     download: bool,
 ) -> DataLoaders:
+    check_set(bs, device, seed, download)
     from torchvision import datasets  # here, because it is slow to import
 
     dataset = getattr(datasets, name)

@@ -11,7 +11,7 @@ import torch
 
 from ..augment import Augment, HorizontalFlip, RandomResizedCrop
 from ..loaders import DataLoaders
-from .download import not_found, places_of, reason_of, waiting_at_most
+from .download import check_set, not_found, places_of, reason_of, waiting_at_most
 from .folders import image_folder
 
 _NAMES = {
@@ -89,6 +89,7 @@ def _load(
     download: bool,
     augment: Sequence[Augment],
 ) -> DataLoaders:
+    check_set(bs, device, seed, download, augment, size)
     source = _find(name, size, root, download)
     return image_folder(source, size, bs, device, seed, augment, names=_NAMES[name])
 

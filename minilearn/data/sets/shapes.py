@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...arguments import whole_number
 from ...seeding import generator_of
 from ..loaders import DataLoaders
 from ..resumable import TensorLoader
@@ -62,6 +63,9 @@ _SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+_MOST = 10**6  # images
+
+
 def shapes(
     bs: int = 128,
     n_train: int = 12_000,
@@ -75,13 +79,18 @@ def shapes(
 
     Args:
         bs: batch size.
-        n_train, n_valid: images in each set.
+        n_train, n_valid: images in each set, 1 to 1,000,000.
         seed: of the images and of the order of the training set.
         device: keep the data there.
 
     Shapes: batches of (bs, 1, 28, 28) float32, of mean about 0 and standard deviation 1, and (bs,)
         int64 from 0 to 9.
     """
+    n_train, n_valid = (
+        whole_number(name, n, 1, _MOST) for name, n in (("n_train", n_train), ("n_valid", n_valid))
+    )
+    whole_number("bs", bs)
+    whole_number("seed", seed, None)
     xs, ys = _draw(n_train + n_valid, generator_of(seed))
     return DataLoaders(
         TensorLoader(xs[:n_train], ys[:n_train], bs=bs, shuffle=True, seed=seed, device=device),
