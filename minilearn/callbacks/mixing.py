@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..learner import Learner
 
 
-_LARGEST_ALPHA = 1e6  # above it all shares are 1/2, and python's draws overflow at last
+_LARGEST_ALPHA = 10**6  # above it all shares are 1/2, and python's draws overflow at last
 
 
 class MixupCB(Callback):

@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import flag, path, shown, unless_none, whole_number
+from ..arguments import flag, is_whole, path, shown, unless_none
 from ..callback import Callback, Hook, Order
 from ..events import STEPS
 from ..files import check_folder
@@ -47,13 +47,10 @@ class ProfileCB(Callback):
     def __init__(
         self, sync: bool = False, trace: str | Path | None = None, at: tuple[int, int] = (10, 20)
     ) -> None:
-        if not isinstance(at, tuple | list) or len(at) != 2:
+        is_pair = isinstance(at, tuple | list) and len(at) == 2
+        if not is_pair or not is_whole(at[0], 0) or not is_whole(at[1], at[0] + 1):
             raise ValueError(f"ProfileCB(at={shown(at)}): expected two numbers of batches, 0 <= from < to")
-        first = whole_number(f"ProfileCB(at={shown(at)}, from", at[0], 0)
-        self.sync, self.at = (
-            flag("ProfileCB(sync", sync),
-            (first, whole_number(f"ProfileCB(at={shown(at)}, to", at[1], first + 1)),
-        )
+        self.sync, self.at = flag("ProfileCB(sync", sync), (int(at[0]), int(at[1]))
         self.trace = unless_none(path, "ProfileCB(trace", trace)
         self.seconds: dict[str, tuple[int, float]] = {}
         self.total_s, self.n_steps = 0.0, 0
