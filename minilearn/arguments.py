@@ -10,9 +10,11 @@ unless a check says otherwise. They are called when an object is made or a fit b
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +60,24 @@ def whole_number(name: str, value: Any, low: int | None = 1, high: int | None = 
     """Return a whole number from `low` to `high`, by default 1 or more.
 
     Args:
+        low: None: any whole number.
+        high: None: as many as a list could have, sys.maxsize.
         of: what it counts, such as " of epochs".
 
     Raises: ValueError.
     """
-    if is_whole(value, low, high):
+    most = sys.maxsize if high is None and low is not None else high
+    if is_whole(value, low, most):
         return int(value)
     bounds = "" if low is None else f" >= {low}"
-    if high is not None:
-        bounds += f"{',' if bounds else ''} at most {high:,}"
+    if most is not None and (high is not None or is_whole(value, low)):
+        bounds += f"{',' if bounds else ''} at most {most:,}"
     raise ValueError(f"{said(name, value)}: expected a whole number{of}{bounds}")
+
+
+def is_too_long(value: Any) -> bool:
+    """Whether a value is an int that torch cannot take, where the float of it would do."""
+    return isinstance(value, int) and abs(value) > sys.maxsize
 
 
 def is_number(
@@ -80,13 +90,10 @@ def is_number(
 ) -> bool:
     """Whether a value is a number in a range, see `number`."""
     n = _plain(value)
-    try:
-        is_one = n is not None and (math.isfinite(n) or (infinite and not math.isnan(n)))
-    except OverflowError:  # an int beyond the floats
-        is_one = False
     return (
-        is_one
-        and n is not None
+        n is not None
+        and not is_too_long(n)
+        and (math.isfinite(n) or (infinite and not math.isnan(n)))
         and (low is None or n >= low)
         and (above is None or n > above)
         and (high is None or n <= high)
@@ -122,7 +129,8 @@ def number(
     else:
         bound = f" > {above}" if above is not None else f" >= {low}" if low is not None else last
         expected = f"a {'' if infinite else 'finite '}number{bound}"
-    raise ValueError(f"{said(name, value)}: expected {expected}")
+    hint = "; write it as a float" if is_too_long(value) else ""
+    raise ValueError(f"{said(name, value)}: expected {expected}{hint}")
 
 
 def numbers(name: str, values: Any, n: int | None = None, **bounds: Any) -> tuple[float, ...]:
@@ -244,6 +252,17 @@ def unless_none(check: Callable[..., Any], name: str, value: Any, *bounds: Any, 
         return check(name, value, *bounds, **more)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error}; or None") from None
+
+
+def check_flags(name: str, takes: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raise TypeError for arguments of a function of torch's that are True or False by default, but not here.
+
+    Torch takes a text such as "no" as True.
+    """
+    parameters = inspect.signature(takes).parameters
+    for key, value in given.items():
+        if key in parameters and isinstance(parameters[key].default, bool):
+            flag(f"{name}({key}", value)
 
 
 def most_workers() -> int:

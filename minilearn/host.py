@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from fastcore.basics import listify
 
+from .arguments import is_whole
 from .callback import Callback, Hook, check_attributes
 from .events import _LOOP, STEPS, CancelException, cancel_exception, events
 
@@ -399,7 +400,7 @@ class CallbackHost:
                 raise ValueError(
                     f"{cb!r}.plan_steps gave {steps!r}: expected a list of {n_epochs}, one for each epoch"
                 )
-            if any(n is not None and (not isinstance(n, int) or n < 0) for n in steps):
+            if any(n is not None and not is_whole(n, 0) for n in steps):
                 raise ValueError(f"{cb!r}.plan_steps gave {steps!r}: expected whole numbers >= 0, or None")
         return steps
 

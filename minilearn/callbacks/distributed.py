@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..arguments import number, shown
+from ..arguments import check_flags, number, shown
 from ..callback import Callback, Hook, Order
 from ..data.adapters import Adapter, adapter_of
 from ..optim.groups import params_of
@@ -389,6 +389,7 @@ def _check_kwargs(kwargs: dict[str, Any], shard: Any) -> None:
     takes: Any = nn.parallel.DistributedDataParallel
     if kwargs and shard is not None:
         from torch.distributed.fsdp import fully_shard as takes  # slow to import
+    check_flags("DistributedCB", takes, kwargs)
     names = [*inspect.signature(takes).parameters][1:]  # without the module
     for name, value in kwargs.items():
         if name not in names:

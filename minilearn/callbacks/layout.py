@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..arguments import shown
+from ..arguments import check_flags, shown
 from ..batches import map_tensors
 from ..callback import Callback, Order
 from ..optim.groups import keep_order_of_memory
@@ -64,6 +64,7 @@ class CompileCB(Callback):
                 f"CompileCB({unknown[0]}={shown(kwargs[unknown[0]])}): expected what torch.compile takes: "
                 f"{', '.join(names)}"
             )
+        check_flags("CompileCB", torch.compile, kwargs)
         self.kwargs = kwargs
         self._has_graphs = kwargs.get("mode") in _WITH_GRAPHS
 

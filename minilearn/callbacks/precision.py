@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ..learner import Learner
 
 
+_LARGEST_SCALE = 2.0**127  # of float32: with an infinite scale all steps would be skipped
+
+
 class MixedPrecisionCB(Callback):
     """Run predict and get_loss under torch.autocast; weights, gradients and the optimizer stay in float32.
 
@@ -46,7 +49,7 @@ class MixedPrecisionCB(Callback):
                 f"MixedPrecisionCB(dtype={shown(dtype)}): expected torch.bfloat16 or torch.float16"
             )
         self.dtype = dtype
-        self.init_scale = number("MixedPrecisionCB(init_scale", init_scale, above=0)
+        self.init_scale = number("MixedPrecisionCB(init_scale", init_scale, above=0, high=_LARGEST_SCALE)
         self.n_skipped = 0
         self._scaler: Any = None
         self._is_unscaled = False  # since the scaler's last update

@@ -24,6 +24,7 @@ from .scheduler_arguments import (
     check_given,
     check_parts,
     check_scheduler,
+    check_values,
     from_the_fit,
     has_the_length,
     takes_value,
@@ -86,6 +87,7 @@ class BaseSchedulerCB(Callback):
         self.is_plateau = False  # what a function makes is not known yet
         self.monitor: Monitor | None = None
         if isinstance(scheduler_f, type):
+            check_values(name, scheduler_f, kwargs)
             self._watch(takes_value(scheduler_f), kwargs.get("mode"))
         elif monitor is not None:
             Monitor(monitor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
-from ..arguments import shown
+from ..arguments import check_flags, shown, unless_none, whole_number
 from ..optim.groups import Group
 
 Arguments = dict[str, Any]
@@ -110,6 +111,25 @@ def check_scheduler(name: str, scheduler_f: Any) -> None:
             f"{name}({scheduler_f.__name__}): it is made of other schedulers; expected a function "
             "optimizer -> scheduler that makes them all"
         )
+
+
+_WHOLE = (
+    *("total_steps", "epochs", "steps_per_epoch", "T_max", "total_iters", "step_size", "T_0", "T_mult"),
+    *("step_size_up", "step_size_down"),
+)
+
+
+def check_values(name: str, scheduler_f: type, given: Arguments) -> None:
+    """Raise for a value that torch's schedulers would take and misread: 1.5 steps, nan, or the text "no"."""
+    if not scheduler_f.__module__.startswith("torch.optim."):
+        return
+    check_flags(name, scheduler_f, given)
+    for key, value in given.items():
+        if key in _WHOLE:
+            unless_none(whole_number, f"{name}({key}", value, of=" of steps or epochs")
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ValueError(f"{name}({key}={shown(value)}): expected finite numbers")
 
 
 # What was given -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from ..arguments import function, most_workers, shown, unless_none, whole_number
+from ..arguments import check_flags, function, most_workers, shown, unless_none, whole_number
 from ..seeding import kept_rng, seed_cpu, seed_of
 from .resumable import ResumableLoader, spans_of
 
@@ -78,6 +78,7 @@ class DatasetLoader(ResumableLoader):
         super().__init__(len(dataset if sampler is None else sampler), bs, shuffle, drop_last, seed)
         self.dataset, self.sampler, self.num_workers = dataset, sampler, num_workers
         self._collate = unless_none(function, "collate_fn", kwargs.pop("collate_fn", None)) or default_collate
+        check_flags("DatasetLoader", DataLoader, kwargs)
         self._kwargs = kwargs
         self._plan = _Plan()
         self._loader: DataLoader[Any] | None = self._make()

@@ -122,9 +122,10 @@ def forget_schedule(group: Group) -> None:
 
 
 def check_lr(lr: Any) -> None:
-    """Raise ValueError unless an lr is a number >= 0."""
-    if not isinstance(lr, Tensor):  # a captured or compiled step reads a tensor
-        check_range("lr", lr)
+    """Raise ValueError unless an lr is a number >= 0, or a tensor of one, which a compiled step reads."""
+    if isinstance(lr, Tensor) and lr.numel() == 1 and not lr.dtype.is_complex and lr.dtype != torch.bool:
+        lr = lr.item()
+    check_range("lr", lr)
 
 
 def check_lrs(name: str, lr: Any) -> None:

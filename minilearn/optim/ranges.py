@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arguments import is_number, shown
+from ..arguments import is_number, is_too_long, shown
 
 _FROM_0 = ("lr", "wd", "weight_decay")
 # With eps=0, a gradient of 0 would give 0 / 0, nan; and nothing is closer than a threshold of 0.
@@ -21,7 +21,8 @@ def check_range(name: str, value: Any) -> None:
     if name in HYPERPARAMETERS and not (name == "sgd_scale" and value is None):
         fits, expected = _range(name, value)
         if not fits:
-            raise ValueError(f"{name}={shown(value)}: expected {expected}")
+            hint = "; write it as a float" if is_too_long(value) else ""
+            raise ValueError(f"{name}={shown(value)}: expected {expected}{hint}")
 
 
 def _range(name: str, value: Any) -> tuple[bool, str]:

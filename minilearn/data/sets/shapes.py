@@ -63,7 +63,7 @@ _SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-_MOST = 10**6  # images
+_MOST = 200_000  # images
 
 
 def shapes(
@@ -79,7 +79,7 @@ def shapes(
 
     Args:
         bs: batch size.
-        n_train, n_valid: images in each set, 1 to 1,000,000.
+        n_train, n_valid: images in each set, 1 to 200,000.
         seed: of the images and of the order of the training set.
         device: keep the data there.
 
