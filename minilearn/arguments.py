@@ -122,13 +122,18 @@ def number(
     n = _plain(value)
     if n is not None and is_number(n, low, above, high, below, infinite):
         return n
-    first = f"{above} < " if above is not None else "" if low is None else f"{low} <= "
-    last = f" < {below}" if below is not None else "" if high is None else f" <= {high:,}"
-    if first and last:
-        expected = f"{first}{name.rpartition('(')[2]}{last}"
+    what = name.rpartition("(")[2]
+    kind = "a number" if infinite else "a finite number"
+    if below is not None:
+        start = f"{above} < " if above is not None else "" if low is None else f"{low} <= "
+        expected = f"{start}{what} < {below}"
+    elif low is not None and high is not None:
+        expected = f"{low} <= {what} <= {high}"
     else:
-        bound = f" > {above}" if above is not None else f" >= {low}" if low is not None else last
-        expected = f"a {'' if infinite else 'finite '}number{bound}"
+        expected = kind + (f" > {above}" if above is not None else "" if low is None else f" >= {low}")
+        expected += (
+            "" if high is None else f", at most {high:,}" if isinstance(high, int) else f", at most {high:g}"
+        )
     hint = "; write it as a float" if is_too_long(value) else ""
     raise ValueError(f"{said(name, value)}: expected {expected}{hint}")
 

@@ -101,6 +101,9 @@ def test_numbers_come_back_as_plain_ones(value):
         (0.0, {"above": 0, "below": 1}, "0 < n < 1"),
         (1.1, {"low": 0, "high": 1}, "0 <= n <= 1"),
         (-math.inf, {"above": 0, "infinite": True}, "a number > 0"),
+        (0, {"above": 0, "high": 2000}, "a finite number > 0, at most 2,000"),
+        (5, {"high": 2.5}, "a finite number, at most 2.5"),
+        (1, {"below": 1}, "n < 1"),
     ],
 )
 def test_numbers_out_of_range_are_refused_with_the_range(value, bounds, expected):
