@@ -247,6 +247,11 @@ def _elsewhere(name: str, known: list[str]) -> str:
     return event
 
 
+def meant_by(name: str) -> str:
+    """Return what to write for a name that is another library's hook, such as on_epoch_end; "" for others."""
+    return _elsewhere(name, events()) if name.startswith(_PREFIXES) else ""
+
+
 def _check_hook(cls: type, name: str, value: Any, known: list[str]) -> None:
     """Raise TypeError if `name` seems to be meant as a hook but would not work as one."""
     where = f"{cls.__name__}.{name}"

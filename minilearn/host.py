@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from fastcore.basics import listify
 
 from .arguments import is_whole
-from .callback import Callback, Hook, check_attributes
+from .callback import Callback, Hook, check_attributes, meant_by
 from .events import _LOOP, STEPS, CancelException, cancel_exception, events
 
 _SETTERS = {"unpack": "xb and learn.yb", "predict": "preds", "get_loss": "loss"}  # what a step sets
@@ -167,8 +167,13 @@ class CallbackHost:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in vars(cls).keys() & set(events()) - set(STEPS):
-            raise TypeError(f"{cls.__name__}.{name} would never run: hooks belong to a Callback, in cbs")
+        for name, value in vars(cls).items():
+            if name in STEPS or not (name in events() or (callable(value) and meant_by(name))):
+                continue
+            hint = f", under the name {meant}" if (meant := meant_by(name)) not in ("", name) else ""
+            raise TypeError(
+                f"{cls.__name__}.{name} would never run: hooks belong to a Callback, in cbs{hint}"
+            )
 
     _private: ClassVar[tuple[Callback, ...]] = ()  # the host's own, stateless: last, and not in cbs
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toolbox import make_learner, samples
+from toolbox import at, make_learner, samples
 from torch import nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -324,6 +324,13 @@ def optimizer(kind):
     return lambda **kwargs: kind([nn.Parameter(torch.ones(1))], **{"lr": 0.1} | kwargs)
 
 
+def again(**kwargs):
+    def hook(learn):
+        learn.again(**kwargs)
+
+    make_learner(cbs=at("after_forward", hook)).fit(valid=False)
+
+
 def constant(step):
     return 1.0
 
@@ -598,11 +605,22 @@ CALLS = {
             **{"resume": "no None", "cbs": "[] None"},
         },
     ),
-    "validate": (method("validate"), {"dl": "nothing?", "cbs": "[] None"}),
+    "validate": (method("validate"), {"dl": "nothing", "cbs": "[] None"}),
     "lr_find": (method("lr_find"), {"n_steps": "nothing", "start_lr": "1.5 np_half np_int"}),
     "verify_resume": (method("verify_resume"), {"at": "np_int None", "n_epochs": "np_int None"}),
     "save": (method("save"), {"path": "path"}),
     "load": (method("load"), {"path": "path"}),
+    "predict": (method("predict"), {"dl": "nothing"}),  # None would be the step of a batch
+    "freeze": (lambda which: make_learner().freeze(which), {"which": "nothing"}),
+    "unfreeze": (lambda which: make_learner().unfreeze(which), {"which": "nothing"}),
+    "again": (again, {"backward": "True"}),
+    "set_epoch": (data.TensorLoader(X, Y).set_epoch, {"epoch": "0 np_int"}),
+    "batches of a TensorLoader": (
+        lambda **kwargs: [*data.TensorLoader(X, Y).batches(**kwargs)],
+        {"start": "0 np_int"},
+    ),
+    "table": (callbacks.ProfileCB().table, {"by": "nothing"}),
+    "to_csv": (callbacks.RecorderCB().to_csv, {"path": "path"}),
     "preview": (previewed, {"n_epochs": "np_int", "group": "0"}),
     # the rest
     "set_seed": (minilearn.set_seed, {"seed": "0 np_int"}),
@@ -624,7 +642,7 @@ CALLS = {
 }
 LEFT_OUT = {
     "deterministic": ("True",),  # it would change torch for the other tests
-    "dl": ("[]",),  # a loader, which is empty: a message of its own
+    "dl": ("[]", "None"),  # a loader, which is empty: a message of its own; and the default
 }
 
 
@@ -687,7 +705,7 @@ TAKE_OBJECTS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if hasattr(minilearn, name)])
+@pytest.mark.parametrize("name", [name for name in CALLS if name in minilearn.__all__])
 def test_every_argument_is_given_wrong_values(name):
     parameters = {*inspect.signature(getattr(minilearn, name)).parameters}
     known = {

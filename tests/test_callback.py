@@ -210,6 +210,25 @@ def test_a_hook_on_a_learner_is_an_error():
         type("Mine", (Learner,), {"after_batch": nothing})
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("on_epoch_end", "after_epoch"),
+        ("on_train_begin", "before_fit"),
+        ("on_validation_epoch_end", "after_validate"),
+        ("before_backward", "after_loss"),
+        ("after_pred", "after_predict"),
+        ("on_step_end", "after_step"),
+        ("on_after_backward", "after_backward"),
+        ("on_train_batch_end", "after_batch"),
+    ],
+)
+def test_a_hook_of_another_library_on_a_learner_is_an_error_too(name, hint):
+    with pytest.raises(TypeError, match=rf"Mine.{name}.*Callback.*{hint}"):
+        type("Mine", (Learner,), {name: nothing})
+    assert type("Mine", (Learner,), {f"_{name}": nothing, "before": nothing, "on_device": nothing})
+
+
 def test_hooks_of_a_scope_of_the_user_s_own_are_known_after_with_cbs():
     hooks = {"before_game": nothing}
     with pytest.raises(TypeError, match="with_cbs"):

@@ -193,7 +193,7 @@ class StoreModuleStatsCB(HooksCB):
         The colour is the logarithm of the share of activations in a bin: bright is a lot, dark 1e-5 or less.
         """
         found = self._found()
-        n_cols = min(n_cols, len(found))
+        n_cols = min(whole_number("n_cols", n_cols), len(found))
         figure, axes = new_figure(-(-len(found) // n_cols), n_cols, width, height)
         for ax in axes.flat[len(found) :]:
             ax.axis("off")

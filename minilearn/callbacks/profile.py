@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import flag, is_whole, path, shown, unless_none
+from ..arguments import choice, flag, is_whole, path, shown, unless_none
 from ..callback import Callback, Hook, Order
 from ..events import STEPS
 from ..files import check_folder
@@ -116,8 +116,7 @@ class ProfileCB(Callback):
             "callback": lambda name: name if name in _STEPS else name.partition(".")[0],
             "event": lambda name: name.rpartition(".")[2],
         }
-        if by not in parts:
-            raise ValueError(f"by={by!r}: expected one of {', '.join(map(repr, parts))}")
+        choice("by", by, [*parts])
         sums: dict[str, tuple[int, float]] = {}
         for name, (n, seconds) in self.seconds.items():
             n_before, before = sums.get(parts[by](name), (0, 0.0))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import path as checked_path
 from ..arguments import text
 from ..callback import Callback, Order
 from ..optim.groups import groups_of
@@ -208,7 +209,7 @@ class RecorderCB(Callback):
     def to_csv(self, path: str | Path) -> None:
         """Write the records to a file: the step, counted from 0, and a column for each record."""
         recs = self.recs
-        with open(path, "w", newline="") as file:
+        with open(checked_path("path", path), "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["step", *recs])
             writer.writerows([i, *row] for i, row in enumerate(zip(*recs.values(), strict=True)))

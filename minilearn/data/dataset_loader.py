@@ -115,7 +115,7 @@ class DatasetLoader(ResumableLoader):
 
     def batches(self, start: int = 0) -> Iterator[Any]:
         """Give the batches of this epoch from number `start` on, without reading those before it."""
-        order = self.order().tolist()
+        start, order = whole_number("start", start, 0), self.order().tolist()
         spans = [self.span(i) for i in range(start, len(self))]
         self._plan.keys = [
             (self.seed, self.epoch, order[first:stop], self._place(first)) for first, stop in spans

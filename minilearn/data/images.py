@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import instances
+from ..arguments import instances, whole_number
 from ..seeding import generator_of
 from .augment import Augment, Normalize
 from .resumable import TensorLoader
@@ -47,6 +47,7 @@ class ImageLoader(TensorLoader):
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Give the batches of this epoch from number `start` on."""
+        start = whole_number("start", start, 0)
         device, order = self.tensors[0].device, self.order()
         order, random = order.to(device), self._random().to(device)
         for i in range(start, len(self)):

@@ -55,7 +55,7 @@ class ResumableLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, and so the order of the samples, of the next pass."""
-        self.epoch = epoch
+        self.epoch = whole_number("epoch", epoch, 0)
 
     def __len__(self) -> int:
         return self.n_samples // self.bs if self.drop_last else -(-self.n_samples // self.bs)
@@ -153,6 +153,7 @@ class TensorLoader(ResumableLoader):
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Give the batches of this epoch from number `start` on."""
+        start = whole_number("start", start, 0)
         if self.shuffle:
             order = self.order().to(self.tensors[0].device)
         for i in range(start, len(self)):

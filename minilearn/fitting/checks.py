@@ -333,6 +333,7 @@ def _check_class_numbers(preds: Tensor, target: Tensor) -> None:
 
 def check_again(learn: Learner, backward: bool) -> Callback:
     """Return the callback that calls `learn.again`. Raises: RuntimeError if it cannot be called here."""
+    flag("again(backward", backward)
     scopes = [scope for scope in learn.scopes if scope in ("batch", "train", "validate")]
     caller = learn.running_cb
     if scopes[-1:] != ["batch"] or caller is None:

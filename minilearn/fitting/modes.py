@@ -137,7 +137,7 @@ def _chosen(model: nn.Module, which: Sequence[str | type[nn.Module]]) -> list[nn
                 f"did you mean {close[0]!r}?" if close else f"the model has {', '.join(list(modules)[:20])}"
             )
         if not found:
-            raise ValueError(f"{wanted!r} is not a module of {type(unwrapped(model)).__name__}: {hint}")
+            raise ValueError(f"which={wanted!r} is not a module of {type(unwrapped(model)).__name__}: {hint}")
         chosen += found
     return chosen
 

@@ -76,7 +76,7 @@ def test_rows_are_summed_by_callback_and_by_event(make_learner):
     }
     assert calls("event")["after_batch"] == 4
     assert calls("event").keys() >= {"predict", "backward", "after_loss", "data"}
-    with pytest.raises(ValueError, match=r"by='cb'.*'hook', 'callback', 'event'"):
+    with pytest.raises(ValueError, match=r"by='cb'.*'hook', 'callback' or 'event'"):
         cb.table("cb")
 
 

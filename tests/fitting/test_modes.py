@@ -160,13 +160,13 @@ def test_shared_module_is_known_by_each_of_its_names():
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("stme", r"^'stme'.*Net.*'stem'"),
-        ("body.2", r"^'body.2'.*Net.*'body.1'"),
-        ("x", r"^'x'.*Net.*stem, stem.0, stem.1, body, body.0, body.1, head"),
-        ("", r"^''.*Net.*stem, "),
+        ("stme", r"^which='stme'.*Net.*'stem'"),
+        ("body.2", r"^which='body.2'.*Net.*'body.1'"),
+        ("x", r"^which='x'.*Net.*stem, stem.0, stem.1, body, body.0, body.1, head"),
+        ("", r"^which=''.*Net.*stem, "),
         (
             nn.Conv2d,
-            r"^<class '.*Conv2d'>.*Net.*BatchNorm1d, Linear, Sequential",
+            r"^which=<class '.*Conv2d'>.*Net.*BatchNorm1d, Linear, Sequential",
         ),
     ],
 )
@@ -180,7 +180,7 @@ def test_what_the_model_has_not_is_refused_with_what_it_has(method, wanted, mess
 
 def test_names_of_a_compiled_model_are_those_of_the_plain_one():
     learn = make(torch.compile(nn.Sequential(nn.Linear(3, 2), nn.ReLU())))
-    with pytest.raises(ValueError, match=r"^'x'.*Sequential.*0, 1"):
+    with pytest.raises(ValueError, match=r"^which='x'.*Sequential.*0, 1"):
         learn.freeze("x")
 
 
@@ -207,7 +207,7 @@ def test_model_without_a_last_child_is_refused(model, message):
 
 def test_compiled_model_is_called_by_the_name_of_the_plain_one():
     learn = make(torch.compile(nn.Sequential(nn.Linear(3, 2))))
-    with pytest.raises(ValueError, match=r"^'x'.*Sequential"):
+    with pytest.raises(ValueError, match=r"^which='x'.*Sequential"):
         learn.freeze("x")
     with pytest.raises(ValueError, match=r"Sequential.*1"):
         learn.freeze()
