@@ -111,8 +111,9 @@ class MetricsCB(Callback):
         self._infer_metrics(learn)
 
     def _infer_metrics(self, learn: Learner) -> None:
-        if self._infer and not self.metrics and learn.batch is not None:
-            target = learn.yb
+        """Infer the metrics for the loss and the targets of this learner, which may be another one by now."""
+        if self._infer:
+            self.metrics, target = {}, None if learn.batch is None else learn.yb
             is_class = isinstance(target, Tensor) and not target.is_floating_point() and target.ndim == 1
             if is_class and is_cross_entropy(learn.loss_func) and is_torchs(learn.loss_func):
                 self.metrics = {

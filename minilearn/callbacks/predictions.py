@@ -21,6 +21,8 @@ class PredictionsCB(Callback):
     """Keep each batch's predictions and leave the batch before its loss, so that no target is needed.
 
     Runs at: after_predict; order 1000, after all others. Reads: preds, xb.
+    Raises: ValueError for predictions whose first dimension is not that of the samples, such as the hidden
+        state of a recurrent net, (layers, N, H): those of several batches cannot be joined.
     """
 
     order = Order.PREDICTIONS
@@ -31,6 +33,7 @@ class PredictionsCB(Callback):
 
     def after_predict(self, learn: Learner) -> None:
         if not learn.is_again:
+            _check_samples_first(learn)
             self._preds.append(learn.preds)
             self._sizes.append(n_samples(learn.xb))
             raise CancelBatchException
@@ -50,6 +53,23 @@ class PredictionsCB(Callback):
         if all(map(_is_per_sample, self._preds, self._sizes)):
             return [map_tensors(_on_cpu, item) for part in self._preds for item in part]
         return _join(self._preds, "preds")
+
+
+def _check_samples_first(learn: Learner) -> None:
+    n = n_samples(learn.xb if learn.yb is None else learn.yb)
+    if _is_per_sample(learn.preds, n):
+        return
+    shapes = [tuple(t.shape) for t in tensors_in(learn.preds) if t.ndim]
+    odd = [shape for shape in shapes if shape[:1] != (n,) and n in shape[1:]]
+    if not odd and len({shape[:1] for shape in shapes}) > 1:  # parts of one prediction
+        odd = [shape for shape in shapes if shape[:1] != shapes[0][:1]]
+    if odd:
+        raise ValueError(
+            f"predict: the model gave {', '.join(map(str, shapes))} for a batch of {n}. Predictions of several "
+            f"batches are joined along the first dimension, which is not that of the samples in {odd[0]}: "
+            "have the model give (N, ...), or set learn.preds in after_predict of a callback, such as to "
+            "hidden.transpose(0, 1)"
+        )
 
 
 def _is_per_sample(part: Any, size: int | None) -> bool:

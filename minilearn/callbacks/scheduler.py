@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..arguments import is_whole, shown, whole_number
 from ..callback import Callback, Order
-from ..optim.building import build_opt
+from ..optim.building import build_opt, call_opt_func
 from ..optim.groups import Group, forget_schedule, set_value
 from ..parameters import extra_groups
 from ..plan import sum_of
@@ -42,7 +42,8 @@ class BaseSchedulerCB(Callback):
     """Make a scheduler on the learner's optimizer when a fit begins; a subclass says when it steps.
 
     Each fit has its own schedule, which starts from the lr at the start of the fit. When the fit ends, lr,
-    momentum and betas are what they were before it. If SWACB sets the lr from some epoch on, the schedule
+    momentum and betas are what they were before it, and those of a group that was added during the fit are
+    what it came with. If SWACB sets the lr from some epoch on, the schedule
     covers only the part of the fit before that epoch; then momentum and betas are restored.
 
     Args:
@@ -130,10 +131,15 @@ class BaseSchedulerCB(Callback):
                 if "max_momentum" in group:  # it was cycled until here
                     _restore(group, {key: value for key, value in values.items() if key != "lr"})
 
+    def _step(self, learn: Learner, *values: Any) -> None:
+        """Step the scheduler; note first what a group that was added during the fit came with."""
+        groups = learn.opt.param_groups
+        self._before += [_hyperparameters(group) for group in groups[len(self._before) :]]
+        self.sched.step(*values)
+
     def cleanup_fit(self, learn: Learner) -> None:
         self.sched, before = None, self._before
         self._before = []
-        # A group added during this fit had no values before it.
         for group, values in zip(learn.opt.param_groups if before else (), before, strict=False):
             _restore(group, values)
 
@@ -235,7 +241,7 @@ class BatchSchedulerCB(BaseSchedulerCB):
 
     def after_step(self, learn: Learner) -> None:
         if learn.n_steps < self._until:
-            self.sched.step()
+            self._step(learn)
         elif learn.n_steps == self._until + 1:
             warn_of_more(self, learn)
 
@@ -277,7 +283,7 @@ class EpochSchedulerCB(BaseSchedulerCB):
 
     def after_epoch(self, learn: Learner) -> None:
         if self.sched is not None and learn.epoch + 1 < self._until:
-            self.sched.step(self.monitor.value(learn)) if self.monitor else self.sched.step()
+            self._step(learn, *([self.monitor.value(learn)] if self.monitor else []))
 
 
 def _check_opt(cb: Callback, opt: Any) -> None:
@@ -316,4 +322,4 @@ def _stand_in(learn: Learner) -> Any:
     ]
     for group in groups:
         forget_schedule(group)
-    return learn.opt_func(groups, groups[0]["lr"])
+    return call_opt_func(learn.opt_func, groups, groups[0]["lr"])

@@ -23,14 +23,16 @@ from .snapshot import (
     BEST,
     Saved,
     capture_beginning,
-    capture_rest,
+    capture_fit,
     capture_weights,
     checkpoints_in,
+    keyed,
     loaders_of,
     read,
     restore,
     restore_beginning,
     restore_loaders,
+    state_of,
     with_what_is_the_same,
 )
 
@@ -173,7 +175,7 @@ def _found(learn: Learner, resume: str | Path | bool) -> Path | None:
 
 def _check(learn: Learner, saved: Saved, path: Path) -> None:
     """Raise ValueError, with what differs, unless the learner matches the one of the checkpoint."""
-    now = capture_rest(learn, Position(0))
+    now = capture_fit(learn)
     here: Any
     there: Any
     for name, what, why in (
@@ -181,7 +183,7 @@ def _check(learn: Learner, saved: Saved, path: Path) -> None:
         ("phases", "phases", "is the validation loader missing?"),
         ("epoch_steps", "steps in its epochs", "is the batch size different, or the data?"),
     ):
-        here, there = now["fit"][name], saved["fit"][name]
+        here, there = now[name], saved["fit"][name]
         if here != there:
             raise ValueError(
                 f"{path} is of a fit with {_brief(there)} {what}, but this one has {_brief(here)}; {why}"
@@ -192,17 +194,14 @@ def _check(learn: Learner, saved: Saved, path: Path) -> None:
             f"{path} is of a run with {there['class']}, but the optimizer here is {here['class']}"
         )
     _check_groups(here, there, path)
-    here, there = now["cbs"], saved["cbs"]
+    here, there = keyed(learn.cbs), saved["cbs"]
     if missing := [key for key, state in there.items() if state and key not in here]:
         raise ValueError(
             f"{path} has the state of {missing[0]}, which is not among the callbacks here: "
             f"{', '.join(here) or 'none'}; add it"
         )
-    if added := [key for key, state in here.items() if state and key not in there]:
-        raise ValueError(
-            f"{path} has no state of {added[0]}: it is of a run with {', '.join(there) or 'none'}"
-        )
-    for name, now_state in now["loaders"].items():
+    for name, loader in loaders_of(learn).items():
+        now_state = state_of(learn, loader)
         if name in saved["loaders"] and (now_state is None) != (saved["loaders"][name] is None):
             kinds = ("no state", "a state")
             has = saved["loaders"][name] is not None
@@ -217,6 +216,15 @@ def _check(learn: Learner, saved: Saved, path: Path) -> None:
             raise ValueError(f"{path} is of a run with other data: {error}") from None
 
 
+def _check_added(learn: Learner, saved: Saved, path: Path) -> None:
+    """Raise ValueError for a callback with a state that the checkpoint lacks; before_fit may make this."""
+    there = saved["cbs"]
+    if added := [key for key, cb in keyed(learn.cbs).items() if key not in there and cb.state_dict()]:
+        raise ValueError(
+            f"{path} has no state of {added[0]}: it is of a run with {', '.join(there) or 'none'}"
+        )
+
+
 def _check_groups(here: Any, there: Any, path: Path) -> None:
     if len(here["params"]) != len(there["params"]):
         raise ValueError(
@@ -229,7 +237,8 @@ def _check_groups(here: Any, there: Any, path: Path) -> None:
             raise ValueError(f"{path} has other parameters in group {i} of the optimizer, such as {odd[0]}")
     groups = [part["state"]["param_groups"] for part in (here, there)]
     for i, (a, b) in enumerate(zip(*groups, strict=True)):
-        if odd := sorted((a.keys() ^ b.keys()) - set(SCHEDULE_KEYS)):
+        gained = {key for part in (here, there) for key in part.get("gained", {}).get(i, ())}
+        if odd := sorted((a.keys() ^ b.keys()) - gained - set(SCHEDULE_KEYS)):
             place = "only here" if odd[0] in a else "only in the file"
             raise ValueError(f"{path}: {odd[0]} is {place}, in group {i} of the optimizer")
 
@@ -295,6 +304,7 @@ class _RestoreCB(Callback):
         return {}
 
     def before_fit(self, learn: Learner) -> None:
+        _check_added(learn, self.source.saved, self.source.path)
         position = self.source.position
         if position.is_over:
             raise CancelFitException  # only what before_fit opened is left to close

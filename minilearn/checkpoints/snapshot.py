@@ -102,6 +102,7 @@ def capture_weights(learn: Learner) -> Saved:
         "opt": {
             "class": type(learn.opt).__name__,
             "params": [[names.get(id(p), "?") for p in group["params"]] for group in learn.opt.param_groups],
+            "gained": learn._made.gained(learn.opt.param_groups),
             "state": saver.save(learn.opt.state_dict(), "opt"),
         },
         **({"loss": loss} if loss else {}),
@@ -128,9 +129,7 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
         "run": learn.run_id,
         "fit": {
             "index": learn.n_fits,
-            "n_epochs": learn.n_epochs,
-            "phases": list(learn.phases),
-            "epoch_steps": list(learn.epoch_steps),
+            **capture_fit(learn),
             "cancelled_by": learn.cancelled_by.get("fit", "") if position.is_over else "",
         },
         "position": position._asdict(),
@@ -142,8 +141,17 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
         "in_eval": [plain_name(model, name) for name, m in model.named_modules() if not learn.modes.of(m)],
         "frozen_norms": [plain_name(model, k) for k, m in model.named_modules() if m in norms],
         "cbs": cbs,
-        "loaders": {k: saver.save(_state_of(learn, loader), k) for k, loader in loaders_of(learn).items()},
+        "loaders": {k: saver.save(state_of(learn, loader), k) for k, loader in loaders_of(learn).items()},
         "rng": saver.save(_packed(rng_state()), "rng"),
+    }
+
+
+def capture_fit(learn: Learner) -> Saved:
+    """Return what a resumed fit must have the same: epochs, phases and steps."""
+    return {
+        "n_epochs": learn.n_epochs,
+        "phases": list(learn.phases),
+        "epoch_steps": list(learn.epoch_steps),
     }
 
 
@@ -166,7 +174,7 @@ def capture_beginning(learn: Learner) -> Saved:
             "n_rows": len(learn.history),
             "cbs": {key: state for key, state in cbs.items() if state},
             "loaders": {
-                name: saver.save(_state_of(learn, loader), name) for name, loader in loaders_of(learn).items()
+                name: saver.save(state_of(learn, loader), name) for name, loader in loaders_of(learn).items()
             },
             "rngs": [saver.save(state, "rng") for state in learn.processes.all_gather(_packed(rng_state()))],
         }
@@ -256,7 +264,8 @@ def loaders_of(learn: Learner) -> dict[str, Any]:
     return {"train": learn.dls.train, "valid": learn.dls.valid} | ({"now": learn.dl} if is_inside else {})
 
 
-def _state_of(learn: Learner, loader: Any) -> Any:
+def state_of(learn: Learner, loader: Any) -> Any:
+    """Return the state of a loader; None if it has none."""
     return None if loader is None else learn.dls.adapter_of(loader).state()
 
 

@@ -203,7 +203,7 @@ def opt_for(learn: Learner, lr: float | Sequence[float] | None, reset_opt: bool)
             *(learn.opt_func, learn.model, first_lr, learn.param_groups),
             *(extra_groups(learn), elsewhere(learn)),
         )
-        learn._made.made_by(makers)
+        learn._made.made_by(makers, opt)
     else:
         check_kept(opt, named_params(learn), elsewhere(learn))
         check_makers(learn._made.makers, makers)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .groups import EXTRA, Group, check_lr, left_out, one_each
 
 _FUSED_IN_SHARDS = ("Adam", "AdamW")  # which torch can do on sharded parameters
+_NAMES_OF_LR = ("lr", "learning_rate", "max_lr", "base_lr")
 _CHOICES = ("fused", "foreach", "differentiable", "capturable")  # a user who sets one has decided
 
 
@@ -27,9 +28,9 @@ def build_opt(
     """Build the optimizer `opt_func(params, lr)` for a model.
 
     Args:
-        opt_func: takes (params, lr). One of torch's with a `fused` switch is built with fused=True
-            where the device has such a kernel, unless its arguments say fused, foreach,
-            differentiable or capturable.
+        opt_func: takes (params, lr), in this order or lr by name. One of torch's with a `fused` switch is
+            built with fused=True where the device has such a kernel, unless its arguments say fused,
+            foreach, differentiable or capturable.
         lr: one number >= 0, or one per group of the model; the extra groups then have the last one. A list
             may also give the extra groups' lrs.
         param_groups: model -> list of groups, each a dict as torch takes it ("params" and its own
@@ -69,7 +70,7 @@ def build_opt(
 def _made(opt_func: Any, model: nn.Module, params: list[Any], lr: Any, extra: Sequence[Group]) -> Any:
     try:
         may_fuse = _may_fuse(opt_func, model, [p for group in extra for p in group["params"]])
-        opt = _fused(opt_func, params, lr) if may_fuse else opt_func(params, lr)
+        opt = _fused(opt_func, params, lr) if may_fuse else call_opt_func(opt_func, params, lr)
     except Exception as error:
         if extra:
             error.add_note(
@@ -119,9 +120,45 @@ def _listed(group: Any) -> Group:
 
 def _fused(opt_func: Callable[..., Any], params: list[Any], lr: Any) -> Any:
     try:
-        return opt_func(params, lr, fused=True)
+        return call_opt_func(opt_func, params, lr, fused=True)
     except RuntimeError:  # torch has no fused kernel for this device or dtype
-        return opt_func(params, lr)
+        return call_opt_func(opt_func, params, lr)
+
+
+def call_opt_func(opt_func: Callable[..., Any], params: Any, lr: Any, **kwargs: Any) -> Any:
+    """Return `opt_func(params, lr)`, with lr by name if that is the name of an argument at another place.
+
+    Raises: ValueError for a class that did not take lr as the lr of its groups.
+    """
+    given = params if any(isinstance(group, dict) for group in params) else None
+    name = _name_of_lr(opt_func)
+    opt = opt_func(params, lr, **kwargs) if name is None else opt_func(params, **{name: lr}, **kwargs)
+    kind = opt_func.func if isinstance(opt_func, partial) else opt_func
+    if isinstance(kind, type):
+        for i, group in enumerate(getattr(opt, "param_groups", ())):
+            if "lr" not in group or (given is not None and "lr" in given[i]):
+                continue
+            if not _is_equal(group["lr"], lr):
+                raise ValueError(
+                    f"{kind.__name__} was given lr={lr!r}, but has lr={group['lr']!r} in group {i}: expected "
+                    "an optimizer that takes (params, lr); wrap it, opt_func=lambda params, lr: ..."
+                )
+    return opt
+
+
+def _name_of_lr(opt_func: Callable[..., Any]) -> str | None:
+    """Return the name by which to give the lr; None if it is the second argument, or not known."""
+    try:
+        named = inspect.signature(opt_func).parameters
+    except (ValueError, TypeError):  # written in C, or a partial with a wrong argument
+        return None
+    by_place = [p.name for p in named.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    by_name = [p.name for p in named.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return next((name for name in _NAMES_OF_LR if name in by_name and name not in by_place[:2]), None)
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    return a is b or bool(torch.as_tensor(a, dtype=torch.float64) == torch.as_tensor(b, dtype=torch.float64))
 
 
 def _check_groups(model: nn.Module, groups: list[Group], elsewhere: Collection[int]) -> None:
