@@ -65,7 +65,7 @@ def _check_samples_first(learn: Learner) -> None:
         odd = [shape for shape in shapes if shape[:1] != shapes[0][:1]]
     if odd:
         raise ValueError(
-            f"predict: the model gave {', '.join(map(str, shapes))} for a batch of {n}. Predictions of several "
+            f"predict: the model gave {', '.join(map(str, shapes))} for a batch of {n}. Those of several "
             f"batches are joined along the first dimension, which is not that of the samples in {odd[0]}: "
             "have the model give (N, ...), or set learn.preds in after_predict of a callback, such as to "
             "hidden.transpose(0, 1)"
