@@ -314,6 +314,8 @@ def state_of(learn, *left_out):
             state["_rows"] = {tag: value for tag, value in state["_rows"].items() if "time_s" not in tag}
     saved["cbs"] = {key: state for key, state in saved["cbs"].items() if state and key not in left_out}
     saved["fit"].pop("index")  # only runs with checkpoints count it
+    saved.pop("attributes")  # and only they know what has changed
+    saved["identities"].pop("kept")
     saved.pop("run")
     return saved
 

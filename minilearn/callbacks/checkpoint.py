@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import number, unless_none, whole_number
 from ..arguments import path as checked_path
 from ..callback import Callback, Order
+from ..checkpoints.begun import Begun
 from ..checkpoints.snapshot import (
     BEST,
     Saved,
@@ -98,6 +99,7 @@ class CheckpointCB(Callback):
         self._is_best = False
         self._last_step, self._last_s = 0, 0.0
         self._at_validation: Saved | None = None
+        self._is_untried = False  # whether nothing was captured in this kind of phase yet
         self._settings: Saved = {}  # of all callbacks, when the fit began
         self._needs: dict[bool, set[str]] = {}  # inside a phase or not -> see _needs_of
 
@@ -122,6 +124,7 @@ class CheckpointCB(Callback):
         self._check(learn)
         self._check_folder(learn)
         self._last_step, self._last_s = 0, learn.processes.broadcast(time.monotonic())
+        _begin(learn)
         self._needs, self._settings = {False: _needs_of(learn)}, settings_of(learn)
         if learn.run.source is not None:
             _warn_of_settings(learn.run.source.saved["settings"], self._settings)
@@ -133,6 +136,7 @@ class CheckpointCB(Callback):
         if why := learn.dls.adapter_of(learn.dl).why_not_resumable():
             raise ValueError(f"{self!r} cannot keep the position in the training loader: {why}")
         self._needs[True] = _needs_of(learn)
+        self._is_untried = learn.epoch == learn.plan.start.epoch and not learn.is_nested
 
     def cleanup_train(self, learn: Learner) -> None:
         if not learn.is_failing:
@@ -140,6 +144,7 @@ class CheckpointCB(Callback):
 
     def before_validate(self, learn: Learner) -> None:
         self._needs[True] = _needs_of(learn)
+        self._is_untried = learn.epoch == learn.plan.start.epoch and not learn.is_nested
         if learn.dls.adapter_of(learn.dl).why_not_resumable():  # it has to start again, from this state
             self._at_validation = deepcopy(capture_rest(learn, Position(learn.epoch, "eval")))
 
@@ -155,6 +160,11 @@ class CheckpointCB(Callback):
             self._write(learn, BEST, position_of(learn))
 
     def at_rest(self, learn: Learner) -> None:
+        if self._is_untried and learn.scopes[-1:] != ["fit"]:
+            # What the first batch made and no checkpoint can hold is found now, not after the epoch.
+            self._is_untried = False
+            self._rest_of(learn, position_of(learn))
+            capture_weights(learn)
         if self._is_due(learn):
             position, rest = position_of(learn), None
             if position.phase == "eval" and self._at_validation is not None:
@@ -182,14 +192,7 @@ class CheckpointCB(Callback):
 
     def _write(self, learn: Learner, name: str, position: Position, rest: Saved | None = None) -> Path:
         if rest is None:
-            needs: set[str] = set()
-            rest = capture_rest(learn, position, needs)
-            if late := sorted(needs - self._needs[position.is_inside]):
-                raise TypeError(
-                    f"{late[0]} was made after {'the phase' if position.is_inside else 'the fit'} began, so "
-                    "there would be no object to load it into: make it in before_fit, or define "
-                    "state_dict(self) and load_state_dict(self, state)"
-                )
+            rest = self._rest_of(learn, position)
         begun = learn.run.beginnings if position.is_inside else {}
         begun = {key: without_what_is_the_same(beginning, rest) for key, beginning in begun.items()}
         best: Saved = {}
@@ -204,6 +207,18 @@ class CheckpointCB(Callback):
                 self._check_run(learn, found[-1])  # another run may have begun to write here
             write_torch(path, saved)
         return path
+
+    def _rest_of(self, learn: Learner, position: Position) -> Saved:
+        """Return the state without weights. Raises: TypeError for what could not be loaded."""
+        needs: set[str] = set()
+        rest = capture_rest(learn, position, needs)
+        if late := sorted(needs - self._needs[position.is_inside]):
+            raise TypeError(
+                f"{late[0]} was made after {'the phase' if position.is_inside else 'the fit'} began, so "
+                "there would be no object to load it into: make it in before_fit, or define "
+                "state_dict(self) and load_state_dict(self, state)"
+            )
+        return rest
 
     def _check(self, learn: Learner) -> None:
         check_opt(learn.opt)
@@ -271,6 +286,15 @@ def _now_s(learn: Learner) -> float:
 def _place_of(source: Any) -> Path:
     """Return the name that a checkpoint would have by its position; it may be best.pt, or a copy."""
     return Path(name_of(source.saved["fields"]["n_epochs_trained"], source.position))
+
+
+def _begin(learn: Learner) -> None:
+    """Note what the learner is like, if this is its first fit with checkpoints."""
+    if learn.run.begun is None:
+        begun = Begun()
+        learn.run.has_begun(begun)
+        capture_rest(learn, Position(0))
+        begun.is_beginning = False
 
 
 def _needs_of(learn: Learner) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import io
 import logging
 import random
@@ -10,7 +11,7 @@ import struct
 import sys
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -20,9 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..processes import like, whole_in_first
+from ..processes import is_part, like, whole_in_first
+from .begun import Begun, attributes_of, parts_of, put_attributes
+from .identity import Identities, Objects
 
 # Saved forms: numbers, text, None, tensors, lists and dicts stand for themselves; the rest is (form, ...).
+AS_IT_WAS = "as it was"  # (AS_IT_WAS, digest): a parameter that is what it was when the fit began
 LEFT = ("left",)  # belongs to the program, not to the run: a function, an open file, the model
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
 _OF_ITEMS = {"set": set, "frozenset": frozenset, "tuple": tuple, "deque": deque}
@@ -33,7 +37,16 @@ _LEFT = (
 )
 
 
+_OF_TENSORS = ("shape", "dtype", "device")
+_STATE = ".state_dict()"  # in the path of a state, which is another object than its owner
 ADVICE = "define state_dict(self), to leave it out or give data instead, and load_state_dict(self, state)"
+
+
+class NoFormError(TypeError):
+    """A value has no saved form."""
+
+    def __init__(self, path: str, said: str) -> None:
+        super().__init__(f"{_plain(path)} {said}")
 
 
 class Saver:
@@ -45,33 +58,53 @@ class Saver:
         module: the name of the module whose classes may be built again when the value is loaded: that of
             the callback that keeps the value.
         advice: what to do about a value that has no saved form.
+        identities: notes which values are one object.
+        begun: says what of modules and optimizers has changed; without it, only their state_dict is saved.
+        trained: the ids of parameters that an optimizer has, which are always saved.
 
     State: needs, the paths of objects that can be loaded only into an existing object.
     Raises: TypeError, with the path of the value, for what has no saved form.
     """
 
-    def __init__(self, shared: Iterable[Any], module: str, advice: str = ADVICE) -> None:
+    def __init__(
+        self,
+        shared: Iterable[Any],
+        module: str,
+        advice: str = ADVICE,
+        identities: Identities | None = None,
+        begun: Begun | None = None,
+        trained: Collection[int] = (),
+    ) -> None:
         self.shared = {id(value) for value in shared}
         self.module, self.advice = module, advice
+        self.identities, self.begun, self.trained = identities, begun, trained
         self.needs: set[str] = set()
         self._inside: list[int] = []
 
     def save(self, value: Any, path: str) -> Any:
         """Return the saved form of a value; it shares the value's tensors."""
-        if id(value) in self.shared or isinstance(value, _LEFT):
-            return LEFT
         if type(value) in _PLAIN:
             return _unusual(value)
+        if id(value) in self.shared:
+            self._note(value, path)
+            return LEFT
+        if isinstance(value, _LEFT):
+            return LEFT
+        self._note(value, path)
         if isinstance(value, Tensor):
             value = compact(value)
             return value if value.device.type == "cpu" else ("tensor", value)
         if id(value) in self._inside:
-            raise TypeError(f"{path} leads back to itself, which a checkpoint cannot hold; {self.advice}")
+            raise NoFormError(path, f"leads back to itself, which a checkpoint cannot hold; {self.advice}")
         self._inside.append(id(value))
         try:
             return self._save(value, path)
         finally:
             self._inside.pop()
+
+    def _note(self, value: Any, path: str) -> None:
+        if self.identities is not None:
+            self.identities.note(value, path)
 
     def _save(self, value: Any, path: str) -> Any:
         for form_of in (self._container, self._data, self._generator):
@@ -127,7 +160,7 @@ class Saver:
         """Note that a value can be loaded only into an existing one, unless the module can build it."""
         kind = type(value)
         if _class_in(self.module, kind.__name__) is not kind:
-            self.needs.add(path)
+            self.needs.add(_plain(path))
 
     def _items(self, values: Iterable[Any], path: str) -> list[Any]:
         return [self.save(value, f"{path}[{i}]") for i, value in enumerate(values)]
@@ -135,25 +168,71 @@ class Saver:
     def _entries(self, values: Mapping[Any, Any], path: str) -> dict[Any, Any]:
         for key in values:
             if not all(type(part) in _PLAIN for part in (key if type(key) is tuple else [key])):
-                raise TypeError(
-                    f"{path} has the key {key!r}: a checkpoint holds keys that are text or numbers"
+                raise NoFormError(
+                    path, f"has the key {key!r}: a checkpoint holds keys that are text or numbers"
                 )
         return {key: self.save(value, _inner(path, key)) for key, value in values.items()}
 
     def _object(self, value: Any, path: str) -> Any:
         kind = type(value)
         if has_state(value):
-            self.needs.add(path)
-            return ("state", kind.__name__, self.save(value.state_dict(), path))
+            self.needs.add(_plain(path))
+            state = self.save(value.state_dict(), f"{path}{_STATE}")
+            more = {}
+            if self.begun is not None and isinstance(value, nn.Module | torch.optim.Optimizer):
+                self._leave_out_unchanged(value, state, path)
+                more = self.attributes(value, path)
+            return ("state", kind.__name__, state, more) if more else ("state", kind.__name__, state)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             attributes = dict(zip(value._fields, value, strict=True))
         elif hasattr(value, "__dict__") and not isinstance(value, Iterable) and not _holds_more(kind):
             attributes = vars(value)
         else:
-            raise TypeError(f"{path} is a {kind.__name__}, which a checkpoint cannot hold; {self.advice}")
+            raise NoFormError(path, f"is a {kind.__name__}, which a checkpoint cannot hold; {self.advice}")
         self._note_need(value, path)
         saved = {name: self.save(part, f"{path}.{name}") for name, part in attributes.items()}
         return ("object", kind.__name__, saved)
+
+    def attributes(self, root: Any, path: str, with_modes: bool = True) -> dict[str, Any]:
+        """Return what has changed in the plain attributes of a module's parts, of an optimizer or a loss.
+
+        What has no form, and what could not be loaded, is left out: it may be of the program.
+        """
+        begun, found = self.begun, dict[str, Any]()
+        if begun is None or id(root) in self._inside[:-1]:
+            return found
+        outer = self.module, self.needs, self._inside
+        try:
+            self.module, self._inside = type(root).__module__, [*self._inside, id(root)]
+            for name, part in parts_of(root):
+                for key, value in attributes_of(part, with_modes).items():
+                    where = f"{path}.{name}.{key}" if name else f"{path}.{key}"
+                    self.needs = set()
+                    try:
+                        form = self.save(value, where)
+                    except NoFormError:
+                        continue
+                    if begun.is_beginning:
+                        begun.needs |= self.needs
+                    if not begun.is_as_it_was(where, digest_of(form)) and self.needs <= begun.needs:
+                        found.setdefault(name, {})[key] = form
+        finally:
+            self.module, self.needs, self._inside = outer
+        return found
+
+    def _leave_out_unchanged(self, value: Any, state: Any, path: str) -> None:
+        """Leave the unchanged parameters of a frozen module out of its state, except for their digests."""
+        assert self.begun is not None
+        entries = state[1] if isinstance(state, tuple) else state  # an OrderedDict, as a rule
+        for name, p in value.named_parameters() if isinstance(value, nn.Module) else ():
+            where = f"{path}.{name}"
+            if name not in entries or is_part(p) or id(p) in self.trained or where in self.begun.changed:
+                continue
+            digest = digest_of(p.detach())
+            if not self.begun.is_as_it_was(where, digest):
+                self.begun.changed.add(where)
+            elif not self.begun.is_beginning:
+                entries[name] = (AS_IT_WAS, digest.hex())
 
 
 def _holds_more(kind: type) -> bool:
@@ -161,6 +240,10 @@ def _holds_more(kind: type) -> bool:
     return issubclass(kind, int | float | complex | BaseException) or any(
         vars(base).get("__slots__") for base in kind.__mro__
     )
+
+
+def _plain(path: str) -> str:
+    return path.replace(_STATE, "")
 
 
 def _unusual(value: Any) -> Any:
@@ -198,17 +281,27 @@ class Loader:
     Args:
         device: for tensors that were not on the CPU.
         module: see Saver.
+        objects: returns one object where one was saved.
     """
 
-    def __init__(self, device: torch.device, module: str) -> None:
+    def __init__(self, device: torch.device, module: str, objects: Objects | None = None) -> None:
         self.device, self.module = device, module
-        self._filled: dict[int, Any] = {}  # the lists and dicts that are loaded already
+        self.objects = Objects() if objects is None else objects
 
     def load(self, saved: Any, live: Any, path: str) -> Any:
         """Return the value of a saved form; `live` is the present value, and keeps its identity if possible.
 
         Raises: ValueError for an object that neither exists nor can be built.
         """
+        if type(saved) in _PLAIN:
+            return saved
+        if (found := self.objects.get(path)) is not None:
+            return found
+        value = self._loaded(saved, live, path)
+        self.objects.note(value, path)
+        return value
+
+    def _loaded(self, saved: Any, live: Any, path: str) -> Any:
         if isinstance(saved, list):
             items = self._items(saved, live, path)
             return self._in_place(live, items) if type(live) is list else items
@@ -216,7 +309,7 @@ class Loader:
             entries = self._entries(saved, live, path)
             return self._in_place(live, entries) if type(live) is dict else entries
         if isinstance(saved, Tensor):
-            return _loaded_tensor(saved, live)
+            return self._tensor(saved, live, path)
         if not isinstance(saved, tuple):
             return saved
         return live if saved == LEFT else self._load(saved, live, path)
@@ -224,11 +317,11 @@ class Loader:
     def _load(self, saved: tuple[Any, ...], live: Any, path: str) -> Any:
         form, value = saved[0], saved[1]
         if form == "tensor":
-            return _loaded_tensor(value.to(self.device), live)
+            return self._tensor(value.to(self.device), live, path)
         if form in _OF_ENTRIES or form in _OF_ITEMS:
-            return self._container(saved, live, path)
+            return self._in_place(live, self._container(saved, live, path))
         if form in ("torch.Generator", "random.Random", "numpy.Generator"):
-            return self._generator(form, value, live)
+            return self._generator(form, value, live if self.objects.is_free(live) else None)
         if form in ("state", "object"):
             return self._object(saved, live, path)
         return self._data(saved, live, path)
@@ -261,8 +354,14 @@ class Loader:
         if form == "numpy":
             _, dtype, shape, data = saved
             array = np.frombuffer(data or b"", dtype).reshape(shape).copy()
+            is_same = self.objects.is_kept(path) and self.objects.is_free(live)
+            if is_same and _is_like(live, array) and live.flags.writeable:
+                live[...] = array
+                return live
             is_number = not shape and not isinstance(live, np.ndarray)
             return array[()] if is_number else array
+        if form == AS_IT_WAS:
+            return saved
         raise ValueError(f"{path}: the checkpoint has the unknown form {form!r}")
 
     def _kind(self, name: str, live: Any) -> Any:
@@ -270,13 +369,26 @@ class Loader:
         return type(live) if type(live).__name__ == name else _class_in(self.module, name)
 
     def _in_place(self, live: Any, value: Any) -> Any:
-        """Refill, once, a list or dict that a closure or a bound method may hold."""
-        if id(live) in self._filled:  # under another name; if the contents differ, two were saved
-            return live if not first_difference(live, value) else value
-        self._filled[id(live)] = live
+        """Refill, once, a container that a closure or a bound method may hold."""
+        if type(live) is not type(value) or not isinstance(live, list | dict | set | deque):
+            return value
+        if getattr(live, "maxlen", None) != getattr(value, "maxlen", None):
+            return value
+        if id(live) in self.objects.filled:  # under another name; if the contents differ, two were saved
+            return live if not self.objects.is_known and not first_difference(live, value) else value
         live.clear()
-        live.extend(value) if isinstance(live, list) else live.update(value)
+        live.extend(value) if isinstance(live, list | deque) else live.update(value)
+        self.objects.filled[id(live)] = live
         return live
+
+    def _tensor(self, value: Tensor, live: Any, path: str) -> Tensor:
+        """Return a new tensor, or the present one if it is a parameter, or was the same all the time."""
+        is_param = isinstance(live, nn.Parameter) and live.shape == value.shape
+        is_same = is_param or (self.objects.is_kept(path) and _is_like(live, value))
+        if is_same and self.objects.is_free(live):
+            with torch.no_grad():
+                return live.copy_(like(value, live))
+        return value.clone()
 
     def _items(self, saved: list[Any], live: Any, path: str) -> list[Any]:
         now = list(live) if isinstance(live, list | tuple | deque) else []
@@ -288,7 +400,7 @@ class Loader:
         return {
             key: self.load(item, now.get(key), _inner(path, key))
             for key, item in saved.items()
-            if item != LEFT or key in now
+            if item != LEFT or key in now or self.objects.get(_inner(path, key)) is not None
         }
 
     def _generator(self, form: str, state: Any, live: Any) -> Any:
@@ -308,9 +420,16 @@ class Loader:
         return numpy
 
     def _object(self, saved: tuple[Any, ...], live: Any, path: str) -> Any:
-        form, name, state = saved
+        form, name, state = saved[:3]
+        if not self.objects.is_free(live):
+            live = None
         if form == "state" and type(live).__name__ == name:
-            live.load_state_dict(self.load(state, None, path))
+            loaded = self.load(state, None, f"{path}{_STATE}")
+            if isinstance(live, nn.Module):
+                _fill_in_unchanged(live, loaded, path)
+            live.load_state_dict(loaded)
+            if len(saved) > 3:
+                put_attributes(live, saved[3], self.load, path)
             return live
         kind = self._kind(name, live)
         if form != "object" or not isinstance(kind, type):
@@ -323,11 +442,28 @@ class Loader:
         return value
 
 
-def _loaded_tensor(value: Tensor, live: Any) -> Tensor:
-    if isinstance(live, nn.Parameter) and live.shape == value.shape:
-        with torch.no_grad():
-            return live.copy_(like(value, live))
-    return value.clone()
+def _is_like(live: Any, value: Any) -> bool:
+    """Whether two tensors or arrays have the same kind, shape, dtype and device."""
+    kind, names = (np.ndarray, ("shape", "dtype")) if isinstance(value, np.ndarray) else (Tensor, _OF_TENSORS)
+    return isinstance(live, kind) and all(getattr(live, name) == getattr(value, name) for name in names)
+
+
+def _fill_in_unchanged(module: nn.Module, state: Any, path: str) -> None:
+    """Put the present parameters into a state that has only their digests.
+
+    Raises: ValueError if one is not what it was.
+    """
+    params = dict(module.named_parameters())
+    for name, value in state.items() if isinstance(state, dict) else ():
+        if type(value) is not tuple or value[:1] != (AS_IT_WAS,):
+            continue
+        if name not in params or digest_of(params[name].detach()).hex() != value[1]:
+            raise ValueError(
+                f"{path}.{name} is not what it was in the run to resume. Checkpoints leave out parameters "
+                "that no optimizer has and the run did not change, such as a frozen teacher's: load the same "
+                "weights before the fit, or make them from the same seed"
+            )
+        state[name] = params[name].detach()
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -368,6 +504,25 @@ def _n_different(a: Tensor, b: Tensor) -> int:
 def first_difference(a: Any, b: Any) -> str:
     """Name the first place where two saved forms are not equal bit for bit; "" if there is none."""
     return next((f"{path}: {how}" for path, how in differences(a, b)), "")
+
+
+def digest_of(form: Any) -> bytes:
+    """Return a digest of a saved form, bit for bit."""
+    digest = hashlib.blake2b(digest_size=16)
+    _add_to(digest, form)
+    return digest.digest()
+
+
+def _add_to(digest: Any, form: Any) -> None:
+    if isinstance(form, dict | list | tuple):
+        digest.update(f"{type(form).__name__} {len(form)};".encode())
+        for item in form.items() if isinstance(form, dict) else form:
+            _add_to(digest, item)
+    elif isinstance(form, Tensor):
+        digest.update(f"{form.dtype} {tuple(form.shape)};".encode())
+        digest.update(_bytes_of(form))
+    else:
+        digest.update(f"{type(form).__name__} {form!r};".encode())
 
 
 def _is_same(a: Any, b: Any) -> bool:

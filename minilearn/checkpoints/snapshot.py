@@ -13,13 +13,15 @@ import torch
 
 from ..callback import Callback, Order
 from ..files import read_torch
-from ..optim.groups import keep_order_of_memory
-from ..parameters import check_brought, extra_params, loss_module, loss_tensors
+from ..optim.groups import keep_order_of_memory, params_of
+from ..parameters import check_brought, elsewhere, extra_params
 from ..plan import Position
 from ..processes import like
 from ..seeding import rng_state, set_rng_state
 from ..weights import SUFFIX, plain_name, tensors_by_name
-from .codec import Loader, Saver, compact, first_difference
+from .begun import owner_of, put_attributes
+from .codec import ADVICE, Loader, Saver, compact, first_difference
+from .identity import Identities, Objects
 from .loss import capture_loss, restore_loss
 
 if TYPE_CHECKING:
@@ -116,13 +118,13 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
     Args:
         needs: is filled with the paths of objects in callbacks that can only be loaded into existing ones.
     """
-    shared, cbs = _shared(learn), {}
+    savers, cbs = _Savers(learn), {}
     for key, cb in keyed(learn.cbs).items():
-        saver = Saver(shared, type(cb).__module__)
+        saver = savers.of(cb)
         cbs[key] = saver.save(cb.state_dict(), key)
         if needs is not None:
             needs |= saver.needs
-    saver, model = Saver(shared, type(learn).__module__, _OWN_ADVICE), learn.model
+    saver, model = savers.of(learn, _OWN_ADVICE), learn.model
     norms = set(learn.modes.frozen_norms)
     return {
         "minilearn": FORMAT,
@@ -136,6 +138,8 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
         "mean": saver.save(learn.mean.state_dict(learn), "mean"),
         "fields": saver.save({name: getattr(learn, name) for name in _FIELDS}, "learn"),
         "own": saver.save(learn.own_fields(), "learn"),
+        "attributes": savers.attributes(learn),
+        "identities": savers.identities.form(),
         "history": Saver([], "").save(learn.history, "history"),
         "frozen": [plain_name(model, name) for name, p in model.named_parameters() if not p.requires_grad],
         "in_eval": [plain_name(model, name) for name, m in model.named_modules() if not learn.modes.of(m)],
@@ -160,17 +164,19 @@ def capture_beginning(learn: Learner) -> Saved:
 
     That is counters, rows, random numbers, loaders, and the states of callbacks with such hooks, not weights.
     """
-    shared = _shared(learn)
-    saver = Saver(shared, type(learn).__module__, _OWN_ADVICE)
+    savers = _Savers(learn)
     cbs = {
-        key: Saver(shared, type(cb).__module__).save(cb.epoch_state(), key)
+        key: savers.of(cb).save(cb.epoch_state(), key)
         for key, cb in keyed(learn.cbs).items()
         if any(hasattr(cb, event) for event in _READ_AT_BEGINNINGS)
     }
+    saver = savers.of(learn, _OWN_ADVICE)
     return deepcopy(
         {
             "fields": saver.save({name: getattr(learn, name) for name in _FIELDS}, "learn"),
             "own": saver.save(learn.own_fields(), "learn"),
+            "attributes": savers.attributes(learn),
+            "identities": savers.identities.form(),
             "n_rows": len(learn.history),
             "cbs": {key: state for key, state in cbs.items() if state},
             "loaders": {
@@ -209,9 +215,11 @@ def restore_beginning(learn: Learner, beginning: Saved, rows: list[Any]) -> None
         rows: the history at that time, perhaps with later rows.
     """
     device = next(learn.model.parameters()).device
-    _put_cbs(learn, beginning["cbs"], device)
-    loader = Loader(device, type(learn).__module__)
+    objects = Objects(beginning.get("identities"), _shared(learn))
+    _put_cbs(learn, beginning["cbs"], device, objects)
+    loader = Loader(device, type(learn).__module__, objects)
     vars(learn).update(loader.load(beginning["own"], learn.own_fields(), "learn"))
+    _put_attributes(learn, beginning.get("attributes", {}), device, objects)
     vars(learn).update(loader.load(beginning["fields"], None, "learn"))
     learn.history[:] = rows[: beginning["n_rows"]]
     restore_loaders(learn, beginning["loaders"])
@@ -278,14 +286,52 @@ def check_opt(opt: Any) -> None:
         )
 
 
-def _shared(learn: Learner) -> list[Any]:
-    parts = [learn, learn.dls, learn.dls.train, learn.dls.valid, learn.dls.test, learn.dl, learn.history]
-    parts += [learn.opt, learn.opt.param_groups, learn.opt.state, *learn.opt.param_groups, *learn.cbs]
-    parts += [*learn.model.modules(), *learn.model.parameters(), *learn.model.buffers()]
-    if tensors := loss_tensors(learn):
-        loss: Any = loss_module(learn.loss_func)
-        parts += [learn.loss_func, *loss.modules(), *tensors.values()]
-    return [part for part in parts if part is not None]
+class _Savers:
+    """Make savers for the parts of a learner, which know of each other's objects."""
+
+    def __init__(self, learn: Learner) -> None:
+        self.shared, self.begun = _shared(learn), learn.run.begun
+        self.identities = Identities(self.shared, self.begun)
+        trained = params_of(learn.opt) if hasattr(learn.opt, "param_groups") else []
+        self.trained = {id(p) for p in trained} | elsewhere(learn)
+
+    def of(self, owner: Any, advice: str = ADVICE) -> Saver:
+        """Return a saver for what an object keeps."""
+        more = (self.identities, self.begun, self.trained)
+        return Saver(self.shared.values(), type(owner).__module__, advice, *more)
+
+    def attributes(self, learn: Learner) -> Saved:
+        """Return what changed in the plain attributes of the model, the loss and the optimizer."""
+        roots = _roots(learn).items()
+        found = {name: self.of(root).attributes(root, name, with_modes=False) for name, root in roots}
+        return {name: values for name, values in found.items() if values}
+
+
+def _roots(learn: Learner) -> dict[str, Any]:
+    """Return the model, the loss and the optimizer, if they are objects."""
+    loss = owner_of(learn.loss_func)
+    is_other = loss is not None and loss is not learn.model and not any(loss is cb for cb in learn.cbs)
+    return {
+        "model": learn.model,
+        **({"loss_func": loss} if is_other and loss is not learn else {}),
+        "opt": learn.opt,
+    }
+
+
+def _shared(learn: Learner) -> dict[str, Any]:
+    """Return by name what is saved separately, or belongs to the program."""
+    dls, opt = learn.dls, learn.opt
+    parts = {"learn": learn, "learn.dls": dls, "learn.dl": learn.dl, "learn.history": learn.history}
+    parts |= {"learn.dls.train": dls.train, "learn.dls.valid": dls.valid, "learn.dls.test": dls.test}
+    parts |= {"learn.opt": opt, "learn.opt.param_groups": opt.param_groups, "learn.opt.state": opt.state}
+    parts |= {f"learn.opt.param_groups[{i}]": group for i, group in enumerate(opt.param_groups)}
+    parts |= {f"learn.cbs.{key}": cb for key, cb in keyed(learn.cbs).items()}
+    for name, root in (("learn.loss_func", owner_of(learn.loss_func)), ("learn.model", learn.model)):
+        parts[name] = root
+        if isinstance(root, torch.nn.Module):
+            named = (root.named_modules(), root.named_parameters(), root.named_buffers())
+            parts |= {f"{name}.{inner}": part for items in named for inner, part in items if inner}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 # Restoring it -------------------------------------------------------------------------------------
@@ -297,9 +343,12 @@ def restore(learn: Learner, saved: Saved) -> None:
     Users' code runs first: if it raises, weights, optimizer and history are as they were.
     """
     device = next(learn.model.parameters()).device
-    _put_cbs(learn, saved["cbs"], device)
-    loader = Loader(device, type(learn).__module__)
+    objects = Objects(saved.get("identities"), _shared(learn))
+    _put_cbs(learn, saved["cbs"], device, objects)
+    loader = Loader(device, type(learn).__module__, objects)
     vars(learn).update(loader.load(saved["own"], learn.own_fields(), "learn"))
+    _put_attributes(learn, saved.get("attributes", {}), device, objects)
+    loader = Loader(device, type(learn).__module__)
     extra = loader.load(saved["extra"], None, "model")
     if extra:
         learn.model.load_state_dict(extra, strict=False)
@@ -334,33 +383,37 @@ def _mean_of_version_0_1(saved: Saved) -> Saved:
     return {**was, "_total": total, "_unit": unit, "_common": 0.0}
 
 
-def _put_cbs(learn: Learner, saved: Saved, device: torch.device) -> None:
+def _put_cbs(learn: Learner, saved: Saved, device: torch.device, objects: Objects) -> None:
     """Restore the callbacks' states; if one raises, those before it get their old state back."""
     cbs = {key: cb for key, cb in keyed(learn.cbs).items() if key in saved}
-    shared = _shared(learn)
-    before = {
-        key: deepcopy(Saver(shared, type(cb).__module__).save(cb.state_dict(), key))
-        for key, cb in cbs.items()
-    }
+    savers = _Savers(learn)
+    before = {key: deepcopy(savers.of(cb).save(cb.state_dict(), key)) for key, cb in cbs.items()}
     done: list[str] = []
     try:
         for key, cb in cbs.items():
-            _put_cb(cb, key, saved[key], device)
+            _put_cb(cb, key, saved[key], device, objects)
             done.append(key)
     except BaseException:
+        objects = Objects(savers.identities.form(), _shared(learn))
         for key in done:
-            _put_cb(cbs[key], key, before[key], device)
+            _put_cb(cbs[key], key, before[key], device, objects)
         raise
 
 
-def _put_cb(cb: Callback, key: str, saved: Any, device: torch.device) -> None:
-    loader, now = Loader(device, type(cb).__module__), dict(cb.state_dict())
+def _put_cb(cb: Callback, key: str, saved: Any, device: torch.device, objects: Objects) -> None:
+    loader, now = Loader(device, type(cb).__module__, objects), dict(cb.state_dict())
     state = loader.load(saved, dict(now), key)
     if type(cb).state_dict is Callback.state_dict:
         for name in now.keys() - saved.keys():  # added later
             delattr(cb, name)
         now = {}
     cb.load_state_dict(now | state)  # a beginning may have fewer keys
+
+
+def _put_attributes(learn: Learner, saved: Saved, device: torch.device, objects: Objects) -> None:
+    for name, root in _roots(learn).items():
+        loader = Loader(device, type(root).__module__, objects)
+        put_attributes(root, saved.get(name, {}), loader.load, name)
 
 
 def _put_opt(opt: Any, state: Any) -> None:

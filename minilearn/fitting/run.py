@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..checkpoints.begun import Begun
     from ..learner import Learner
 
 
@@ -15,12 +16,14 @@ class Run:
 
     id (None without CheckpointCB), n_fits (finished ones), saved_to (the newest checkpoint of this fit),
     source (the checkpoint that this fit resumes from; None for a new one), savers (functions that write a
-    checkpoint now), beginnings (the state with which the epoch, or its validation, began).
+    checkpoint now), beginnings (the state with which the epoch, or its validation, began), begun (what the
+    learner was like when its first fit with checkpoints began; None before it).
     """
 
     def __init__(self) -> None:
         self.id: str | None = None
         self.n_fits = 0
+        self.begun: Begun | None = None
         self.begin()
 
     def named(self, name: str) -> None:
@@ -30,6 +33,10 @@ class Run:
     def is_at(self, name: str | None, n_fits: int) -> None:
         """Say which run it is, and how many of its fits are finished."""
         self.id, self.n_fits = name, n_fits
+
+    def has_begun(self, begun: Begun | None) -> None:
+        """Set what the learner was like when its first fit with checkpoints began."""
+        self.begun = begun
 
     def begin(self) -> None:
         """Begin a fit; nothing of it is saved yet."""

@@ -352,7 +352,8 @@ def test_ordinary_step_waits_for_no_device_and_captures_nothing(make_learner, tm
             learn.fit()
         counts.append((counter.n, len(captured)))
     assert counts[0] == counts[1]
-    assert counts[0][1] == 3  # what is there when the fit and the phase begin; the file at the end
+    # What is there when the fit begins, twice, and the phase; a trial after the first batch; the file.
+    assert counts[0][1] == 5
 
 
 # The best ---------------------------------------------------------------------------------------------

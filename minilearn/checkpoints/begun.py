@@ -1,0 +1,99 @@
+"""What a learner was like when its first saved fit began, so that a checkpoint has only what changed since.
+
+Objects with a state_dict keep more than it says: modules and optimizers have counters, generators and lists
+in plain attributes. What a script sets there is the script's; what a run changes belongs to the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from ..weights import plain_name
+
+_WRAPPERS = (DataParallel, DistributedDataParallel)
+_OF_MODULES = frozenset(vars(nn.Module()))
+_OF_OPTIMIZERS = frozenset(
+    {*vars(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1))}
+    | {"as_built", "of_model", "_opt_called", "_step_count", "_warned_capturable_if_run_uncaptured"}
+)
+Saved = dict[str, Any]
+
+
+class Begun:
+    """Hold digests of what is left out of checkpoints as long as it does not change.
+
+    digests (path -> that of the saved form), needs (paths of objects that existed), changed (paths of
+    parameters that are known to have changed), objects (path -> a tensor or array, for `Identities`),
+    is_beginning (whether it is being filled).
+    """
+
+    def __init__(self) -> None:
+        self.digests: dict[str, bytes] = {}
+        self.needs: set[str] = set()
+        self.changed: set[str] = set()
+        self.objects: dict[str, Any] = {}
+        self.is_beginning = True
+
+    def is_as_it_was(self, path: str, digest: bytes) -> bool:
+        """Whether the value at a path is the one with which the fit began."""
+        if self.is_beginning:
+            self.digests[path] = digest
+        return self.digests.get(path) == digest
+
+
+def attributes_of(part: Any, with_modes: bool) -> Saved:
+    """Return the plain attributes of one module, optimizer or other object that its state_dict may lack."""
+    if isinstance(part, nn.Module):
+        names = _OF_MODULES - {"training"} if with_modes else _OF_MODULES
+        hidden = {k: part._buffers[k] for k in part._non_persistent_buffers_set} if with_modes else {}
+        return hidden | {k: v for k, v in vars(part).items() if k not in names}
+    if isinstance(part, torch.optim.Optimizer):
+        return {k: v for k, v in vars(part).items() if k not in _OF_OPTIMIZERS}
+    return dict(getattr(part, "__dict__", {}))
+
+
+def parts_of(root: Any) -> Iterator[tuple[str, Any]]:
+    """Give the modules of a module by their plain names, without wrappers; anything else as it is."""
+    if not isinstance(root, nn.Module):
+        yield "", root
+        return
+    for name, module in root.named_modules():
+        if not isinstance(module, _WRAPPERS) and not _is_torchs_wrapper(module):
+            yield plain_name(root, name), module
+
+
+def _is_torchs_wrapper(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("torch._dynamo", "torch.distributed"))
+
+
+def owner_of(function: Any) -> Any:
+    """Return the object that is called: that of a bound method or of a partial; None for a bare function."""
+    while isinstance(function, partial):
+        function = function.func
+    if isinstance(function, MethodType):
+        function = function.__self__
+    return function if hasattr(function, "__dict__") and not hasattr(function, "__code__") else None
+
+
+def put_attributes(root: Any, found: Saved, load: Any, path: str) -> None:
+    """Load attributes into the parts of an object, as `Saver.attributes` gave them.
+
+    Raises: ValueError for a part that does not exist here.
+    """
+    parts = dict(parts_of(root))
+    for name, values in found.items():
+        where = f"{path}.{name}" if name else path
+        if name not in parts:
+            raise ValueError(f"{where}: the checkpoint has a state of it, and it does not exist here")
+        part = parts[name]
+        for key, saved in values.items():
+            buffers = getattr(part, "_buffers", {})
+            place = buffers if key in buffers else vars(part)
+            place[key] = load(saved, place.get(key), f"{where}.{key}")
