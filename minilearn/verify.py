@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from fastcore.basics import listify
+from torch import nn
 
 from .arguments import whole_number
 from .batches import tensors_in
@@ -18,8 +21,11 @@ from .callback import Callback
 from .callbacks.checkpoint import CheckpointCB
 from .callbacks.loggers import CSVLoggerCB, TensorBoardCB
 from .callbacks.progress import ProgressCB
-from .checkpoints.codec import differences
-from .checkpoints.snapshot import Saved, capture, position_of
+from .checkpoints.begun import Begun
+from .checkpoints.codec import NoFormError, differences, digest_of
+from .checkpoints.snapshot import Saved, Savers, capture, keyed, position_of
+from .fitting.mean import trained
+from .fitting.request import PAUSE
 from .parameters import all_tensors
 from .seeding import kept_rng, set_seed
 
@@ -28,73 +34,168 @@ if TYPE_CHECKING:
 
 _LEFT_OUT = (ProgressCB, CheckpointCB, CSVLoggerCB, TensorBoardCB)  # they write to the run's own places
 _MOST_STEPS = 10**6
+_NEVER = ("train", 0, -1)
 Trace = list[dict[str, str]]
 
 
 def verify_resume(learn: Learner, at: int | None = None, n_epochs: int | None = None, **kwargs: Any) -> str:
-    """Train copies of a learner, stop and resume one of them after `at` steps, and compare.
+    """Train copies of a learner, stop and resume some of them, and compare.
 
-    There are four runs: two straight through, one until the stop, and one that resumes from its checkpoint,
-    with all random generators in another state. The batch, loss and weights of each step and the whole state
-    at the end are compared bit for bit: model, optimizer, callbacks, history, random numbers. The learner
-    itself stays as it is.
+    Two runs go straight through. Another is stopped after `at` steps, and one resumes from its checkpoint,
+    with all random generators in another state; by default a second pair does the same for a stop inside
+    validation. The batch, loss and weights of each step and the whole state at the end are compared bit for
+    bit: model, optimizer, callbacks, history, random numbers, and everything that is trained or counts,
+    whether a checkpoint holds it or not. The learner itself stays as it is.
 
     Args:
-        at: a step of the fit, >= 1. Default: the middle of the first epoch.
-        n_epochs: of the fit. Default: as many as it takes to get beyond `at`.
+        at: a step of the fit, >= 1. Default: the middle of the second epoch, and of its validation.
+        n_epochs: of the fit. Default: as many as it takes to get beyond the stop.
         **kwargs: more arguments of `fit`.
 
     Returns: what was found equal, and what could not be compared because it differs between the straight
         runs too, such as a callback's clock.
     Raises: RuntimeError that names the first difference; TypeError for what cannot be copied or saved.
     """
-    per_epoch = learn.planned_steps(1, learn.dls.adapters["train"].n_batches)[0]
-    if at is None:
-        at = max(1, (per_epoch or 2) // 2)
-    at = whole_number("verify_resume(at", at, 1, _MOST_STEPS, of=" of steps")
-    if n_epochs is None:
-        if not per_epoch:
-            raise ValueError("verify_resume: the train loader has no length, so n_epochs has to be given")
-        n_epochs = at // per_epoch + 1
+    at, n_epochs, stops = _stops(learn, at, n_epochs, kwargs.get("valid", True))
     given = [cb for cb in listify(kwargs.pop("cbs", None)) if not isinstance(cb, _LEFT_OUT)]
 
-    def run(copied: Any, cbs: list[Callback], **more: Any) -> tuple[Trace, Saved]:
+    def run(copied: Any, cbs: list[Callback], **more: Any) -> _End:
         trace = _TraceCB()
         with kept_rng(), copied.extra_cbs(deepcopy(given)):
             if "resume" in more:
                 set_seed(2**32 - 1)  # a new process has any state
             copied.fit(n_epochs, cbs=[*cbs, trace], **kwargs, **more)
-            return trace.steps, capture(copied, position_of(copied))
+            return _End(trace.steps, capture(copied, position_of(copied)), _held_by(copied))
 
     first, second = run(_copy(learn), []), run(_copy(learn), [])
-    if said := _first_step(first[0], second[0], 0):
+    if said := _first_step(first.trace, second.trace, 0):
         raise RuntimeError(
             f"two straight runs of this learner differ, so no resumed one can be the same: first in {said}; "
             "does the dataset remember, is a generator not seeded, or a kernel not deterministic?"
         )
-    if len(first[0]) <= at:
-        raise ValueError(f"verify_resume(at={at}): the fit has {len(first[0])} steps, n_epochs={n_epochs}")
-    with tempfile.TemporaryDirectory() as folder:
-        saver = CheckpointCB(folder, every_steps=at)
-        with suppress(_StoppedError):
-            run(_copy(learn), [saver, _StopCB(at)])
-        resumed = run(_copy(learn), [CheckpointCB(folder, every_steps=at)], resume=folder)
-    if said := _first_step(first[0][at:], resumed[0], at):
-        raise RuntimeError(f"the resumed run differs from the straight one: first in {said}")
-    return _compare_ends(first[1], second[1], resumed[1], at)
+    if len(first.trace) <= at:
+        raise ValueError(f"verify_resume(at={at}): the fit has {len(first.trace)} steps, n_epochs={n_epochs}")
+    said_of = []
+    for stop in stops:
+        with tempfile.TemporaryDirectory() as folder:
+            saver = _StopCB(folder, *stop)
+            with suppress(_StoppedError):
+                run(_copy(learn), [saver])
+            if saver.stopped_at is None:
+                continue  # nothing is saved there, such as in the validation of an average
+            resumed = run(_copy(learn), [_StopCB(folder, *_NEVER)], resume=folder)
+        where, n = saver.where(), saver.stopped_at
+        if said := _first_step(first.trace[n:], resumed.trace, n):
+            raise RuntimeError(f"the run resumed {where} differs from the straight one: first in {said}")
+        said = _compare_ends(first, second, resumed, where)
+        said_of.append(where)
+    return f"resumed {' and '.join(said_of)}: {said}"
 
 
-def _compare_ends(first: Saved, second: Saved, resumed: Saved, at: int) -> str:
-    unlike = {path for path, _ in differences(first, second)}
-    for path, how in differences(first, resumed):
-        if path not in {*unlike, *_OF_THE_RUN}:
-            raise RuntimeError(f"the resumed run differs from the straight one at the end: {path}: {how}")
-    parts = f"{len(first['model'])} tensors of the model, the optimizer, {len(first['cbs'])} callbacks"
-    parts += f", {len(first['history'])} rows, random numbers"
-    said = f"resumed after step {at}: the same bit for bit ({parts})"
+def _stops(
+    learn: Learner, at: int | None, n_epochs: int | None, valid: bool
+) -> tuple[int, int, list[tuple[str, int, int]]]:
+    """Return the step of the first stop, the epochs of the fit, and all stops as (phase, epoch, count)."""
+    if n_epochs is not None:
+        n_epochs = whole_number("verify_resume(n_epochs", n_epochs, of=" of epochs")
+    n_planned = 2 if n_epochs is None else n_epochs
+    planned = learn.planned_steps(n_planned, learn.dls.adapters["train"].n_batches)
+    per_epoch, is_default = planned[0], at is None
+    epoch = min(1, n_planned - 1) if per_epoch else 0
+    if at is None:
+        at = epoch * (per_epoch or 0) + max(1, (planned[epoch] or 2) // 2)
+    at = whole_number("verify_resume(at", at, 1, _MOST_STEPS, of=" of steps")
+    if n_epochs is None:
+        if not per_epoch:
+            raise ValueError("verify_resume: the train loader has no length, so n_epochs has to be given")
+        n_epochs = at // per_epoch + 1
+    stops = [("train", 0, at)]
+    if is_default and valid and learn.dls.valid is not None:
+        n_batches = learn.dls.adapters["valid"].n_batches
+        stops.append(("eval", epoch, (n_batches or 1) // 2))
+    return at, n_epochs, stops
+
+
+@dataclass
+class _End:
+    trace: Trace
+    saved: Saved
+    held: dict[str, bytes]  # digests of what is trained or counts, by its path
+
+
+def _compare_ends(first: _End, second: _End, resumed: _End, where: str) -> str:
+    unlike = {path for path, _ in differences(first.saved, second.saved)}
+    begin = f"the run resumed {where} differs from the straight one at the end"
+    for path, how in differences(first.saved, resumed.saved):
+        if path not in unlike and not path.startswith(_OF_THE_RUN):
+            raise RuntimeError(f"{begin}: {path}: {how}")
+    names = first.held.keys() | second.held.keys() | resumed.held.keys()
+    odd_in_both = {name for name in names if first.held.get(name) != second.held.get(name)}
+    for name in sorted(names - odd_in_both):
+        if first.held.get(name) != resumed.held.get(name):
+            raise RuntimeError(
+                f"{begin}: {name}, which the checkpoint lacks: return it in state_dict(self) of the callback "
+                "that has it, or keep it in a buffer or a plain attribute of the model"
+            )
+    saved = first.saved
+    parts = f"{len(saved['model'])} tensors of the model, the optimizer, {len(saved['cbs'])} callbacks"
+    parts += f", {len(saved['history'])} rows, random numbers"
+    said = f"the same bit for bit ({parts})"
+    unlike = {path for path in unlike if not path.startswith(_OF_THE_RUN)} | odd_in_both
     if odd := sorted({re.sub(r"\[\d+\]", "[*]", path) for path in unlike}):
         said += f"; not compared, because straight runs differ in it: {', '.join(odd)}"
     return said
+
+
+class _Everything(Begun):
+    """Take everything as changed, and as loadable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_beginning = False
+
+    def is_as_it_was(self, path: str, digest: bytes) -> bool:
+        return False
+
+    def could_load(self, needs: set[str]) -> bool:
+        return True
+
+
+def _held_by(learn: Learner) -> dict[str, bytes]:
+    """Return digests of all that is trained or counts: tensors, plain attributes, modules, optimizers.
+
+    Unlike a checkpoint, this does not ask callbacks for their state.
+    """
+    savers = Savers(learn, _Everything())
+    found = {
+        f"{root}.{name}.{key}" if name else f"{root}.{key}": digest_of(form)
+        for root, parts in savers.attributes(learn).items()
+        for name, values in parts.items()
+        for key, form in values.items()
+    }
+    for i, p in enumerate(trained(learn)):
+        found[f"parameter {i} of the optimizer"] = digest_of(p.detach())
+    holders = {key: vars(cb) for key, cb in keyed(learn.cbs).items()}
+    for key, attributes in {**holders, "learn": learn.own_fields()}.items():
+        for path, value in _trainable_in(attributes, key, set()):
+            with suppress(NoFormError):
+                found[path] = digest_of(savers.of(value).save(value, path))
+    return found
+
+
+def _trainable_in(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Give the modules, optimizers and parameters in attributes, however nested, with their paths."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module | torch.optim.Optimizer | nn.Parameter):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in list(value.items()):
+            yield from _trainable_in(inner, f"{path}.{key}", seen)
+    elif isinstance(value, list | tuple | set):
+        for i, inner in enumerate(value):
+            yield from _trainable_in(inner, f"{path}[{i}]", seen)
 
 
 def _first_step(a: Trace, b: Trace, start: int) -> str:
@@ -104,7 +205,7 @@ def _first_step(a: Trace, b: Trace, start: int) -> str:
     return f"step {start + min(len(a), len(b))}, which only one has" if len(a) != len(b) else ""
 
 
-_OF_THE_RUN = ("run", "fit.index")  # the straight ones wrote no checkpoints
+_OF_THE_RUN = ("run", "fit.index", "attributes", "identities.kept")  # the straight ones wrote no checkpoints
 _HINTS = {
     "batch": " (its samples depend on more than seed, epoch and index)",
     "loss": " (with the same batch: it depends on random numbers, or on state that is not in the checkpoint)",
@@ -116,18 +217,31 @@ class _StoppedError(BaseException):
     """Simulate the end of a process."""
 
 
-class _StopCB(Callback):
-    order = CheckpointCB.order
+class _StopCB(CheckpointCB):
+    """Save at one place, and end the process there, so to speak: (phase, epoch, batches), or a step."""
 
-    def __init__(self, at: int) -> None:
-        self.at = at
+    def __init__(self, folder: str, phase: str, epoch: int, count: int) -> None:
+        super().__init__(folder, every_steps=10**9)
+        self.place = phase, epoch, count
+        self.stopped_at: int | None = None  # steps
+
+    def at_rest(self, learn: Learner) -> None:
+        phase, epoch, count = self.place
+        is_inside = learn.scopes[-1:] == ["validate"] and (learn.epoch, learn.batch_idx) == (epoch, count)
+        is_here = learn.n_steps == count if phase == "train" else is_inside
+        if is_here:
+            learn.stop.hear(PAUSE, 1)  # so that it is saved in any case
+        super().at_rest(learn)
+        if is_here:
+            self.stopped_at = learn.n_steps
+            raise _StoppedError
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def at_rest(self, learn: Learner) -> None:
-        if learn.n_steps == self.at:
-            raise _StoppedError
+    def where(self) -> str:
+        phase, epoch, _ = self.place
+        return f"after step {self.stopped_at}" if phase == "train" else f"in the validation of epoch {epoch}"
 
 
 class _TraceCB(Callback):
@@ -170,6 +284,7 @@ def _copy(learn: Learner) -> Any:
         raise TypeError(f"verify_resume works on copies, and {_odd_part(learn, memo)} ({error})") from error
     copied.drop_cbs(lambda cb: isinstance(cb, _LEFT_OUT))
     copied.run.is_at(None, 0)
+    copied.run.has_begun(None)
     return copied
 
 

@@ -47,6 +47,12 @@ class Begun:
             self.digests[path] = digest
         return self.digests.get(path) == digest
 
+    def could_load(self, needs: set[str]) -> bool:
+        """Whether a new process would have the objects at these paths, into which others are loaded."""
+        if self.is_beginning:
+            self.needs |= needs
+        return needs <= self.needs
+
 
 def attributes_of(part: Any, with_modes: bool) -> Saved:
     """Return the plain attributes of one module, optimizer or other object that its state_dict may lack."""

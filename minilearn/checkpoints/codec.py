@@ -212,9 +212,8 @@ class Saver:
                         form = self.save(value, where)
                     except NoFormError:
                         continue
-                    if begun.is_beginning:
-                        begun.needs |= self.needs
-                    if not begun.is_as_it_was(where, digest_of(form)) and self.needs <= begun.needs:
+                    can_load = begun.could_load(self.needs)
+                    if not begun.is_as_it_was(where, digest_of(form)) and can_load:
                         found.setdefault(name, {})[key] = form
         finally:
             self.module, self.needs, self._inside = outer

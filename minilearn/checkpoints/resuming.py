@@ -235,7 +235,7 @@ def _check_groups(here: Any, there: Any, path: Path) -> None:
         if a != b:
             odd = [name for name in [*b, *a] if name not in a or name not in b] or ["their order"]
             raise ValueError(f"{path} has other parameters in group {i} of the optimizer, such as {odd[0]}")
-    groups = [part["state"]["param_groups"] for part in (here, there)]
+    groups = [part["state"].get("param_groups", []) for part in (here, there)]  # not there for a wrapper
     for i, (a, b) in enumerate(zip(*groups, strict=True)):
         gained = {key for part in (here, there) for key in part.get("gained", {}).get(i, ())}
         if odd := sorted((a.keys() ^ b.keys()) - gained - set(SCHEDULE_KEYS)):

@@ -19,7 +19,7 @@ from ..plan import Position
 from ..processes import like
 from ..seeding import rng_state, set_rng_state
 from ..weights import SUFFIX, plain_name, tensors_by_name
-from .begun import owner_of, put_attributes
+from .begun import Begun, owner_of, put_attributes
 from .codec import ADVICE, Loader, Saver, compact, first_difference
 from .identity import Identities, Objects
 from .loss import capture_loss, restore_loss
@@ -91,24 +91,32 @@ def capture_weights(learn: Learner) -> Saved:
     """Return what validation does not change: the model, the loss, kept gradients, the optimizer."""
     check_opt(learn.opt)
     check_brought(learn)
-    tensors, more = tensors_by_name(learn.model), extra_params(learn)
+    tensors, others = tensors_by_name(learn.model), _others(learn)
+    more = extra_params(learn) | others
     names = {id(t): name for name, t in (more | tensors).items()}
     loss = capture_loss(learn)
     kept = {name: compact(grad) for name, grad in learn.mean.joint(learn, more).items()}
     extra = {k: v for k, v in learn.model.state_dict().items() if k.endswith("_extra_state")}
-    saver = Saver([], "")
+    saver = Saver([], type(learn.opt).__module__)
+    state = saver.save(learn.opt.state_dict(), "opt")
+    if saver.needs:
+        raise TypeError(
+            f"{type(learn.opt).__name__}: {min(saver.needs)} is an object that a resumed run could not make: "
+            "a checkpoint holds tensors, numbers, text and objects of classes in the optimizer's own module"
+        )
     return {
         "model": {name: compact(t) for name, t in tensors.items()},
-        "extra": saver.save(extra, "model"),
+        "extra": Saver([], "").save(extra, "model"),
         "grads": {name: compact(grad) for name, grad in learn.mean.joint(learn, tensors).items()},
         "opt": {
             "class": type(learn.opt).__name__,
             "params": [[names.get(id(p), "?") for p in group["params"]] for group in learn.opt.param_groups],
             "gained": learn._made.gained(learn.opt.param_groups),
-            "state": saver.save(learn.opt.state_dict(), "opt"),
+            "state": state,
         },
         **({"loss": loss} if loss else {}),
         **({"extra_grads": kept} if kept else {}),
+        **({"others": {name: compact(p) for name, p in others.items()}} if others else {}),
     }
 
 
@@ -118,7 +126,7 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
     Args:
         needs: is filled with the paths of objects in callbacks that can only be loaded into existing ones.
     """
-    savers, cbs = _Savers(learn), {}
+    savers, cbs = Savers(learn), {}
     for key, cb in keyed(learn.cbs).items():
         saver = savers.of(cb)
         cbs[key] = saver.save(cb.state_dict(), key)
@@ -164,7 +172,7 @@ def capture_beginning(learn: Learner) -> Saved:
 
     That is counters, rows, random numbers, loaders, and the states of callbacks with such hooks, not weights.
     """
-    savers = _Savers(learn)
+    savers = Savers(learn)
     cbs = {
         key: savers.of(cb).save(cb.epoch_state(), key)
         for key, cb in keyed(learn.cbs).items()
@@ -260,7 +268,7 @@ def settings_of(learn: Learner) -> Saved:
             names = inspect.signature(type(cb).__init__).parameters.keys() & vars(cb).keys()
             found[key] = {k: vars(cb)[k] for k in names if isinstance(vars(cb)[k], int | float | str)}
     for i, group in enumerate(learn.opt.param_groups):
-        numbers = {k: v for k, v in group.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        numbers = {k: v for k, v in group.items() if type(v) in (int, float)}  # no bool, no enum
         betas = {f"betas[{j}]": beta for j, beta in enumerate(group.get("betas", ()))}
         found[f"group {i} of the optimizer"] = numbers | betas
     return found
@@ -277,6 +285,17 @@ def state_of(learn: Learner, loader: Any) -> Any:
     return None if loader is None else learn.dls.adapter_of(loader).state()
 
 
+def _others(learn: Learner) -> dict[str, torch.Tensor]:
+    """Return by name what the optimizer trains and neither the model, the loss nor a callback shows.
+
+    That is what only `param_groups` knows, such as layers in a plain list, or a tensor of a closure.
+    """
+    known = {id(t) for t in [*tensors_by_name(learn.model).values(), *extra_params(learn).values()]}
+    groups = enumerate(getattr(learn.opt, "param_groups", ()))
+    named = {f"opt[{i}][{j}]": p for i, group in groups for j, p in enumerate(group["params"])}
+    return {name: p for name, p in named.items() if id(p) not in known}
+
+
 def check_opt(opt: Any) -> None:
     """Raise TypeError for an optimizer whose state cannot be saved."""
     if not all(hasattr(opt, name) for name in ("state_dict", "load_state_dict", "param_groups")):
@@ -286,11 +305,11 @@ def check_opt(opt: Any) -> None:
         )
 
 
-class _Savers:
+class Savers:
     """Make savers for the parts of a learner, which know of each other's objects."""
 
-    def __init__(self, learn: Learner) -> None:
-        self.shared, self.begun = _shared(learn), learn.run.begun
+    def __init__(self, learn: Learner, begun: Begun | None = None) -> None:
+        self.shared, self.begun = _shared(learn), learn.run.begun if begun is None else begun
         self.identities = Identities(self.shared, self.begun)
         trained = params_of(learn.opt) if hasattr(learn.opt, "param_groups") else []
         self.trained = {id(p) for p in trained} | elsewhere(learn)
@@ -352,8 +371,12 @@ def restore(learn: Learner, saved: Saved) -> None:
     extra = loader.load(saved["extra"], None, "model")
     if extra:
         learn.model.load_state_dict(extra, strict=False)
-    _put_opt(learn.opt, loader.load(saved["opt"]["state"], None, "opt"))
-    for name, p in extra_params(learn).items():
+    _put_opt(learn.opt, Loader(device, type(learn.opt).__module__).load(saved["opt"]["state"], None, "opt"))
+    others, saved_others = _others(learn), saved.get("others", {})
+    with torch.no_grad():
+        for name in others.keys() & saved_others.keys():
+            others[name].copy_(like(saved_others[name], others[name]))
+    for name, p in (extra_params(learn) | others).items():
         grad = saved.get("extra_grads", {}).get(name)
         p.grad = None if grad is None else like(grad.to(p.device, copy=True), p)
     restore_loss(learn, saved.get("loss"), loader)
@@ -386,7 +409,7 @@ def _mean_of_version_0_1(saved: Saved) -> Saved:
 def _put_cbs(learn: Learner, saved: Saved, device: torch.device, objects: Objects) -> None:
     """Restore the callbacks' states; if one raises, those before it get their old state back."""
     cbs = {key: cb for key, cb in keyed(learn.cbs).items() if key in saved}
-    savers = _Savers(learn)
+    savers = Savers(learn)
     before = {key: deepcopy(savers.of(cb).save(cb.state_dict(), key)) for key, cb in cbs.items()}
     done: list[str] = []
     try:
@@ -416,20 +439,31 @@ def _put_attributes(learn: Learner, saved: Saved, device: torch.device, objects:
         put_attributes(root, saved.get(name, {}), loader.load, name)
 
 
+def _is_of_param(key: Any, values: Any) -> bool:
+    """Whether an entry of an optimizer's state is that of a parameter; some keep others beside them."""
+    return isinstance(key, int | torch.Tensor) and isinstance(values, dict)
+
+
 def _put_opt(opt: Any, state: Any) -> None:
     groups = opt.param_groups
     params = [p for group in groups for p in group["params"]]
-    for i, values in state["state"].items():
+    saved_state = state.get("state", {})  # a wrapper may keep it elsewhere
+    of_params = {i: values for i, values in saved_state.items() if _is_of_param(i, values)}
+    for i, values in of_params.items():
         for key, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == params[i].shape:
                 values[key] = like(value, params[i])
     opt.load_state_dict(state)
-    for old, new in zip(groups, opt.param_groups, strict=True):
-        old.clear()
-        old.update(new)
-    opt.param_groups = groups  # the same dicts as before, because callbacks hold them
+    if (loaded := opt.param_groups) is not groups:  # the same dicts as before, because callbacks hold them
+        for old, new in zip(groups, loaded, strict=True):
+            if old is not new:
+                old.clear()
+                old.update(new)
+        for owner in (opt, *vars(opt).values()):  # a wrapper may show those of the optimizer in it
+            if getattr(owner, "__dict__", {}).get("param_groups") is loaded:
+                owner.param_groups = groups
     # torch casts state to the dtype of its parameter, which loses bits if the state is wider.
-    for i, saved in state["state"].items():
+    for i, saved in of_params.items():
         for key, value in saved.items():
             now = opt.state[params[i]].get(key)
             if isinstance(value, torch.Tensor) and now is not None and now.dtype != value.dtype:

@@ -131,10 +131,10 @@ def call_opt_func(opt_func: Callable[..., Any], params: Any, lr: Any, **kwargs: 
     Raises: ValueError for a class that did not take lr as the lr of its groups.
     """
     given = params if any(isinstance(group, dict) for group in params) else None
-    name = _name_of_lr(opt_func)
+    name, is_known = _name_of_lr(opt_func)
     opt = opt_func(params, lr, **kwargs) if name is None else opt_func(params, **{name: lr}, **kwargs)
     kind = opt_func.func if isinstance(opt_func, partial) else opt_func
-    if isinstance(kind, type):
+    if isinstance(kind, type) and not is_known:
         for i, group in enumerate(getattr(opt, "param_groups", ())):
             if "lr" not in group or (given is not None and "lr" in given[i]):
                 continue
@@ -146,15 +146,16 @@ def call_opt_func(opt_func: Callable[..., Any], params: Any, lr: Any, **kwargs: 
     return opt
 
 
-def _name_of_lr(opt_func: Callable[..., Any]) -> str | None:
-    """Return the name by which to give the lr; None if it is the second argument, or not known."""
+def _name_of_lr(opt_func: Callable[..., Any]) -> tuple[str | None, bool]:
+    """Return the name by which to give the lr, None if by place; and whether an argument is called so."""
     try:
         named = inspect.signature(opt_func).parameters
     except (ValueError, TypeError):  # written in C, or a partial with a wrong argument
-        return None
+        return None, False
     by_place = [p.name for p in named.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     by_name = [p.name for p in named.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return next((name for name in _NAMES_OF_LR if name in by_name and name not in by_place[:2]), None)
+    name = next((name for name in _NAMES_OF_LR if name in by_name), None)
+    return None if name in by_place[:2] else name, name is not None
 
 
 def _is_equal(a: Any, b: Any) -> bool:

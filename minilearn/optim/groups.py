@@ -37,6 +37,8 @@ def params_of(opt: Any, model: nn.Module | None = None) -> list[Tensor]:
 def keep_order_of_memory(opt: Any) -> None:
     """Give each parameter's state its memory order, because fused kernels go by memory, not by indices."""
     for p, state in getattr(opt, "state", {}).items():
+        if not isinstance(p, Tensor) or not isinstance(state, dict):
+            continue  # some optimizers keep other values beside the states of parameters
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
                 state[key] = torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)
