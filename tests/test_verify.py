@@ -99,9 +99,9 @@ def held_by(learn):
 def test_learner_that_can_be_resumed_passes(full):
     cbs = [BatchSchedulerCB(OneCycleLR), ScheduleCB("weight_decay", cosine), RecorderCB(), DecliningCB()]
     assert full(*cbs).verify_resume() == (
-        "resumed after step 7 and in the validation of epoch 1: the same bit for bit (9 tensors of the model, "
-        "the optimizer, 5 callbacks, 4 rows, random numbers); not compared, because straight runs differ in it: cbs.MetricsCB.elapsed_s, "
-        "history[*].time_s"
+        "resumed after step 7 and in the validation of epoch 1: the same bit for bit (9 tensors of the "
+        "model, the optimizer, 5 callbacks, 4 rows, random numbers); not compared, because straight runs "
+        "differ in it: cbs.MetricsCB.elapsed_s, history[*].time_s"
     )
 
 
@@ -339,7 +339,7 @@ def test_callback_that_changes_the_step_from_hidden_state_is_found(full):
 
 
 def test_state_that_only_the_end_shows_is_found(full):
-    message = r"cbs\.FieldCB\.seen\.n: 10.*3"
+    message = r"cbs\.FieldCB\.seen\.n: 5.*3"
     with pytest.raises(RuntimeError, match=message):
         full(FieldCB()).verify_resume(at=2)
 
@@ -496,3 +496,105 @@ def test_learner_that_cannot_be_copied_is_refused(make_learner):
 def test_misspelt_argument_of_fit_is_refused(make_learner):
     with pytest.raises(TypeError, match="unexpected keyword argument 'epochs'"):
         make_learner().verify_resume(epochs=3)
+
+
+# What is trained, wherever it is ----------------------------------------------------------------------
+
+
+class HidesCB(Callback):
+    """Train something of its own, of which no checkpoint has anything, and which changes nothing else."""
+
+    def __init__(self, make):
+        torch.manual_seed(0)
+        self.kept = make()
+        params = [p for _, x in self._all() for p in (x.parameters() if isinstance(x, nn.Module) else [x])]
+        self.opt = torch.optim.SGD(params, 0.1)
+
+    def _all(self):
+        kept = self.kept
+        if isinstance(kept, dict):
+            return list(kept.items())
+        return list(enumerate(kept)) if isinstance(kept, list | tuple) else [("", kept)]
+
+    def state_dict(self):
+        return {}
+
+    def after_step(self, learn):
+        for _, x in self._all():
+            (x(learn.xb) if isinstance(x, nn.Module) else x).square().mean().backward()
+        self.opt.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Linear(3, 1),
+        lambda: nn.Parameter(torch.ones(2)),
+        lambda: [nn.Linear(3, 1)],
+        lambda: (nn.Linear(3, 1), nn.Linear(3, 2)),
+        lambda: {"a": nn.Linear(3, 1)},
+        lambda: [nn.Parameter(torch.ones(2))],
+        lambda: nn.Sequential(nn.BatchNorm1d(3)),
+        lambda: nn.ModuleDict({"a": nn.Linear(3, 1)})["a"],
+    ],
+)
+@pytest.mark.parametrize("at", [None, 2])
+def test_what_is_trained_and_in_no_checkpoint_is_found(make_learner, make, at):
+    with pytest.raises(RuntimeError, match=r"HidesCB\.(kept|opt).*lacks"):
+        make_learner(n_batches=4, n_valid=2, cbs=[HidesCB(make)]).verify_resume(at)
+
+
+class PeeksCB(HiddenCB):
+    """Change training by what was seen in validation, or in the first epoch; no checkpoint has it."""
+
+    def __init__(self, when):
+        self.n, self.when = 0, when
+
+    def after_loss(self, learn):
+        is_here = not learn.training if self.when == "validation" else learn.training and learn.epoch == 0
+        self.n += is_here
+        if learn.training and learn.epoch:
+            learn.loss = learn.loss * (1 + self.n)
+
+
+@pytest.mark.parametrize("when", ["validation", "the first epoch"])
+def test_stops_of_a_later_epoch_find_what_the_first_one_does_not_show(make_learner, when):
+    learn = make_learner(n_batches=4, n_valid=2, cbs=[PeeksCB(when)])
+    with pytest.raises(RuntimeError, match="loss of step"):
+        learn.verify_resume()
+
+
+class LostInValidationCB(Callback):
+    """Count batches of validation; a resumed run begins to count anew."""
+
+    def __init__(self):
+        self.n, self.seen = 0, []
+
+    def before_validate(self, learn):
+        self.n = 0
+
+    def after_batch(self, learn):
+        self.n += not learn.training
+
+    def after_validate(self, learn):
+        self.seen.append(self.n)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+def test_stop_in_validation_finds_what_one_in_training_does_not(make_learner):
+    learn = make_learner(n_batches=4, n_valid=4, cbs=[LostInValidationCB()])
+    assert "after step 2" in learn.verify_resume(at=2)
+    with pytest.raises(RuntimeError, match=r"in the validation of epoch 1.*seen.*4 and"):
+        learn.verify_resume()
+
+
+def test_validation_that_begins_again_is_resumed(full, make_learner):
+    learn = full(RecorderCB())
+    dls = DataLoaders(learn.dls.train, DataLoader(TensorDataset(torch.randn(8, 3), torch.zeros(8).long()), 4))
+    learn.dls = dls
+    assert "in the validation of epoch 1" in learn.verify_resume()
