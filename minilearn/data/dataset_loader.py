@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext, suppress
@@ -38,7 +39,9 @@ class DatasetLoader(ResumableLoader):
         bs, shuffle, drop_last, seed: see ResumableLoader.
         sampler: an iterable of indices with a length, instead of shuffle; it may use the generators of
             python, numpy and torch, or its own. Because it may give a sample twice, augmentation then also
-            depends on the sample's place in the epoch.
+            depends on the sample's place in the epoch. A checkpoint has the order of the running epoch, and
+            the sampler's state: its state_dict, or the numbers, text, tensors and arrays among its attributes
+            that have changed.
         num_workers: processes that read the samples; 0 reads in this one.
         **kwargs: those of torch's DataLoader: collate_fn, pin_memory, persistent_workers, ...
 
@@ -81,6 +84,9 @@ class DatasetLoader(ResumableLoader):
         check_flags("DatasetLoader", DataLoader, kwargs)
         self._kwargs = kwargs
         self._plan = _Plan()
+        self._drawn: tuple[int, Tensor] | None = None  # epoch, and the order that the sampler gave for it
+        self._is_loaded = False  # whether that order is of the run to be resumed, and not read yet
+        self._of_sampler = {name: _digest(value) for name, value in _attributes_of(sampler).items()}
         self._loader: DataLoader[Any] | None = self._make()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,9 +119,62 @@ class DatasetLoader(ResumableLoader):
             )
         return order
 
+    _moving = ("sampler", "drawn")
+
+    def _order_from(self, start: int) -> Tensor:
+        """Return the order of a pass from batch `start` on; one that began before it keeps its order."""
+        if self.sampler is None:
+            return self.order()
+        is_known = self._drawn is not None and self._drawn[0] == self.epoch and (start or self._is_loaded)
+        self._is_loaded = False
+        if self._drawn is None or not is_known:
+            self._drawn = self.epoch, self.order()
+        return self._drawn[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the order depends on; with a sampler, its state and the order of this epoch."""
+        state = super().state_dict()
+        if self.sampler is None:
+            return state
+        sampler: Any = self.sampler
+        if _has_state(sampler):
+            state["sampler"] = sampler.state_dict()
+        else:
+            now = _attributes_of(sampler)
+            state["sampler"] = {k: v for k, v in now.items() if _digest(v) != self._of_sampler.get(k)}
+        if self._drawn is not None:
+            state["drawn"] = self._drawn
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the seed of the run to be resumed, and with a sampler its state and order.
+
+        Raises: ValueError, with both values, if the number of samples, the batch size or the like differs.
+        """
+        super().load_state_dict(state)
+        if self.sampler is None:
+            return
+        self._drawn = state.get("drawn")
+        self._is_loaded = self._drawn is not None
+        sampler: Any = self.sampler
+        found = state.get("sampler", {})
+        if _has_state(sampler):
+            if "sampler" in state:
+                sampler.load_state_dict(found)
+            return
+        for name, value in found.items():
+            live = vars(sampler).get(name)
+            if isinstance(live, Tensor) and live.shape == value.shape and live.dtype == value.dtype:
+                live.copy_(value)  # which a callback may hold
+            elif isinstance(live, np.ndarray) and live.shape == value.shape and live.dtype == value.dtype:
+                live[...] = value
+            else:
+                vars(sampler)[name] = value
+
     def batches(self, start: int = 0) -> Iterator[Any]:
         """Give the batches of this epoch from number `start` on, without reading those before it."""
-        start, order = whole_number("start", start, 0), self.order().tolist()
+        start = whole_number("start", start, 0)
+        order = self._order_from(start).tolist()
         spans = [self.span(i) for i in range(start, len(self))]
         self._plan.keys = [
             (self.seed, self.epoch, order[first:stop], self._place(first)) for first, stop in spans
@@ -138,6 +197,30 @@ class DatasetLoader(ResumableLoader):
 
     def _place(self, first: int) -> int | None:
         return None if self.sampler is None else first
+
+
+def _has_state(sampler: Any) -> bool:
+    return callable(getattr(sampler, "state_dict", None)) and hasattr(sampler, "load_state_dict")
+
+
+_NUMBERS = (int, float, str, bool, type(None))
+
+
+def _attributes_of(sampler: Any) -> dict[str, Any]:
+    """Return the numbers, text, tensors, arrays and lists of numbers among an object's attributes."""
+    found = getattr(sampler, "__dict__", {})
+    kept = (*_NUMBERS, Tensor, np.ndarray)
+    return {name: value for name, value in found.items() if isinstance(value, kept) or _is_numbers(value)}
+
+
+def _is_numbers(value: Any) -> bool:
+    return type(value) in (list, tuple) and all(type(item) in _NUMBERS for item in value)
+
+
+def _digest(value: Any) -> bytes:
+    data = value.numpy() if isinstance(value, Tensor) else value
+    text = repr(data).encode() if not isinstance(data, np.ndarray) else data.tobytes()
+    return hashlib.blake2b(text, digest_size=16).digest()
 
 
 # seed, epoch, indices of a batch, and the place in the epoch of its first, where samples may come twice

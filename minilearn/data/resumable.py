@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class ResumableLoader:
         self.seed = torch.initial_seed() if seed is None else seed
         self.epoch = 0
         self.part = (0, 1)  # the shard of each batch: which, of how many
+
+    _moving: ClassVar[tuple[str, ...]] = ()  # names in the state that change during a run
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, and so the order of the samples, of the next pass."""
@@ -105,7 +107,7 @@ class ResumableLoader:
         Raises: ValueError, with both values, if the number of samples, the batch size or the like differs.
         """
         for name, now in self.state_dict().items():
-            if name != "seed" and now != state.get(name):
+            if name not in ("seed", *self._moving) and now != state.get(name):
                 raise ValueError(f"the loader has {name}={now!r}, the run to be resumed {state.get(name)!r}")
         self.seed = state["seed"]
 
