@@ -18,7 +18,7 @@ from torch import nn
 from .arguments import whole_number
 from .batches import tensors_in
 from .callback import Callback
-from .callbacks.checkpoint import CheckpointCB
+from .callbacks.checkpoint import CheckpointCB, begin
 from .callbacks.loggers import CSVLoggerCB, TensorBoardCB
 from .callbacks.progress import ProgressCB
 from .checkpoints.begun import Begun
@@ -255,6 +255,9 @@ class _TraceCB(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {}
+
+    def before_fit(self, learn: Learner) -> None:
+        begin(learn)  # in all runs, so that their states have the same form
 
     def before_batch(self, learn: Learner) -> None:
         if learn.training:

@@ -124,7 +124,7 @@ class CheckpointCB(Callback):
         self._check(learn)
         self._check_folder(learn)
         self._last_step, self._last_s = 0, learn.processes.broadcast(time.monotonic())
-        _begin(learn)
+        begin(learn)
         self._needs, self._settings = {False: _needs_of(learn)}, settings_of(learn)
         if learn.run.source is not None:
             _warn_of_settings(learn.run.source.saved["settings"], self._settings)
@@ -288,7 +288,7 @@ def _place_of(source: Any) -> Path:
     return Path(name_of(source.saved["fields"]["n_epochs_trained"], source.position))
 
 
-def _begin(learn: Learner) -> None:
+def begin(learn: Learner) -> None:
     """Note what the learner is like, if this is its first fit with checkpoints."""
     if learn.run.begun is None:
         begun = Begun()

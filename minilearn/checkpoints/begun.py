@@ -23,6 +23,7 @@ _OF_OPTIMIZERS = frozenset(
     {*vars(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1))}
     | {"as_built", "of_model", "_opt_called", "_step_count", "_warned_capturable_if_run_uncaptured"}
 )
+_FROZEN = "parameters without gradients"
 Saved = dict[str, Any]
 
 
@@ -58,7 +59,13 @@ def attributes_of(part: Any, with_modes: bool) -> Saved:
     """Return the plain attributes of one module, optimizer or other object that its state_dict may lack."""
     if isinstance(part, nn.Module):
         names = _OF_MODULES - {"training"} if with_modes else _OF_MODULES
-        hidden = {k: part._buffers[k] for k in part._non_persistent_buffers_set} if with_modes else {}
+        hidden: Saved = {}
+        if with_modes:
+            hidden = {k: part._buffers[k] for k in part._non_persistent_buffers_set}
+        if with_modes and part._parameters:
+            hidden[_FROZEN] = [
+                k for k, p in part._parameters.items() if p is not None and not p.requires_grad
+            ]
         return hidden | {k: v for k, v in vars(part).items() if k not in names}
     if isinstance(part, torch.optim.Optimizer):
         return {k: v for k, v in vars(part).items() if k not in _OF_OPTIMIZERS}
@@ -100,6 +107,11 @@ def put_attributes(root: Any, found: Saved, load: Any, path: str) -> None:
             raise ValueError(f"{where}: the checkpoint has a state of it, and it does not exist here")
         part = parts[name]
         for key, saved in values.items():
+            if key == _FROZEN:
+                for own, p in part._parameters.items():
+                    if p is not None:
+                        p.requires_grad_(own not in saved)
+                continue
             buffers = getattr(part, "_buffers", {})
             place = buffers if key in buffers else vars(part)
             place[key] = load(saved, place.get(key), f"{where}.{key}")

@@ -486,8 +486,8 @@ def _difference(a: Any, b: Any) -> str:
     if isinstance(a, Tensor) and isinstance(b, Tensor) and (a.shape, a.dtype) == (b.shape, b.dtype):
         n = _n_different(a, b)
         return f"{n} of {a.numel()} numbers differ" if n else ""
-    is_tensor = isinstance(a, Tensor) or isinstance(b, Tensor)
-    if is_tensor or type(a) is not type(b) or not _is_same(a, b):
+    is_odd = isinstance(a, Tensor | list | tuple) or isinstance(b, Tensor | list | tuple)  # or of two lengths
+    if is_odd or type(a) is not type(b) or not _is_same(a, b):
         return f"{_short(a)} and {_short(b)}"
     return ""
 

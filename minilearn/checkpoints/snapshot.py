@@ -344,6 +344,8 @@ def _shared(learn: Learner) -> dict[str, Any]:
     parts |= {"learn.dls.train": dls.train, "learn.dls.valid": dls.valid, "learn.dls.test": dls.test}
     parts |= {"learn.opt": opt, "learn.opt.param_groups": opt.param_groups, "learn.opt.state": opt.state}
     parts |= {f"learn.opt.param_groups[{i}]": group for i, group in enumerate(opt.param_groups)}
+    state = getattr(opt, "state", {})
+    parts |= _of_opt({i: state[p] for i, p in enumerate(params_of(opt)) if p in state})
     parts |= {f"learn.cbs.{key}": cb for key, cb in keyed(learn.cbs).items()}
     for name, root in (("learn.loss_func", owner_of(learn.loss_func)), ("learn.model", learn.model)):
         parts[name] = root
@@ -351,6 +353,13 @@ def _shared(learn: Learner) -> dict[str, Any]:
             named = (root.named_modules(), root.named_parameters(), root.named_buffers())
             parts |= {f"{name}.{inner}": part for items in named for inner, part in items if inner}
     return {name: part for name, part in parts.items() if part is not None}
+
+
+def _of_opt(state: dict[Any, Any]) -> Saved:
+    """Return by name the tensors of the state of an optimizer's parameters, which are given by number."""
+    known = {i: values for i, values in state.items() if _is_of_param(i, values)}
+    named = ((f"learn.opt.state[{i}].{k}", v) for i, values in known.items() for k, v in values.items())
+    return {name: value for name, value in named if isinstance(value, torch.Tensor)}
 
 
 # Restoring it -------------------------------------------------------------------------------------
@@ -362,7 +371,8 @@ def restore(learn: Learner, saved: Saved) -> None:
     Users' code runs first: if it raises, weights, optimizer and history are as they were.
     """
     device = next(learn.model.parameters()).device
-    objects = Objects(saved.get("identities"), _shared(learn))
+    opt_state = Loader(device, type(learn.opt).__module__).load(saved["opt"]["state"], None, "opt")
+    objects = Objects(saved.get("identities"), _shared(learn) | _of_opt(opt_state.get("state", {})))
     _put_cbs(learn, saved["cbs"], device, objects)
     loader = Loader(device, type(learn).__module__, objects)
     vars(learn).update(loader.load(saved["own"], learn.own_fields(), "learn"))
@@ -371,7 +381,7 @@ def restore(learn: Learner, saved: Saved) -> None:
     extra = loader.load(saved["extra"], None, "model")
     if extra:
         learn.model.load_state_dict(extra, strict=False)
-    _put_opt(learn.opt, Loader(device, type(learn.opt).__module__).load(saved["opt"]["state"], None, "opt"))
+    _put_opt(learn.opt, opt_state)
     others, saved_others = _others(learn), saved.get("others", {})
     with torch.no_grad():
         for name in others.keys() & saved_others.keys():
