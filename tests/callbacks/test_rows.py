@@ -116,7 +116,7 @@ def test_a_metrics_values_are_columns_of_numbers_everywhere(case, tmp_path, make
 @pytest.mark.parametrize(
     "value",
     [None, "high", 1j, object(), [0.5, None], {"p": "high"}, torch.tensor([1j, 2j]), np.array(["a", "b"])],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_a_value_that_is_no_number_is_refused_with_the_name(value, make_learner):
     with pytest.raises(TypeError, match=r"metric m\w* computes .*expected a number"):
