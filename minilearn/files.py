@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any, BinaryIO
 import torch
 
 SIDE = ".part"  # the suffix of a file that is being written
+_ADVICE = ("weights_only", "torch.load", "safe_globals")  # in torch's errors: how to run what a file has
+_OBJECT = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def check_folder(cb: Any, folder: Path) -> None:
@@ -101,10 +104,38 @@ def read_torch(path: Path, check: bool = True) -> Any:
         raise ValueError(f"{path} is cut short, or is not a checkpoint ({error})") from error
     if broken is not None:
         raise ValueError(f"{path} is damaged: the checksum of its part {broken!r} is wrong")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=not check)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    value, why = _plain(path, mmap=not check)
+    if why:
         raise ValueError(
-            f"{path} cannot be read as plain data and tensors, and nothing else is loaded: {reason}"
-        ) from error
+            f"{path} cannot be read as plain data and tensors, and nothing else is loaded: {why}"
+        )
+    return value
+
+
+def read_plain(path: Path) -> Any:
+    """Read plain data and tensors from a file in torch's format, tensors only when they are used.
+
+    Raises: ValueError, with what is wrong.
+    """
+    value, why = _plain(path, mmap=True)
+    if why:
+        raise ValueError(why)
+    return value
+
+
+def _plain(path: Path, mmap: bool) -> tuple[Any, str]:
+    """Return what torch reads from a file, and why it cannot be read.
+
+    torch's own error is neither quoted nor chained, because it advises to load the file unsafely.
+    """
+    try:
+        if mmap:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True), ""
+        with path.open("rb") as file:  # by its contents: torch reads a path by its suffix
+            return torch.load(file, map_location="cpu", weights_only=True), ""
+    except Exception as error:
+        text, kind = str(error), type(error).__name__
+    if found := _OBJECT.search(text):
+        return None, f"it has the object {found[1]}, and loading one may run code of a stranger"
+    first = text.strip().splitlines()[0] if text.strip() else kind
+    return None, kind if any(word in text for word in _ADVICE) else first

@@ -419,18 +419,21 @@ class Learner(Fields):
 
         Names are those of the plain model, without the prefixes of torch.compile, DataParallel and the like,
         so that `plain.load_state_dict(safetensors.torch.load_file(path))` works. The file is written under a
-        temporary name and renamed, so an error leaves an existing file intact. For the rest of a run, use
-        CheckpointCB.
+        temporary name and renamed, so an error leaves an existing file intact. Its metadata has a checksum,
+        which `load` compares. For the rest of a run, use CheckpointCB.
 
-        Raises: TypeError for a state_dict with anything but tensors; OSError, with the path.
+        Raises: TypeError for a state_dict with anything but tensors; ValueError where a checkpoint would be
+            lost; OSError, with the path.
         """
         weights.save(self.model, path, is_first=self.rank == 0)
 
     def load(self, path: str | Path) -> None:
-        """Read weights into the model, from a file that `save` wrote, or those of a checkpoint (.pt).
+        """Read weights into the model, from safetensors, such as `save` writes, or from a checkpoint.
+
+        What a file holds decides how it is read, not its name.
 
         Raises: ValueError, with the first names and shapes that differ, for the weights of another model,
-            and for a truncated file; the model is then unchanged.
+            and for a file that is cut short or was changed; the model is then unchanged.
         """
         weights.load(self.model, path)
 

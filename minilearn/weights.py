@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from .files import read_torch, written_whole
 from .processes import like, whole
 
 SUFFIX = ".pt"  # of a checkpoint
+_ZIP = b"PK\x03\x04"  # with which torch's files begin; safetensors begin with the length of their header
+_CHECKSUM = "sha256"  # in the metadata of a file that `save` wrote
 
 # The names under which wrappers keep their module: torch.compile, FSDP, activation checkpointing.
 _INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -90,17 +94,22 @@ def save(model: nn.Module, path: str | Path, is_first: bool = True) -> None:
     if not is_first:
         return
     path = checked_path("path", path)
+    if _is_torchs(path):
+        raise ValueError(
+            f"save({str(path)!r}): a checkpoint, or another file of torch, is there and would be lost: "
+            "choose another name, such as model.safetensors, or delete it first"
+        )
     with written_whole(path) as file:
-        file.write(to_bytes(tensors, metadata={"format": "pt"}))
+        file.write(to_bytes(tensors, metadata={"format": "pt", _CHECKSUM: _checksum(tensors)}))
 
 
 def load(model: nn.Module, path: str | Path) -> None:
     """Read weights into a model, from safetensors or from a checkpoint; see `Learner.load`."""
     path = checked_path("path", path)
-    inner, found = unwrapped(model), _read(path)
+    inner, (found, is_whole) = unwrapped(model), _read(path)
     kept = {plain_name(inner, name): t for name, t in inner.state_dict().items() if isinstance(t, Tensor)}
     own = tensors_by_name(inner)
-    needed = own if path.suffix == SUFFIX else kept  # a weights file has only state_dict()
+    needed = own if is_whole else kept  # a weights file has only state_dict()
     own = kept | own
     check_alike(found, {name: t for name, t in own.items() if name in needed or name in found}, path)
     extra = {name: found.pop(name) for name in list(found) if name.endswith("_extra_state")}
@@ -112,18 +121,46 @@ def load(model: nn.Module, path: str | Path) -> None:
             own[name].copy_(like(t, own[name]))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == SUFFIX:
-        saved = read_torch(path)
-        if not isinstance(saved, dict) or "minilearn" not in saved:
-            raise ValueError(f"{path} is not a checkpoint of minilearn")
-        return saved["best"] if "best" in saved else saved["model"]  # perhaps the best average
+def _read(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """Return the tensors of a file, whatever its name is, and whether it is a checkpoint."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    if not _is_torchs(path):
+        return _read_safetensors(path), False
+    saved = read_torch(path)
+    if not isinstance(saved, dict) or "minilearn" not in saved:
+        raise ValueError(f"{path} is not a checkpoint of minilearn")
+    return saved["best"] if "best" in saved else saved["model"], True  # perhaps the best average
+
+
+def _is_torchs(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_ZIP)) == _ZIP
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
+    contents = path.read_bytes()
     try:
-        return from_bytes(path.read_bytes())
+        tensors = from_bytes(contents)
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut short, or not a safetensors file ({error})") from error
+        raise ValueError(
+            f"{path} is cut short, or is neither safetensors nor a checkpoint ({error})"
+        ) from error
+    metadata = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")]).get("__metadata__") or {}
+    if metadata.get(_CHECKSUM) not in (None, _checksum(tensors)):
+        raise ValueError(f"{path} is damaged, or was changed: its checksum is not that of its tensors")
+    return tensors
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of names, dtypes, shapes and bytes of contiguous tensors on the CPU."""
+    digest = hashlib.sha256()
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name} {t.dtype} {list(t.shape)}\n".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

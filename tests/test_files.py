@@ -1,17 +1,23 @@
+import datetime
 import errno
 import io
 import os
 import pickle
 import resource
+import traceback
 import zipfile
+from collections import deque
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from toolbox import names_in
 
 from minilearn import files
 from minilearn.checkpoints.codec import first_difference
-from minilearn.files import read_torch, write_torch, written_whole
+from minilearn.files import read_plain, read_torch, write_torch, written_whole
 
 VALUE = {"a": torch.arange(4.0), "b": [1, "x", ("tuple", [None])]}
 RAN = []
@@ -349,6 +355,40 @@ def test_file_with_more_than_data_is_refused_and_runs_nothing(path, value, check
     torch.save(value, path)
     with pytest.raises(ValueError, match=NOTHING_ELSE):
         read_torch(path, check)
+    assert RAN == []
+
+
+class Evaluates:
+    def __reduce__(self):
+        return eval, ("run_code()",)
+
+
+# What torch refuses to load with weights_only, and advises to load without it.
+OBJECTS = {
+    "code": RunsCode(),
+    "builtin": Evaluates(),
+    "class": int,
+    "function": torch.sin,
+    "partial": partial(print),
+    "array": np.zeros(2),
+    "number": np.float64(1),
+    "path": Path("x"),
+    "date": datetime.date(2020, 1, 1),
+    "deque": deque([1]),
+    "module": torch.nn.Linear(1, 1),
+    "object": Custom(),
+    "nested": {"minilearn": 1, "cbs": [{"x": Custom()}]},
+}
+
+
+@pytest.mark.parametrize("read_it", [read_torch, lambda path: read_torch(path, check=False), read_plain])
+@pytest.mark.parametrize("name", OBJECTS)
+def test_no_error_advises_to_load_the_file_unsafely(path, name, read_it):
+    torch.save(OBJECTS[name], path)
+    with pytest.raises(ValueError, match="object") as info:
+        read_it(path)
+    printed = "".join(traceback.format_exception(info.value))
+    assert [word for word in ("weights_only", "safe_globals", "torch.load") if word in printed] == []
     assert RAN == []
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...files import written_whole
+from ...files import read_plain, written_whole
 from .download import cache_folder
 from .pixels import rgb_pixels
 from .trees import SUFFIXES, Found, find_images, folders_of, tree_of
@@ -55,10 +55,9 @@ def cached(source: Path, part: str, make: Callable[[], Images], size: int | None
             error.add_note("minilearn: for another cache folder set the environment variable XDG_CACHE_HOME")
             raise
     try:
-        saved = torch.load(path, mmap=True, weights_only=True)
-    except Exception as error:  # torch raises several
-        reason = str(error).strip().split(". ")[0]
-        raise ValueError(f"{path} is damaged ({reason}); delete it, and it is made again") from error
+        saved = read_plain(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from None
     return saved["images"], saved["targets"], tuple(saved["classes"])
 
 
