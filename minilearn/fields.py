@@ -135,8 +135,12 @@ class Fields(CallbackHost):
 
     @property
     def run_id(self) -> str | None:
-        """Return the name of the run that CheckpointCB writes; None without it."""
+        """The name of the run that CheckpointCB writes; None without it. It may be set before a fit."""
         return self.run.id
+
+    @run_id.setter
+    def run_id(self, name: str) -> None:
+        self.run.named(name)
 
     @property
     def n_fits(self) -> int:

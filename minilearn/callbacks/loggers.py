@@ -25,6 +25,7 @@ from .metrics import MetricsCB
 if TYPE_CHECKING:
     from ..learner import Learner
 
+_LOGGED = ("_run", "_n_steps", "_n_rows", "_rows", "_rows_at")  # the state of a TensorBoardCB
 _FLUSH_S = 60.0  # how often new values are written in a long epoch; writing waits for the device
 
 
@@ -137,12 +138,17 @@ class TensorBoardCB(Callback):
         self._write_steps()
         if self._writer is not None:
             self._writer.flush()
-        names = ("_run", "_n_steps", "_n_rows", "_rows", "_rows_at")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _LOGGED}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load them; what an interrupted process wrote later is to be replaced."""
-        vars(self).update(state)
+        """Load them; what an interrupted process wrote later is to be replaced.
+
+        Raises: ValueError for a name that is not that of a folder inside `folder`.
+        """
+        run = state["_run"]
+        if run is not None and (run in (".", "..") or Path(run).name != run or "\\" in run):
+            raise ValueError(f"{self!r}: the checkpoint has the run {run!r}: expected the name of a folder")
+        vars(self).update({name: state[name] for name in _LOGGED})
         self._resumed_at = self._n_steps
 
     # Writing --------------------------------------------------------------------------------------

@@ -152,6 +152,10 @@ class BaseSchedulerCB(Callback):
         """Load them; before_fit has made a new scheduler."""
         self._before = state["before"]
         if self.sched is not None and state["sched"] is not None:
+            if odd := state["sched"].keys() - self.sched.state_dict().keys():  # torch would set any attribute
+                raise ValueError(
+                    f"{self!r}: the checkpoint sets {min(odd)}, which is not the scheduler's state"
+                )
             self.sched.load_state_dict(state["sched"])
             # Steps were taken before the stop, but torch sees none on the new optimizer and would warn.
             self.sched.optimizer._opt_called = True

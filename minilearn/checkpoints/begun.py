@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..weights import plain_name
+from .trust import has_place, hides_code, warn_of_places
 
 _WRAPPERS = (DataParallel, DistributedDataParallel)
 _OF_MODULES = frozenset(vars(nn.Module()))
@@ -72,6 +73,13 @@ def attributes_of(part: Any, with_modes: bool) -> Saved:
     return dict(getattr(part, "__dict__", {}))
 
 
+def _own_names(part: Any) -> frozenset[str]:
+    """Return the names that torch gives a module or an optimizer, which `attributes_of` leaves out."""
+    if isinstance(part, nn.Module):
+        return _OF_MODULES
+    return _OF_OPTIMIZERS if isinstance(part, torch.optim.Optimizer) else frozenset()
+
+
 def parts_of(root: Any) -> Iterator[tuple[str, Any]]:
     """Give the modules of a module by their plain names, without wrappers; anything else as it is."""
     if not isinstance(root, nn.Module):
@@ -98,7 +106,9 @@ def owner_of(function: Any) -> Any:
 def put_attributes(root: Any, found: Saved, load: Any, path: str) -> None:
     """Load attributes into the parts of an object, as `Saver.attributes` gave them.
 
-    Raises: ValueError for a part that does not exist here.
+    Paths stay as they are here, with a warning.
+
+    Raises: ValueError for a part that does not exist here, and for a name that is not state of one.
     """
     parts = dict(parts_of(root))
     for name, values in found.items():
@@ -114,4 +124,12 @@ def put_attributes(root: Any, found: Saved, load: Any, path: str) -> None:
                 continue
             buffers = getattr(part, "_buffers", {})
             place = buffers if key in buffers else vars(part)
+            if key != "training" and (key in _own_names(part) or hides_code(type(part), key)):
+                raise ValueError(
+                    f"the checkpoint sets {where}.{key}, which is no state of a {type(part).__name__}: it is "
+                    "of a stranger, or damaged"
+                )
+            if has_place(saved, place.get(key)):
+                warn_of_places([f"{where}.{key}"])
+                continue
             place[key] = load(saved, place.get(key), f"{where}.{key}")

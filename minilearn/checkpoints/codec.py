@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..processes import is_part, like, whole_in_first
 from .begun import Begun, attributes_of, parts_of, put_attributes
 from .identity import Identities, Objects
+from .trust import is_of_the_class, may_build
 
 # Saved forms: numbers, text, None, tensors, lists and dicts stand for themselves; the rest is (form, ...).
 AS_IT_WAS = "as it was"  # (AS_IT_WAS, digest): a parameter that is what it was when the fit began
@@ -264,7 +265,8 @@ def has_state(value: Any) -> bool:
 
 
 def _class_in(module: str, name: str) -> Any:
-    return getattr(sys.modules.get(module), name, None)
+    found = getattr(sys.modules.get(module), name, None)
+    return found if may_build(found, module) else None
 
 
 def compact(value: Tensor) -> Tensor:
@@ -414,7 +416,10 @@ class Loader:
             return own
         numpy = live
         if not isinstance(live, np.random.Generator):
-            numpy = np.random.Generator(getattr(np.random, state["bit_generator"])())
+            kind = getattr(np.random, str(state["bit_generator"]), None)
+            if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
+                raise ValueError(f"{state['bit_generator']!r} is no random generator of numpy")
+            numpy = np.random.Generator(kind())
         numpy.bit_generator.state = state
         return numpy
 
@@ -436,6 +441,8 @@ class Loader:
         if issubclass(kind, tuple):
             now = dict(zip(kind._fields, live, strict=True)) if type(live) is kind else {}
             return kind(**self._entries(state, now, path))
+        if odd := [field for field in state if is_of_the_class(kind, field)]:
+            raise ValueError(f"{path}: the checkpoint sets {odd[0]}, which is not part of a {name}")
         value = live if type(live) is kind else kind.__new__(kind)
         vars(value).update(self._entries(state, vars(value), path))
         return value

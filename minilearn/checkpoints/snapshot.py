@@ -20,9 +20,10 @@ from ..processes import like
 from ..seeding import rng_state, set_rng_state
 from ..weights import SUFFIX, plain_name, tensors_by_name
 from .begun import Begun, owner_of, put_attributes
-from .codec import ADVICE, Loader, Saver, compact, first_difference
+from .codec import ADVICE, LEFT, Loader, Saver, compact, first_difference
 from .identity import Identities, Objects
 from .loss import capture_loss, restore_loss
+from .trust import check_names, check_own, warn_of_places, without_places
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -33,6 +34,7 @@ FORMAT = 1
 BEST = "best.pt"
 _NAME = re.compile(r"epoch-(\d+)-(train|valid)-(\d+)" + re.escape(SUFFIX))
 _OWN_ADVICE = "keep it on a callback, whose state_dict leaves it out"
+_NEEDED = ("run", "fit", "position", "fields", "history", "model", "opt", "cbs", "loaders", "rng")
 _FIELDS = ("epoch", "batch_idx", "n_steps", "n_epochs_trained", "loss")
 SAME = ("same",)
 _READ_AT_BEGINNINGS = ("before_epoch", "before_train", "before_validate")
@@ -76,6 +78,8 @@ def read(path: Path) -> Saved:
         raise ValueError(f"{path} is not a checkpoint of minilearn; learn.load reads weights")
     if saved["minilearn"] != FORMAT:
         raise ValueError(f"{path} has format {saved['minilearn']}, but this minilearn reads {FORMAT}")
+    if lacks := [name for name in _NEEDED if name not in saved]:
+        raise ValueError(f"{path} is not a whole checkpoint of minilearn: it has no {lacks[0]!r}")
     return saved
 
 
@@ -223,12 +227,13 @@ def restore_beginning(learn: Learner, beginning: Saved, rows: list[Any]) -> None
         rows: the history at that time, perhaps with later rows.
     """
     device = next(learn.model.parameters()).device
+    check_own(learn, beginning["own"])
     objects = Objects(beginning.get("identities"), _shared(learn))
     _put_cbs(learn, beginning["cbs"], device, objects)
     loader = Loader(device, type(learn).__module__, objects)
-    vars(learn).update(loader.load(beginning["own"], learn.own_fields(), "learn"))
+    _put_own(learn, beginning["own"], loader)
     _put_attributes(learn, beginning.get("attributes", {}), device, objects)
-    vars(learn).update(loader.load(beginning["fields"], None, "learn"))
+    _put_fields(learn, beginning["fields"], loader)
     learn.history[:] = rows[: beginning["n_rows"]]
     restore_loaders(learn, beginning["loaders"])
     rngs = beginning["rngs"]
@@ -371,11 +376,12 @@ def restore(learn: Learner, saved: Saved) -> None:
     Users' code runs first: if it raises, weights, optimizer and history are as they were.
     """
     device = next(learn.model.parameters()).device
+    check_own(learn, saved["own"])
     opt_state = Loader(device, type(learn.opt).__module__).load(saved["opt"]["state"], None, "opt")
     objects = Objects(saved.get("identities"), _shared(learn) | _of_opt(opt_state.get("state", {})))
-    _put_cbs(learn, saved["cbs"], device, objects)
+    kept = _put_cbs(learn, saved["cbs"], device, objects)
     loader = Loader(device, type(learn).__module__, objects)
-    vars(learn).update(loader.load(saved["own"], learn.own_fields(), "learn"))
+    kept += _put_own(learn, saved["own"], loader)
     _put_attributes(learn, saved.get("attributes", {}), device, objects)
     loader = Loader(device, type(learn).__module__)
     extra = loader.load(saved["extra"], None, "model")
@@ -402,9 +408,11 @@ def restore(learn: Learner, saved: Saved) -> None:
     frozen_norms = [module for name, module in named if name in saved["frozen_norms"]]
     learn.modes.restore({module: name not in in_eval for name, module in named}, frozen_norms)
     learn.history[:] = loader.load(saved["history"], None, "history")
-    vars(learn).update(loader.load(saved["fields"], None, "learn"))
+    _put_fields(learn, saved["fields"], loader)
     mean = saved.get("mean") or _mean_of_version_0_1(saved)
     learn.mean.load_state_dict(learn, loader.load(mean, None, "mean"))
+    settings = saved.get("settings", {})  # they were compared already
+    warn_of_places(f"{key}.{name}" for key, name in kept if name not in settings.get(key, {}))
 
 
 def _mean_of_version_0_1(saved: Saved) -> Saved:
@@ -416,31 +424,54 @@ def _mean_of_version_0_1(saved: Saved) -> Saved:
     return {**was, "_total": total, "_unit": unit, "_common": 0.0}
 
 
-def _put_cbs(learn: Learner, saved: Saved, device: torch.device, objects: Objects) -> None:
-    """Restore the callbacks' states; if one raises, those before it get their old state back."""
+def _put_own(learn: Learner, saved: Saved, loader: Loader) -> list[tuple[str, str]]:
+    """Restore what users gave the learner; return what keeps its value, with "learn"."""
+    own = learn.own_fields()
+    saved, kept = without_places(saved, own)
+    vars(learn).update(loader.load(saved, own, "learn"))
+    return [("learn", name) for name in kept]
+
+
+def _put_fields(learn: Learner, saved: Saved, loader: Loader) -> None:
+    fields = loader.load(saved, None, "learn")
+    vars(learn).update({name: fields[name] for name in _FIELDS})
+
+
+def _put_cbs(learn: Learner, saved: Saved, device: torch.device, objects: Objects) -> list[tuple[str, str]]:
+    """Restore the callbacks' states; if one raises, those before it get their old state back.
+
+    Return each callback's name with the name of a value that it keeps, because a checkpoint sets no path.
+    """
     cbs = {key: cb for key, cb in keyed(learn.cbs).items() if key in saved}
     savers = Savers(learn)
     before = {key: deepcopy(savers.of(cb).save(cb.state_dict(), key)) for key, cb in cbs.items()}
     done: list[str] = []
+    kept: list[tuple[str, str]] = []
     try:
         for key, cb in cbs.items():
-            _put_cb(cb, key, saved[key], device, objects)
+            kept += [(key, name) for name in _put_cb(cb, key, saved[key], device, objects)]
             done.append(key)
     except BaseException:
         objects = Objects(savers.identities.form(), _shared(learn))
         for key in done:
             _put_cb(cbs[key], key, before[key], device, objects)
         raise
+    return kept
 
 
-def _put_cb(cb: Callback, key: str, saved: Any, device: torch.device, objects: Objects) -> None:
-    loader, now = Loader(device, type(cb).__module__, objects), dict(cb.state_dict())
+def _put_cb(cb: Callback, key: str, saved: Saved, device: torch.device, objects: Objects) -> list[str]:
+    loader, now, kept = Loader(device, type(cb).__module__, objects), dict(cb.state_dict()), list[str]()
+    names = saved.keys()
+    if type(cb).load_state_dict is Callback.load_state_dict:  # else the class's own decides
+        check_names(cb, [name for name, value in saved.items() if value != LEFT], now, key)
+        saved, kept = without_places(saved, now)
     state = loader.load(saved, dict(now), key)
     if type(cb).state_dict is Callback.state_dict:
-        for name in now.keys() - saved.keys():  # added later
+        for name in now.keys() - names:  # added later
             delattr(cb, name)
         now = {}
     cb.load_state_dict(now | state)  # a beginning may have fewer keys
+    return kept
 
 
 def _put_attributes(learn: Learner, saved: Saved, device: torch.device, objects: Objects) -> None:

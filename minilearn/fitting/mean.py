@@ -18,6 +18,7 @@ from .checks import check_gradient, check_one_number
 
 if TYPE_CHECKING:
     from ..learner import Learner
+_STATE = ("n", "has_rest", "_is_accumulated", "_is_joining", "_total", "_unit", "_common")
 
 
 class StepMean:
@@ -223,8 +224,7 @@ class StepMean:
 
     def state_dict(self, learn: Learner) -> dict[str, Any]:
         """Return what all processes added since the last step, as one process would have it."""
-        names = ("n", "has_rest", "_is_accumulated", "_is_joining", "_total", "_unit", "_common")
-        state = {name: getattr(self, name) for name in names}
+        state = {name: getattr(self, name) for name in _STATE}
         if learn.n_processes > 1:
             [state["_total"]] = learn.processes.sums([float(self._total)])
         return state | {"is_sum": self.count.is_sum}
@@ -234,7 +234,7 @@ class StepMean:
         self.clear()
         state = dict(state)
         is_sum = state.pop("is_sum", False)
-        vars(self).update(state)
+        vars(self).update({name: state[name] for name in _STATE if name in state})
         if self.n and learn.n_processes > 1 and not is_sum:
             self._total = self._total / learn.n_processes
             for grad in gradients(learn):
