@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .events import events
 
@@ -79,6 +79,11 @@ class Callback:
             several processes: its hooks then run in the first process only.
         needs_target: True for one that needs the target of a batch.
         shows_progress: True for one that shows the progress of a fit, so that others may print too.
+        may_come_and_go: True for one that a resumed fit may add or leave out, with a warning: a logger, or
+            one whose state the run can do without.
+        settings_in_state: True for one with a state_dict of its own that brings its settings back. It only
+            decides what a warning about a changed setting says.
+        free_on_resume: names of arguments that a resumed fit may change without a warning.
 
     Raises: TypeError when a class is defined with a method that looks like a misspelt hook, or that takes
         arguments other than the learner.
@@ -93,6 +98,27 @@ class Callback:
     in_each_process: ClassVar[bool] = True
     needs_target: ClassVar[bool] = False
     shows_progress: ClassVar[bool] = False
+    may_come_and_go: ClassVar[bool] = False
+    settings_in_state: ClassVar[bool] = False
+    free_on_resume: ClassVar[tuple[str, ...]] = ()
+
+    __slots__ = ("__dict__", "__weakref__", "_given")  # _given is not in vars(), which are state
+    _given: tuple[tuple[Any, ...], dict[str, Any]]  # the arguments, for the settings of a run
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keep the arguments, whatever the constructor makes of them."""
+        if (args or kwargs) and cls.__init__ is object.__init__:
+            raise TypeError(f"{cls.__name__}() takes no arguments, {len(args) + len(kwargs)} given")
+        self = super().__new__(cls)
+        self._given = args, kwargs
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        del self._given  # a copy was not made from arguments
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -8,12 +8,14 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 UNKNOWN = "unknown"
+_GIT_S = 10.0
 
 
 def provenance() -> dict[str, Any]:
@@ -42,6 +44,36 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "minilearn": __version__,
     }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what the bits of a training on a device depend on, besides the code: versions and the hardware.
+
+    Keys: python, torch, minilearn; device (the name of the GPU, or "cpu"), cpu (its model, and the
+    instructions that torch uses), threads.
+    """
+    from . import __version__
+
+    is_cuda = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # an object
+        "minilearn": __version__,
+        "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
+        "cpu": f"{_cpu_name()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+@cache
+def checkout() -> dict[str, Any]:
+    """Return the commit of the script's checkout, and whether its Python files are those of the commit.
+
+    As they were at the first call in this process, which comes closest to what was imported.
+    """
+    found = _checkout(Path(sys.argv[0]).resolve().parent)
+    changed = found["uncommitted"]
+    return found | {"is_clean": UNKNOWN if changed == UNKNOWN else not changed}
 
 
 def command() -> str:
@@ -79,7 +111,9 @@ def _checkout(folder: Path) -> dict[str, Any]:
 def _git(folder: Path, *arguments: str) -> str | None:
     """Return what git says about a folder; None if there is no git or no checkout."""
     try:
-        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True)
-    except OSError:
+        done = subprocess.run(
+            ["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=_GIT_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return None if done.returncode else done.stdout

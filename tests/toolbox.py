@@ -222,6 +222,7 @@ class StopCB(Callback):
     """End a fit at its n-th rest, as a crash does, after the checkpoint was written."""
 
     order = CheckpointCB.order
+    free_on_resume = ("n",)
 
     def __init__(self, n):
         self.n = n
@@ -327,7 +328,8 @@ def rng_states():
 
 
 def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """Return the names of what is in a folder, but for run.json, which CheckpointCB always writes."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "run.json")
 
 
 class SyncCounter(TorchDispatchMode):

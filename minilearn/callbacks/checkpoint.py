@@ -14,6 +14,8 @@ from ..arguments import number, unless_none, whole_number
 from ..arguments import path as checked_path
 from ..callback import Callback, Order
 from ..checkpoints.begun import Begun
+from ..checkpoints.run_file import bit_differences, made_by, run_facts, write_run_file
+from ..checkpoints.settings import setting_differences, settings_of
 from ..checkpoints.snapshot import (
     BEST,
     Saved,
@@ -25,7 +27,6 @@ from ..checkpoints.snapshot import (
     is_at,
     name_of,
     position_of,
-    settings_of,
     without_what_is_the_same,
 )
 from ..files import SIDE, check_folder, read_torch, write_torch
@@ -61,7 +62,8 @@ class CheckpointCB(Callback):
     Runs at: prepare, before_fit, before_train, before_validate, cleanup_train, after_epoch, cleanup_epoch,
         at_rest; order 2000, after all others. Writes: saved_to, the newest checkpoint; run_id.
     State: best, the best value so far. Files: epoch-0002-train-000263.pt, whose next batch is number 263 of
-        epoch 2 (of the learner's life, from 0); best.pt.
+        epoch 2 (of the learner's life, from 0); best.pt; run.json, with versions, commit, command, settings
+        and a fingerprint of the data.
     Raises: before training: ValueError for a folder that has another run's checkpoints, a loader that cannot
         resume inside an epoch, a monitored name that is not measured; TypeError, with its name, for what a
         checkpoint cannot hold. OSError, during training, for a full disk and the like: existing checkpoints
@@ -71,6 +73,7 @@ class CheckpointCB(Callback):
     order = Order.CHECKPOINT
     in_evaluation = False
     in_lr_find = False
+    free_on_resume = ("folder", "every_steps", "every_epochs", "every_minutes", "keep")
 
     def __init__(
         self,
@@ -100,7 +103,8 @@ class CheckpointCB(Callback):
         self._last_step, self._last_s = 0, 0.0
         self._at_validation: Saved | None = None
         self._is_untried = False  # whether nothing was captured in this kind of phase yet
-        self._settings: Saved = {}  # of all callbacks, when the fit began
+        self._settings: Saved = {}  # when the fit began
+        self._made_by: Saved = {}  # versions and hardware
         self._needs: dict[bool, set[str]] = {}  # inside a phase or not -> see _needs_of
 
     def __repr__(self) -> str:
@@ -112,8 +116,15 @@ class CheckpointCB(Callback):
         return self.folder
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value, and the step of the last checkpoint by steps."""
-        return {"best": self.best, "_last_step": self._last_step}
+        """Return the best value with what it is of, and the step of the last checkpoint by steps."""
+        state = {"best": self.best, "_last_step": self._last_step}
+        return state | ({} if self.monitor is None else {"best_of": self.monitor.says()})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load them; a best value of another monitor is dropped."""
+        self._last_step = state["_last_step"]
+        is_same = self.monitor is not None and self.monitor.says() == state.get("best_of")
+        self.best = state["best"] if is_same or "best_of" not in state else None
 
     # Hooks ----------------------------------------------------------------------------------------
 
@@ -126,10 +137,15 @@ class CheckpointCB(Callback):
         self._last_step, self._last_s = 0, learn.processes.broadcast(time.monotonic())
         begin(learn)
         self._needs, self._settings = {False: _needs_of(learn)}, settings_of(learn)
+        self._made_by = made_by(learn)
         if learn.run.source is not None:
-            _warn_of_settings(learn.run.source.saved["settings"], self._settings)
+            saved = learn.run.source.saved
+            for text in (*setting_differences(learn, saved, self._settings), *bit_differences(learn, saved)):
+                warnings.warn(text, stacklevel=2)
         capture_weights(learn)  # raises now for what a checkpoint cannot hold
         learn.run.began("epoch", capture_beginning(learn))
+        if learn.rank == 0:
+            write_run_file(self.folder, run_facts(learn, self._settings))
 
     def before_train(self, learn: Learner) -> None:
         # A callback may have replaced dls.train.
@@ -201,6 +217,7 @@ class CheckpointCB(Callback):
                 named = tensors_by_name(learn.model).items()
                 best = {"best": {key: whole_in_first(t.detach()).clone() for key, t in named}}
         path, more = self.folder / name, {"settings": self._settings, "beginnings": begun}
+        more["made_by"] = self._made_by
         saved = rest | capture_weights(learn) | best | more  # in all processes, to collect their shards
         if learn.rank == 0:
             if (found := checkpoints_in(self.folder)) and found[-1] != learn.saved_to:
@@ -262,17 +279,6 @@ class CheckpointCB(Callback):
                 )
         for side in self.folder.glob(f".*{SIDE}"):  # left by a process that was killed while writing
             side.unlink()
-
-
-def _warn_of_settings(before: Saved, now: Saved) -> None:
-    for key, values in before.items():
-        for name, value in values.items():
-            here = now.get(key, {}).get(name, value)
-            if here != value:
-                warnings.warn(
-                    f"{key} has {name}={here!r} here, but {value!r} in the resumed run, which is used",
-                    stacklevel=2,
-                )
 
 
 def _now_s(learn: Learner) -> float:

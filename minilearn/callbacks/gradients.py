@@ -100,6 +100,7 @@ class GradientClippingCB(Callback):
     """
 
     order = Order.CLIPPING
+    may_come_and_go = True
     in_graph = True
 
     def __init__(self, max_norm: float = 1.0, norm_type: float = 2.0) -> None:

@@ -116,6 +116,8 @@ class StoreModuleStatsCB(HooksCB):
 
     in_lr_find = False
 
+    may_come_and_go = True
+
     def __init__(
         self,
         which: Which = None,

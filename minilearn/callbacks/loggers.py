@@ -55,6 +55,7 @@ class TensorBoardCB(Callback):
     """
 
     order = Order.STEP_LOG
+    may_come_and_go = True
     in_evaluation = False
     in_lr_find = False
     in_each_process = False
@@ -251,6 +252,7 @@ class CSVLoggerCB(Callback):
     """
 
     order = Order.ROW_LOG
+    may_come_and_go = True
     in_evaluation = False
     in_lr_find = False
     in_each_process = False
@@ -278,7 +280,8 @@ class CSVLoggerCB(Callback):
         if self._lines is None:  # before_fit failed
             return
         for row in learn.history[self._n_rows :]:
-            ordered = {"epoch": row["epoch"], "train": row["train"], **row, "lr": self._lr}
+            lr = self._lr if row["epoch"] == learn.n_epochs_trained - 1 else None  # not known: logged since
+            ordered = {"epoch": row["epoch"], "train": row["train"], **row, "lr": lr}
             ordered["time_s"] = ordered.pop("time_s")  # last
             self._lines.append(ordered)
         self._n_rows = len(learn.history)

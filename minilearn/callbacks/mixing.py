@@ -39,6 +39,7 @@ class MixupCB(Callback):
     """
 
     order = Order.MIXING
+    may_come_and_go = True
     needs_target = True
     in_evaluation = False
     in_lr_find = False

@@ -27,6 +27,10 @@ class Monitor:
         unless_none(choice, "mode", mode, ("min", "max"), ", which of two values is better")
         self.mode = mode or ("min" if name.endswith("loss") else None)
 
+    def says(self) -> list[str | None]:
+        """Return the name and the mode, for a checkpoint: a best value is only one of the same."""
+        return [self.name, self.mode]
+
     def is_better(self, value: float, best: float, min_delta: float = 0.0) -> bool:
         """Whether a value is better than the best so far, by more than min_delta; nan never is."""
         return best - value > min_delta if self.mode == "min" else value - best > min_delta

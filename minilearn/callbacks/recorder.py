@@ -76,6 +76,7 @@ class RecorderCB(Callback):
     """
 
     order = Order.RECORDER
+    may_come_and_go = True
     in_evaluation = False
     in_lr_find = False
 

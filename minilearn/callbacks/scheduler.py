@@ -72,6 +72,7 @@ class BaseSchedulerCB(Callback):
     )
     in_evaluation = False
     in_lr_find = False
+    settings_in_state = True  # of torch's scheduler
     unit: ClassVar[str] = "steps"
 
     def __init__(
@@ -146,17 +147,20 @@ class BaseSchedulerCB(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the scheduler, and the groups' values before the fit."""
         sched = None if self.sched is None else self.sched.state_dict()
-        return {"sched": sched, "before": self._before}
+        best_of = {} if self.monitor is None else {"best_of": self.monitor.says()}
+        return {"sched": sched, "before": self._before} | best_of
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load them; before_fit has made a new scheduler."""
+        """Load them; before_fit has made a new scheduler. Of another monitor, nothing is the best yet."""
         self._before = state["before"]
         if self.sched is not None and state["sched"] is not None:
             if odd := state["sched"].keys() - self.sched.state_dict().keys():  # torch would set any attribute
                 raise ValueError(
                     f"{self!r}: the checkpoint sets {min(odd)}, which is not the scheduler's state"
                 )
-            self.sched.load_state_dict(state["sched"])
+            is_same = self.monitor is None or state.get("best_of") in (None, self.monitor.says())
+            of_the_best = () if is_same else ("best", "num_bad_epochs", "mode", "mode_worse")
+            self.sched.load_state_dict({k: v for k, v in state["sched"].items() if k not in of_the_best})
             # Steps were taken before the stop, but torch sees none on the new optimizer and would warn.
             self.sched.optimizer._opt_called = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -87,6 +87,18 @@ class EarlyStoppingCB(Callback):
     def __repr__(self) -> str:
         return f"EarlyStoppingCB({self.monitor.name!r}, patience={self.patience})"
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all attributes, with the name and the mode of what is monitored for the monitor."""
+        return {k: v for k, v in vars(self).items() if k != "monitor"} | {"best_of": self.monitor.says()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load the settings and what was best; of another monitor, nothing is the best yet."""
+        best_of = state["monitor"].says() if "monitor" in state else state["best_of"]  # that of version 0.1
+        names: tuple[str, ...] = ("patience", "min_delta", "restore_best", "stopped_epoch", "_is_running")
+        if best_of == self.monitor.says():
+            names += ("best", "best_epoch", "_weights")
+        vars(self).update({name: state[name] for name in names})
+
     def before_fit(self, learn: Learner) -> None:
         self.monitor.check(learn)
         self.best, self.best_epoch, self.stopped_epoch = self.monitor.worst, None, None
@@ -138,6 +150,7 @@ class TerminateOnNaNCB(Callback):
     """
 
     in_evaluation = False
+    may_come_and_go = True
     in_lr_find = False
 
     def __init__(self, every: int | None = None) -> None:

@@ -31,6 +31,7 @@ class SwitchPointsCB(Callback):
     """
 
     order = Order.SWITCHES
+    may_come_and_go = True
     in_evaluation = False
     in_lr_find = False
 

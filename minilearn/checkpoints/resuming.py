@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..seeding import set_rng_state
 from ..weights import SUFFIX, check_alike, tensors_by_name
 from .codec import Loader
 from .loss import check_loss
+from .settings import check_classes
 from .snapshot import (
     BEST,
     Saved,
@@ -58,6 +60,26 @@ class Source:
         for adapter, _, state in self._loaders:
             adapter.load_state(state)
         learn.run.is_at(self.saved["run"], self.saved["fit"]["index"])
+
+    def check(self, learn: Learner) -> None:
+        """Raise ValueError for weights of another dtype; warn of those that are not finite.
+
+        It is called when callbacks have prepared the model.
+        """
+        for name, t in tensors_by_name(learn.model).items():
+            there = self.saved["model"][name]
+            if there.dtype != t.dtype:
+                raise ValueError(
+                    f"{self.path}: {name} is {there.dtype} in the file, and {t.dtype} in the model: expected "
+                    "the same, because a resumed run keeps its dtype; learn.load converts"
+                )
+            if isinstance(t, torch.nn.Parameter) and not there.isfinite().all():
+                warnings.warn(
+                    f"{self.path}: {name} has numbers that are nan or infinite, so the run can only continue "
+                    "with them: resume an earlier checkpoint, or begin again with a lower lr",
+                    stacklevel=2,
+                )
+                break
 
     def restore(self, learn: Learner) -> None:
         """Restore the checkpoint into the learner."""
@@ -127,6 +149,7 @@ def _find(learn: Learner, resume: str | Path | bool) -> Position | None:
         raise
     check_alike(saved["model"], tensors_by_name(learn.model), path)
     check_loss(learn, saved, path)
+    check_classes(learn, saved, path)
     index, n_fits = saved["fit"]["index"], learn.n_fits
     if path == Path(str(resume)).expanduser() or learn.run_id not in (None, saved["run"]):
         n_fits = index  # named directly, or of another run than the learner's: any of its fits will do
@@ -195,7 +218,8 @@ def _check(learn: Learner, saved: Saved, path: Path) -> None:
         )
     _check_groups(here, there, path)
     here, there = keyed(learn.cbs), saved["cbs"]
-    if missing := [key for key, state in there.items() if state and key not in here]:
+    _warn_of_callbacks(here, there)
+    if missing := [k for k, state in there.items() if state and k not in here and not _may_go(k)]:
         raise ValueError(
             f"{path} has the state of {missing[0]}, which is not among the callbacks here: "
             f"{', '.join(here) or 'none'}; add it"
@@ -219,10 +243,33 @@ def _check(learn: Learner, saved: Saved, path: Path) -> None:
 def _check_added(learn: Learner, saved: Saved, path: Path) -> None:
     """Raise ValueError for a callback with a state that the checkpoint lacks; before_fit may make this."""
     there = saved["cbs"]
-    if added := [key for key, cb in keyed(learn.cbs).items() if key not in there and cb.state_dict()]:
+    new = {key: cb for key, cb in keyed(learn.cbs).items() if key not in there and not _may_go(key)}
+    if added := [key for key, cb in new.items() if cb.state_dict()]:
         raise ValueError(
             f"{path} has no state of {added[0]}: it is of a run with {', '.join(there) or 'none'}"
         )
+
+
+def _warn_of_callbacks(here: Iterable[str], there: Iterable[str]) -> None:
+    for key in [key for key in there if key not in here and _may_go(key)]:
+        warnings.warn(
+            f"the resumed run had {key}, which is not among the callbacks here: its state is not kept",
+            stacklevel=2,
+        )
+    for key in [key for key in here if key not in there and _may_go(key)]:
+        warnings.warn(
+            f"{key} is new, the resumed run did not have it: it begins with the batch that comes next",
+            stacklevel=2,
+        )
+
+
+def _may_go(key: str) -> bool:
+    """Whether a resumed fit may add or leave out a callback of this name, whose class declares it."""
+    kinds = [Callback]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    name = key.split(" ")[0]  # it may be numbered
+    return any(kind.__name__ == name and kind.may_come_and_go for kind in kinds)
 
 
 def _check_groups(here: Any, there: Any, path: Path) -> None:
@@ -306,6 +353,7 @@ class _RestoreCB(Callback):
     def before_fit(self, learn: Learner) -> None:
         _check_added(learn, self.source.saved, self.source.path)
         position = self.source.position
+        self.source.check(learn)
         if position.is_over:
             raise CancelFitException  # only what before_fit opened is left to close
         if position.is_inside:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -262,20 +261,6 @@ def keyed(cbs: tuple[Callback, ...]) -> dict[str, Callback]:
             continue
         n = sum(type(other).__name__ == type(cb).__name__ for other in found.values())
         found[f"{type(cb).__name__} {n + 1}" if n else type(cb).__name__] = cb
-    return found
-
-
-def settings_of(learn: Learner) -> Saved:
-    """Return numbers and text that users passed to callbacks, and the optimizer's hyperparameters."""
-    found: Saved = {}
-    for key, cb in keyed(learn.cbs).items():
-        if type(cb).state_dict is Callback.state_dict:  # all its attributes are saved
-            names = inspect.signature(type(cb).__init__).parameters.keys() & vars(cb).keys()
-            found[key] = {k: vars(cb)[k] for k in names if isinstance(vars(cb)[k], int | float | str)}
-    for i, group in enumerate(learn.opt.param_groups):
-        numbers = {k: v for k, v in group.items() if type(v) in (int, float)}  # no bool, no enum
-        betas = {f"betas[{j}]": beta for j, beta in enumerate(group.get("betas", ()))}
-        found[f"group {i} of the optimizer"] = numbers | betas
     return found
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Saved = dict[str, Any]
 
 _FILE_NAME = re.compile(r"[^\s.].*\.[A-Za-z]\w{0,9}")  # log.csv, but not "v 1.5" or "..."
+_MONITORED = re.compile(r"(train|eval)/\w+")  # a name in the rows of history
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _OF_PARTS = ("tuple", "set", "frozenset", "deque", "Counter", "OrderedDict", "defaultdict")
 
@@ -139,6 +140,8 @@ def _is_place(text: str, live: Any) -> bool:
 
 
 def _reads_like_a_path(text: str) -> bool:
+    if _MONITORED.fullmatch(text):
+        return False
     return "/" in text or "\\" in text or text[:1] in (".", "~") or bool(_FILE_NAME.fullmatch(text))
 
 

@@ -135,6 +135,7 @@ def with_metrics(name):
 
 
 @EACH
+@pytest.mark.filterwarnings("ignore:(CSVLoggerCB|TensorBoardCB) has (path|folder)=")  # a place for each
 def test_resumed_run_of_a_shipped_callback_is_the_straight_run(tmp_path, name):
     images = name == "TestTimeFlipCB"
     kwargs = PLAIN | NEEDS.get(name, {})
@@ -340,6 +341,7 @@ def test_fit_that_stops_early_stops_at_the_same_epoch(tmp_path, restore_best):
     )  # the epoch that ends the fit is left before its rest
 
 
+@pytest.mark.filterwarnings("ignore:.*nan or infinite")  # the weights of the checkpoint
 @pytest.mark.parametrize("step", [2, 3, 4])
 def test_bad_loss_that_was_not_looked_at_before_the_stop_is_found(tmp_path, at, step):
     def spoil(learn):
@@ -573,8 +575,9 @@ def test_files_loggers_and_functions_are_those_of_the_resumed_one(tmp_path):
 
 
 def test_records_are_the_numbers_that_were_recorded(tmp_path):
-    recorder = RecorderCB(lr="pg.lr", step="learn.n_steps", bias=lambda r: r.learn.model[4].bias[:1])
-    recorders = iter([RecorderCB(**recorder._what), recorder])
+    what = {"lr": "pg.lr", "step": "learn.n_steps", "bias": lambda r: r.learn.model[4].bias[:1]}
+    recorder = RecorderCB(**what)
+    recorders = iter([RecorderCB(**what), recorder])
     stopped_and_resumed(tmp_path, lambda: [next(recorders)], n=6)
     assert recorder.recs["lr"] == [0.1] * 6
     assert list(map(repr, recorder.recs["step"])) == ["1", "2", "3", "4", "5", "6"]

@@ -20,6 +20,7 @@ from minilearn import (
     Callback,
     CheckpointCB,
     CSVLoggerCB,
+    EarlyStoppingCB,
     MetricsCB,
     RecorderCB,
     TensorBoardCB,
@@ -204,8 +205,6 @@ def test_path_that_is_the_present_one_is_no_difference(value, live):
 # callback -> what a stranger adds to its state
 NAMES = {
     "a log's path": (lambda: CSVLoggerCB("log.csv"), {"path": ("path", OUT)}),
-    "how many to keep": (None, {"keep": 1}),
-    "a folder": (None, {"folder": ("path", "/")}),
     "a setting": (NamedCB, {"keep": 1}),
     "text": (NamedCB, {"path": "b.csv"}),
     "a method": (PlainCB, {"helper": 1}),
@@ -227,9 +226,19 @@ def test_name_that_is_not_state_is_refused(run, what):
     if "run" in what or "above" in what:
         pytest.importorskip("tensorboard")
 
-    name = type(make()).__name__ if make else "CheckpointCB"
+    name = type(make()).__name__
     with pytest.raises(ValueError, match=rf"{name}.*(not part of|expected the name)"):
-        run(lambda saved: saved["cbs"][name].update(added), *([make] if make else []))
+        run(lambda saved: saved["cbs"][name].update(added), make)
+
+
+@pytest.mark.parametrize("kind", [CheckpointCB, EarlyStoppingCB])
+@pytest.mark.parametrize(
+    "added", [{"folder": ("path", "/")}, {"keep": 1}, {"at_rest": 1}, {"_report": 1}, {"order": 1}]
+)
+def test_class_that_loads_its_state_itself_takes_only_that(run, kind, added):
+    learn = run(lambda saved: saved["cbs"][kind.__name__].update(added), EarlyStoppingCB)
+    [name] = added
+    assert vars(of_kind(learn, kind)).get(name) not in added.values()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,270 @@
+"""The settings of a run: what the script says, how it is described, and how a resumed fit compares it.
+
+The rule: a resumed fit takes from the checkpoint what `state_dict` names, of the optimizer, of a scheduler
+and of each callback (by default all its attributes). Everything else is as the script says, and so is what
+belongs to the program wherever it is: paths, functions and classes. Each difference is warned of, with the
+value that is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import PurePath
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..callback import Callback
+from ..data.fingerprint import digest_of, fingerprint
+from ..weights import plain_name
+from .codec import LEFT
+from .snapshot import Saved, keyed
+from .trust import has_place
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..learner import Learner
+
+MODEL, DATA = "the model", "the data"
+_DEPTH, _MANY, _LONG = 4, 50, 500  # how much of a value is described: levels, elements, characters
+_OF_SPEED = ("fused", "foreach", "capturable", "differentiable")  # of an optimizer: how, not what
+_MISSING = "<not given>"
+
+
+# What they are ------------------------------------------------------------------------------------
+
+
+def settings_of(learn: Learner) -> Saved:
+    """Return the settings of a fit that begins, as numbers, text, lists and dicts.
+
+    They are the arguments of each callback, the optimizer's hyperparameters, what is frozen in the model, and
+    the fingerprint of the data.
+    """
+    found: Saved = {
+        key: arguments_of(cb, learn.n_fits == learn.n_epochs_trained == 0)
+        for key, cb in keyed(learn.cbs).items()
+    }
+    for i, group in enumerate(learn.opt.param_groups):
+        betas = {f"betas[{j}]": beta for j, beta in enumerate(group.get("betas") or ())}
+        found[f"group {i} of the optimizer"] = {
+            key: described(value)
+            for key, value in (group | betas).items()
+            if type(value) in (bool, int, float, str, type(None)) and key not in _OF_SPEED
+        }
+    model = learn.model
+    found[MODEL] = {
+        "frozen": [plain_name(model, name) for name, p in model.named_parameters() if not p.requires_grad],
+        "in evaluation mode": [
+            plain_name(model, k) for k, m in model.named_modules() if not learn.modes.of(m)
+        ],
+    }
+    found[DATA] = {"classes": described(learn.dls.classes)}
+    for name, adapter in learn.dls.adapters.items():
+        found[DATA] |= {f"{name}.{key}": value for key, value in fingerprint(adapter).items()}
+    return found
+
+
+def arguments_of(cb: Callback, is_first: bool = True) -> dict[str, Any]:
+    """Return the constructor's arguments of a callback by name, described, defaults included.
+
+    Args:
+        is_first: whether no training has changed its attributes yet. Then a number or text that the script
+            set in place of an argument counts.
+    """
+    parameters, own = inspect.signature(type(cb).__init__).parameters, vars(cb)
+    try:
+        args, kwargs = cb._given
+        bound = inspect.signature(type(cb).__init__).bind(cb, *args, **kwargs)
+        bound.apply_defaults()
+        values = dict(list(bound.arguments.items())[1:])
+    except (AttributeError, TypeError):  # a copy, or a class with a __new__ of its own
+        values = {name: own[name] for name in parameters.keys() & own.keys()}
+    plain = (bool, int, float, str)
+    for name in own.keys() & values.keys() if is_first else ():
+        if isinstance(values[name], plain) and isinstance(own[name], plain):
+            values[name] = own[name]
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if parameters[name].kind is inspect.Parameter.VAR_KEYWORD and isinstance(value, Mapping):
+            found |= {str(key): described(part) for key, part in value.items()}
+        else:
+            found[name] = described(value)
+    return found
+
+
+def described(value: Any, depth: int = _DEPTH) -> Any:
+    """Return a value as numbers, text, lists and dicts, the same in each process."""
+    if value is None or type(value) in (bool, float):
+        return value
+    if type(value) is int:
+        return value if value.bit_length() < _LONG else hex(value)
+    if isinstance(value, str):
+        is_short = len(value) <= _LONG
+        return str(value) if is_short else f"{value[:40]}... ({len(value)} characters, {digest_of(value)})"
+    if isinstance(value, PurePath | torch.dtype | torch.device):
+        return str(value)
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, Tensor | np.ndarray):
+        return f"<{type(value).__name__} {tuple(value.shape)} {value.dtype} {digest_of(value)}>"
+    if isinstance(value, np.generic):
+        return value.item()
+    if not depth:
+        return "..."
+    for form_of in (_described_container, _described_function, _described_object):
+        if (form := form_of(value, depth - 1)) is not None:
+            return form
+    return f"<{type(value).__name__}>"
+
+
+def _described_container(value: Any, depth: int) -> Any:
+    if isinstance(value, Mapping):
+        if len(value) <= _MANY:
+            return {str(key): described(part, depth) for key, part in value.items()}
+    elif isinstance(value, set | frozenset):
+        return sorted((described(part, depth) for part in value), key=repr)
+    elif isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        if len(value) <= _MANY:
+            return [described(part, depth) for part in value]
+    else:
+        return None
+    return f"<{type(value).__name__} of {len(value)}, {digest_of(value)}>"
+
+
+def _described_function(value: Any, depth: int) -> Any:
+    if isinstance(value, partial):
+        made = {"partial": described(value.func, depth), "args": described(value.args, depth)}
+        return made | described(value.keywords, depth + 1)
+    if isinstance(value, MethodType):
+        return f"<function {type(value.__self__).__name__}.{value.__name__}>"
+    if isinstance(value, type):
+        return f"<class {value.__qualname__}>"
+    if isinstance(value, BuiltinFunctionType):
+        return f"<function {value.__qualname__}>"
+    if isinstance(value, FunctionType):
+        code = value.__code__
+        inside = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
+        parts = [code.co_code.hex(), code.co_names, [_constant(x) for x in code.co_consts]]
+        parts += [described(x, depth) for x in (value.__defaults__, value.__kwdefaults__, inside)]
+        return f"<function {value.__qualname__} #{digest_of(repr(parts))}>"
+    return None
+
+
+_EMPTY = CellType()
+
+
+def _constant(value: Any) -> Any:
+    """Return a constant of a function's code, without what differs between processes."""
+    if isinstance(value, CodeType):  # of a function inside
+        return [value.co_code.hex(), value.co_names, [_constant(x) for x in value.co_consts]]
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else value
+
+
+def _described_object(value: Any, depth: int) -> Any:
+    name = type(value).__name__
+    if isinstance(value, nn.Module):
+        return f"<{name}, {sum(p.numel() for p in value.parameters())} parameters>"
+    if hasattr(value, "_fields"):
+        parts = dict(zip(value._fields, value, strict=True))
+    elif dataclasses.is_dataclass(value):
+        parts = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+    else:
+        parts = getattr(value, "__dict__", {})
+        if not all(isinstance(part, int | float | str | tuple | list | None) for part in parts.values()):
+            return None
+    return {"": name} | {key: described(part, depth) for key, part in parts.items()}
+
+
+# Comparing them -----------------------------------------------------------------------------------
+
+
+def check_classes(learn: Learner, saved: Saved, path: Path) -> None:
+    """Raise ValueError if the classes are those of the checkpoint's run in another order."""
+    there = saved.get("settings", {}).get(DATA, {}).get("classes")
+    here = described(learn.dls.classes)
+    if isinstance(here, list) and isinstance(there, list) and here != there and set(here) & set(there):
+        moved = [name for name in here if name in there and here.index(name) != there.index(name)]
+        if moved:
+            now, before = here.index(moved[0]), there.index(moved[0])
+            raise ValueError(
+                f"{path} is of a run with other classes: {moved[0]!r} is class {now} here, and was {before} "
+                f"({short(here)} and {short(there)}); was a folder renamed?"
+            )
+
+
+def setting_differences(learn: Learner, saved: Saved, now: Saved) -> Iterator[str]:
+    """Give a sentence for each setting that differs between a checkpoint's run and this one."""
+    before, cbs, made_by = saved.get("settings", {}), keyed(learn.cbs), saved.get("made_by")
+    python = platform.python_version().rpartition(".")[0]
+    same_python = made_by is not None and made_by["python"].rpartition(".")[0] == python
+    for key, values in before.items():
+        if key not in now:
+            continue  # a callback that was left out
+        here = now[key]
+        names = list(values) if made_by is None else [*values, *(name for name in here if name not in values)]
+        for name in names:
+            if name not in here and made_by is None:
+                continue  # the file is older than some settings
+            a, b = here.get(name, _MISSING), values.get(name, _MISSING)
+            if _is_same(a, b, same_python) or (key in cbs and name in cbs[key].free_on_resume):
+                continue
+            if key == MODEL:
+                yield _of_names(name, a, b)
+            elif key == DATA:
+                yield f"{key} differ from those of the resumed run: {name}={short(a)} here, {short(b)} there"
+            else:
+                state = saved["cbs"].get(key) or {}
+                is_there = key not in cbs or _is_from_the_file(cbs[key], name, a, b, state)
+                used = "which is used" if is_there else "and the one here is used"
+                yield f"{key} has {name}={short(a)} here, but {short(b)} in the resumed run, {used}"
+
+
+def _is_from_the_file(cb: Callback, name: str, here: Any, there: Any, state: Saved) -> bool:
+    """Whether a checkpoint brings the value of a setting back."""
+    if any(isinstance(x, str) and x.startswith(("<function", "<class")) for x in (here, there)):
+        return False
+    if name in ("monitor", "mode") and "best_of" in state:
+        return False
+    if name in state:
+        return state[name] != LEFT and not has_place(state[name], vars(cb).get(name))
+    if type(cb).state_dict is Callback.state_dict:  # under another name
+        return not (isinstance(there, str) and has_place(there, here))
+    return cb.settings_in_state
+
+
+def _of_names(what: str, here: list[str], there: list[str]) -> str:
+    """Say which parts of the model are frozen, or in evaluation mode, only here or only there."""
+    only_here = [name for name in here if name not in there]
+    only_there = [name for name in there if name not in here]
+    parts = [
+        f"{', '.join(repr(name) for name in names[:3])}{' and others' * (len(names) > 3)} {where}"
+        for names, where in ((only_here, "only here"), (only_there, "only in the resumed run"))
+        if names
+    ]
+    return f"{MODEL} has {what}: {'; '.join(parts)}; it is as in the resumed run"
+
+
+def _is_same(a: Any, b: Any, same_python: bool) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_is_same(a[key], b[key], same_python) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_is_same(x, y, same_python) for x, y in zip(a, b, strict=True))
+    if isinstance(a, str) and isinstance(b, str) and not same_python:  # bytecode differs between versions
+        a, b = re.sub(r" #\w+>", ">", a), re.sub(r" #\w+>", ">", b)
+    return bool(a == b) or (a != a and b != b)
+
+
+def short(value: Any) -> str:
+    """Return a value in at most 80 characters."""
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:77]}..."

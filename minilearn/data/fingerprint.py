@@ -1,0 +1,101 @@
+"""A fingerprint of a data set: how many samples, and a digest of some of them, their names and targets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .adapters import Adapter
+
+_N_SAMPLED = 64  # elements of each tensor or list, evenly spaced, the first and the last among them
+_INNER = ("dataset", "datasets")
+# Where data sets keep what a sample is: torchvision's, those of Hugging Face, Subset.
+_OF_SAMPLES = (
+    *("tensors", "samples", "imgs", "data", "targets", "labels", "classes", "files", "paths", "indices"),
+    *("images", "_fingerprint"),
+)
+
+
+def fingerprint(adapter: Adapter) -> dict[str, Any]:
+    """Return what tells a loader's data set from another one, the same in each process, as values for JSON.
+
+    Nothing is read through the data set itself: only tensors, arrays and lists that it keeps in memory count.
+
+    Keys:
+        dataset: its class.
+        n_samples: None if it does not say.
+        digest: of evenly spaced elements.
+    """
+    loader = adapter.loader
+    dataset = getattr(loader, "dataset", loader)
+    try:
+        n_samples = getattr(loader, "n_samples", None) or len(dataset)
+    except TypeError:
+        n_samples = None
+    parts = [adapter.data(), _parts_of(loader), _parts_of(dataset)]
+    return {"dataset": type(dataset).__name__, "n_samples": n_samples, "digest": digest_of(parts)}
+
+
+def digest_of(value: Any) -> str:
+    """Return a short digest of a value: of all its numbers and text, but of long sequences only some."""
+    digest = hashlib.blake2b(digest_size=8)
+    _add(digest, value, 8)
+    return digest.hexdigest()
+
+
+def _parts_of(dataset: Any, depth: int = 4) -> list[Any]:
+    """Return what a data set says of its samples, and the data sets inside it."""
+    if isinstance(dataset, list | tuple):
+        return [dataset]
+    found = [getattr(dataset, name, None) for name in _OF_SAMPLES]
+    for name in _INNER if depth else ():
+        inner = getattr(dataset, name, None)
+        for part in inner if isinstance(inner, list | tuple) else [inner]:
+            if part is not None:
+                found.append(_parts_of(part, depth - 1))
+    return found
+
+
+def _add(digest: Any, value: Any, depth: int) -> None:
+    """Add a value to a digest. Of other objects, only the class counts."""
+    if isinstance(value, Tensor | np.ndarray):
+        _add_numbers(digest, value)
+    elif isinstance(value, PurePath) or (isinstance(value, str) and "/" in value):
+        digest.update("/".join(Path(value).parts[-2:]).encode(errors="surrogatepass"))  # folders can be moved
+    elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        digest.update(f"{type(value).__name__} {value!r};".encode(errors="surrogatepass"))
+    elif depth and isinstance(value, Mapping):
+        _add(digest, list(value.items()), depth - 1)
+    elif depth and isinstance(value, set | frozenset):
+        _add(digest, sorted(value, key=repr), depth - 1)
+    elif depth and isinstance(value, Sequence):
+        digest.update(f"{type(value).__name__} of {len(value)}:".encode())
+        for i in _places(len(value)):
+            _add(digest, value[i], depth - 1)
+    else:
+        digest.update(f"<{type(value).__name__}>".encode())
+
+
+def _places(n: int) -> Iterable[int]:
+    if n <= _N_SAMPLED:
+        return range(n)
+    return (i * (n - 1) // (_N_SAMPLED - 1) for i in range(_N_SAMPLED))
+
+
+def _add_numbers(digest: Any, value: Tensor | np.ndarray) -> None:
+    digest.update(f"{tuple(value.shape)} {value.dtype};".encode())
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided or type(value) not in (Tensor, torch.nn.Parameter):
+            return
+        rows = value.detach() if value.ndim == 0 else value.detach()[list(_places(len(value)))]
+        rows = rows.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        digest.update(rows.view(torch.uint8).numpy().data)
+    elif value.dtype.kind in "biufcUS":
+        some = value if value.ndim == 0 else value[list(_places(len(value)))]
+        digest.update(np.ascontiguousarray(some).tobytes())
