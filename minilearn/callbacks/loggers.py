@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..arguments import path as checked_path
 from ..arguments import shown, text, unless_none, whole_number
 from ..callback import Callback, Order
+from ..checkpoints.run_file import run_facts
 from ..files import check_folder, written_whole
 from ..optim.groups import Group, groups_of
 from .metrics import MetricsCB
@@ -34,7 +36,8 @@ class TensorBoardCB(Callback):
 
     The rows of history appear under "loss", "MulticlassAccuracy", ..., as "loss/train" and "loss/eval". Under
     "step" are the loss, and lr, momentum and weight decay of each group as the step used them. The horizontal
-    axis counts optimizer steps in this callback's life, over all fits.
+    axis counts optimizer steps in this callback's life, over all fits. Under "run", as text, is what run.json
+    has: versions, commit, command, settings and a fingerprint of the data.
 
     Args:
         folder: for all runs; created if it is missing.
@@ -88,6 +91,7 @@ class TensorBoardCB(Callback):
         self._n_rows = 0  # of history, written or from before this fit
         self._writer: Any = None
         self._facts: dict[str, Any] = {}
+        self._config = ""  # what run.json has, for a reader of the log
         self._readers: list[tuple[str, Callable[[], Any]]] = []
         self._new: list[tuple[int, float, Any, list[Any]]] = []  # step, time, loss, the readers' values
         self._flushed_s = 0.0
@@ -106,6 +110,7 @@ class TensorBoardCB(Callback):
         lr = {"lr": float(groups[0]["lr"])} if "lr" in groups[0] else {}
         self._facts = {"opt": type(learn.opt).__name__, **lr, "n_epochs": learn.n_epochs, **self.hparams}
         self._readers = list(_readers(groups))
+        self._config = json.dumps(run_facts(learn), indent=1)
 
     def after_step(self, learn: Learner) -> None:
         self._n_steps += 1
@@ -182,6 +187,7 @@ class TensorBoardCB(Callback):
         make: Any = summary.hparams  # not add_hparams, which would make a separate run
         for part in make(self._facts, {"loss/eval": 0.0}):
             self._writer.file_writer.add_summary(part)
+        self._writer.add_text("run", f"```json\n{self._config}\n```")
 
     def _write_steps(self) -> None:
         self._flushed_s = time.monotonic()

@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 from functools import partial
 
@@ -258,6 +259,17 @@ def test_images_of_the_first_batches_are_logged_when_asked_for(tmp_path, n_chann
 def test_images_of_other_inputs_are_refused(make_learner, tmp_path):
     with pytest.raises(ValueError, match=r"images=2.*\(N, 1 or 3, H, W\)"):
         make_learner(cbs=TensorBoardCB(tmp_path, images=2)).fit()
+
+
+def test_run_has_its_versions_settings_and_data_as_text(make_learner, tmp_path):
+    make_learner(cbs=[TensorBoardCB(tmp_path, "a", every=3), MetricsCB()]).fit()
+    events = EventAccumulator(str(tmp_path / "a"))
+    events.Reload()
+    [text] = events.Tensors("run/text_summary")[0].tensor_proto.string_val
+    facts = json.loads(text.decode().removeprefix("```json").removesuffix("```"))
+    assert facts["torch"] == torch.__version__
+    assert facts["settings"]["TensorBoardCB"]["every"] == 3
+    assert facts["data"]["train.n_samples"] == 12
 
 
 def test_table_of_hyperparameters_has_the_facts_and_what_is_given(make_learner, tmp_path):
