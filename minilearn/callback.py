@@ -183,7 +183,10 @@ class Callback:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what state_dict returned, in a resumed fit; the before_ hooks have run by then."""
+        """Restore what state_dict returned, in a resumed fit; the before_ hooks have run by then.
+
+        Unless it is overridden, names that state_dict does not have are refused, and paths keep their values.
+        """
         vars(self).update(state)
 
     @property

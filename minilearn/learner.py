@@ -318,8 +318,10 @@ class Learner(Fields):
             resume: resume the fit whose checkpoints CheckpointCB wrote: a folder (its newest checkpoint), a
                 checkpoint, or True for the folder of the CheckpointCB. The next batch is the one that
                 would have come next, and everything is bit for bit as in a fit that was never stopped; all
-                other arguments must be the same as then. If the CheckpointCB's folder is still empty, the
-                fit starts from the beginning. A finished fit of the same run is skipped, so a script that
+                other arguments must be the same as then. Settings come from the checkpoint where
+                `state_dict` names them, and else from the script, paths and functions always; each that
+                differs is warned of. If the CheckpointCB's folder is still empty, the fit starts from the
+                beginning. A finished fit of the same run is skipped, so a script that
                 passes resume to each of its fits can be started any number of times.
 
         Raises: before the first step, for input that cannot work. Errors from callbacks and the model pass
