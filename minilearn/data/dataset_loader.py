@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from ..arguments import check_flags, function, most_workers, shown, unless_none, whole_number
 from ..seeding import kept_rng, seed_cpu, seed_of
 from .resumable import ResumableLoader, spans_of
+from .workers import begin
 
 
 class DatasetLoader(ResumableLoader):
@@ -180,7 +181,7 @@ class DatasetLoader(ResumableLoader):
             (self.seed, self.epoch, order[first:stop], self._place(first)) for first, stop in spans
         ]
         self._loader = self._loader or self._make()
-        return iter(self._loader)
+        return begin(self._loader)
 
     def peek(self) -> Any:
         """Return a batch of the first two samples, read in this process; None if there are none.

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...batches import n_samples
 from ...seeding import is_same_state, kept_rng, rng_state, set_rng_state
+from ..workers import begin
 from .adapter import MEND, Adapter, has_state
 from .shards import Shard
 
@@ -63,12 +64,12 @@ class StatefulAdapter(Adapter):
 
     def read(self, start: int = 0) -> Iterator[Any]:
         """Read from the position of its loaded state."""
-        return iter(self.loader)
+        return begin(self.loader)
 
     def peek(self, epoch: int | None = None) -> Any:
         """Return the first batch, and restore the state."""
         with kept_rng(*self.generators()), self.unmoved():
-            return next(iter(self.loader), None)
+            return next(begin(self.loader), None)
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:
@@ -128,7 +129,7 @@ class IterableAdapter(Adapter):
         if start:
             raise TypeError(f"{self!r} cannot begin at batch {start}: {self.why_not_resumable()}")
         opened, self._opened = self._opened, None
-        return iter(self.loader) if opened is None else self._continued(opened)
+        return begin(self.loader) if opened is None else self._continued(opened)
 
     def _continued(self, opened: _Opened) -> Iterator[Any]:
         if is_same_state(self._drawn(), opened.before):
@@ -144,7 +145,7 @@ class IterableAdapter(Adapter):
         if self._opened is None:
             before = self._drawn()
             with kept_rng(*self.generators()):
-                rest = iter(self.loader)
+                rest = begin(self.loader)
                 batch = next(rest, _END)
                 self._opened = _Opened(batch, rest, epoch, before, self._drawn())
         return None if self._opened.batch is _END else self._opened.batch

@@ -12,6 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 from ...seeding import kept_rng
 from ..dataset_loader import first_of
 from ..resumable import spans_of
+from ..workers import begin
 from .adapter import MEND, Adapter, found, has_state
 from .iterables import IterableAdapter, StatefulAdapter
 from .shards import Shard
@@ -37,7 +38,7 @@ class TorchAdapter(Adapter):
         """Begin a pass."""
         if start:
             raise TypeError(f"{self!r} cannot begin at batch {start}: {self.why_not_resumable()}")
-        return iter(self.loader)
+        return begin(self.loader)
 
     def why_not_resumable(self) -> str:
         """Say what to write instead."""
