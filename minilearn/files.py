@@ -16,7 +16,12 @@ import torch
 
 SIDE = ".part"  # the suffix of a file that is being written
 _ADVICE = ("weights_only", "torch.load", "safe_globals")  # in torch's errors: how to run what a file has
+_HAS_OBJECT = "it has the object"
 _OBJECT = re.compile(r"GLOBAL ([\w.]+)")
+
+
+class DamagedError(ValueError):
+    """Say that a file which was once complete cannot be read: an older one may be good."""
 
 
 def check_folder(cb: Any, folder: Path) -> None:
@@ -91,7 +96,8 @@ def read_torch(path: Path, check: bool = True) -> Any:
     Args:
         check: read all of it and compare its checksums; False reads tensors only when they are used.
 
-    Raises: FileNotFoundError; ValueError for a file that is cut short, changed, or holds anything else.
+    Raises: FileNotFoundError; DamagedError, a ValueError, for a file that is cut short, changed, or holds
+        anything else.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
@@ -100,15 +106,16 @@ def read_torch(path: Path, check: bool = True) -> Any:
             broken = parts.testzip() if check else None
             # For a part that is marked as a folder, torch reads zeros.
             broken = next((part.filename for part in parts.infolist() if part.external_attr & 0x10), broken)
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:  # zipfile raises others too, such as NotImplementedError for a damaged method
-        raise ValueError(f"{path} is cut short, or is not a checkpoint ({error})") from error
+        raise DamagedError(f"{path} is cut short, or is not a checkpoint ({error})") from error
     if broken is not None:
-        raise ValueError(f"{path} is damaged: the checksum of its part {broken!r} is wrong")
+        raise DamagedError(f"{path} is damaged: the checksum of its part {broken!r} is wrong")
     value, why = _plain(path, mmap=not check)
     if why:
-        raise ValueError(
-            f"{path} cannot be read as plain data and tensors, and nothing else is loaded: {why}"
-        )
+        kind = ValueError if why.startswith(_HAS_OBJECT) else DamagedError
+        raise kind(f"{path} cannot be read as plain data and tensors, and nothing else is loaded: {why}")
     return value
 
 
@@ -133,9 +140,11 @@ def _plain(path: Path, mmap: bool) -> tuple[Any, str]:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True), ""
         with path.open("rb") as file:  # by its contents: torch reads a path by its suffix
             return torch.load(file, map_location="cpu", weights_only=True), ""
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:
         text, kind = str(error), type(error).__name__
     if found := _OBJECT.search(text):
-        return None, f"it has the object {found[1]}, and loading one may run code of a stranger"
+        return None, f"{_HAS_OBJECT} {found[1]}, and loading one may run code of a stranger"
     first = text.strip().splitlines()[0] if text.strip() else kind
     return None, kind if any(word in text for word in _ADVICE) else first

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 import uuid
 import warnings
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from ..arguments import number, unless_none, whole_number
 from ..arguments import path as checked_path
 from ..callback import Callback, Order
 from ..checkpoints.begun import Begun
+from ..checkpoints.lock import Lock
 from ..checkpoints.run_file import bit_differences, made_by, run_facts, write_run_file
 from ..checkpoints.settings import setting_differences, settings_of
 from ..checkpoints.snapshot import (
@@ -25,11 +29,12 @@ from ..checkpoints.snapshot import (
     check_opt,
     checkpoints_in,
     is_at,
+    is_damaged,
     name_of,
     position_of,
     without_what_is_the_same,
 )
-from ..files import SIDE, check_folder, read_torch, write_torch
+from ..files import SIDE, DamagedError, check_folder, read_torch, write_torch
 from ..plan import Position
 from ..processes import whole_in_first
 from ..weights import tensors_by_name
@@ -48,24 +53,33 @@ class CheckpointCB(Callback):
 
     A checkpoint holds model, optimizer, callbacks (see Callback.state_dict), history, random numbers and the
     position in the data. It is written under a temporary name, synced and renamed, so the folder has only
-    complete files. One is always written when the fit ends, also when Ctrl-C or SIGTERM ends it early.
+    complete files. One is always written when the fit ends, also when Ctrl-C, SIGTERM or SIGHUP ends it
+    early. If the newest is damaged, a resumed fit uses the one before it, and renames the damaged one.
+
+    While a fit runs, the folder is locked: the same script, started a second time, is refused. The lock ends
+    with its process, however that ends.
 
     Args:
-        folder: created if need be; for one run only.
+        folder: created if need be; for one run only. A relative one is relative to the working directory at
+            this call, even if that changes later.
         every_steps, every_epochs, every_minutes: how often, each >= 1 (minutes > 0); several may be given.
             None given: after each epoch.
         keep: how many of the newest to keep, >= 1.
         monitor: also keep `best.pt`, from the epoch with the best value of this name in the rows of history,
             such as "eval/loss"; a bare name means that of validation.
         mode: "min" or "max"; may be left out for a loss.
+        signals: more signals that stop the fit as SIGTERM does, such as (signal.SIGUSR1,), which a batch
+            system sends before the job's time is up. With several processes, any one may get it.
 
     Runs at: prepare, before_fit, before_train, before_validate, cleanup_train, after_epoch, cleanup_epoch,
         at_rest; order 2000, after all others. Writes: saved_to, the newest checkpoint; run_id.
     State: best, the best value so far. Files: epoch-0002-train-000263.pt, whose next batch is number 263 of
         epoch 2 (of the learner's life, from 0); best.pt; run.json, with versions, commit, command, settings
-        and a fingerprint of the data.
-    Raises: before training: ValueError for a folder that has another run's checkpoints, a loader that cannot
-        resume inside an epoch, a monitored name that is not measured; TypeError, with its name, for what a
+        and a fingerprint of the data; .lock, while a fit runs; those of a damaged checkpoint end in .damaged.
+    Raises: before training: RuntimeError for a folder to which another process is writing; ValueError for
+        signals that have a handler, and for signals in a thread, where they cannot have one; ValueError for a
+        folder that has another run's checkpoints, a loader that cannot resume inside an epoch, a monitored
+        name that is not measured; TypeError, with its name, for what a
         checkpoint cannot hold. OSError, during training, for a full disk and the like: existing checkpoints
         stay intact.
     """
@@ -84,6 +98,7 @@ class CheckpointCB(Callback):
         keep: int = 2,
         monitor: str | None = None,
         mode: str | None = None,
+        signals: Iterable[int] = (),
     ) -> None:
         every_steps, every_epochs = (
             unless_none(whole_number, name, value)
@@ -92,7 +107,9 @@ class CheckpointCB(Callback):
         every_minutes = unless_none(number, "every_minutes", every_minutes, above=0)
         if monitor is None and mode is not None:
             raise ValueError(f"mode={mode!r} without monitor: expected the name of the value to monitor")
-        self.folder = checked_path("CheckpointCB(folder", folder)
+        self.folder, self._as_given = checked_path("CheckpointCB(folder", folder).absolute(), str(folder)
+        self.signals = _checked(signals)
+        self._lock: Lock | None = None
         if (every_steps, every_epochs, every_minutes) == (None, None, None):
             every_epochs = 1
         self.every_steps, self.every_epochs, self.every_minutes = every_steps, every_epochs, every_minutes
@@ -108,7 +125,7 @@ class CheckpointCB(Callback):
         self._needs: dict[bool, set[str]] = {}  # inside a phase or not -> see _needs_of
 
     def __repr__(self) -> str:
-        return f"CheckpointCB({str(self.folder)!r})"
+        return f"CheckpointCB({self._as_given!r})"
 
     @property
     def saves_to(self) -> Path:
@@ -130,6 +147,18 @@ class CheckpointCB(Callback):
 
     def prepare(self, learn: Learner) -> None:
         learn.run.saved_by(self.at_rest)
+        self._check_signals()
+        learn.run.stopped_by(self.signals)
+        others = [cb for cb in learn.cbs if isinstance(cb, CheckpointCB) and cb is not self]
+        if any(cb.folder.resolve() == self.folder.resolve() for cb in others):
+            raise ValueError(f"two callbacks write to {str(self.folder)!r}: expected a folder for each")
+        if self.folder.is_dir():  # now, before anything there is read or changed
+            self._take_folder(learn)
+
+    def release(self, learn: Learner) -> None:
+        if self._lock is not None:
+            self._lock.free()
+            self._lock = None
 
     def before_fit(self, learn: Learner) -> None:
         self._check(learn)
@@ -195,6 +224,18 @@ class CheckpointCB(Callback):
         if learn.scopes[-1:] == ["fit"]:
             learn.run.began("epoch", capture_beginning(learn))
 
+    def _take_folder(self, learn: Learner) -> None:
+        """Make the folder if necessary and lock it, once in a fit."""
+        if learn.rank or self._lock is not None:
+            return
+        check_folder(self, self.folder)
+        self._lock = Lock(self.folder)
+        if who := self._lock.take():
+            raise RuntimeError(
+                f"{self!r}: {who} is training there: was the script started twice? Wait until it ends, or "
+                "choose another folder"
+            )
+
     # Its parts ------------------------------------------------------------------------------------
 
     def _is_due(self, learn: Learner) -> bool:
@@ -246,9 +287,6 @@ class CheckpointCB(Callback):
                 f"{late[0]!r} has order {late[0].order}, so it would run after its state was saved: expected "
                 f"{self.order} or less"
             )
-        others = [cb for cb in learn.cbs if isinstance(cb, CheckpointCB) and cb is not self]
-        if any(cb.folder.resolve() == self.folder.resolve() for cb in others):
-            raise ValueError(f"two callbacks write to {str(self.folder)!r}: expected a folder for each")
         if self.monitor is not None:
             self.monitor.check(learn)
 
@@ -266,19 +304,90 @@ class CheckpointCB(Callback):
         learn.run.named(learn.processes.broadcast(learn.run_id or uuid.uuid4().hex))
         if learn.rank:
             return
-        check_folder(self, self.folder)
-        self._check_run(learn, self.folder / BEST)
-        if found := checkpoints_in(self.folder):
-            newest = found[-1]
-            self._check_run(learn, newest)
-            source = learn.run.source
-            if source is not None and is_at(newest) > is_at(_place_of(source)):
+        self._take_folder(learn)
+        self._leave_out_damaged(learn)
+        source, found = learn.run.source, checkpoints_in(self.folder)
+        if source is not None and found and is_at(found[-1]) > is_at(_place_of(source)):
+            raise ValueError(
+                f"{self!r} has a later checkpoint, {found[-1].name}, than the one to resume from, "
+                f"{source.path.name}: choose another folder, or move the later ones away"
+            )
+        if self._lock is not None and self._lock.is_held:
+            for side in self.folder.glob(f".*{SIDE}"):  # left by a process that was killed while writing
+                side.unlink()
+
+    def _leave_out_damaged(self, learn: Learner) -> None:
+        """Rename damaged checkpoints, if the folder is known to be of this run; else raise ValueError."""
+        damaged: list[Path] = []
+        is_known = learn.run.source is not None
+        for path in reversed(checkpoints_in(self.folder)):
+            if not self._is_damaged(learn, path):
+                is_known = True
+                break
+            damaged.append(path)
+        if self._is_damaged(learn, self.folder / BEST):
+            damaged.append(self.folder / BEST)
+        if damaged and not is_known:
+            raise ValueError(
+                f"{self!r}: {damaged[0].name} there is damaged, so its run is not known: move it away, or "
+                "choose another folder"
+            )
+        for path in damaged:
+            _leave_out(path)
+
+    def _is_damaged(self, learn: Learner, path: Path) -> bool:
+        """Whether a checkpoint is damaged; raise ValueError if it is of another run."""
+        source = learn.run.source
+        is_later = source is not None and path.name != BEST and is_at(path) > is_at(_place_of(source))
+        if path.resolve() in learn.run.damaged or (is_later and is_damaged(path)):
+            return True
+        try:
+            self._check_run(learn, path)
+        except DamagedError:
+            return True
+        return False
+
+    def _check_signals(self) -> None:
+        if self.signals and threading.current_thread() is not threading.main_thread():
+            raise ValueError(
+                f"{self!r}: signals={self.signals!r} in a thread, where handlers cannot be set: expected a "
+                "fit in the main thread, or no signals"
+            )
+        free = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
+        for one in self.signals:
+            if (handler := signal.getsignal(one)) not in free:
                 raise ValueError(
-                    f"{self!r} has a later checkpoint, {newest.name}, than the one to resume from, "
-                    f"{source.path.name}: choose another folder, or move the later ones away"
+                    f"{self!r}: signals has {one.name}, which has a handler already, {handler!r}: "
+                    "expected one of the two"
                 )
-        for side in self.folder.glob(f".*{SIDE}"):  # left by a process that was killed while writing
-            side.unlink()
+
+
+def _checked(signals: Iterable[int]) -> tuple[signal.Signals, ...]:
+    said = f"CheckpointCB(signals={signals!r})"
+    if not isinstance(signals, Iterable) or isinstance(signals, str):
+        raise TypeError(f"{said}: expected several, such as (signal.SIGUSR1,)")
+    found: list[signal.Signals] = []
+    for one in signals:
+        is_known = isinstance(one, int) and not isinstance(one, bool) and one in set(signal.Signals)
+        if not is_known or signal.Signals(one).name in _NOT_FOR_STOPPING:
+            raise ValueError(
+                f"{said}: {one!r} cannot stop a fit: expected signals such as signal.SIGUSR1 or SIGXCPU"
+            )
+        found.append(signal.Signals(one))
+    return tuple(dict.fromkeys(found))
+
+
+# These cannot be handled, mean a fault in the program, or are used by torch to watch its workers.
+_NOT_FOR_STOPPING = ("SIGKILL", "SIGSTOP", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGCHLD")
+
+
+def _leave_out(path: Path) -> None:
+    number, to = 1, path.with_name(f"{path.name}.damaged")
+    while to.exists():
+        number += 1
+        to = path.with_name(f"{path.name}.damaged-{number}")
+    path.rename(to)
+    warnings.warn(f"{path} is damaged, and is now called {to.name}", stacklevel=2)
 
 
 def _now_s(learn: Learner) -> float:

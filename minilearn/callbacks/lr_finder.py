@@ -146,7 +146,7 @@ def lr_find(learn: Learner, **kwargs: Any) -> LRFinderCB:
     Returns: the callback, with .lrs, .losses, .suggestion and .plot().
     """
     finder = LRFinderCB(**kwargs)
-    for cb in learn.cbs:
+    for cb in (cb for cb in learn.cbs if cb.in_lr_find):
         cb.prepare(learn)  # permanent changes to the model are not part of the sweep
     per_epoch = learn.dls.adapters["train"].n_batches
     n_epochs = finder.n_steps if not per_epoch else -(-finder.n_steps // per_epoch)

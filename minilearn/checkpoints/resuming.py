@@ -13,6 +13,7 @@ import torch
 
 from ..callback import Callback, Order
 from ..events import CancelFitException
+from ..files import DamagedError
 from ..optim.groups import SCHEDULE_KEYS
 from ..parameters import loss_tensors
 from ..plan import Position
@@ -22,12 +23,12 @@ from .codec import Loader
 from .loss import check_loss
 from .settings import check_classes
 from .snapshot import (
-    BEST,
     Saved,
+    all_in,
     capture_beginning,
     capture_fit,
     capture_weights,
-    checkpoints_in,
+    is_damaged,
     keyed,
     loaders_of,
     read,
@@ -138,15 +139,12 @@ def _find(learn: Learner, resume: str | Path | bool) -> Position | None:
 
     The learner then has the checkpoint's run name and its loaders' seeds, and nothing else of it.
     """
-    if (path := _found(learn, resume)) is None:  # the first start of a script that always passes resume
+    paths = _found(learn, resume)
+    if not paths:  # the first start of a script that always passes resume
         _say(learn, "There is no checkpoint yet: a new run begins")
+        learn.run.restarts()
         return Position(0)
-    try:
-        saved = read(path)
-    except ValueError as error:
-        if older := checkpoints_in(path.parent)[:-1]:
-            raise ValueError(f"{error}; the one before it: resume={str(older[-1])!r}") from error
-        raise
+    path, saved = _newest(learn, paths)
     check_alike(saved["model"], tensors_by_name(learn.model), path)
     check_loss(learn, saved, path)
     check_classes(learn, saved, path)
@@ -172,7 +170,29 @@ def _find(learn: Learner, resume: str | Path | bool) -> Position | None:
     return position
 
 
-def _found(learn: Learner, resume: str | Path | bool) -> Path | None:
+def _newest(learn: Learner, paths: list[Path]) -> tuple[Path, Saved]:
+    """Read the first of these checkpoints that is not damaged; warn of those before it."""
+    errors: list[DamagedError] = []
+    for path in paths:
+        try:
+            saved = read(path)
+        except DamagedError as error:
+            errors.append(error)
+            continue
+        learn.run.leaves_out([path.resolve() for path in paths[: len(errors)]])
+        if learn.rank == 0:
+            for why in errors:
+                warnings.warn(f"{why}; the fit resumes from an older one, {path.name}", stacklevel=2)
+        return path, saved
+    folder = paths[0].parent
+    if len(paths) == 1 and not all(is_damaged(path) for path in all_in(folder)):
+        more = f"; resume={str(folder)!r} resumes from the newest one there that is not damaged"
+        raise DamagedError(f"{errors[0]}{more}") from errors[0]
+    raise DamagedError("; ".join(map(str, errors))) from errors[0]
+
+
+def _found(learn: Learner, resume: str | Path | bool) -> list[Path]:
+    """Return the checkpoints that `resume` stands for, the newest first; none for a folder without one."""
     folders = [cb.saves_to for cb in learn.cbs if cb.saves_to is not None]
     if resume is True:
         if len(folders) != 1:
@@ -184,13 +204,9 @@ def _found(learn: Learner, resume: str | Path | bool) -> Path | None:
         raise TypeError(f"fit(resume={resume!r}): expected a folder of checkpoints, a checkpoint, or True")
     path = Path(resume).expanduser()
     if path.suffix == SUFFIX:
-        return path
-    if found := checkpoints_in(path):
-        return found[-1]
-    if (path / BEST).is_file():  # the run ended before its first checkpoint, but after an epoch
-        return path / BEST
-    if any(path.resolve() == folder.resolve() for folder in folders):
-        return None
+        return [path]
+    if (found := all_in(path)) or any(path.resolve() == folder.resolve() for folder in folders):
+        return found
     raise FileNotFoundError(
         f"fit(resume={str(resume)!r}): there is no checkpoint there, and no CheckpointCB writes to it"
     )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..callback import Callback, Order
-from ..files import read_torch
+from ..files import DamagedError, read_torch
 from ..optim.groups import keep_order_of_memory, params_of
 from ..parameters import check_brought, elsewhere, extra_params
 from ..plan import Position
@@ -61,6 +61,21 @@ def name_of(n_epochs_trained: int, position: Position) -> str:
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, the earliest first, without the copy of the best."""
     return sorted((path for path in folder.glob("epoch-*") if _NAME.fullmatch(path.name)), key=is_at)
+
+
+def all_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the newest first, and then the copy of the best."""
+    best = folder / BEST  # the only one if the run ended before its first checkpoint, but after an epoch
+    return [*reversed(checkpoints_in(folder)), *([best] if best.is_file() else [])]
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file is damaged; all of it is read."""
+    try:
+        read_torch(path)
+    except DamagedError:
+        return True
+    return False
 
 
 def is_at(path: Path) -> tuple[int, str, int]:

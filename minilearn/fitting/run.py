@@ -16,8 +16,10 @@ class Run:
 
     id (None without CheckpointCB), n_fits (finished ones), saved_to (the newest checkpoint of this fit),
     source (the checkpoint that this fit resumes from; None for a new one), savers (functions that write a
-    checkpoint now), beginnings (the state with which the epoch, or its validation, began), begun (what the
-    learner was like when its first fit with checkpoints began; None before it).
+    checkpoint now), signals (more ones that stop the fit), beginnings (the state with which the epoch, or
+    its validation, began), is_restarted (whether a fit that was to resume found no checkpoint yet), damaged
+    (checkpoints that it could not read), begun (what the learner was like when its first fit with checkpoints
+    began; None before it).
     """
 
     def __init__(self) -> None:
@@ -43,7 +45,10 @@ class Run:
         self.saved_to: Path | None = None
         self.source: Any = None
         self.savers: list[Callable[[Learner], None]] = []
+        self.signals: tuple[int, ...] = ()
         self.beginnings: dict[str, Any] = {}
+        self.is_restarted = False
+        self.damaged: list[Path] = []
 
     def resumes(self, source: Any) -> None:
         """Set the checkpoint that this fit resumes from."""
@@ -52,6 +57,18 @@ class Run:
     def saved_by(self, saver: Callable[[Learner], None]) -> None:
         """Add a function that writes a checkpoint in a fit at rest."""
         self.savers.append(saver)
+
+    def stopped_by(self, signals: tuple[int, ...]) -> None:
+        """Let more signals than the usual ones stop the fit."""
+        self.signals = (*self.signals, *signals)
+
+    def restarts(self) -> None:
+        """Note that the fit was to resume, and that there is no checkpoint yet."""
+        self.is_restarted = True
+
+    def leaves_out(self, damaged: list[Path]) -> None:
+        """Note the checkpoints that could not be read."""
+        self.damaged = damaged
 
     def save(self, learn: Learner) -> None:
         """Write a checkpoint now, if there is a function for it."""

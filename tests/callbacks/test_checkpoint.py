@@ -919,14 +919,6 @@ def test_run_that_another_one_joins_in_its_folder_is_ended(make_learner, at, tmp
     assert read(tmp_path / "epoch-0000-train-000001.pt")["run"] == learn.run_id
 
 
-def test_newest_that_is_broken_names_the_one_before(make_learner, tmp_path):
-    make_learner(cbs=[CheckpointCB(tmp_path, every_steps=1)]).fit()
-    older, newest = checkpoints_in(tmp_path)
-    newest.write_bytes(newest.read_bytes()[:100])
-    with pytest.raises(ValueError, match=rf"cut short.*resume='{older}'"):
-        make_learner(cbs=[CheckpointCB(tmp_path, every_steps=1)]).fit(resume=True)
-
-
 def test_best_that_is_a_file_of_the_user_s_own_is_refused(make_learner, tmp_path):
     torch.save({"weight": torch.ones(2)}, tmp_path / "best.pt")
     with pytest.raises(ValueError, match=r"best\.pt.*another run"):
