@@ -19,7 +19,8 @@ from .arguments import whole_number
 from .batches import tensors_in
 from .callback import Callback
 from .callbacks.checkpoint import CheckpointCB, begin
-from .callbacks.loggers import CSVLoggerCB, TensorBoardCB
+from .callbacks.csv_logger import CSVLoggerCB
+from .callbacks.loggers import TensorBoardCB
 from .callbacks.progress import ProgressCB
 from .checkpoints.begun import Begun
 from .checkpoints.codec import NoFormError, differences, digest_of

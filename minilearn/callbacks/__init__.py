@@ -3,6 +3,7 @@
 from .averaging import EMACB, SWACB, BaseAveragingCB
 from .batch_size import BatchSizeCB
 from .checkpoint import CheckpointCB
+from .csv_logger import CSVLoggerCB
 from .device import DeviceCB
 from .distributed import DistributedCB
 from .gradients import GradientAccumulationCB, GradientClippingCB
@@ -10,7 +11,7 @@ from .graph import CUDAGraphCB
 from .hooks import HooksCB, StoreModuleStatsCB
 from .hyperparameters import ScheduleCB
 from .layout import ChannelsLastCB, CompileCB
-from .loggers import CSVLoggerCB, TensorBoardCB
+from .loggers import TensorBoardCB
 from .lr_finder import LRFinderCB
 from .metrics import MetricsCB
 from .mixing import MixupCB, TestTimeFlipCB

@@ -1,9 +1,7 @@
-"""Loggers: the rows of history and the values that steps used, for TensorBoard or as CSV."""
+"""TensorBoardCB: the rows of history and the values that steps used."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -20,9 +18,8 @@ from ..arguments import path as checked_path
 from ..arguments import shown, text, unless_none, whole_number
 from ..callback import Callback, Order
 from ..checkpoints.run_file import run_facts
-from ..files import check_folder, written_whole
+from ..files import check_folder
 from ..optim.groups import Group, groups_of
-from .metrics import MetricsCB
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -80,7 +77,8 @@ class TensorBoardCB(Callback):
                 raise TypeError(
                     f"TensorBoardCB(hparams={{{shown(key)}: {shown(value)}}}): expected a number or text"
                 )
-        self.folder = checked_path("TensorBoardCB(folder", folder)
+        self.folder = checked_path("TensorBoardCB(folder", folder).absolute()
+        self._as_given = str(folder)
         self.name = unless_none(text, "TensorBoardCB(name", name)
         self.hparams = dict(hparams or {})
         self._run: str | None = None  # the name of this fit's run, once something was written
@@ -97,7 +95,7 @@ class TensorBoardCB(Callback):
         self._flushed_s = 0.0
 
     def __repr__(self) -> str:
-        return f"TensorBoardCB({str(self.folder)!r})"
+        return f"TensorBoardCB({self._as_given!r})"
 
     def before_fit(self, learn: Learner) -> None:
         if find_spec("tensorboard") is None:
@@ -239,82 +237,3 @@ def _readers(groups: list[Group]) -> Any:
                 yield f"{tag}{end}", partial(group.__getitem__, key)
         if isinstance(group.get("betas"), tuple):
             yield f"beta1{end}", lambda group=group: group["betas"][0]
-
-
-class CSVLoggerCB(Callback):
-    """Write the rows of history to a CSV file, one line for each phase of each epoch.
-
-    Columns: epoch, train ("train" or "eval"), the metrics, loss, lr (of the last step, of the first group)
-    and time_s. The file is complete at any moment. Existing lines stay, new ones are appended, and in a fit
-    that resumes from a checkpoint, those written after the checkpoint are replaced.
-
-    Args:
-        path: of the file; its folder is created if it is missing.
-
-    Runs at: before_fit, after_train, cleanup_epoch; order 85, when rows are finished. Reads: history, opt.
-    State: the rows written.
-    Raises: before training: OSError, with its name, for a folder that cannot be written; ValueError for a
-        file with other columns.
-    """
-
-    order = Order.ROW_LOG
-    may_come_and_go = True
-    in_evaluation = False
-    in_lr_find = False
-    in_each_process = False
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = checked_path("CSVLoggerCB(path", path)
-        self._lines: list[dict[str, Any]] | None = None  # the lines of the file
-        self._n_rows = 0  # of history, written or from before this fit
-        self._lr: float | None = None
-
-    def __repr__(self) -> str:
-        return f"CSVLoggerCB({str(self.path)!r})"
-
-    def before_fit(self, learn: Learner) -> None:
-        check_folder(self, self.path.parent)
-        if self._lines is None:
-            self._lines = self._read(learn)
-        self._n_rows = len(learn.history)
-
-    def after_train(self, learn: Learner) -> None:
-        lr = groups_of(learn.opt)[0].get("lr")
-        self._lr = None if lr is None else float(lr)
-
-    def cleanup_epoch(self, learn: Learner) -> None:
-        if self._lines is None:  # before_fit failed
-            return
-        for row in learn.history[self._n_rows :]:
-            lr = self._lr if row["epoch"] == learn.n_epochs_trained - 1 else None  # not known: logged since
-            ordered = {"epoch": row["epoch"], "train": row["train"], **row, "lr": lr}
-            ordered["time_s"] = ordered.pop("time_s")  # last
-            self._lines.append(ordered)
-        self._n_rows = len(learn.history)
-        columns = list(dict.fromkeys(name for line in self._lines for name in line))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._lines)
-        with written_whole(self.path) as file:
-            file.write(text.getvalue().encode())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the lines, and the last lr."""
-        return {"_lines": self._lines, "_n_rows": self._n_rows, "_lr": self._lr}
-
-    def _read(self, learn: Learner) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        with open(self.path, newline="") as file:
-            reader = csv.DictReader(file)
-            lines: list[dict[str, Any]] = list(reader)
-        there = reader.fieldnames or ()
-        measured = [name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names_in(there)]
-        columns = {"epoch", "train", *measured, "lr", "time_s"}
-        if (found := set(reader.fieldnames or ())) != columns:
-            raise ValueError(
-                f"{self!r}: the file there has the columns {', '.join(sorted(found))}; expected "
-                f"{', '.join(sorted(columns))}: choose another file, or move it away"
-            )
-        return lines

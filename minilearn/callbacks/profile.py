@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import choice, flag, is_whole, path, shown, unless_none
+from ..arguments import choice, flag, is_whole, path, shown
 from ..callback import Callback, Hook, Order
 from ..events import STEPS
 from ..files import check_folder
@@ -51,7 +51,7 @@ class ProfileCB(Callback):
         if not is_pair or not is_whole(at[0], 0) or not is_whole(at[1], at[0] + 1):
             raise ValueError(f"ProfileCB(at={shown(at)}): expected two numbers of batches, 0 <= from < to")
         self.sync, self.at = flag("ProfileCB(sync", sync), (int(at[0]), int(at[1]))
-        self.trace = unless_none(path, "ProfileCB(trace", trace)
+        self.trace = None if trace is None else path("ProfileCB(trace", trace).absolute()
         self.seconds: dict[str, tuple[int, float]] = {}
         self.total_s, self.n_steps = 0.0, 0
         self._start_s, self._left_s = 0.0, 0.0

@@ -152,6 +152,7 @@ def _find(learn: Learner, resume: str | Path | bool) -> Position | None:
     if path == Path(str(resume)).expanduser() or learn.run_id not in (None, saved["run"]):
         n_fits = index  # named directly, or of another run than the learner's: any of its fits will do
     if index < n_fits:
+        learn.run.restarts()
         return Position(0)  # it is of an earlier fit, which is finished: this one starts from its end
     if index > n_fits:
         _skip(learn, saved)

@@ -17,9 +17,9 @@ class Run:
     id (None without CheckpointCB), n_fits (finished ones), saved_to (the newest checkpoint of this fit),
     source (the checkpoint that this fit resumes from; None for a new one), savers (functions that write a
     checkpoint now), signals (more ones that stop the fit), beginnings (the state with which the epoch, or
-    its validation, began), is_restarted (whether a fit that was to resume found no checkpoint yet), damaged
-    (checkpoints that it could not read), begun (what the learner was like when its first fit with checkpoints
-    began; None before it).
+    its validation, began), is_restarted (whether a fit that was to resume found no checkpoint of its own),
+    damaged (checkpoints that it could not read), begun (what the learner was like when its first fit with
+    checkpoints began; None before it).
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Run:
         self.signals = (*self.signals, *signals)
 
     def restarts(self) -> None:
-        """Note that the fit was to resume, and that there is no checkpoint yet."""
+        """Note that the fit was to resume, and that it has no checkpoint yet."""
         self.is_restarted = True
 
     def leaves_out(self, damaged: list[Path]) -> None:

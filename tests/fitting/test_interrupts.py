@@ -707,7 +707,7 @@ def test_interrupted_cell_leaves_a_learner_that_goes_on(tmp_path, monkeypatch):
         reply, printed = run_cell(client, code, manager)
         assert reply["status"] == "error"
         assert reply["ename"] == "KeyboardInterrupt"
-        assert re.search(mentions(f"{WHERE}run'"), reply["evalue"])
+        assert re.search(mentions(f"{WHERE} ... run'"), reply["evalue"])
         reply, printed = run_cell(client, "print(learn.n_steps, learn.scopes, len(learn.history))")
         assert printed == "9 [] 2\n"
         code = "learn.cbs[1].waits = False; learn.fit(3, resume='run'); print(learn.n_steps, learn.n_fits)"
