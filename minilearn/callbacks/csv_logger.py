@@ -85,10 +85,10 @@ class CSVLoggerCB(Callback):
         self._n_rows = len(learn.history)
         if self._lines is None or not new:  # before_fit failed, or the fit ends in the middle of its training
             return
-        if (start := _start_of(learn)) and self._marked() != (mark := {start: self._n_before}):
-            with written_whole(self._mark_path) as file:
-                file.write(json.dumps(mark).encode())
-        self._lines = self._kept(self._lines)
+        start, marked = _start_of(learn), self._marked()
+        self._lines = self._kept(self._lines, marked.get(start))
+        if start and marked.get(start) != self._n_before:
+            self._mark(marked | {start: self._n_before})
         for row in new:
             lr = self._lr if row["epoch"] == learn.n_epochs_trained - 1 else None  # not known: logged since
             line = {"epoch": row["epoch"], "train": row["train"], **row, "lr": lr}
@@ -97,8 +97,9 @@ class CSVLoggerCB(Callback):
         self._write(self._lines)
 
     def cleanup_fit(self, learn: Learner) -> None:
-        if not learn.is_failing and _start_of(learn) in self._marked():
-            self._mark_path.unlink()
+        marked = self._marked()
+        if not learn.is_failing and marked.pop(_start_of(learn), None) is not None:
+            self._mark(marked)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the lines, and the last lr."""
@@ -135,7 +136,7 @@ class CSVLoggerCB(Callback):
         lines: list[Line] = list(reader)
         return [*(reader.fieldnames or ())], lines
 
-    def _kept(self, lines: list[Line]) -> list[Line]:
+    def _kept(self, lines: list[Line], n_marked: int | None) -> list[Line]:
         """Return the lines that stay: ours, and those that others wrote since; not those to be replaced."""
         found = self._found()[1]
         ours = [_as_text(line) for line in lines]
@@ -149,10 +150,13 @@ class CSVLoggerCB(Callback):
             )
             self._is_again, self._n_before = False, len(found)
             return found
-        rest = found[len(ours) :]
-        if self._is_again:
-            rest = rest[_n_continuing(ours[self._n_before :], rest) :]
+        rest, own = found[len(ours) :], ours[self._n_before :]
+        if self._is_again and (own or n_marked is not None):  # else this fit has written no line yet
+            first = max((n_marked or 0) - len(ours), 0)  # those before it are of others
+            rest = rest[:first] + rest[first + _n_continuing(own, rest[first:]) :]
         self._is_again = False
+        if rest:
+            self._n_before = len(lines) + len(rest)
         return lines + rest
 
     def _write(self, lines: list[Line]) -> None:
@@ -172,11 +176,18 @@ class CSVLoggerCB(Callback):
         return self.path.with_name(f".{self.path.name}.unfinished")
 
     def _marked(self) -> dict[str, int]:
-        """Return which fit writes to the file, or died, and how many lines were there before it."""
+        """Return the fits that write to the file, or died, and how many lines were there before each."""
         with suppress(FileNotFoundError, ValueError):
             found = json.loads(self._mark_path.read_text())
             return found if isinstance(found, dict) else {}
         return {}
+
+    def _mark(self, marked: dict[str, int]) -> None:
+        if not marked:
+            self._mark_path.unlink(missing_ok=True)
+            return
+        with written_whole(self._mark_path) as file:
+            file.write(json.dumps(marked).encode())
 
 
 def _start_of(learn: Learner) -> str:

@@ -129,15 +129,20 @@ def test_second_fit_that_dies_before_its_first_checkpoint(n):
     assert places() == epochs(0, 1, 2)
 
 
-@pytest.mark.parametrize("n", [2, 8])
-@pytest.mark.parametrize("every", [{"every_steps": 1}, SELDOM])
-def test_lines_that_another_run_adds_between_two_starts_stay(n, every):
+@pytest.mark.parametrize("more", [(), (8,), (11, 8), (3, 9)])
+@pytest.mark.parametrize("n", [2, 5, 7, 8, 11])
+@pytest.mark.parametrize("every", [{"every_steps": 1}, {}, SELDOM])
+def test_lines_that_another_run_adds_between_two_starts_stay(n, every, more):
     crash(n, **every)
     learner(folder="other").fit(1)
+    mine = table()[-2:]
+    for k in more:
+        with suppress(StoppedError):
+            learner(StopCB(k), **every).fit(2, resume=True)
     learner(**every).fit(2, resume=True)
-    is_kept = [places()[i : i + 2] for i in range(len(places()) - 1)].count(epochs(0))
-    assert is_kept == (2 if n == 8 or every is SELDOM else 1) or places()[-4:] == epochs(0, 1)
-    assert places().count((1, "eval")) == 1
+    assert [line for line in table() if line in mine] == mine
+    assert sorted(places()) == sorted([*epochs(0), *epochs(0, 1)])
+    assert ".log.csv.unfinished" not in os.listdir()
 
 
 class AtCB(Callback):
