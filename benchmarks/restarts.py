@@ -129,8 +129,10 @@ def kill(agent: subprocess.Popen[bytes], folder: Path, after: float, rng: random
     """Kill one of the processes that began after a moment; return whether they were still running."""
     wait_s, rank, until_s = rng.uniform(0, LONGEST_S), rng.randrange(2), time.monotonic() + TIMEOUT_S
     while len(found := processes_in(folder, after)) < 2:
-        if agent.poll() is not None or time.monotonic() > until_s:
+        if agent.poll() is not None:
             return False
+        if time.monotonic() > until_s:
+            raise SystemExit(f"the training does not begin: {(folder / 'said.txt').read_text()[-3000:]}")
         time.sleep(0.01)
     time.sleep(wait_s)
     if agent.poll() is not None:
@@ -146,17 +148,19 @@ def one_run(folder: Path, seed: int, n_kills: int, rng: random.Random) -> dict[s
     """Kill a training up to so many times, restarted each time, and let it come to its end."""
     n, starts, after = 0, 1, time.time()
     agent = start(folder, seed)
-    while True:
-        if n < n_kills and kill(agent, folder, after, rng):
-            n, after = n + 1, time.time()
-            if n % (N_RESTARTS + 1) or agent.wait(TIMEOUT_S) == 0:
-                continue
-        elif agent.wait(TIMEOUT_S) == 0:
-            break
-        if starts > n_kills + 1:
-            raise SystemExit(f"the training fails: {(folder / 'said.txt').read_text()[-3000:]}")
-        starts, after = starts + 1, time.time()
-        agent = start(folder, seed)
+    try:
+        while (code := agent.poll()) != 0:
+            if code is not None:  # it has restarted them three times
+                if starts > n_kills + 1:
+                    raise SystemExit(f"the training fails: {(folder / 'said.txt').read_text()[-3000:]}")
+                starts, after = starts + 1, time.time()
+                agent = start(folder, seed)
+            elif n == n_kills:
+                agent.wait(TIMEOUT_S)
+            elif kill(agent, folder, after, rng):
+                n, after = n + 1, time.time()
+    finally:
+        agent.terminate()
     return {"seed": seed, "kills": n, "starts": starts}
 
 
