@@ -127,7 +127,7 @@ class Count:
         elif function_of(loss_func) in _OVER_WEIGHTS and argument_of(loss_func, "weight", None) is not None:
             self._count = self._of_weights
         elif is_elementwise(loss_func):
-            self._count, self.is_safe = _of_elements, True
+            self._count, self.is_safe = (_of_elements if is_torchs(loss_func) else _of_equals), True
 
     def __call__(self, preds: Any, target: Any, inputs: Any) -> float | Tensor:
         """Return how many values the loss of a batch is a mean over; a tensor if the count is on a device.
@@ -179,7 +179,16 @@ def _own_count(loss_func: Any) -> Callable[[Any, Any], Any] | None:
 def _of_elements(preds: Any, target: Any) -> Any:
     if not isinstance(preds, Tensor) or not isinstance(target, Tensor):
         return None
-    return preds.numel() if preds.shape == target.shape else None  # a subclass that reshapes them
+    if preds.shape == target.shape:
+        return preds.numel()
+    return torch.broadcast_tensors(preds, target)[0].numel()  # type: ignore[no-untyped-call]
+
+
+def _of_equals(preds: Any, target: Any) -> Any:
+    """Count elements; not those of other shapes, which a subclass of torch's losses may reshape."""
+    if isinstance(preds, Tensor) and isinstance(target, Tensor) and preds.shape == target.shape:
+        return preds.numel()
+    return None
 
 
 def on_host(count: Any) -> Any:

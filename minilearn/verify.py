@@ -221,6 +221,8 @@ class _StoppedError(BaseException):
 class _StopCB(CheckpointCB):
     """Save at one place, and end the process there, so to speak: (phase, epoch, batches), or a step."""
 
+    free_on_resume = ("folder", "phase", "epoch", "count")
+
     def __init__(self, folder: str, phase: str, epoch: int, count: int) -> None:
         super().__init__(folder, every_steps=10**9)
         self.place = phase, epoch, count
@@ -239,6 +241,9 @@ class _StopCB(CheckpointCB):
 
     def state_dict(self) -> dict[str, Any]:
         return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
     def where(self) -> str:
         phase, epoch, _ = self.place

@@ -351,7 +351,7 @@ CALLS = {
         lambda **kwargs: callbacks.CheckpointCB(**{"folder": "x"} | kwargs),
         {
             **{"folder": "path", "every_steps": "count?", "every_epochs": "count?", "keep": "count"},
-            **{"every_minutes": "above 0?", "monitor": "name?"},
+            **{"every_minutes": "above 0?", "monitor": "name?", "signals": "list"},
         },
     ),
     "CheckpointCB with a monitor": (

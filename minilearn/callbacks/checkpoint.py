@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..arguments import number, unless_none, whole_number
 from ..arguments import path as checked_path
@@ -87,7 +87,13 @@ class CheckpointCB(Callback):
     order = Order.CHECKPOINT
     in_evaluation = False
     in_lr_find = False
-    free_on_resume = ("folder", "every_steps", "every_epochs", "every_minutes", "keep")
+    free_on_resume: ClassVar[tuple[str, ...]] = (
+        "folder",
+        "every_steps",
+        "every_epochs",
+        "every_minutes",
+        "keep",
+    )
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import path as checked_path
 from ..callback import Callback, Order
+from ..checkpoints.trust import check_names
 from ..files import check_folder, written_whole
 from ..optim.groups import groups_of
 from .metrics import MetricsCB
@@ -107,6 +108,7 @@ class CSVLoggerCB(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load them; what an interrupted process wrote later is to be replaced."""
+        check_names(self, state, _STATE, type(self).__name__)
         state = {"_n_before": len(state["_lines"] or ())} | state  # version 0.1 has no _n_before
         vars(self).update({name: state[name] for name in _STATE})
         self._is_again = True

@@ -56,6 +56,7 @@ class CompileCB(Callback):
 
     order = Order.COMPILE
     in_graph = True
+    free_on_resume = ("backend", "mode", "fullgraph", "dynamic", "options")  # which change no result
 
     def __init__(self, **kwargs: Any) -> None:
         names = [*inspect.signature(torch.compile).parameters][1:]  # without the model

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from toolbox import CountCB, StopCB, StoppedError, every_rest, noisy_learner, samples, state_of, stop
+from toolbox import (
+    CountCB,
+    StopCB,
+    StoppedError,
+    every_rest,
+    names_in,
+    noisy_learner,
+    samples,
+    state_of,
+    stop,
+)
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -112,7 +122,7 @@ def test_run_that_has_nothing_but_its_best_epoch_goes_on_from_there(folder):
     straight = new(MetricsCB(), seed=1)
     straight.fit(3)
     stop(new(MetricsCB(), saver(), StopCB(N_TRAIN + N_VALID + 2), seed=1), 3)
-    assert [path.name for path in folder.iterdir()] == ["best.pt"]
+    assert names_in(folder) == ["best.pt"]
     resumed = new(MetricsCB(), saver(), seed=50)
     resumed.fit(3, resume=True)
     assert first_difference(end_of(straight), end_of(resumed)) == ""

@@ -522,6 +522,7 @@ def test_mixing_may_be_left_out_with_a_warning(tmp_path):
     assert ["MixupCB" in text for text in said] == [True]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the lr, which the scheduler has changed by then
 @pytest.mark.parametrize("make", [partial(EMACB, 0.9), partial(BatchSchedulerCB, torchs.OneCycleLR), KeptCB])
 def test_callback_that_the_run_depends_on_is_refused(tmp_path, make):
     for there, here in (([make(max_lr=1.0)] if make is None else [make()], []), ([], [make()])):
