@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 _USUAL = (signal.SIG_DFL, signal.default_int_handler)
@@ -31,8 +34,17 @@ def begin(loader: Any) -> Iterator[Any]:
     finally:
         loader.worker_init_fn = init
     for worker in getattr(batches, "_workers", ()):
-        worker.terminate, worker._popen.terminate = worker.kill, worker._popen.kill
+        worker.terminate = worker._popen.terminate = partial(_end, weakref.ref(batches), worker._popen.kill)
     return batches
+
+
+def _end(batches: Callable[[], Any], kill: Callable[[], None]) -> None:
+    """End a worker; torch must not report one as failed because this process killed it, as at its exit."""
+    watching = batches()
+    if watching is not None and watching._worker_pids_set:
+        torch._C._remove_worker_pids(id(watching))
+        watching._worker_pids_set = False
+    kill()
 
 
 def _numbers() -> list[int]:

@@ -656,7 +656,7 @@ def test_script_that_is_stopped_ends_as_others_expect_of_it(scripts, case):
         assert err.count("Traceback") == 1
         assert "During handling" not in err
     assert "DataLoader" not in err
-    assert names == ["epoch-0001-train-000000.pt", "epoch-0001-train-000003.pt"]
+    assert names == ["epoch-0001-train-000000.pt", "epoch-0001-train-000003.pt", "run.json"]
 
 
 @pytest.mark.slow
