@@ -138,9 +138,7 @@ def check_fields(learn: Learner) -> None:
 
 
 def _is_one_edit(a: str, b: str) -> bool:
-    """Whether one letter added, removed, changed or swapped with the next turns one name into the other."""
-    if abs(len(a) - len(b)) > 1 or a == b:
-        return False
+    """Whether one letter added, removed, changed or swapped with the next turns one name into another."""
     while a[:1] == b[:1] and a:
         a, b = a[1:], b[1:]
     return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[1::-1] == b[:2] and a[2:] == b[2:])
