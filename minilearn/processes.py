@@ -34,7 +34,8 @@ def join(device: torch.device, timeout_s: float) -> None:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
-            dist.init_process_group(backend, timeout=timeout)
+            store, rank, n = _meeting_place(timeout)
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=n)
         except RuntimeError as error:
             error.add_note(
                 f"minilearn: process {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} waited up to "
@@ -44,6 +45,20 @@ def join(device: torch.device, timeout_s: float) -> None:
         atexit.register(_part)
     if "control" not in _groups:
         _groups["control"] = dist.new_group(backend="gloo", timeout=timeout)
+
+
+def _meeting_place(timeout: timedelta) -> tuple[Any, int, int]:
+    """Return the store where the processes meet, this one's rank, and how many there are.
+
+    After a restart torchrun may give the store of the processes that died, with their addresses in it
+    (torch 2.14), so each start has names of its own.
+    """
+    from torch.distributed import distributed_c10d
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, n = next(rendezvous("env://", timeout=timeout))
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return distributed_c10d.PrefixStore(f"minilearn/start-{start}", store), rank, n
 
 
 def _control() -> Any:
