@@ -67,10 +67,14 @@ def attributes_of(part: Any, with_modes: bool) -> Saved:
             hidden[_FROZEN] = [
                 k for k, p in part._parameters.items() if p is not None and not p.requires_grad
             ]
-        return hidden | {k: v for k, v in vars(part).items() if k not in names}
-    if isinstance(part, torch.optim.Optimizer):
-        return {k: v for k, v in vars(part).items() if k not in _OF_OPTIMIZERS}
-    return dict(getattr(part, "__dict__", {}))
+        return hidden | _state_in(part, names)
+    return _state_in(part, _own_names(part))
+
+
+def _state_in(part: Any, names: frozenset[str]) -> Saved:
+    """Return the attributes without these names, and without code put in place of the class's own."""
+    found = getattr(part, "__dict__", {}).items()
+    return {k: v for k, v in found if k not in names and not hides_code(type(part), k)}
 
 
 def _own_names(part: Any) -> frozenset[str]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..processes import is_part, like, whole_in_first
 from .begun import Begun, attributes_of, parts_of, put_attributes
 from .identity import Identities, Objects
-from .trust import is_of_the_class, may_build
+from .trust import hides_code, may_build
 
 # Saved forms: numbers, text, None, tensors, lists and dicts stand for themselves; the rest is (form, ...).
 AS_IT_WAS = "as it was"  # (AS_IT_WAS, digest): a parameter that is what it was when the fit began
@@ -33,7 +33,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
 _OF_ITEMS = {"set": set, "frozenset": frozenset, "tuple": tuple, "deque": deque}
 _OF_ENTRIES = {"Counter": Counter, "OrderedDict": OrderedDict, "defaultdict": defaultdict}
 _LEFT = (
-    *(FunctionType, BuiltinFunctionType, MethodType, partial, type, ModuleType),
+    *(FunctionType, BuiltinFunctionType, MethodType, partial, type, ModuleType, np.ufunc, type(np.sum)),
     *(io.IOBase, logging.Logger, weakref.ref),
 )
 
@@ -441,7 +441,7 @@ class Loader:
         if issubclass(kind, tuple):
             now = dict(zip(kind._fields, live, strict=True)) if type(live) is kind else {}
             return kind(**self._entries(state, now, path))
-        if odd := [field for field in state if is_of_the_class(kind, field)]:
+        if odd := [field for field in state if hides_code(kind, field)]:
             raise ValueError(f"{path}: the checkpoint sets {odd[0]}, which is not part of a {name}")
         value = live if type(live) is kind else kind.__new__(kind)
         vars(value).update(self._entries(state, vars(value), path))

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..callback import Callback
 from ..data.fingerprint import digest_of, fingerprint
+from ..optim.groups import SCHEDULE_KEYS
 from ..weights import plain_name
 from .codec import LEFT
 from .snapshot import Saved, keyed
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
 MODEL, DATA = "the model", "the data"
 _DEPTH, _MANY, _LONG = 4, 50, 500  # how much of a value is described: levels, elements, characters
-_OF_SPEED = ("fused", "foreach", "capturable", "differentiable")  # of an optimizer: how, not what
+# Of an optimizer: how, not what; and what a schedule leaves, which the next one overwrites.
+_LEFT_OUT = ("fused", "foreach", "capturable", "differentiable", *SCHEDULE_KEYS)
 _MISSING = "<not given>"
 
 
@@ -59,7 +61,7 @@ def settings_of(learn: Learner) -> Saved:
         found[f"group {i} of the optimizer"] = {
             key: described(value)
             for key, value in (group | betas).items()
-            if type(value) in (bool, int, float, str, type(None)) and key not in _OF_SPEED
+            if type(value) in (bool, int, float, str, type(None)) and key not in _LEFT_OUT
         }
     model = learn.model
     found[MODEL] = {

@@ -70,8 +70,8 @@ def is_of_the_class(kind: type, name: str) -> bool:
 
 def hides_code(kind: type, name: str) -> bool:
     """Whether an attribute of this name would hide a method, a property or a name of python's own."""
-    if name.startswith("__"):
-        return True
+    if name.startswith("__") or not hasattr(kind, name):  # most names are only the object's
+        return name.startswith("__")
     value = inspect.getattr_static(kind, name, None)
     is_method = callable(value) or hasattr(type(value), "__get__")
     return is_method and not isinstance(value, cached_property)  # which keeps its value in the object

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..arguments import flag, function, path, shown, unless_none, whole_number
+from ..arguments import flag, function, shown, unless_none, whole_number
 from ..counting import argument_of, is_cross_entropy, is_elementwise, is_torchs
 from ..data.resumable import TensorLoader
 from ..optim.groups import check_lrs
@@ -69,8 +70,9 @@ def check_fit(
     for name, value in (("train", train), ("valid", valid), ("reset_opt", reset_opt)):
         flag(f"fit({name}", value, "; an lr is given by name, lr=..." if name != "reset_opt" else "")
     unless_none(check_lrs, "lr", lr)
-    if resume is not None and not isinstance(resume, bool):
-        path("fit(resume", resume)
+    if resume == "" or not isinstance(resume, bool | str | Path | None):
+        kind = ValueError if resume == "" else TypeError
+        raise kind(f"fit(resume={shown(resume)}): expected a folder of checkpoints, a checkpoint, or True")
     if resume is not None and not train:
         raise ValueError(f"fit(train=False, resume={resume!r}): only training can be resumed")
     valid = valid and learn.dls.valid is not None

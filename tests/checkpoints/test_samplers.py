@@ -155,6 +155,7 @@ class ReplaceCB(Callback):
         self.sampler.indices = [(i + 3) % N for i in self.sampler.indices][::-1]
 
 
+@pytest.mark.filterwarnings("ignore:ReplaceCB has sampler")  # which it has changed by then
 @pytest.mark.parametrize(
     ("make", "own"),
     [
