@@ -176,9 +176,12 @@ class Callback:
         """Return what a checkpoint keeps of this callback: all its attributes, unless overridden.
 
         A checkpoint keeps numbers, text, tensors, arrays, random generators, lists, dicts and the like,
-        objects of classes in the callback's own module, and objects with a state_dict. Functions, open files,
-        loggers, and the learner and its parts are left as they are when the state is loaded. For anything
-        else CheckpointCB raises before training, and says what to define.
+        objects of classes in the callback's own package, and objects with a state_dict, whose plain
+        attributes it keeps too. Two names for one object still name one object when the state is loaded.
+        Functions, open files, loggers, and the learner and its parts are left as they are then. For anything
+        else CheckpointCB raises before training, or after the first batch, and says what to define.
+        Parameters that no optimizer trains, such as a teacher's, are stored as digests while they do not
+        change: a resumed script has to make the same ones.
         """
         return dict(vars(self))
 
