@@ -51,11 +51,12 @@ class CheckpointCB(Callback):
         learn = Learner(model, dls, cbs=[CheckpointCB("runs/1", every_minutes=10)])
         learn.fit(50, resume=True)  # start the script again after a crash, and it continues
 
-    A checkpoint holds model, loss, optimizer, with plain attributes of theirs that have changed, callbacks (see
-    Callback.state_dict), history, random numbers, samplers and the position in the data. What it would hold
-    is tried, without writing, after the first batch of training and of validation. It is written under a temporary name, synced and renamed, so the folder has only
-    complete files. One is always written when the fit ends, also when Ctrl-C, SIGTERM or SIGHUP ends it
-    early. If the newest is damaged, a resumed fit uses the one before it, and renames the damaged one.
+    A checkpoint holds model, loss, optimizer, with plain attributes of theirs that have changed, callbacks
+    (see Callback.state_dict), history, random numbers, samplers and the position in the data. What it would
+    hold is tried, without writing, after the first batch of training and of validation. It is written under a
+    temporary name, synced and renamed, so the folder has only complete files. One is always written when the
+    fit ends, also when Ctrl-C, SIGTERM or SIGHUP ends it early. If the newest is damaged, a resumed fit uses
+    the one before it, and renames the damaged one.
 
     While a fit runs, the folder is locked: the same script, started a second time, is refused. The lock ends
     with its process, however that ends.
