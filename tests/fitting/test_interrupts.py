@@ -597,8 +597,10 @@ STARTS = {
     "SIGINT of the group": (signal.SIGINT, os.killpg),
     "SIGTERM": (signal.SIGTERM, os.kill),
     "SIGTERM of the group": (signal.SIGTERM, os.killpg),
+    "SIGHUP": (signal.SIGHUP, os.kill),
+    "SIGHUP of the group": (signal.SIGHUP, os.killpg),  # as of a closed terminal
 }
-STARTED_AGAIN = "SIGTERM of the group"
+STARTED_AGAIN = "SIGHUP of the group"
 
 
 def start(script, folder):
@@ -644,12 +646,12 @@ def test_script_that_is_stopped_ends_as_others_expect_of_it(scripts, case):
     ends, folder = scripts
     code, err, names = ends[case]
     number = STARTS[case][0]
-    assert code == (-signal.SIGINT if number == signal.SIGINT else 143)
+    assert code == (-signal.SIGINT if number == signal.SIGINT else 128 + number)
     said = re.compile(mentions(f"{WHERE.replace('SIGINT', number.name)}{folder / case}'"))
     lines = err.splitlines()
     assert lines[0] == ""  # what the terminal shows as ^C stands alone
     assert "same signal again" in lines[1]
-    if number == signal.SIGTERM:
+    if number != signal.SIGINT:
         assert [bool(said.search(line)) for line in lines[2:]] == [True]
     else:
         assert any(line.startswith("KeyboardInterrupt: ") and said.search(line) for line in lines)
