@@ -17,7 +17,7 @@ from toolbox import mentions, untimed_rows
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minilearn import DataLoaders, DistributedCB, Learner, MetricsCB, TensorLoader
+from minilearn import DataLoaders, DistributedCB, Learner, MetricsCB, TensorLoader, processes
 from minilearn.callbacks import distributed
 from minilearn.data import adapter_of
 from minilearn.fitting.request import StopRequest
@@ -401,9 +401,10 @@ def test_several_processes_without_it_are_warned_of(monkeypatch):
 
 
 def test_waiting_for_others_in_vain_says_so(monkeypatch):
-    def init(backend, timeout):
+    def init(backend, timeout, store, rank, world_size):
         raise RuntimeError("wait timeout")
 
+    monkeypatch.setattr(processes, "_meeting_place", lambda timeout: (None, 0, 2))
     monkeypatch.setattr(torch.distributed, "init_process_group", init)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
