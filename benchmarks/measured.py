@@ -26,6 +26,7 @@ COMMANDS = {
     "speed_tools": "python benchmarks/speed_tools.py --rounds 5 --steps 3 --out docs/measured",
     "ninety": "python benchmarks/ninety.py --runs 3 --out docs/measured",
     "kill": "python benchmarks/kill.py --kills 200 --out docs/measured",
+    "restarts": "python benchmarks/restarts.py --kills 20 --out docs/measured",
     "checkpoint": "python benchmarks/checkpoint.py --out docs/measured",
     "distributed": "python benchmarks/distributed.py --rounds 3 --out docs/measured",
 }
