@@ -73,7 +73,7 @@ def test_drawing_is_a_function_of_the_seed_and_more_begin_with_the_same(mutants)
     assert len({mutant.key for mutant in ten}) == 10
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_each_mutant_parses_and_differs_in_one_place(mutants):
     for mutant in mutants.draw(ROOT, 200, seed=2):
         before = (ROOT / mutant.path).read_text()

@@ -27,7 +27,10 @@ def data(tmp_path_factory, write_idx, write_cifar, write_imagenet):
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=pytest.mark.full if p.stem[:3] in ("000", "001", "004") else ()) for p in NBS],
+    [
+        pytest.param(p, marks=pytest.mark.full if p.stem[:3] in ("000", "001", "002", "004") else ())
+        for p in NBS
+    ],
     ids=lambda path: path.stem,
 )
 @pytest.mark.slow

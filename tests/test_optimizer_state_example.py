@@ -30,7 +30,7 @@ def short(script, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["imagenette", "imagewoof"])
+@pytest.mark.parametrize("name", ["imagenette", pytest.param("imagewoof", marks=pytest.mark.full)])
 def test_document_000_is_run_method_for_method(script, main, short, tmp_path, name, capsys, write_imagenet):
     data = write_imagenet(tmp_path / "data", name)
     main("--dataset", name, "--data", str(data), "--runs", "2", "--preset", "cpu")

@@ -34,7 +34,7 @@ def main(call_main, tmp_path, write_cifar):
     return partial(call_main, "swats", "--data", data, "--work", tmp_path / "work")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_document_004_is_run_network_for_network_and_optimizer_for_optimizer(
     script, main, short, tmp_path, capsys
 ):

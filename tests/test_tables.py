@@ -192,7 +192,7 @@ def test_rows_are_those_of_the_histories(name, example):
                 assert row[measure] == value, (experiment, measure)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_every_picture_is_drawn_again_from_the_results(example, monkeypatch, tmp_path, real_data):
     monkeypatch.setenv("MINILEARN_DATA", str(real_data))
     monkeypatch.setattr("sys.argv", ["pictures.py", "--out", str(tmp_path)])

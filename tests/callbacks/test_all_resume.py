@@ -325,6 +325,7 @@ OTHERS = {
 OTHERS_PLACES = {"BatchSizeCB": n_places(2, 1, 1) - 1 + n_places(3, 1, 2)}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", OTHERS)
 def test_callback_resumes_where_it_was(tmp_path, monkeypatch, name):
     monkeypatch.setattr("minilearn.callbacks.recorder._CHUNK", 2)

@@ -81,7 +81,7 @@ def resumed(folder, three):
     return torch.load(folder / "resumed-2.pt"), codes, said
 
 
-@pytest.fixture(params=[2, 3])
+@pytest.fixture(params=[2, pytest.param(3, marks=pytest.mark.full)])
 def several(request):
     return request.getfixturevalue({2: "two", 3: "three"}[request.param])[0]
 

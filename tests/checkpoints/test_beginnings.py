@@ -184,7 +184,9 @@ def check_seen(straight, resumed, n):
         assert entry == expected, n
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    "loader", [pytest.param(name, marks=pytest.mark.full if i else ()) for i, name in enumerate(LOADERS)]
+)
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_hooks_at_a_beginning_see_the_same_in_a_resumed_run(tmp_path, kind, event, loader):

@@ -51,6 +51,7 @@ def cancelling(event, error, epoch=1):
     return type("CancelsCB", (Callback,), {event: hook, "state_dict": lambda self: {}})()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("event", "error"), CANCELS)
 def test_run_with_a_hook_that_cancels_is_resumed_as_the_straight_run(tmp_path, event, error):
     straight = new(tmp_path / "straight", cancelling(event, error))

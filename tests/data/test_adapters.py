@@ -469,7 +469,7 @@ def joined(loader, n):
 
 
 @that(lambda kind: not kind.shards)
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.full), 3])
 def test_shards_have_each_sample_once(kind, n):
     assert joined(kind.make, n) == whole(kind)
 

@@ -345,7 +345,7 @@ def test_run_that_is_resumed_before_the_rest_takes_it_too(tmp_path, event):
 
 @pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize(("error", "event"), PLACES)
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_gradients_that_are_kept_are_in_checkpoints(tmp_path, error, event, n):
     def make(folder, seed):
         cbs = [GradientAccumulationCB(n), MetricsCB(), cancelling(event, error, 1, 3)]

@@ -309,7 +309,7 @@ def test_loader_that_reads_is_left_with_the_weights_of_the_batch_before(make, nu
     assert first_difference(capture_weights(straight), capture_weights(other)) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_fetch_may_be_left_at_any_line(make):
     def trace(frame, event, arg):
         if frame.f_code not in (_numbered.__code__, reading.__wrapped__.__code__):
