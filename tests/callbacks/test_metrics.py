@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 from torcheval.metrics import MulticlassAccuracy
 
-from minilearn import BatchSchedulerCB, DeviceCB, MetricsCB, RecorderCB, TerminateOnNaNCB
+from minilearn import BatchSchedulerCB, DeviceCB, Learner, MetricsCB, RecorderCB, TerminateOnNaNCB
 
 
 class Seen:
@@ -265,3 +265,21 @@ def test_rows_list_the_unnamed_metrics_first(make_learner):
 def test_two_of_them_are_refused(make_learner):
     with pytest.raises(ValueError, match=r"MetricsCB\(\) and MetricsCB\(\): .*give all metrics to one"):
         make_learner(cbs=MetricsCB()).fit(cbs=MetricsCB())
+
+
+@pytest.mark.parametrize("ignored", [-100, 0, 2])
+def test_default_accuracy_without_ignored_targets_is_that_of_sklearn(ignored):
+    accuracy_score = pytest.importorskip("sklearn.metrics").accuracy_score
+    rng = torch.Generator().manual_seed(0)
+    preds, target = torch.randn(60, 3, generator=rng), torch.randint(0, 3, (60,), generator=rng)
+    target[::7] = ignored
+    learn = Learner(
+        nn.Identity(),
+        {"eval": [(preds[:40], target[:40]), (preds[40:], target[40:])], "train": [(preds, target)]},
+        nn.CrossEntropyLoss(ignore_index=ignored),
+        cbs=[MetricsCB()],
+        default_cbs=False,
+    )
+    kept = target != ignored
+    expected = accuracy_score(target[kept], preds.argmax(1)[kept])
+    assert learn.validate()["MulticlassAccuracy"] == pytest.approx(expected)
