@@ -179,7 +179,8 @@ class MetricsCB(Callback):
                     metric.to(loss.device)
         self._add(learn, loss)
         if self.metrics and not learn.processes.is_idle:
-            preds = map_tensors(Tensor.detach, learn.preds)
+            preds = learn.preds
+            preds = preds.detach() if isinstance(preds, Tensor) else map_tensors(Tensor.detach, preds)
             for metric in self.metrics.values():
                 metric.update(preds, learn.yb)
 
