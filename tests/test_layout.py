@@ -6,6 +6,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from toolbox import at, make_learner
 
 import minilearn
 
@@ -214,3 +215,32 @@ def test_folders_import_each_other_in_one_direction():
         graph.setdefault(here, set()).update(there - {here, ""})
     graph.pop("")  # the package's own file has all names
     assert list(TopologicalSorter(graph).static_order())
+
+
+def test_a_batch_crosses_few_files():
+    root, files, n_batches = str(PACKAGE), [], 0
+
+    def note(frame, event, arg):
+        if event == "call" and frame.f_code.co_filename.startswith(root):
+            files.append(frame.f_code.co_filename)
+
+    def mark(learn):
+        nonlocal n_batches
+        n_batches += 1
+        sys.setprofile(note if n_batches == 3 else None)
+
+    cbs = [
+        minilearn.MetricsCB(),
+        minilearn.ProgressCB(),
+        minilearn.DeviceCB("cpu"),
+        at("before_batch", mark, -(10**6)),
+    ]
+    learn = make_learner(5, cbs=cbs)
+    try:
+        learn.fit(1, valid=False)
+    finally:
+        sys.setprofile(None)
+    found = {name_of(Path(file)) for file in files}
+    assert n_batches > 3
+    assert {"learner", "host", "fitting.mean", "callbacks.metrics"} <= found
+    assert len(found) <= 9  # 10 in version 0.1
