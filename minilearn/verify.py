@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 _LEFT_OUT = (ProgressCB, CheckpointCB, CSVLoggerCB, TensorBoardCB)  # they write to the run's own places
 _MOST_STEPS = 10**6
 _NEVER = ("train", 0, -1)
-Trace = list[dict[str, str]]
+Trace = list[dict[str, bytes]]
 
 
 def verify_resume(learn: Learner, at: int | None = None, n_epochs: int | None = None, **kwargs: Any) -> str:
@@ -273,14 +272,7 @@ class _TraceCB(Callback):
         # Not after a batch whose gradients are accumulated for a later step.
         if learn.training and learn.n_steps > self.n_steps:
             parts = {"batch": learn.batch, "loss": learn.loss, "weights": all_tensors(learn)}
-            self.steps.append({name: _digest(part) for name, part in parts.items()})
-
-
-def _digest(value: Any) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for t in tensors_in(value):
-        digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+            self.steps.append({name: digest_of([*tensors_in(part)]) for name, part in parts.items()})
 
 
 def _copy(learn: Learner) -> Any:

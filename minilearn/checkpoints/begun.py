@@ -58,23 +58,16 @@ class Begun:
 
 def attributes_of(part: Any, with_modes: bool) -> Saved:
     """Return the plain attributes of one module, optimizer or other object that its state_dict may lack."""
-    if isinstance(part, nn.Module):
-        names = _OF_MODULES - {"training"} if with_modes else _OF_MODULES
-        hidden: Saved = {}
-        if with_modes:
-            hidden = {k: part._buffers[k] for k in part._non_persistent_buffers_set}
-        if with_modes and part._parameters:
+    names, hidden = _own_names(part), Saved()
+    if with_modes and isinstance(part, nn.Module):
+        names -= {"training"}
+        hidden = {k: part._buffers[k] for k in part._non_persistent_buffers_set}
+        if part._parameters:
             hidden[_FROZEN] = [
                 k for k, p in part._parameters.items() if p is not None and not p.requires_grad
             ]
-        return hidden | _state_in(part, names)
-    return _state_in(part, _own_names(part))
-
-
-def _state_in(part: Any, names: frozenset[str]) -> Saved:
-    """Return the attributes without these names, and without code put in place of the class's own."""
-    found = getattr(part, "__dict__", {}).items()
-    return {k: v for k, v in found if k not in names and not hides_code(type(part), k)}
+    found = getattr(part, "__dict__", {}).items()  # not code that was put in place of the class's own
+    return hidden | {k: v for k, v in found if k not in names and not hides_code(type(part), k)}
 
 
 def _own_names(part: Any) -> frozenset[str]:

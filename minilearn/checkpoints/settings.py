@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..callback import Callback
-from ..data.fingerprint import digest_of, fingerprint
+from ..data.fingerprint import fingerprint, short_digest
 from ..optim.groups import SCHEDULE_KEYS
 from ..weights import plain_name
 from .codec import LEFT
@@ -112,13 +112,13 @@ def described(value: Any, depth: int = _DEPTH) -> Any:
         return value if value.bit_length() < _LONG else hex(value)
     if isinstance(value, str):
         is_short = len(value) <= _LONG
-        return str(value) if is_short else f"{value[:40]}... ({len(value)} characters, {digest_of(value)})"
+        return str(value) if is_short else f"{value[:40]}... ({len(value)} characters, {short_digest(value)})"
     if isinstance(value, PurePath | torch.dtype | torch.device):
         return str(value)
     if isinstance(value, enum.Enum):
         return f"{type(value).__name__}.{value.name}"
     if isinstance(value, Tensor | np.ndarray):
-        return f"<{type(value).__name__} {tuple(value.shape)} {value.dtype} {digest_of(value)}>"
+        return f"<{type(value).__name__} {tuple(value.shape)} {value.dtype} {short_digest(value)}>"
     if isinstance(value, np.generic):
         return value.item()
     if not depth:
@@ -140,7 +140,7 @@ def _described_container(value: Any, depth: int) -> Any:
             return [described(part, depth) for part in value]
     else:
         return None
-    return f"<{type(value).__name__} of {len(value)}, {digest_of(value)}>"
+    return f"<{type(value).__name__} of {len(value)}, {short_digest(value)}>"
 
 
 def _described_function(value: Any, depth: int) -> Any:
@@ -158,7 +158,7 @@ def _described_function(value: Any, depth: int) -> Any:
         inside = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
         parts = [code.co_code.hex(), code.co_names, [_constant(x) for x in code.co_consts]]
         parts += [described(x, depth) for x in (value.__defaults__, value.__kwdefaults__, inside)]
-        return f"<function {value.__qualname__} #{digest_of(repr(parts))}>"
+        return f"<function {value.__qualname__} #{short_digest(repr(parts))}>"
     return None
 
 

@@ -39,10 +39,10 @@ def fingerprint(adapter: Adapter) -> dict[str, Any]:
     except TypeError:
         n_samples = None
     parts = [adapter.data(), _parts_of(loader), _parts_of(dataset)]
-    return {"dataset": type(dataset).__name__, "n_samples": n_samples, "digest": digest_of(parts)}
+    return {"dataset": type(dataset).__name__, "n_samples": n_samples, "digest": short_digest(parts)}
 
 
-def digest_of(value: Any) -> str:
+def short_digest(value: Any) -> str:
     """Return a short digest of a value: of all its numbers and text, but of long sequences only some."""
     digest = hashlib.blake2b(digest_size=8)
     _add(digest, value, 8)
