@@ -565,7 +565,7 @@ def test_stops_of_a_later_epoch_find_what_the_first_one_does_not_show(make_learn
 
 
 class LostInValidationCB(Callback):
-    """Count batches of validation; a resumed run begins to count anew."""
+    """Count batches of validation; a resumed run begins to count again."""
 
     def __init__(self):
         self.n, self.seen = 0, []

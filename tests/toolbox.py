@@ -6,6 +6,7 @@ Fixtures are in conftest.py.
 import io
 import random
 import re
+import tarfile
 from functools import partial
 
 import numpy as np
@@ -79,6 +80,20 @@ class NoLength:
 
     def __iter__(self):
         return iter(self.loader)
+
+
+def write_tar_of(path, *members):
+    """A tar of (name, type, content or what it links to), in this order."""
+    with tarfile.open(path, "w") as tar:
+        for name, kind, data in members:
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            if kind == tarfile.REGTYPE:
+                member.size = len(data)
+            else:
+                member.linkname = data
+            tar.addfile(member, io.BytesIO(data) if kind == tarfile.REGTYPE else None)
+    return path
 
 
 def png(value, size=(4, 3), mode="RGB"):

@@ -142,7 +142,7 @@ def test_checkpoint_sets_no_path_of_a_callback(run, name):
         learn = run(change, PlainCB)
     cb, new = of_kind(learn), PlainCB()
     assert getattr(cb, attribute, None) == getattr(new, attribute, None)
-    assert cb.n == 6  # everything else goes on
+    assert cb.n == 6  # everything else continues
 
 
 @pytest.mark.parametrize("name", ["path", "file", "folder"])

@@ -187,10 +187,8 @@ MEANT = {
 }
 
 
-@pytest.mark.parametrize("loss_func", MEANT.values(), ids=MEANT)
-def test_a_loss_that_means_it_trains_as_by_hand(loss_func):
-    learn = learner_of(Y, loss_func, opt_func=torch.optim.SGD)
-    model = drawn(nn.Linear(3, 1))
+def assert_trains_as_by_hand(learn, loss_func, n_out):
+    model = drawn(nn.Linear(3, n_out))
     opt = torch.optim.SGD(model.parameters(), 0.1, fused=True)
     for x, y in learn.dls.train:
         loss_func(model(x), y).backward()
@@ -198,6 +196,11 @@ def test_a_loss_that_means_it_trains_as_by_hand(loss_func):
         opt.zero_grad()
     learn.fit()
     assert torch.equal(learn.model.weight, model.weight)
+
+
+@pytest.mark.parametrize("loss_func", MEANT.values(), ids=MEANT)
+def test_a_loss_that_means_it_trains_as_by_hand(loss_func):
+    assert_trains_as_by_hand(learner_of(Y, loss_func, opt_func=torch.optim.SGD), loss_func, 1)
 
 
 def test_quantiles_of_one_target_broadcast_on_purpose():
@@ -496,14 +499,7 @@ SUBCLASSES = {
 def test_subclasses_that_change_their_arguments_train_as_by_hand(case, default_cbs, capsys):
     loss_func, target, n_out = SUBCLASSES[case]
     learn = learner_of(target, loss_func, n_out, opt_func=torch.optim.SGD, default_cbs=default_cbs)
-    model = drawn(nn.Linear(3, n_out))
-    opt = torch.optim.SGD(model.parameters(), 0.1, fused=True)
-    for x, y in learn.dls.train:
-        loss_func(model(x), y).backward()
-        opt.step()
-        opt.zero_grad()
-    learn.fit()
-    assert torch.equal(learn.model.weight, model.weight)
+    assert_trains_as_by_hand(learn, loss_func, n_out)
 
 
 def test_the_mean_of_a_subclass_that_reshapes_counts_samples():

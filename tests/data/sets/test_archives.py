@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from toolbox import write_tar_of
 
 from minilearn.data import unpack
 from minilearn.data.sets import archives as module
@@ -269,21 +270,6 @@ def write_zip_of_kinds(path, *members, system=3):
     return path
 
 
-def write_tar_of_kinds(path, *members):
-    """A tar of (name, type of member, content or what it links to)."""
-    with tarfile.open(path, "w") as tar:
-        for name, kind, data in members:
-            member = tarfile.TarInfo(name)
-            member.type = kind
-            if kind == tarfile.REGTYPE:
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-            else:
-                member.linkname = data
-                tar.addfile(member)
-    return path
-
-
 @pytest.mark.parametrize("system", [3, 19])
 def test_links_in_a_zip_that_stay_inside_are_kept(system, tmp_path, place):
     archive = write_zip_of_kinds(
@@ -350,7 +336,7 @@ def test_links_out_and_special_files_in_a_zip_are_refused_with_their_name(member
     ],
 )
 def test_what_a_tar_cannot_be_unpacked_to_as_it_is_is_refused_with_its_name(members, named, tmp_path, place):
-    archive = write_tar_of_kinds(tmp_path / "data.tar", ("good.txt", REG, b"x"), *members)
+    archive = write_tar_of(tmp_path / "data.tar", ("good.txt", REG, b"x"), *members)
     refused(archive, place, rf"data\.tar.*{named}")
 
 
@@ -380,7 +366,7 @@ def test_of_two_files_of_one_name_the_last_counts(kind, tmp_path, place):
     names = ["a", "b", "a"]
     if kind == "tar":
         members = [(name, REG, bytes([i])) for i, name in enumerate(names)]
-        archive = write_tar_of_kinds(tmp_path / "data", *members)
+        archive = write_tar_of(tmp_path / "data", *members)
     else:
         members = [(name, stat.S_IFREG, bytes([i])) for i, name in enumerate(names)]
         archive = write_zip_of_kinds(tmp_path / "data", *members)

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from toolbox import png
+from toolbox import png, write_tar_of
 
 from minilearn import image_folder
 from minilearn.data.sets import archives, trees
@@ -51,20 +51,6 @@ def source_of(kind, tmp_path, content):
 def read(source, part="train"):
     images, targets, classes = read_images(source, part)
     return classes, targets.tolist(), images[:, 0, 0, 0].tolist()
-
-
-def write_tar(path, *members):
-    """A tar of (name, type, content or what it links to), in this order."""
-    with tarfile.open(path, "w") as tar:
-        for name, kind, data in members:
-            member = tarfile.TarInfo(name)
-            member.type = kind
-            if kind == tarfile.REGTYPE:
-                member.size = len(data)
-            else:
-                member.linkname = data
-            tar.addfile(member, io.BytesIO(data) if kind == tarfile.REGTYPE else None)
-    return path
 
 
 REG, LNK, HARD, DIR = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE
@@ -129,7 +115,7 @@ def test_whole_part_may_be_a_link(kind, tmp_path):
 def test_hard_links_in_an_archive_are_followed(tmp_path):
     link = ("set/train/dog/1.png", HARD, "set/train/cat/0.png")
     also = ("set/train/eel/1.png", LNK, "../dog/1.png")
-    source = write_tar(tmp_path / "set.tar", CAT, DOG, link, also)
+    source = write_tar_of(tmp_path / "set.tar", CAT, DOG, link, also)
     assert read(source) == (("cat", "dog", "eel"), [0, 1, 1, 2], [1, 3, 1, 1])
 
 
@@ -142,7 +128,7 @@ def test_archive_of_a_folder_with_hard_links_gives_what_the_folder_gives(tmp_pat
 
 
 def test_of_two_members_of_one_name_the_last_counts(tmp_path):
-    source = write_tar(tmp_path / "set.tar", CAT, DOG, ("set/train/cat/0.png", REG, png(9)))
+    source = write_tar_of(tmp_path / "set.tar", CAT, DOG, ("set/train/cat/0.png", REG, png(9)))
     assert read(source) == (("cat", "dog"), [0, 1], [9, 3])
     archives.unpack(source, tmp_path / "out")
     assert read(tmp_path / "out" / "set") == (("cat", "dog"), [0, 1], [9, 3])
@@ -153,7 +139,7 @@ def test_of_two_members_of_one_name_the_last_counts(tmp_path):
 )
 def test_set_is_found_at_any_depth_of_an_archive(top, tmp_path):
     members = [(f"{top}{name}", REG, png(value)) for name, value in PLAIN.items()]
-    source = write_tar(tmp_path / "set.tar", *members)
+    source = write_tar_of(tmp_path / "set.tar", *members)
     assert read(source) == (("cat", "dog"), [0, 0, 1], [1, 2, 3])
     assert read(source, "val") == (("cat", "dog"), [0, 1], [4, 5])
 
@@ -234,7 +220,7 @@ def test_link_to_a_device_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"V"])
 def test_special_member_is_refused(kind, tmp_path):
-    source = write_tar(tmp_path / "set.tar", CAT, DOG, ("set/train/cat/2.png", kind, ""))
+    source = write_tar_of(tmp_path / "set.tar", CAT, DOG, ("set/train/cat/2.png", kind, ""))
     with pytest.raises(ValueError, match=r"set.tar: train/cat/2.png"):
         image_folder(source)
 
@@ -257,20 +243,20 @@ OUT = {
 def test_member_that_would_lie_elsewhere_is_refused_with_its_name(case, tmp_path):
     (tmp_path / "secret.png").write_bytes(png(9))
     member, named = OUT[case]
-    source = write_tar(tmp_path / "set.tar", CAT, DOG, member)
+    source = write_tar_of(tmp_path / "set.tar", CAT, DOG, member)
     with pytest.raises(ValueError, match=rf"set.tar.* {named}"):
         read_images(source, "train")
 
 
 def test_member_behind_a_link_is_refused(tmp_path):
     members = [("set/pool", DIR, ""), ("set/train/eel", LNK, "../pool"), ("set/train/eel/0.png", REG, png(1))]
-    source = write_tar(tmp_path / "set.tar", CAT, DOG, *members)
+    source = write_tar_of(tmp_path / "set.tar", CAT, DOG, *members)
     with pytest.raises(ValueError, match=r"set.tar: 'set/train/eel/0.png'.*'eel'"):
         read_images(source, "train")
 
 
 def test_several_sets_in_one_archive_are_refused(tmp_path):
-    source = write_tar(tmp_path / "set.tar", CAT, DOG, ("old/train/cat/0.png", REG, png(1)))
+    source = write_tar_of(tmp_path / "set.tar", CAT, DOG, ("old/train/cat/0.png", REG, png(1)))
     with pytest.raises(ValueError, match=r"set.tar.*old/train and set/train"):
         read_images(source, "train")
 
@@ -279,7 +265,7 @@ def test_several_sets_in_one_archive_are_refused(tmp_path):
     "other", ["set/more/train/cow/0.png", "more/set/train/cow/0.png", "set/cat/train/cow/0.png"]
 )
 def test_folder_of_the_same_name_further_down_is_not_the_part(other, tmp_path):
-    source = write_tar(tmp_path / "set.tar", (other, REG, png(9)), CAT, DOG)
+    source = write_tar_of(tmp_path / "set.tar", (other, REG, png(9)), CAT, DOG)
     assert read(source) == (("cat", "dog"), [0, 1], [1, 3])
 
 
@@ -292,15 +278,15 @@ def test_class_may_have_the_name_of_the_part(kind, tmp_path):
 
 @pytest.mark.parametrize("n_bytes", [1536, 2048, 3072, 3072 + 300])
 def test_tar_that_is_cut_between_members_is_refused(n_bytes, tmp_path):
-    source = write_tar(tmp_path / "set.tar", CAT, DOG, ("set/train/eel/0.png", REG, png(1)))
+    source = write_tar_of(tmp_path / "set.tar", CAT, DOG, ("set/train/eel/0.png", REG, png(1)))
     source.write_bytes(source.read_bytes()[:n_bytes])
     with pytest.raises(ValueError, match=r"set.tar is cut short"):
         read_images(source, "train")
 
 
 def test_second_archive_behind_the_first_is_refused(tmp_path):
-    first = write_tar(tmp_path / "first", CAT).read_bytes()
-    (tmp_path / "set.tar").write_bytes(first + write_tar(tmp_path / "second", DOG).read_bytes())
+    first = write_tar_of(tmp_path / "first", CAT).read_bytes()
+    (tmp_path / "set.tar").write_bytes(first + write_tar_of(tmp_path / "second", DOG).read_bytes())
     with pytest.raises(ValueError, match=r"set.tar has a second archive"):
         read_images(tmp_path / "set.tar", "train")
 
