@@ -162,7 +162,7 @@ class Count:
             return target.numel() // max(target.shape[1 if target.ndim > 1 else 0], 1)
         if self._weight is None:
             if target.device.type == "cpu":
-                return int(np.count_nonzero(np.from_dlpack(target.contiguous()) != self._ignored))
+                return target.ne(self._ignored).count_nonzero().item()
             return (target != self._ignored).sum()
         kept = target != self._ignored
         return (self._weight[torch.where(kept, target, 0).long()] * kept).sum()

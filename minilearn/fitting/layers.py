@@ -83,8 +83,12 @@ def _computes_as(module: nn.Module, kinds: tuple[Any, ...]) -> bool:
 
 def _loader_of_one(learn: Learner, is_first: bool) -> str:
     """Say which loader gives a batch of one sample, if one is known to: of this phase, or of validation."""
-    if not learn.training or learn.is_nested:
-        return ""
+    if (
+        not learn.training
+        or learn.is_nested
+        or not any(isinstance(m, _BatchNorm) for m in learn.model.modules())
+    ):
+        return ""  # it matters to nothing else, and a list of batches is read for it
     loaders = {"train": learn.dl}
     if is_first and "eval" in learn.phases:
         loaders["valid"] = learn.dls.valid

@@ -17,6 +17,7 @@ from ..processes import is_part
 from .checks import check_gradient, check_one_number
 
 if TYPE_CHECKING:
+    from ..data.adapters.adapter import Adapter
     from ..learner import Learner
 _STATE = ("n", "has_rest", "_is_accumulated", "_is_joining", "_total", "_unit", "_common")
 
@@ -59,12 +60,13 @@ class StepMean:
 
     # What a batch counts --------------------------------------------------------------------------
 
-    def is_free(self, learn: Learner, targets: Tensor | None) -> bool:
-        """Whether the loss ignores no target at all, so that they need not be counted in each batch."""
-        if targets is None or not learn.has_default("get_loss"):
+    def is_free(self, learn: Learner, adapter: Adapter) -> bool:
+        """Whether the loss ignores no target of a loader, so that they need not be counted in each batch."""
+        if not learn.has_default("get_loss"):
             return False
         self._count_of(learn.loss_func)
-        return self.count.is_free(targets)
+        targets = adapter.targets() if self.count.is_by_class else None
+        return targets is not None and all(map(self.count.is_free, targets))
 
     def given(self, target: Tensor) -> None:
         """Note a target in which the loss ignores nothing, unless a hook changes it."""

@@ -122,7 +122,7 @@ def reading(learn: Learner, first: int) -> Iterator[Iterator[tuple[int, Any]]]:
         read = adapter.read(first)
     # Between batches the learner is at rest, unless reading changes the loader's state.
     may_stop = learn.rests and not adapter.moves_on
-    is_free = not learn.is_nested and learn.mean.is_free(learn, adapter.targets)
+    is_free = not learn.is_nested and learn.mean.is_free(learn, adapter)
     is_first = learn.epoch == learn.plan.start.epoch and not learn.is_nested
     try:
         with watch(learn, is_first) as watching:

@@ -42,6 +42,8 @@ from minilearn import (
     counting,
 )
 from minilearn.checkpoints.codec import first_difference
+from minilearn.data import TensorLoader
+from minilearn.data.adapters import adapter_of
 from minilearn.fitting import mean as mean_module
 
 G = generator(3)
@@ -530,6 +532,75 @@ def test_a_checkpoint_of_version_0_1_in_the_middle_of_a_step_is_resumed(tmp_path
     torch.save(saved, newest)
     resumed.fit(2, resume=True)
     assert same(tensors_of(resumed.model), tensors_of(straight.model))
+
+
+# Nothing is counted twice -----------------------------------------------------------------------------
+
+
+def loaders_of(y, kind):
+    x = torch.randn(len(y), 3, generator=torch.Generator().manual_seed(0))
+    pairs = list(zip(x.split(4), y.split(4), strict=True))
+    return {"list": pairs, "tuple": tuple(map(list, pairs)), "tensors": TensorLoader(x, y, bs=4)}[kind]
+
+
+def counted_batches(monkeypatch, dl, *cbs, n_epochs=1):
+    """Return the counts of each batch, and how often targets were counted."""
+    calls, of_classes = [], counting.Count._of_classes
+
+    def counted(self, preds, target):
+        calls.append(target)
+        return of_classes(self, preds, target)
+
+    monkeypatch.setattr(counting.Count, "_of_classes", counted)
+    counts = []
+    note = at("after_batch", lambda learn: counts.append(learn.loss_count))
+    learn = Learner(nn.Linear(3, 2), {"train": dl}, F.cross_entropy, cbs=[*cbs, note], default_cbs=False)
+    learn.fit(n_epochs)
+    return counts, len(calls)
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "tensors"])
+def test_targets_that_are_all_counted_are_read_once_an_epoch(monkeypatch, kind):
+    y = torch.randint(0, 2, (402,))
+    counts, n_calls = counted_batches(monkeypatch, loaders_of(y, kind), n_epochs=2)
+    assert counts == ([4] * 100 + [2]) * 2
+    assert n_calls == 0
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "tensors"])
+def test_one_ignored_target_has_each_batch_counted(monkeypatch, kind):
+    y = torch.randint(0, 2, (402,))
+    y[-1] = PAD
+    counts, n_calls = counted_batches(monkeypatch, loaders_of(y, kind))
+    assert counts == [4] * 100 + [1]
+    assert n_calls == 101
+
+
+@pytest.mark.parametrize("how", ["in place", "another"])
+@pytest.mark.parametrize("kind", ["list", "tensors"])
+def test_a_target_that_a_hook_changes_is_counted(monkeypatch, kind, how):
+    def hide(learn):
+        if how == "another":
+            learn.yb = learn.yb.masked_fill(torch.arange(4) > 1, PAD)
+        else:
+            learn.yb[2:] = PAD
+
+    counts, n_calls = counted_batches(
+        monkeypatch, loaders_of(torch.zeros(8).long(), kind), at("before_batch", hide)
+    )
+    assert counts == [2, 2]
+    assert n_calls == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [torch.zeros(2), torch.zeros(2).int(), None, (torch.zeros(2),), torch.zeros(2).long().to_sparse()],
+)
+def test_targets_that_cannot_be_joined_are_not_known_beforehand(other):
+    pairs = [(torch.zeros(2, 3), torch.zeros(2).long()), (torch.zeros(2, 3), other)]
+    assert adapter_of(pairs).targets() is None
+    assert adapter_of(pairs[:1] * 3).targets() is not None
+    assert adapter_of([]).targets() is None
 
 
 # Nobody waits for the device --------------------------------------------------------------------------

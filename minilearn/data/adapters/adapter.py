@@ -41,9 +41,11 @@ class Adapter:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({short(self.loader)})"
 
-    @property
-    def targets(self) -> Tensor | None:
-        """All targets, if the last part of each batch has unchanged ones of them; None if not known."""
+    def targets(self) -> Iterator[Tensor] | None:
+        """Return all targets, some at a time, if the last part of each batch is some of them.
+
+        None if they are not known without reading a pass, or if reading changes them.
+        """
         return None
 
     # What each kind has to define -----------------------------------------------------------------

@@ -8,13 +8,17 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from ...batches import n_samples
+import torch
+from torch import Tensor
+
+from ...batches import is_pair, n_samples
 from ...seeding import is_same_state, kept_rng, rng_state, set_rng_state
 from ..workers import begin
 from .adapter import MEND, Adapter, has_state
 from .shards import Shard
 
 _END = object()
+_JOINED = 64  # batches whose targets are joined
 
 
 class SequenceAdapter(Adapter):
@@ -36,6 +40,17 @@ class SequenceAdapter(Adapter):
         """Return the first batch."""
         with kept_rng(*self.generators()):
             return self.loader[0] if len(self.loader) else None
+
+    def targets(self) -> Iterator[Tensor] | None:
+        """Return the targets of a list or tuple of pairs, joined so that few operations read them all."""
+        pairs = self.loader
+        if type(pairs) not in (list, tuple) or not all(is_pair(b) and type(b[1]) is Tensor for b in pairs):
+            return None
+        kinds = {(target.dtype, target.device, target.layout) for _, target in pairs}
+        if len(kinds) != 1 or kinds.pop()[2] is not torch.strided:
+            return None
+        parts = [target.detach().reshape(-1) for _, target in pairs]
+        return (torch.cat(parts[i : i + _JOINED]) for i in range(0, len(parts), _JOINED))
 
     def smallest(self) -> int | None:
         """Return the smallest batch of a list or tuple, whose batches are in memory."""

@@ -30,10 +30,9 @@ class OursAdapter(Adapter):
         """Whether it has a method batches."""
         return callable(getattr(loader, "batches", None))
 
-    @property
-    def targets(self) -> Tensor | None:
-        """The targets of a TensorLoader; a subclass may give others."""
-        return self.loader.targets if type(self.loader) is TensorLoader else None
+    def targets(self) -> Iterator[Tensor] | None:
+        """Return the targets of a TensorLoader; a subclass may give others."""
+        return iter([self.loader.targets]) if type(self.loader) is TensorLoader else None
 
     def read(self, start: int = 0) -> Iterator[Any]:
         """Begin a pass at batch `start`, without reading those before it."""
