@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from toolbox import (
+    dealt,
     every_rest,
     make_learner,
     mentions,
@@ -614,7 +615,7 @@ def test_resumed_run_is_the_straight_run(tmp_path):
     assert (
         len(files) == 2 * 4
     )  # the average is validated: no rest in it; the fit's end has the name of the last epoch's
-    for path in files:
+    for path in dealt(files):
         other = make(tmp_path / path.stem, 50)
         other.fit(2, resume=path)
         assert first_difference(state_of(straight, "CheckpointCB"), state_of(other, "CheckpointCB")) == ""

@@ -226,7 +226,9 @@ for _event in events():
 
 OF_THE_FIT = {"before_fit", "after_fit", "cleanup_fit"}  # these have no epoch to be chosen
 WITH_ORDERS = [
-    (event, phase, order)
+    pytest.param(
+        event, phase, order, marks=pytest.mark.full if order == MIDDLE and event not in STEPS else ()
+    )
     for event, phase in PLACES
     for order in ([MIDDLE] if event in STEPS else [FIRST, MIDDLE, LAST])
 ]

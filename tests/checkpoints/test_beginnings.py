@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from toolbox import every_rest, noisy_learner, samples, state_of
+from toolbox import dealt, every_rest, noisy_learner, samples, state_of
 from torch.utils.data import TensorDataset
 
 from minilearn import Callback, CheckpointCB, DatasetLoader, MetricsCB, TensorLoader
@@ -160,7 +160,7 @@ def check_every_place(folder, make, loader):
     straight.fit(N_EPOCHS)
     files = checkpoints_in(folder)
     assert len(files) == N_PLACES
-    for path in files:
+    for path in dealt(files):
         saver = CheckpointCB(folder / path.stem, every_epochs=99)
         resumed = new(*make(), seen := sees(), saver, seed=50, loader=loader)
         resumed.fit(N_EPOCHS, resume=path)

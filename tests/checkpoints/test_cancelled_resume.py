@@ -1,7 +1,7 @@
 """Hooks that cancel, or write rows, in a run that is resumed: the checkpoint is put back all the same."""
 
 import pytest
-from toolbox import every_rest, make_learner, noisy_learner, same, state_of, tensors_of
+from toolbox import dealt, every_rest, make_learner, noisy_learner, same, state_of, tensors_of
 
 from minilearn import (
     Callback,
@@ -58,7 +58,7 @@ def test_run_with_a_hook_that_cancels_is_resumed_as_the_straight_run(tmp_path, e
     straight.fit(N_EPOCHS)
     files = checkpoints_in(tmp_path / "straight")
     assert len(files) >= 5
-    for path in files:
+    for path in dealt(files):
         learn = new(tmp_path / path.stem, cancelling(event, error), seed=50)
         learn.fit(N_EPOCHS, resume=path)
         assert first_difference(state_of(straight, "CheckpointCB"), state_of(learn, "CheckpointCB")) == "", (
@@ -136,7 +136,7 @@ def test_rows_that_a_hook_adds_are_there_once(tmp_path, event):
     straight = new(tmp_path / "straight", make())
     straight.fit(N_EPOCHS)
     assert sum("note" in row for row in straight.history) == (1 if event == "before_fit" else N_EPOCHS)
-    for path in checkpoints_in(tmp_path / "straight"):
+    for path in dealt(checkpoints_in(tmp_path / "straight")):
         learn = new(tmp_path / path.stem, make(), seed=50)
         learn.fit(N_EPOCHS, resume=path)
         assert first_difference(state_of(straight, "CheckpointCB"), state_of(learn, "CheckpointCB")) == "", (

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from toolbox import every_rest, make_learner, noisy_learner, state_of, untimed_rows
+from toolbox import dealt, every_rest, make_learner, noisy_learner, state_of, untimed_rows
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -322,7 +322,7 @@ def resumed_everywhere(tmp_path, make):
     """
     straight = make(tmp_path / "straight", 1)
     straight.fit(2)
-    for path in checkpoints_in(tmp_path / "straight"):
+    for path in dealt(checkpoints_in(tmp_path / "straight")):
         other = make(tmp_path / path.stem, 50)
         other.fit(2, resume=path)
         assert first_difference(state_of(straight, "CheckpointCB"), state_of(other, "CheckpointCB")) == "", (

@@ -131,6 +131,7 @@ PLACES = {
     "a callback's validation": (in_nested, {"looks": True}),
     "BatchNorm is measured": (lambda learn: learn.purpose == "measure", {"averages": True}),
 }
+OFTEN = ("training, before the first checkpoint", "training", "validation", "BatchNorm is measured")
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *MORE)
 
 
@@ -140,7 +141,9 @@ def all_but_one_full(numbers, one):
 
 
 @pytest.mark.parametrize("number", all_but_one_full(NUMBERS, signal.SIGHUP))
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [pytest.param(place, marks=() if place in OFTEN else pytest.mark.full) for place in PLACES]
+)
 def test_run_is_saved_and_resumes_after_a_signal_to_all_processes(tmp_path, place, number):
     is_there, kwargs = PLACES[place]
     learn = make(tmp_path / "run", SignalCB(number, is_there), **kwargs)
