@@ -391,11 +391,17 @@ class CancelCB(Callback):
 
 
 class SignalCB(Callback):
-    """Send SIGTERM to one process alone."""
+    """Send a signal to one process only."""
+
+    def __init__(self, number=signal.SIGTERM, rank=1):
+        self.number, self.rank = number, rank
+
+    def state_dict(self):
+        return {}  # a resumed run may be without it
 
     def before_batch(self, learn):
-        if learn.epoch == 1 and learn.batch_idx == 3 and learn.rank == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if learn.epoch == 1 and learn.batch_idx == 3 and learn.rank == self.rank:
+            os.kill(os.getpid(), self.number)
 
 
 class StopAllCB(Callback):
@@ -468,6 +474,17 @@ def main():
         _write(resumed(folder) | {"paused": paused(folder)}, folder, what, rank)
         cb = CheckpointCB(Path(folder) / "signalled", keep=9, every_steps=1000)
         shared_learner([cb, SignalCB()]).fit(2)
+    elif what.startswith("SIGUSR1 to "):
+        of_scheduler = SignalCB(signal.SIGUSR1, int(what.removeprefix("SIGUSR1 to ")))
+        cb = CheckpointCB(Path(folder) / what, keep=9, every_steps=1000, signals=(signal.SIGUSR1,))
+        shared_learner([cb, EMACB(0.9), of_scheduler]).fit(3)
+    elif what == "after SIGUSR1":
+        found = {}
+        for name in ("SIGUSR1 to 0", "SIGUSR1 to 1"):
+            learn = shared_learner([saver(folder, name), EMACB(0.9)])
+            learn.fit(3, resume=True)
+            found[name] = said(learn)
+        _write(found, folder, what, rank)
 
 
 def _write(result, folder, what, rank):

@@ -323,6 +323,18 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(resumed, folder):
     assert len(list((folder / "signalled").glob("epoch-0001-train-*.pt"))) == 1
 
 
+@pytest.mark.full
+def test_a_signal_of_the_scheduler_to_any_process_stops_all_and_the_run_resumes(tmp_path, alone):
+    for what in ("SIGUSR1 to 0", "SIGUSR1 to 1"):
+        codes, _ = launch(2, what, tmp_path)
+        assert codes == [128 + signal.SIGUSR1] * 2
+        assert len(list((tmp_path / what).glob("epoch-0001-train-*.pt"))) == 1
+    codes, written = launch(2, "after SIGUSR1", tmp_path)
+    assert codes == [0, 0], written
+    for found in torch.load(tmp_path / "after SIGUSR1-2.pt").values():
+        assert_alike(found["rows"], alone["unbroken"]["rows"])
+
+
 @pytest.mark.slow
 def test_only_the_first_process_shows_progress(two):
     _, _, said = two
