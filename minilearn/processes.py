@@ -140,6 +140,14 @@ class Processes:
         dist.all_gather_object(found, value, group=_control())
         return found
 
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes in the first one, in the order of their ranks; [] in others."""
+        if self.n == 1:
+            return [value]
+        found: list[Any] | None = None if self.rank else [None] * self.n
+        dist.gather_object(value, found, dst=0, group=_control())
+        return found or []
+
     def broadcast_into(self, tensors: Iterable[Tensor]) -> None:
         """Write the first process's values into the tensors of all of them."""
         if self.n > 1:

@@ -1,5 +1,6 @@
 """The callbacks that come with minilearn, one file per family."""
 
+from .at_end import AtEnd
 from .averaging import EMACB, SWACB, BaseAveragingCB
 from .batch_size import BatchSizeCB
 from .checkpoint import CheckpointCB
@@ -13,6 +14,7 @@ from .hyperparameters import ScheduleCB
 from .layout import ChannelsLastCB, CompileCB
 from .loggers import TensorBoardCB
 from .lr_finder import LRFinderCB
+from .measures import InValidation
 from .metrics import MetricsCB
 from .mixing import MixupCB, TestTimeFlipCB
 from .momentum import MomentumCB
@@ -29,6 +31,7 @@ from .switches import SwitchPointsCB
 __all__ = [
     "EMACB",
     "SWACB",
+    "AtEnd",
     "BaseAveragingCB",
     "BaseSchedulerCB",
     "BatchSchedulerCB",
@@ -45,6 +48,7 @@ __all__ = [
     "GradientAccumulationCB",
     "GradientClippingCB",
     "HooksCB",
+    "InValidation",
     "LRFinderCB",
     "MetricsCB",
     "MixedPrecisionCB",

@@ -21,6 +21,7 @@ from ..processes import Processes, ask, fail, is_part, join
 from ..seeding import seed_of
 from ..weights import tensors_by_name
 from .device import DeviceCB, default_device
+from .joining import check_joinable
 from .metrics import MetricsCB
 from .precision import MixedPrecisionCB
 
@@ -183,7 +184,8 @@ class DistributedCB(Callback):
             return
         for cb in learn.cbs:
             if isinstance(cb, MetricsCB):
-                _check_metrics(self, cb)
+                for name, metric in cb.metrics.items():
+                    check_joinable(self, name, metric)
             if isinstance(cb, MixedPrecisionCB) and cb.dtype is torch.float16 and self.shard is not None:
                 raise ValueError(f"{cb!r} with {self!r}: the scaler sees only one shard; expected bfloat16")
         source = learn.run.source
@@ -396,18 +398,6 @@ def _check_kwargs(kwargs: dict[str, Any], shard: Any) -> None:
             raise TypeError(
                 f"DistributedCB({name}={value!r}): expected shard, timeout_s, or what torch's "
                 f"{takes.__name__} takes: {', '.join(names)}"
-            )
-
-
-def _check_metrics(cb: Callback, metrics: MetricsCB) -> None:
-    needed = ("merge_state", "state_dict", "load_state_dict")
-    for name, metric in metrics.metrics.items():
-        # torchmetrics' own merge_state takes one state, and its compute() would join the processes again.
-        if hasattr(metric, "unsync") or not all(callable(getattr(metric, m, None)) for m in needed):
-            raise TypeError(
-                f"{cb!r}: metric {name} is a {type(metric).__name__}, which cannot be merged over processes: "
-                f"expected one with {', '.join(needed)}, such as those of torcheval.metrics; "
-                "merge_state(metrics) adds what the same metrics in other processes counted"
             )
 
 

@@ -19,6 +19,9 @@ from ..callback import Callback, Order
 from ..counting import argument_of, is_cross_entropy, is_torchs, known_count
 from ..processes import Processes
 from .accuracy import MulticlassAccuracy
+from .functions import BatchMean, sum_dtype
+from .joining import joined, saved, take_share
+from .measures import check_metric, explained, is_function, name_of, picked, unwrapped
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -34,14 +37,26 @@ class MetricsCB(Callback):
     A row is {metric: value, ..., "loss": .., "epoch": .., "train": "train" or "eval", "time_s": ..};
     epoch keeps counting from fit to fit. An ordinary step does not wait for the device.
 
+    A metric is one of three:
+        a function (preds, target) -> number: its mean over the batches, each weighted by its number of
+            samples, or by the function's own `count(preds, target)`. What is not a mean over samples, such as
+            an RMSE or an AUC, then depends on the batch size and the number of processes: use AtEnd for it.
+        an object with reset(), update(preds, target) and compute(), such as those of torcheval and of
+            torchmetrics: over several processes, its states are joined by its own rules.
+        AtEnd(function): a function of all predictions and targets, such as sklearn's.
+    (metric, pick) measures a part of what the model gives: pick is a function (preds, target) -> (preds,
+    target), or the index or key of an output and its target. InValidation(metric) leaves training out.
+
+        MetricsCB(Accuracy(task="multiclass", num_classes=10), mae=F.l1_loss)
+        MetricsCB(age=(F.l1_loss, "age"), sex=(Accuracy(task="binary"), lambda p, t: (p.sex, t["sex"])))
+
     All values are numbers. A metric that computes several has a column for each: "f1_0", "f1_1", ... for a
     list, a tuple or a tensor, "matrix_0_1" if it is nested, and "scores_recall" for a mapping or a named
     tuple.
 
     Args:
-        *metrics: objects with reset(), update(preds, target) and compute(), such as torchmetrics' and
-            torcheval's; rows name them after their class. A collection of metrics, which has keys(), gives
-            them the names that it has for them.
+        *metrics: metrics, which rows name after their function or class. A collection of metrics, which has
+            keys(), gives them the names that it has for them.
         **named: the same under names of your own.
         With none at all: MulticlassAccuracy if the loss is cross-entropy over (N, C) predictions.
 
@@ -50,9 +65,12 @@ class MetricsCB(Callback):
         Reads: loss, loss_count, preds, yb.
         Writes: history.
     State: the sum of the losses, each times its count (learn.loss_count), in float64 (float32 on MPS), and
-        the sum of these counts, so that the mean over the phase is that of one batch made of all of them.
-    Raises: TypeError for a metric without update, a class where an instance is expected, and a metric that
-        computes something else than numbers; ValueError for a name that a row has already.
+        the sum of these counts, so that the mean over the phase is that of one batch made of all of them;
+        the states of the metrics.
+    Raises: TypeError for what is no metric, a class where an instance is expected, a lambda or partial
+        without a name, a function whose parameters have the target first, and a metric that computes
+        something else than numbers; ValueError for a name that a row has already. An error of a metric
+        passes through, with a note on what it was given if that is not two tensors.
     Warns: once in a fit, at the end of the phase, of a loss that is not finite.
     Source: document 003, whose tables have these rows.
     """
@@ -63,14 +81,23 @@ class MetricsCB(Callback):
     def __init__(self, *metrics: Any, **named: Any) -> None:
         unnamed: dict[str, Any] = {}
         for metric in metrics:
-            name = metric.__name__ if isinstance(metric, type) else type(metric).__name__
+            name = name_of(unwrapped(metric)[0])
             if name in unnamed or name in named:
                 raise ValueError(f"two metrics are called {name}: name them, MetricsCB(top1=..., top5=...)")
             unnamed[name] = metric
-        self.metrics = {**unnamed, **named}
-        for name, metric in self.metrics.items():
-            _check_metric(name, metric)
-        self._merged = [name for name, metric in unnamed.items() if hasattr(metric, "keys")]
+        self.metrics: dict[str, Any] = {}
+        self._picks: dict[str, Any] = {}
+        self._in_validation = set[str]()  # the names of those that training leaves out
+        for name, given in (unnamed | named).items():
+            metric, pick, in_validation = unwrapped(given)
+            check_metric(name, metric)
+            self.metrics[name] = BatchMean(metric) if is_function(metric) else metric
+            if pick is not None:
+                self._picks[name] = pick
+            if in_validation:
+                self._in_validation.add(name)
+        self._others: dict[str, Any] = {}  # of resumed metrics: what no process continues, see `joining`
+        self._merged = [name for name in unnamed if hasattr(self.metrics[name], "keys")]
         for name in self.names[:-1]:
             _check_name(name, (self.names[:-1].count(name) > 1) * "another metric")
         self._infer = not self.metrics
@@ -83,7 +110,7 @@ class MetricsCB(Callback):
 
     @property
     def names(self) -> list[str]:
-        """What a row measures, as far as it is known before: a metric may turn out to compute several values.
+        """What a row of validation measures; a metric may turn out to compute several values.
 
         See `names_in`.
         """
@@ -95,13 +122,23 @@ class MetricsCB(Callback):
         keys = map(str, self.metrics[name].keys())
         return [*keys] if name in self._merged else [f"{name}_{key}" for key in keys]
 
-    def names_in(self, columns: Iterable[str]) -> list[str]:
-        """Return the names, with those of these columns that may be of a metric in the place of its own."""
+    def names_in(self, columns: Iterable[str], phase: str = "eval") -> list[str]:
+        """Return the names, with those of these columns that may be of a metric in the place of its own.
+
+        Args:
+            phase: "train" or "eval", whose rows are meant.
+        """
         found, columns = list[str](), [*columns]
-        for name in self.names:
+        measured = [*self._measured_in(phase == "train")]
+        for name in [*(name for metric in measured for name in self._names_of(metric)), "loss"]:
             its = [column for column in columns if column == name or column.startswith(f"{name}_")]
             found += its if its and name != "loss" else [name]
         return list(dict.fromkeys(found))
+
+    def _measured_in(self, training: bool) -> dict[str, Any]:
+        """Return the metrics that a phase measures."""
+        out = self._in_validation if training else ()
+        return {name: metric for name, metric in self.metrics.items() if name not in out}
 
     def prepare(self, learn: Learner) -> None:
         self._processes = learn.processes
@@ -128,7 +165,9 @@ class MetricsCB(Callback):
         if self._processes.n > 1 and total is not None:
             joint, n_joint = self._processes.sums([total.item(), float(n)])
             total, n = torch.full_like(total, joint), n_joint
-        return {"metrics": self._processes.joint(self.metrics), "sum": total, "n": n, "elapsed_s": elapsed_s}
+        metrics, others = saved(self._processes, self.metrics, self._others)
+        state = {"metrics": metrics, "sum": total, "n": n, "elapsed_s": elapsed_s}
+        return state | ({"others": others} if others else {})
 
     def epoch_state(self) -> dict[str, Any]:
         """Return nothing: a phase begins with all sums at 0."""
@@ -142,8 +181,11 @@ class MetricsCB(Callback):
                 self.metrics[name].load_state_dict(metric.state_dict())
         if self._processes.rank:  # the first process has the totals
             self._sum, self._n = None if self._sum is None else torch.zeros_like(self._sum), 0
-            for metric in self.metrics.values():
-                metric.reset()
+        others = state.get("others", {})
+        self._others = {
+            name: take_share(self._processes, metric, others.get(name, []))
+            for name, metric in self.metrics.items()
+        }
         self._start_s = time.perf_counter() - state["elapsed_s"]
 
     def before_train(self, learn: Learner) -> None:
@@ -151,7 +193,7 @@ class MetricsCB(Callback):
 
     def before_validate(self, learn: Learner) -> None:
         if learn.is_nested:  # nested in a phase, whose sums stay as they are
-            self._outer.append((self.metrics, self._sum, self._n, self._start_s))
+            self._outer.append((self.metrics, self._others, self._sum, self._n, self._start_s))
             self.metrics = deepcopy(self.metrics)
         elif learn.purpose == "validate":  # without a fit
             self._is_warned = False
@@ -161,7 +203,7 @@ class MetricsCB(Callback):
     def _begin(self) -> None:
         for metric in self.metrics.values():
             metric.reset()
-        self._sum, self._n = None, 0
+        self._sum, self._n, self._others = None, 0, {}
         self._start_s = time.perf_counter()
 
     def after_batch(self, learn: Learner) -> None:
@@ -173,7 +215,7 @@ class MetricsCB(Callback):
                 "has to set a tensor"
             ) from None
         if self._sum is None:
-            self._sum = torch.zeros((), dtype=_sum_dtype(loss.device), device=loss.device)
+            self._sum = torch.zeros((), dtype=sum_dtype(loss.device), device=loss.device)
             for metric in self.metrics.values():
                 if hasattr(metric, "to"):
                     metric.to(loss.device)
@@ -181,8 +223,19 @@ class MetricsCB(Callback):
         if self.metrics and not learn.processes.is_idle:
             preds = learn.preds
             preds = preds.detach() if isinstance(preds, Tensor) else map_tensors(Tensor.detach, preds)
-            for metric in self.metrics.values():
-                metric.update(preds, learn.yb)
+            for name, metric in self.metrics.items():
+                if not (learn.training and name in self._in_validation):
+                    self._update(name, metric, preds, learn.yb)
+
+    def _update(self, name: str, metric: Any, preds: Any, target: Any) -> None:
+        try:
+            if name in self._picks:
+                metric.update(*picked(self._picks[name], preds, target))
+            else:
+                metric.update(preds, target)
+        except Exception as error:
+            explained(error, name, preds, target, name in self._picks)
+            raise
 
     def _add(self, learn: Learner, loss: Tensor) -> None:
         assert self._sum is not None
@@ -204,7 +257,7 @@ class MetricsCB(Callback):
 
     def cleanup_validate(self, learn: Learner) -> None:
         if self._outer:
-            self.metrics, self._sum, self._n, self._start_s = self._outer.pop()
+            self.metrics, self._others, self._sum, self._n, self._start_s = self._outer.pop()
 
     def _end(self, learn: Learner) -> None:
         if self._sum is None:
@@ -212,7 +265,8 @@ class MetricsCB(Callback):
         total, n = learn.processes.sums([self._sum.item(), float(self._n)])
         loss = total / n if n else math.nan
         row: dict[str, Any] = {}
-        for name, metric in learn.processes.joint(self.metrics).items():
+        metrics = self._measured_in(learn.training)
+        for name, metric in joined(learn.processes, metrics, self._others).items():
             for column, value in _columns(name, metric.compute(), name in self._merged).items():
                 _check_name(column, (column in row) * f"another metric than {name}")
                 row[column] = value
@@ -294,20 +348,4 @@ def _check_name(name: str, other: str = "") -> None:
         raise ValueError(
             f"a metric is called {name!r}: expected a name that is not empty, without the phase, which "
             "monitors add: 'train/f1' and 'eval/f1' are the values of 'f1'"
-        )
-
-
-def _sum_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-
-
-def _check_metric(name: str, metric: Any) -> None:
-    if isinstance(metric, type):
-        raise TypeError(
-            f"metric {name} is the class {metric.__name__}: expected an instance; write {metric.__name__}()"
-        )
-    if missing := [m for m in ("reset", "update", "compute") if not callable(getattr(metric, m, None))]:
-        raise TypeError(
-            f"metric {name}={metric!r} has no {', '.join(missing)}: expected an object with reset(), "
-            "update(preds, target) and compute(), such as those of torchmetrics and torcheval"
         )

@@ -43,10 +43,13 @@ class Monitor:
     def check(self, learn: Learner) -> None:
         """Raise ValueError, listing the names, if there will be no such value or its mode is not known."""
         _, bare = self._parts()
-        measured = [
-            name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names_in([self.name, bare])
-        ]
-        names = measured + [f"{phase}/{name}" for phase in learn.phases for name in measured]
+        cbs = [cb for cb in learn.cbs if isinstance(cb, MetricsCB)]
+
+        def measured(phase: str) -> list[str]:
+            return [name for cb in cbs for name in cb.names_in([self.name, bare], phase)]
+
+        names = measured(learn.phases[-1] if learn.phases else "eval")
+        names += [f"{phase}/{name}" for phase in learn.phases for name in measured(phase)]
         if self.name not in names:
             close = get_close_matches(self.name, names, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,154 @@
+"""Functions as metrics: the mean of one over batches, and what its parameters say."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..arguments import shown
+from ..batches import n_samples
+from ..counting import on_host
+
+# Names of a function's parameters, which tell what it takes first. sklearn, scipy and Keras have the target
+# first; torch, torchmetrics and torcheval the predictions.
+_TARGETS = {
+    *("ytrue", "true", "truth", "target", "targets", "label", "labels", "labelstrue", "ytest", "gt"),
+    *("groundtruth", "actual", "reference", "references"),
+}
+_PREDS = {
+    *("ypred", "yscore", "yprob", "yproba", "probaspred", "preddecision", "labelspred", "yhat", "pred"),
+    *("preds", "prediction", "predictions", "predicted", "input", "output", "outputs", "logits", "score"),
+    *("scores", "prob", "probs", "proba", "probabilities"),
+}
+
+
+class BatchMean:
+    """Average a function of a batch over the batches of a phase, weighted by their numbers of samples.
+
+        mean = sum_i n_i * function(preds_i, target_i) / sum_i n_i
+
+    n_i is the number of samples in the batch, or the function's own `count(preds, target)`, as for a loss.
+
+    Args:
+        function: (preds, target) -> a number, or a tensor of one.
+
+    State: the two sums; the first one in float64 (float32 on MPS), on the device of what is returned.
+    """
+
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        self.function = function
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a phase."""
+        self.sum: Any = 0.0
+        self.n: Any = 0
+
+    def update(self, preds: Any, target: Any) -> None:
+        """Add a batch; without waiting for the device if the function does not."""
+        n, value = self._count(preds, target), self._value(preds, target)
+        if isinstance(n, Tensor):  # on a device
+            self._add(torch.where(n > 0, value * n, 0))
+        elif n:  # a mean over nothing is nan
+            self._add(value * n if isinstance(value, float) else value.to(sum_dtype(value.device)) * n)
+        self.n = self.n + n
+
+    def _count(self, preds: Any, target: Any) -> Any:
+        if callable(count := getattr(self.function, "count", None)):
+            return on_host(count(preds, target))
+        n = n_samples(preds if target is None else target)
+        n = n_samples(preds) if n is None else n
+        if n is None:
+            raise TypeError(
+                f"{label_of(self.function)} was given preds, a {type(preds).__name__}, and a target, a "
+                f"{type(target).__name__}, which do not tell how many samples they have: expected a tensor "
+                "in them"
+            )
+        return n
+
+    def _value(self, preds: Any, target: Any) -> Any:
+        value = self.function(preds, target)
+        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+            return value.detach().reshape(())
+        if isinstance(value, np.ndarray | np.generic) and value.size == 1:
+            value = value.item()
+        if isinstance(value, Real):
+            return float(value)
+        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+        raise TypeError(
+            f"{label_of(self.function)} returned {what}: expected one number for a batch, such as its mean; "
+            "a metric object may compute several"
+        )
+
+    def _add(self, value: Any) -> None:
+        if isinstance(value, Tensor) and isinstance(self.sum, Tensor):
+            self.sum.add_(value)
+        else:
+            self.sum = value + self.sum
+
+    def compute(self) -> float:
+        """Return the mean; nan if there was no sample."""
+        n = float(self.n)
+        return float(self.sum) / n if n else math.nan
+
+    def merge_state(self, metrics: Iterable[Self]) -> Self:
+        """Add the sums of other processes."""
+        for metric in metrics:
+            self.sum, self.n = float(self.sum) + float(metric.sum), float(self.n) + float(metric.n)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the two sums."""
+        return {"sum": _copied(self.sum), "n": _copied(self.n)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self.sum, self.n = _copied(state["sum"]), _copied(state["n"])
+
+    def __deepcopy__(self, memo: Any) -> BatchMean:
+        new = BatchMean(self.function)
+        new.load_state_dict(self.state_dict())
+        return new
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of a sum on a device."""
+    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def takes_target_first(function: Any) -> bool | None:
+    """Return whether a function takes the target before the predictions; None if its names do not say."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:2]
+    first, second = (name.lower().replace("_", "") for name in [*plain, "", ""][:2])
+    says = [0 if name in _TARGETS else 1 if name in _PREDS else None for name in (first, second)]
+    if not second or says[0] == says[1]:  # neither says it, or both say the same
+        return None
+    return says[0] == 0 or says[1] == 1
+
+
+def signature_of(function: Any) -> str:
+    """Return a function's parameters for a message."""
+    try:
+        return str(inspect.signature(function))
+    except (TypeError, ValueError):
+        return "(...)"
+
+
+def label_of(function: Any) -> str:
+    """Return a function's name for a message."""
+    return getattr(function, "__name__", None) or shown(function)
