@@ -539,7 +539,10 @@ def _is_same(a: Any, b: Any) -> bool:
 
 def _bytes_of(value: Tensor) -> bytes:
     value = value.detach().cpu().resolve_conj().resolve_neg()
-    return value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    flat = value.contiguous().reshape(-1)
+    if flat.numel() == 1:  # whose stride, that of what it is a part of, may be any
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _short(value: Any) -> str:

@@ -15,7 +15,15 @@ import pytest
 import torch
 from torch import nn
 
-from minilearn.checkpoints.codec import LEFT, Loader, Saver, differences, first_difference, has_state
+from minilearn.checkpoints.codec import (
+    LEFT,
+    Loader,
+    Saver,
+    differences,
+    digest_of,
+    first_difference,
+    has_state,
+)
 
 ADVICE = r"state_dict\(self\).*load_state_dict\(self, state\)"
 
@@ -747,3 +755,9 @@ def test_order_of_a_set_is_no_difference():
     # Both numbers have the same place in a table of 8, so the one that came first is the first.
     assert list({8, 0}) != list({0, 8})
     assert first_difference(save({8, 0}), save({0, 8})) == ""
+
+
+def test_one_number_of_a_larger_tensor_has_a_digest():
+    part = torch.arange(3.0).reshape(1, 3)[:, 1]
+    assert part.stride() == (3,)
+    assert digest_of(part) == digest_of(torch.ones(1)) != digest_of(torch.zeros(1))
