@@ -153,7 +153,8 @@ class Synchronized:
             yield
         finally:
             for path, part in parts.items():
-                vars(part).update(own[path])
+                for name, value in own[path].items():
+                    setattr(part, name, value)
                 part._to_sync = syncs[path]
 
     def _reduced(self, path: str, part: Any) -> dict[str, Any]:

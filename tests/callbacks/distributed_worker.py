@@ -499,7 +499,7 @@ def leave(code):
     os._exit(code)
 
 
-if __name__ == "__main__":
+def run(main):
     try:
         main()
     except SystemExit as end:
@@ -508,3 +508,7 @@ if __name__ == "__main__":
         sys.excepthook(type(error), error, error.__traceback__)
         leave(1)
     leave(0)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from rich.console import Console
 from test_all_callbacks import EACH, FACTORIES, FOLDER, NEEDS
 from toolbox import (
@@ -27,10 +28,12 @@ from toolbox import (
     two_groups,
 )
 from torch import nn
+from torch.nn import functional as F
 from torch.optim import lr_scheduler
 from torcheval import metrics as torcheval
 
 from minilearn import (
+    AtEnd,
     BatchSchedulerCB,
     BatchSizeCB,
     Callback,
@@ -39,6 +42,7 @@ from minilearn import (
     EarlyStoppingCB,
     EpochSchedulerCB,
     HooksCB,
+    InValidation,
     LRFinderCB,
     MetricsCB,
     ProgressCB,
@@ -287,12 +291,91 @@ METRICS = {
         )
     ],
     "without state_dict": lambda: [MetricsCB(spread=Spread(), top1=torcheval.MulticlassAccuracy())],
+    "functions": lambda: [
+        MetricsCB(
+            F.cross_entropy,
+            number=lambda preds, target: preds.max().item(),
+            picked=(F.l1_loss, lambda preds, target: (preds[target == 1, 0], preds[target == 1, 1])),
+            valid=InValidation(F.cross_entropy),
+        )
+    ],
+    "at the end": lambda: [
+        MetricsCB(
+            end=AtEnd(lambda preds, target: float((preds.argmax(1) * target).sum() + preds.sum())),
+            lists=(
+                AtEnd(lambda preds, target: sum(preds) / len(target)),
+                lambda p, t: (p.sum(1).tolist(), t),
+            ),
+            valid=InValidation(AtEnd(lambda preds, target: float(preds.mean()))),
+        )
+    ],
 }
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_metrics_resume_where_they_were(tmp_path, name):
-    check_each_place(METRICS[name], tmp_path, **PLAIN)
+    check_each_place(METRICS[name], tmp_path, **PLAIN | {"n_valid": 2})
+
+
+class CatOfFirst(torchmetrics.CatMetric):
+    def update(self, preds, target):
+        super().update(preds[:, 0])
+
+    def compute(self):
+        return super().compute().float().std()
+
+
+class SumOfFirst(torchmetrics.SumMetric):
+    def update(self, preds, target):
+        super().update(preds[:, 0])
+
+
+def of_two(cls, **kwargs):
+    return cls(task="multiclass", num_classes=2, **kwargs)
+
+
+TORCHMETRICS = {
+    "accuracy": lambda: of_two(torchmetrics.Accuracy),
+    "lists": lambda: of_two(torchmetrics.AUROC),
+    "bins": lambda: of_two(torchmetrics.AUROC, thresholds=5),
+    "a list of tensors": CatOfFirst,
+    "collection": lambda: torchmetrics.MetricCollection(
+        {
+            "accuracy": of_two(torchmetrics.Accuracy),
+            "precision": of_two(torchmetrics.Precision, average="macro"),
+            "recall": of_two(torchmetrics.Recall, average="macro"),
+            "auroc": of_two(torchmetrics.AUROC),
+        }
+    ),
+    "collection without groups": lambda: torchmetrics.MetricCollection(
+        [of_two(torchmetrics.Precision), of_two(torchmetrics.Recall)], compute_groups=False
+    ),
+    "of each class": lambda: torchmetrics.wrappers.ClasswiseWrapper(
+        of_two(torchmetrics.Recall, average=None)
+    ),
+    "extremes": lambda: torchmetrics.wrappers.MinMaxMetric(of_two(torchmetrics.Accuracy)),
+    "window": lambda: torchmetrics.wrappers.Running(SumOfFirst(), window=2),
+    "bootstrap": lambda: torchmetrics.wrappers.BootStrapper(of_two(torchmetrics.Accuracy), num_bootstraps=3),
+}
+
+
+@pytest.mark.parametrize("name", TORCHMETRICS)
+def test_torchmetrics_resume_where_they_were(tmp_path, name):
+    """Their state_dict is empty: a checkpoint holds their attributes, as far as a fit changed them."""
+
+    def learner(*cbs, seed):
+        metrics = MetricsCB(m=TORCHMETRICS[name](), valid=InValidation(TORCHMETRICS[name]()))
+        return new_learner(lambda: [metrics, *cbs], seed, n_train=3, n_valid=2)
+
+    copies = CopyCB(tmp_path / "copies")
+    straight = learner(every_rest(tmp_path / "all"), copies, seed=1)
+    straight.fit(2)
+    expected = state_of(straight, "CheckpointCB", "CopyCB")
+    assert len(copies.paths) == n_places(3, 2, 2)
+    for i, path in enumerate(copies.paths):
+        learn = learner(CheckpointCB(tmp_path / f"from {i}", every_epochs=3), seed=100 + i)
+        learn.fit(2, resume=path)
+        assert not first_difference(expected, state_of(learn, "CheckpointCB")), read(path)["position"]
 
 
 OTHERS = {
