@@ -341,6 +341,7 @@ def take_any(**kwargs):
 
 # name -> (what to call, argument -> kind)
 CALLS = {
+    "AtEnd": (callbacks.AtEnd, {"function": "nothing"}),
     "BatchSchedulerCB": (partial(callbacks.BatchSchedulerCB), {"scheduler_f": "nothing"}),
     "EpochSchedulerCB": (partial(callbacks.EpochSchedulerCB, ReduceLROnPlateau), {"monitor": "name?"}),
     "BatchSchedulerCB of a function": (partial(callbacks.BatchSchedulerCB, print), {"monitor": "name?"}),
@@ -380,6 +381,7 @@ CALLS = {
         lambda **kwargs: callbacks.HooksCB(**{"function": print} | kwargs),
         {"function": "nothing", "which": "nothing?"},
     ),
+    "InValidation": (callbacks.InValidation, {"metric": "nothing"}),
     "LRFinderCB": (
         callbacks.LRFinderCB,
         {

@@ -1,4 +1,4 @@
-"""What works without torcheval, which is no longer developed, and warns of nothing when it is imported."""
+"""What works without torcheval, which is no longer developed, and torchmetrics, and imports neither."""
 
 import subprocess
 import sys
@@ -14,12 +14,12 @@ from minilearn import MetricsCB
 from minilearn.callbacks.accuracy import MulticlassAccuracy
 from minilearn.processes import Processes
 
-# Each function of the script does one thing, with torcheval blocked and all warnings as errors.
+# Each function of the script does one thing, with these blocked and all warnings as errors.
 SCRIPT = """
 import os, sys, tempfile
 from pathlib import Path
 
-for name in ("torcheval", "torcheval.metrics", "torcheval.metrics.toolkit"):
+for name in ("torcheval", "torcheval.metrics", "torcheval.metrics.toolkit", "torchmetrics", "sklearn"):
     sys.modules[name] = None
 
 import torch
@@ -65,6 +65,12 @@ def own_metric():
         def compute(self): return self.n
 
     assert learner(MetricsCB(n=Count())).validate()["n"] == 20
+
+
+def functions():
+    metrics = MetricsCB(F.cross_entropy, n=AtEnd(lambda preds, target: len(preds)))
+    row = learner(metrics).validate()
+    assert row["cross_entropy"] == row["loss"] and row["n"] == 20
 
 
 def loggers():
@@ -113,7 +119,8 @@ for name in sys.argv[1:]:
         print("DONE", name, "ok", flush=True)
     except Exception as error:
         print("DONE", name, type(error).__name__, *str(error).split(), flush=True)
-assert not [name for name, module in sys.modules.items() if name.startswith("torcheval") and module]
+found = [name for name, module in sys.modules.items() if module]
+assert not [name for name in found if name.startswith(("torcheval", "torchmetrics", "sklearn"))]
 """
 NAMES = [line[4:-3] for line in SCRIPT.splitlines() if line.startswith("def ") and line.endswith("():")]
 
@@ -131,7 +138,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_works_without_torcheval_and_without_a_warning(name, results):
+def test_it_works_without_torcheval_and_torchmetrics_and_without_a_warning(name, results):
     assert results[name] == "ok"
 
 

@@ -29,7 +29,8 @@ class AtEnd:
 
     Memory: the predictions and targets of the whole phase, on the CPU. 50,000 samples of 1,000 classes in
     float32 need 200 MB, and twice that while they are joined. On an accelerator they are copied in chunks of
-    32 MB. A checkpoint inside the phase has them too. A `pick` that reduces them reduces all of this.
+    32 MB. A checkpoint inside the phase has them too; they are freed when it ends. A `pick` that reduces them
+    saves all of this.
 
     Args:
         function: (target, preds) or (preds, target) -> what a metric may compute. The names of its first two

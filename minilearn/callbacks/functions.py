@@ -54,10 +54,12 @@ class BatchMean:
     def update(self, preds: Any, target: Any) -> None:
         """Add a batch; without waiting for the device if the function does not."""
         n, value = self._count(preds, target), self._value(preds, target)
+        if isinstance(value, Tensor):
+            value = value.to(sum_dtype(value.device))
         if isinstance(n, Tensor):  # on a device
-            self._add(torch.where(n > 0, value * n, 0))
+            self._add(torch.where(n > 0, value * n.to(sum_dtype(n.device)), 0))
         elif n:  # a mean over nothing is nan
-            self._add(value * n if isinstance(value, float) else value.to(sum_dtype(value.device)) * n)
+            self._add(value * n)
         self.n = self.n + n
 
     def _count(self, preds: Any, target: Any) -> Any:

@@ -161,7 +161,7 @@ def _part_of(parts: Any, key: Any, what: str) -> Any:
     return parts[key] if is_index else found[key]
 
 
-def explained(error: Exception, name: str, preds: Any, target: Any, has_pick: bool) -> None:
+def explain(error: Exception, name: str, preds: Any, target: Any, has_pick: bool) -> None:
     """Add to an error of a metric what it was given, unless both are tensors, and how to give it a part."""
     if isinstance(preds, Tensor) and isinstance(target, Tensor):
         return

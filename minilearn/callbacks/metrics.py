@@ -19,9 +19,10 @@ from ..callback import Callback, Order
 from ..counting import argument_of, is_cross_entropy, is_torchs, known_count
 from ..processes import Processes
 from .accuracy import MulticlassAccuracy
+from .at_end import AtEnd
 from .functions import BatchMean, sum_dtype
 from .joining import joined, saved, take_share
-from .measures import check_metric, explained, is_function, name_of, picked, unwrapped
+from .measures import check_metric, explain, is_function, name_of, picked, unwrapped
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -234,7 +235,7 @@ class MetricsCB(Callback):
             else:
                 metric.update(preds, target)
         except Exception as error:
-            explained(error, name, preds, target, name in self._picks)
+            explain(error, name, preds, target, name in self._picks)
             raise
 
     def _add(self, learn: Learner, loss: Tensor) -> None:
@@ -270,6 +271,9 @@ class MetricsCB(Callback):
             for column, value in _columns(name, metric.compute(), name in self._merged).items():
                 _check_name(column, (column in row) * f"another metric than {name}")
                 row[column] = value
+        for metric in metrics.values():
+            if isinstance(metric, AtEnd):
+                metric.reset()  # frees all predictions, which later checkpoints would have too
         row |= {
             "loss": loss,
             "epoch": max(learn.n_epochs_trained - 1, 0),

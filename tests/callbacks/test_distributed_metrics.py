@@ -49,7 +49,7 @@ def test_values_are_those_of_one_process(n, alone, request):
     assert len(alone["rows"]) == 6
 
 
-@pytest.mark.parametrize(("kind", "n"), [("two", 4), pytest.param("each", 27, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("kind", "n"), [("two", 4), pytest.param("each", 28, marks=pytest.mark.full)])
 def test_resumed_from_each_step_values_are_those_of_the_straight_run(kind, n, request):
     found = request.getfixturevalue(kind)["resumed"]
     assert len(found["found"]) == n

@@ -147,6 +147,19 @@ def test_a_functions_own_count_weighs_its_batches():
     assert row["of_right"] == pytest.approx(preds[target == 1].mean().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_count_on_a_device_weighs_as_one_on_the_cpu(dtype, monkeypatch):
+    def mean_of_first(preds, target):
+        return preds[target == 1, 0].mean()
+
+    mean_of_first.count = lambda preds, target: (target == 1).sum().to(dtype)
+    batches = [*uneven(), (torch.ones(2, 3), torch.zeros(2, dtype=torch.long))]  # nan, of no sample
+    expected = validated(MetricsCB(mean_of_first), batches)
+    monkeypatch.setattr("minilearn.callbacks.functions.on_host", lambda count: count)
+    assert validated(cb := MetricsCB(mean_of_first), batches) | {"time_s": 0} == expected | {"time_s": 0}
+    assert isinstance(cb.metrics["mean_of_first"].n, torch.Tensor)
+
+
 def test_a_batch_without_samples_counts_nothing_and_none_at_all_is_nan():
     nothing = lambda preds, target: (preds[:0], target[:0])  # noqa: E731
     first = lambda preds, target: (preds[target == 0], target[target == 0])  # noqa: E731
@@ -480,6 +493,16 @@ def test_at_end_begins_again_in_each_phase(make_learner):
     learn = make_learner(n_batches=3, n_valid=2, cbs=[MetricsCB(n=AtEnd(lambda preds, target: len(preds)))])
     learn.fit(2)
     assert [row["n"] for row in learn.history] == [12, 8, 12, 8]
+
+
+def test_at_end_frees_the_samples_after_the_phase_and_saves_them_inside_it(make_learner, tmp_path):
+    def kept(learn):
+        sizes.append([len(part) for pair in metric.state_dict()["chunks"] for part in pair])
+
+    sizes, metric = [], AtEnd(lambda preds, target: len(preds))
+    learn = make_learner(n_batches=2, n_valid=2, cbs=[MetricsCB(n=metric), at("at_rest", kept)])
+    learn.fit()
+    assert sizes == [[4, 4], [8, 8], [4, 4], [8, 8], [], []]
 
 
 def test_at_end_waits_for_no_step(make_learner):
