@@ -115,7 +115,15 @@ class AtEnd:
             return math.nan
         self._copy()
         preds, target = (_as_array(_joined(parts)) for parts in zip(*self._chunks, strict=True))
-        return self.function(target, preds) if self.is_target_first else self.function(preds, target)
+        try:
+            return self.function(target, preds) if self.is_target_first else self.function(preds, target)
+        except Exception as error:
+            error.add_note(
+                f"minilearn: {self!r} was given preds, {_described(preds)}, and a target, "
+                f"{_described(target)}; if it takes a part of them, say which with a pick, "
+                "(AtEnd(function), lambda preds, target: ...)"
+            )
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Return the samples so far, on the CPU."""
@@ -192,6 +200,10 @@ def _split(part: Any, sizes: list[int]) -> Iterable[Any]:
 
 def _on_cpu(part: Any) -> Any:
     return map_tensors(Tensor.cpu, part)
+
+
+def _described(part: Any) -> str:
+    return f"{part.shape} of {part.dtype}" if isinstance(part, np.ndarray) else f"a list of {len(part)}"
 
 
 def _as_array(part: Any) -> Any:

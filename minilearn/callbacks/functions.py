@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..arguments import shown
 from ..batches import n_samples
@@ -50,6 +50,11 @@ class BatchMean:
         """Begin a phase."""
         self.sum: Any = 0.0
         self.n: Any = 0
+
+    def to(self, device: torch.device) -> None:
+        """Move a module, such as a loss with weights."""
+        if isinstance(self.function, nn.Module):
+            self.function.to(device)
 
     def update(self, preds: Any, target: Any) -> None:
         """Add a batch; without waiting for the device if the function does not."""

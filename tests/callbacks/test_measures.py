@@ -208,6 +208,16 @@ def test_what_is_no_metric_is_refused_before_training(function, said):
         MetricsCB(m=function)
 
 
+def test_a_module_moves_to_the_device_of_the_loss(make_learner):
+    class Moved(HalfRight):
+        def to(self, device):
+            devices.append(device)
+
+    devices = []
+    make_learner(cbs=[MetricsCB(Moved())]).validate()
+    assert devices == [torch.device("cpu")]
+
+
 def test_a_function_sees_no_gradient_and_no_step_waits_for_it(make_learner):
     def seen(preds, target):
         assert not preds.requires_grad
@@ -487,6 +497,14 @@ def test_batches_of_other_lengths_are_refused_in_the_second_batch():
 def test_an_error_of_the_function_passes_through():
     with pytest.raises(ZeroDivisionError):
         validated(MetricsCB(m=AtEnd(lambda preds, target: 1 / 0)), uneven())
+
+
+def test_an_error_of_the_function_says_what_it_was_given_and_how_to_pick():
+    with pytest.raises(ValueError, match="multi_class") as caught:
+        validated(MetricsCB(auc=AtEnd(sklearn.roc_auc_score)), uneven(n_features=3, n_out=3, sizes=(9, 9)))
+    [note] = [note for note in caught.value.__notes__ if "AtEnd" in note]
+    assert "preds, (18, 3) of float32, and a target, (18,) of int64" in note
+    assert "(AtEnd(function), lambda preds, target: ...)" in note
 
 
 def test_at_end_begins_again_in_each_phase(make_learner):
