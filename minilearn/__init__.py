@@ -39,6 +39,7 @@ from .callbacks import (
     TensorBoardCB,
     TerminateOnNaNCB,
     TestTimeFlipCB,
+    TransformersCB,
     g,
 )
 from .data import (
@@ -139,6 +140,7 @@ __all__ = [
     "TensorLoader",
     "TerminateOnNaNCB",
     "TestTimeFlipCB",
+    "TransformersCB",
     "cancel_exception",
     "cifar10",
     "densenet121",

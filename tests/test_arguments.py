@@ -419,6 +419,7 @@ CALLS = {
         },
     ),
     "TerminateOnNaNCB": (callbacks.TerminateOnNaNCB, {"every": "count?"}),
+    "TransformersCB": (callbacks.TransformersCB, {"output": "name?", "count": "nothing?"}),
     "g": (callbacks.g, {"path": "name"}),
     # data
     "TensorLoader": (partial(data.TensorLoader, X, Y), LOADER),

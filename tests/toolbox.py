@@ -10,6 +10,7 @@ import re
 import tarfile
 from functools import partial
 from zlib import crc32
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +54,15 @@ def norm_net(p=0.0):
     """Make a net with BatchNorm and, where p > 0, Dropout."""
     dropout = [nn.Dropout(p)] if p else []
     return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), *dropout, nn.Linear(5, 2))
+
+
+class OwnLoss(nn.Linear):
+    """Compute the loss too, as the models of transformers do."""
+
+    def forward(self, x, labels=None):
+        logits = super().forward(x)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SimpleNamespace(loss=loss, logits=logits)
 
 
 def tanh_net(n_out=2):
@@ -113,14 +123,17 @@ def make_learner(n_batches=3, n_valid=1, regression=False, *, n=None, bs=4, shuf
     """Make a Learner of Linear(3, 2) at lr 0.1, on batches of 4, without default callbacks.
 
     n: how many samples to train on, in place of n_batches batches.
-    kwargs: those of Learner.
+    kwargs: those of Learner; the model may be a partial that makes it.
     """
     rng, n = generator(), bs * n_batches if n is None else n
     x, y = samples(n + 4 * n_valid, regression, rng)
     model = drawn(nn.Linear(3, 1 if regression else 2), rng)
     valid = TensorLoader(x[n:], y[n:], bs=4) if n_valid else None
     dls = DataLoaders(TensorLoader(x[:n], y[:n], bs=bs, shuffle=shuffle), valid)
-    return Learner(**{"model": model, "dls": dls, "lr": 0.1, "default_cbs": False} | kwargs)
+    kwargs = {"model": model, "dls": dls, "lr": 0.1, "default_cbs": False} | kwargs
+    if isinstance(kwargs["model"], partial):
+        kwargs["model"] = kwargs["model"]()
+    return Learner(**kwargs)
 
 
 def noisy_learner(
@@ -341,6 +354,9 @@ def state_of(learn, *left_out):
     saved["fit"].pop("index")  # only runs with checkpoints count it
     saved.pop("attributes")  # and only they know what has changed
     saved["identities"].pop("kept")
+    names, same = {f"model.{name}" for name in saved["model"]}, saved["identities"]["same"]
+    for path in [path for path in same if path.startswith("model.") and path not in names]:
+        del same[path]  # of a plain attribute of a module, such as a config
     saved.pop("run")
     return saved
 

@@ -27,6 +27,7 @@ from .recorder import RecorderCB, g
 from .scheduler import BaseSchedulerCB, BatchSchedulerCB, EpochSchedulerCB
 from .stop import EarlyStoppingCB, SingleBatchCB, TerminateOnNaNCB
 from .switches import SwitchPointsCB
+from .transformers import TransformersCB
 
 __all__ = [
     "EMACB",
@@ -66,5 +67,6 @@ __all__ = [
     "TensorBoardCB",
     "TerminateOnNaNCB",
     "TestTimeFlipCB",
+    "TransformersCB",
     "g",
 ]

@@ -1,6 +1,7 @@
 import inspect
 import re
 import tempfile
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 from test_graph import TapeCB
-from toolbox import as_images
+from toolbox import OwnLoss, as_images
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
@@ -54,12 +55,14 @@ FACTORIES = {
     "SwitchPointsCB": callbacks.SwitchPointsCB,
     "TensorBoardCB": lambda: callbacks.TensorBoardCB(tempfile.mkdtemp(dir=FOLDER.name), every=1),
     "TerminateOnNaNCB": callbacks.TerminateOnNaNCB,
+    "TransformersCB": callbacks.TransformersCB,
 }
 # Of files that are being rewritten; to be removed one by one.
 NEEDS = {  # of the learner
     "SwitchPointsCB": {"opt_func": SWATS},
     "CUDAGraphCB": {"opt_func": SGD},
     "TapeCB": {"opt_func": SGD},
+    "TransformersCB": {"model": partial(OwnLoss, 3, 2)},
 }
 SHIPPED = {
     name: value
@@ -220,7 +223,7 @@ def test_it_takes_the_place_of_a_default_of_its_kind(make_learner, name):
 @EACH
 def test_it_validates(make_learner, name):
     cbs = [callbacks.MetricsCB()] if name != "MetricsCB" else []
-    learn = make_learner(cbs=cbs, images=name == "TestTimeFlipCB")
+    learn = make_learner(cbs=cbs, images=name == "TestTimeFlipCB", **NEEDS.get(name, {}))
     learn.add_cb(FACTORIES[name]())
     assert ("loss" in learn.validate()) is (name != "PredictionsCB")
 
