@@ -150,7 +150,8 @@ def rebuilt(part: Any, items: dict[Any, Any]) -> Any:
         new[:] = items.values()
     elif isinstance(part, Mapping):
         own, old = getattr(new, "__dict__", {}), dict(part)
-        new.update(items)
+        for key, item in items.items():
+            new[key] = item  # the outputs of transformers refuse `update`
         own.update({name: items[name] for name in own.keys() & items.keys() if own[name] is old[name]})
     else:
         for name, item in items.items():

@@ -84,9 +84,21 @@ def _on_cpu(t: Tensor) -> Tensor:
     return t.detach().cpu()
 
 
+def _check_lengths(parts: list[Tensor], name: str) -> None:
+    """Raise ValueError for tensors of several shapes, such as those of sequences padded batch by batch."""
+    shapes = {tuple(part.shape) for part in parts}
+    if len({shape[1:] for shape in shapes}) > 1:
+        raise ValueError(
+            f"predict cannot join {name} of shapes {', '.join(map(str, sorted(shapes)))}: expected the same "
+            "in each batch, but for the samples; pad all batches to one length, or take the batches one by "
+            "one, for index, preds in learn.predict_batches(...)"
+        )
+
+
 def _join(parts: list[Any], name: str) -> Any:
     first, kinds = parts[0], {type(part).__name__ for part in parts}
     if len(kinds) == 1 and isinstance(first, Tensor):
+        _check_lengths(parts, name)
         return torch.cat([_on_cpu(part if part.ndim else part[None]) for part in parts])
     if len(kinds) == 1 and isinstance(first, np.ndarray):
         return np.concatenate([np.atleast_1d(part) for part in parts])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -200,7 +201,9 @@ def _without_loss(out: Any, items: dict[Any, Any]) -> Any:
     if "loss" not in items:
         return out
     if isinstance(out, Mapping):
-        return {name: item for name, item in items.items() if name != "loss"}
+        kept = {name: item for name, item in items.items() if name != "loss"}
+        kind: Any = type(out) if is_dataclass(out) else dict  # those of transformers are both
+        return kind(**kept)
     return rebuilt(out, items | {"loss": None})
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from toolbox import at, drawn, samples
+from toolbox import at, drawn, mentions, samples
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
@@ -53,6 +53,11 @@ class Model(OrderedDict):
     def __setitem__(self, key, value):
         super().__setitem__(key, value)
         super().__setattr__(key, value)
+
+    def update(self, *args, **kwargs):
+        if hasattr(self, "features"):  # it is made, and theirs refuses this
+            raise Exception("update")
+        super().update(*args, **kwargs)
 
     def __reduce__(self):
         return _make_model, (self.logits, self.features)
@@ -254,6 +259,12 @@ def test_outputs_that_cannot_be_joined_are_refused(make, message):
     learn, x = learner_of(make)
     with pytest.raises(TypeError, match=message + ".*expected tensors"):
         learn.predict(TensorLoader(x, bs=4))
+
+
+def test_sequences_of_another_length_in_each_batch_are_refused():
+    learn = Learner(nn.Linear(3, 2), {"train": [samples(4)]}, default_cbs=False)
+    with pytest.raises(ValueError, match=mentions("preds of shapes (4, 5, 2), (4, 6, 2) ... one length")):
+        learn.predict([torch.zeros(4, 5, 3), torch.zeros(4, 6, 3)])
 
 
 # Batches that are objects -------------------------------------------------------------------------

@@ -372,8 +372,9 @@ def test_a_models_whole_output_is_predicted_where_it_has_no_logits():
         opt.zero_grad()
     assert same(tensors_of(model), tensors_of(expected))
     preds = learn.predict(batches)
+    assert isinstance(preds, type(model(**batch)))
     assert sorted(preds) == ["end_logits", "start_logits"]
-    torch.testing.assert_close(preds["end_logits"], model.eval()(**batch).end_logits)
+    torch.testing.assert_close(preds.end_logits, model.eval()(**batch).end_logits)
 
 
 def test_an_encoder_decoder_does_not_shift_its_labels():
@@ -439,6 +440,26 @@ def test_a_run_is_resumed_bit_for_bit_from_each_place(tmp_path, name):
         cbs, tmp_path, model=partial(make, of, p=0.3), dls={"train": batches[:3], "eval": batches[3:] * 2}
     )
     assert [(position, how) for position, how in found if how] == []
+
+
+# Without it -------------------------------------------------------------------------------------------
+
+
+def test_an_output_of_transformers_keeps_its_class_without_it_too():
+    def loss_func(out, labels):
+        kinds.add((type(out).__name__, out.logits.dtype))
+        return F.cross_entropy(out.logits, labels)
+
+    kinds, whole = set(), tokens(12, "sequence")
+    cbs = [MixedPrecisionCB(), EMACB(0.5), MetricsCB()]
+    dls = {"train": cut(whole, 5, 7), "eval": cut(whole, 5, 7)}
+    learn = Learner(theirs("sequence"), dls, loss_func, cbs=cbs)
+    learn.fit()
+    assert kinds == {("SequenceClassifierOutput", torch.float32)}
+    preds = learn.predict(dls["eval"])
+    assert type(preds).__name__ == "SequenceClassifierOutput"
+    assert preds.logits.shape == (12, V)
+    assert preds.loss is None
 
 
 # Two processes ----------------------------------------------------------------------------------------
