@@ -49,7 +49,8 @@ def inputs_and_target(batch: Any, is_strict: bool = True) -> tuple[Any, Any]:
     raise ValueError(
         f"the loader gives a {type(batch).__name__} of {len(batch)}: expected batches (inputs, target), "
         "where inputs may be a tuple or a dict; say which is which, "
-        "Learner(..., unpack=lambda batch: (inputs, target))"
+        "Learner(..., unpack=lambda batch: (inputs, target)), where the target may be several: with sample "
+        "weights, (batch[0], batch[1:]) and a loss of (preds, (target, weights))"
     )
 
 
@@ -63,9 +64,19 @@ def _unpack_mapping(batch: Mapping[str, Any]) -> tuple[Any, Any]:
     return {key: part for key, part in batch.items() if key not in names}, batch[names[0]] if names else None
 
 
+class Samples(list[Any]):
+    """A list with an item for each sample, such as images of different sizes, or the boxes in each image.
+
+    A plain list of tensors is several inputs, `model(*xb)`, each with a row for each sample. Samples are one
+    input, `model(xb)`: `Learner(..., unpack=lambda batch: (Samples(batch[0]), Samples(batch[1])))`.
+    """
+
+
 def is_one(part: Any) -> bool:
-    """Whether a tuple is one object, not several: a packed sequence, or a namedtuple that has `to`."""
-    return isinstance(part, PackedSequence) or (hasattr(part, "_fields") and hasattr(part, "to"))
+    """Whether a tuple or list is one object: a packed sequence, Samples, or a namedtuple that has `to`."""
+    if isinstance(part, PackedSequence | Samples):
+        return True
+    return hasattr(part, "_fields") and hasattr(part, "to")
 
 
 def is_several(inputs: Any) -> bool:
@@ -97,12 +108,14 @@ def n_samples(part: Any) -> int | None:
     """Return the number of samples in a batch's inputs or target; None if it cannot be told.
 
     It is the first dimension of the first tensor, the number of sequences in a PackedSequence, or the length
-    of a list of anything but tensors.
+    of Samples, or of a list of anything but tensors.
     """
     if isinstance(part, Tensor | np.ndarray):
         return part.shape[0] if part.ndim else 1
     if isinstance(part, PackedSequence):
         return int(part.batch_sizes[0])
+    if isinstance(part, Samples):
+        return len(part)
     if isinstance(part, list) and not (part and isinstance(part[0], Tensor | PackedSequence)):
         return len(part)
     if isinstance(part, Mapping | tuple | list) and not is_one(part):

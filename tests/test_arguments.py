@@ -685,7 +685,7 @@ NOT_CALLED = {
     *("Callback", "CallbackHost", "Order", "optim", "schedules", "with_cbs", "plot_history"),
     *("BaseAveragingCB", "BaseSchedulerCB"),  # refuse to be made
     *("CompileCB", "MetricsCB", "RecorderCB"),  # take names of the user's own
-    *("ChannelsLastCB", "SingleBatchCB", "SwitchPointsCB", "TestTimeFlipCB"),  # take nothing
+    *("ChannelsLastCB", "DetectionCB", "SingleBatchCB", "SwitchPointsCB", "TestTimeFlipCB"),  # take nothing
     *(name for name in minilearn.__all__ if name.startswith("Cancel")),
 }
 

@@ -65,6 +65,14 @@ class OwnLoss(nn.Linear):
         return SimpleNamespace(loss=loss, logits=logits)
 
 
+class Losses(nn.Linear):
+    """Return a dict of losses in training, and predictions in evaluation."""
+
+    def forward(self, x, y=None):
+        preds = super().forward(x)
+        return {"loss": nn.functional.cross_entropy(preds, y)} if self.training else preds
+
+
 def tanh_net(n_out=2):
     """Make a net without anything random, always the same."""
     return drawn(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, n_out)))

@@ -5,6 +5,7 @@ from .averaging import EMACB, SWACB, BaseAveragingCB
 from .batch_size import BatchSizeCB
 from .checkpoint import CheckpointCB
 from .csv_logger import CSVLoggerCB
+from .detection import DetectionCB
 from .device import DeviceCB
 from .distributed import DistributedCB
 from .gradients import GradientAccumulationCB, GradientClippingCB
@@ -42,6 +43,7 @@ __all__ = [
     "ChannelsLastCB",
     "CheckpointCB",
     "CompileCB",
+    "DetectionCB",
     "DeviceCB",
     "DistributedCB",
     "EarlyStoppingCB",

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
+from itertools import islice
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batches import map_tensors
+from ..batches import map_tensors, tensors_in
 from ..callback import Callback, Order
 from ..counting import argument_of, is_cross_entropy, is_torchs, known_count
 from ..processes import Processes
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _OWN = ("loss", "epoch", "train", "time_s", "lr")  # columns of each row, or of its line in a CSV file
 _MAX_COLUMNS = 1000  # of one metric
+_OF_PHASE = ("metrics", "_others", "_sum", "_n", "_start_s", "_has_batches", "_has_preds")
 
 
 class MetricsCB(Callback):
@@ -65,6 +67,9 @@ class MetricsCB(Callback):
         cleanup_validate; order -50, so that your after_train and after_validate find the finished row.
         Reads: loss, loss_count, preds, yb.
         Writes: history.
+    A validation whose batches have no loss, because the owner of get_loss sets none, has a row without one;
+    so has a phase without predictions (learn.preds is None) no metrics.
+
     State: the sum of the losses, each times its count (learn.loss_count), in float64 (float32 on MPS), and
         the sum of these counts, so that the mean over the phase is that of one batch made of all of them;
         the states of the metrics.
@@ -103,7 +108,8 @@ class MetricsCB(Callback):
             _check_name(name, (self.names[:-1].count(name) > 1) * "another metric")
         self._infer = not self.metrics
         self._outer: list[tuple[Any, ...]] = []
-        self._sum: Tensor | None = None  # of loss * count
+        self._has_batches = self._has_preds = False  # whether this phase had any
+        self._sum: Tensor | None = None  # of loss * count; None if no batch had a loss
         self._n: Any = 0  # the sum of the counts; on the device if the counts are
         self._start_s = 0.0
         self._processes = Processes()
@@ -166,8 +172,9 @@ class MetricsCB(Callback):
         if self._processes.n > 1 and total is not None:
             joint, n_joint = self._processes.sums([total.item(), float(n)])
             total, n = torch.full_like(total, joint), n_joint
+        seen = [self._has_batches, self._has_preds]
         metrics, others = saved(self._processes, self.metrics, self._others)
-        state = {"metrics": metrics, "sum": total, "n": n, "elapsed_s": elapsed_s}
+        state = {"metrics": metrics, "sum": total, "n": n, "elapsed_s": elapsed_s, "seen": seen}
         return state | ({"others": others} if others else {})
 
     def epoch_state(self) -> dict[str, Any]:
@@ -177,6 +184,7 @@ class MetricsCB(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them; a resumed phase's time does not include the pause."""
         self._sum, self._n = state["sum"], state["n"]
+        self._has_batches, self._has_preds = state.get("seen", [self._sum is not None] * 2)
         for name, metric in state["metrics"].items():
             if metric is not self.metrics[name]:  # the merged one, of several processes
                 self.metrics[name].load_state_dict(metric.state_dict())
@@ -194,7 +202,7 @@ class MetricsCB(Callback):
 
     def before_validate(self, learn: Learner) -> None:
         if learn.is_nested:  # nested in a phase, whose sums stay as they are
-            self._outer.append((self.metrics, self._others, self._sum, self._n, self._start_s))
+            self._outer.append(tuple(getattr(self, name) for name in _OF_PHASE))
             self.metrics = deepcopy(self.metrics)
         elif learn.purpose == "validate":  # without a fit
             self._is_warned = False
@@ -205,24 +213,19 @@ class MetricsCB(Callback):
         for metric in self.metrics.values():
             metric.reset()
         self._sum, self._n, self._others = None, 0, {}
+        self._has_batches = self._has_preds = False
         self._start_s = time.perf_counter()
 
     def after_batch(self, learn: Learner) -> None:
-        try:
-            loss = learn.loss.detach()
-        except AttributeError:
-            raise TypeError(
-                f"learn.loss is {learn.loss!r}: the owner of get_loss, or the hook that cancels the forward, "
-                "has to set a tensor"
-            ) from None
-        if self._sum is None:
-            self._sum = torch.zeros((), dtype=sum_dtype(loss.device), device=loss.device)
-            for metric in self.metrics.values():
-                if hasattr(metric, "to"):
-                    metric.to(loss.device)
-        self._add(learn, loss)
-        if self.metrics and not learn.processes.is_idle:
-            preds = learn.preds
+        loss: Any = learn.loss
+        if not self._has_batches:
+            self._has_batches = True
+            for t in islice(tensors_in([loss, learn.preds]), 1):
+                self._move(t.device)
+        if loss is not None or not _may_lack(learn):
+            self._add(learn, loss)
+        if self.metrics and not learn.processes.is_idle and learn.preds is not None:
+            self._has_preds, preds = True, learn.preds
             preds = preds.detach() if isinstance(preds, Tensor) else map_tensors(Tensor.detach, preds)
             for name, metric in self.metrics.items():
                 if not (learn.training and name in self._in_validation):
@@ -238,8 +241,21 @@ class MetricsCB(Callback):
             explain(error, name, preds, target, name in self._picks)
             raise
 
-    def _add(self, learn: Learner, loss: Tensor) -> None:
-        assert self._sum is not None
+    def _move(self, device: torch.device) -> None:
+        for metric in self.metrics.values():
+            if hasattr(metric, "to"):
+                metric.to(device)
+
+    def _add(self, learn: Learner, loss: Any) -> None:
+        try:
+            loss = loss.detach()
+        except AttributeError:
+            raise TypeError(
+                f"learn.loss is {learn.loss!r}: the owner of get_loss, or the hook that cancels the forward, "
+                "has to set a tensor"
+            ) from None
+        if self._sum is None:
+            self._sum = torch.zeros((), dtype=sum_dtype(loss.device), device=loss.device)
         count = known_count(learn) if learn.loss_count is None else learn.loss_count  # if not, it raises
         if learn.mean.count.is_sum:
             self._sum.add_(loss)
@@ -258,15 +274,17 @@ class MetricsCB(Callback):
 
     def cleanup_validate(self, learn: Learner) -> None:
         if self._outer:
-            self.metrics, self._others, self._sum, self._n, self._start_s = self._outer.pop()
+            vars(self).update(zip(_OF_PHASE, self._outer.pop(), strict=True))
 
     def _end(self, learn: Learner) -> None:
-        if self._sum is None:
+        if not self._has_batches:
             return  # each batch was cancelled before its loss, as in learn.predict
-        total, n = learn.processes.sums([self._sum.item(), float(self._n)])
+        own = 0.0 if self._sum is None else self._sum.item()
+        known = [self._sum is not None, self._has_preds]
+        total, n, has_loss, has_preds = learn.processes.sums([own, float(self._n), *known])
         loss = total / n if n else math.nan
         row: dict[str, Any] = {}
-        metrics = self._measured_in(learn.training)
+        metrics = self._measured_in(learn.training) if has_preds else {}
         for name, metric in joined(learn.processes, metrics, self._others).items():
             for column, value in _columns(name, metric.compute(), name in self._merged).items():
                 _check_name(column, (column in row) * f"another metric than {name}")
@@ -275,7 +293,7 @@ class MetricsCB(Callback):
             if isinstance(metric, AtEnd):
                 metric.reset()  # frees all predictions, which later checkpoints would have too
         row |= {
-            "loss": loss,
+            **({"loss": loss} if has_loss else {}),
             "epoch": max(learn.n_epochs_trained - 1, 0),
             "train": learn.phase,
             "time_s": time.perf_counter() - self._start_s,
@@ -293,6 +311,11 @@ class MetricsCB(Callback):
                 "(TerminateOnNaNCB ends a fit at the first such batch.)",
                 stacklevel=2,
             )
+
+
+def _may_lack(learn: Learner) -> bool:
+    """Whether a batch may have no loss: in validation, where the owner of get_loss sets none."""
+    return not learn.training and not learn.has_default("get_loss") and "forward" not in learn.cancelled_by
 
 
 def _columns(name: str, value: Any, is_merged: bool = False) -> dict[str, float]:

@@ -79,7 +79,8 @@ class Monitor:
             raise ValueError(f"monitor={self.name!r}: epoch {epoch} has no row of {phase}; was it cancelled?")
         if name not in rows[-1]:
             names = ", ".join(column for column in rows[-1] if column not in ("epoch", "train", "time_s"))
-            raise ValueError(f"monitor={self.name!r} is not measured: expected one of {names}")
+            why = f"; the {phase} batches have no loss" if name == "loss" else ""
+            raise ValueError(f"monitor={self.name!r} is not measured: expected one of {names or 'none'}{why}")
         value = rows[-1][name]
         if not isinstance(value, float | int):
             raise TypeError(f"monitor={self.name!r} is {value!r}: expected a number")

@@ -170,8 +170,8 @@ def check_batch(learn: Learner) -> None:
     raise ValueError(
         f"the loader gives {found}, without a target, which {needy} needs: expected batches (inputs, "
         "target), where inputs may be a tuple or a dict, or a dict with 'labels' or 'target'; say what the "
-        "target is, Learner(..., unpack=lambda batch: (inputs, target)), or write a callback that owns "
-        "get_loss"
+        "target is, Learner(..., unpack=lambda batch: (inputs, target)), such as (inputs, inputs) for an "
+        "autoencoder, or write a callback that owns get_loss"
     )
 
 

@@ -100,7 +100,7 @@ class StepMean:
         learn.loss_count = count = self._counted(learn) if count is None else on_host(count)
         if not isinstance(count, Tensor):
             if count == 0:  # the mean over nothing is nan, which would spread
-                learn.loss = zero_of(learn.preds)
+                learn.loss = zero_of(learn.loss if learn.preds is None else learn.preds)
         elif learn.training and not self.count.is_safe:
             only_counted(learn.preds, count)
         if learn.training:

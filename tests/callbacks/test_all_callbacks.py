@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 from test_graph import TapeCB
-from toolbox import OwnLoss, as_images
+from toolbox import Losses, OwnLoss, as_images
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
@@ -30,6 +30,7 @@ FACTORIES = {
     "CheckpointCB": lambda: callbacks.CheckpointCB(tempfile.mkdtemp(dir=FOLDER.name), every_steps=2),
     "CUDAGraphCB": TapeCB,  # on the CPU
     "CompileCB": lambda: callbacks.CompileCB(backend="eager"),  # no compiler is needed
+    "DetectionCB": callbacks.DetectionCB,
     "DeviceCB": lambda: callbacks.DeviceCB("cpu"),
     "DistributedCB": callbacks.DistributedCB,
     "EMACB": lambda: callbacks.EMACB(0.9),
@@ -62,6 +63,7 @@ NEEDS = {  # of the learner
     "SwitchPointsCB": {"opt_func": SWATS},
     "CUDAGraphCB": {"opt_func": SGD},
     "TapeCB": {"opt_func": SGD},
+    "DetectionCB": {"model": partial(Losses, 3, 2)},
     "TransformersCB": {"model": partial(OwnLoss, 3, 2)},
 }
 SHIPPED = {
@@ -225,7 +227,7 @@ def test_it_validates(make_learner, name):
     cbs = [callbacks.MetricsCB()] if name != "MetricsCB" else []
     learn = make_learner(cbs=cbs, images=name == "TestTimeFlipCB", **NEEDS.get(name, {}))
     learn.add_cb(FACTORIES[name]())
-    assert ("loss" in learn.validate()) is (name != "PredictionsCB")
+    assert ("loss" in learn.validate()) is (name not in ("PredictionsCB", "DetectionCB"))
 
 
 @EACH
