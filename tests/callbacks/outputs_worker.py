@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for toolbox
@@ -9,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for toolbox
 import torch
 from distributed_worker import leave
 from outputs import Rows, net, tokens
+from test_jobs import Detector, Shapes, together
 from toolbox import tensors_of
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -16,6 +18,7 @@ from torch.optim import SGD
 from minilearn import (
     CheckpointCB,
     DatasetLoader,
+    DetectionCB,
     DistributedCB,
     GradientAccumulationCB,
     Learner,
@@ -69,6 +72,12 @@ def results(folder):
     learn = learner("token", 2, whole=whole)
     learn.fit(1)
     found["shards without labels"] = said(learn)
+    set_seed(1)
+    shown = partial(DatasetLoader, Shapes(), bs=3, collate_fn=together)  # the last batch has one image
+    cbs = [DistributedCB(), DetectionCB()]
+    learn = Learner(Detector(p=0.0), {"train": shown(), "eval": shown()}, lr=0.1, cbs=cbs, opt_func=SGD)
+    learn.fit(2)
+    found["detection"] = said(learn)
     learn = learner("next", BS, CheckpointCB(folder, every_steps=1, keep=100))
     learn.fit(2)
     found["straight"] = said(learn)

@@ -476,7 +476,7 @@ def in_two(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*TASKS, "loss_func", "shards without labels", "straight"])
+@pytest.mark.parametrize("case", [*TASKS, "loss_func", "shards without labels", "detection", "straight"])
 def test_two_processes_are_one(in_two, case):
     two, alone = (found[case] for found in in_two)
     for row, expected in zip(two["rows"], alone["rows"], strict=True):
