@@ -390,6 +390,7 @@ CALLS = {
         },
     ),
     "MixedPrecisionCB": (callbacks.MixedPrecisionCB, {"dtype": "nothing", "init_scale": "above 0"}),
+    "CutMixCB": (callbacks.CutMixCB, {"alpha": "above 0"}),
     "MixupCB": (callbacks.MixupCB, {"alpha": "above 0"}),
     "MomentumCB": (callbacks.MomentumCB, {"mom": "share"}),
     "Monitor": (callbacks.Monitor, {"name": "name"}),

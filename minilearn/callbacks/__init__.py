@@ -17,7 +17,7 @@ from .loggers import TensorBoardCB
 from .lr_finder import LRFinderCB
 from .measures import InValidation
 from .metrics import MetricsCB
-from .mixing import MixupCB, TestTimeFlipCB
+from .mixing import CutMixCB, MixupCB, TestTimeFlipCB
 from .momentum import MomentumCB
 from .monitor import Monitor
 from .precision import MixedPrecisionCB
@@ -43,6 +43,7 @@ __all__ = [
     "ChannelsLastCB",
     "CheckpointCB",
     "CompileCB",
+    "CutMixCB",
     "DetectionCB",
     "DeviceCB",
     "DistributedCB",

@@ -41,7 +41,7 @@ class DistributedCB(Callback):
     The batch size is that of all processes together, so lr, schedules and the number of steps stay the same
     as with one process. Each process takes its shard of each batch. All samples have the same weight, so the
     losses are those of one process, up to rounding. What looks at a whole batch sees only the shard:
-    BatchNorm (its running statistics are the first process's) and MixupCB.
+    BatchNorm (its running statistics are the first process's), MixupCB and CutMixCB.
 
     The order of the data is the first process's, a pure function of (seed, epoch); a process's shard is one
     of (seed, epoch, rank). Metrics are computed over the samples of all processes, and all have the same

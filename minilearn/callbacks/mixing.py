@@ -1,7 +1,8 @@
-"""Other views of a batch: MixupCB in training, TestTimeFlipCB in validation."""
+"""Other views of a batch: MixupCB and CutMixCB in training, TestTimeFlipCB in validation."""
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,75 @@ if TYPE_CHECKING:
 _LARGEST_ALPHA = 10**6  # above it all shares are 1/2, and python's draws overflow at last
 
 
-class MixupCB(Callback):
+class BaseMixingCB(Callback):
+    """Train on mixtures of samples, with mixtures of their losses; a subclass says how inputs are mixed.
+
+        loss = m * loss(preds, y_i) + (1 - m) * loss(preds, y_j)
+
+    with m the share of sample i in the mixture, and j a random permutation of the batch.
+    """
+
+    order = Order.MIXING
+    only_one = "each would mix what the other has mixed, with targets of its own"
+    may_come_and_go = True
+    needs_target = True
+    in_evaluation = False
+    in_lr_find = False
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = number(f"{type(self).__name__}(alpha", alpha, above=0, high=_LARGEST_ALPHA)
+        self._share = 1.0
+        self._other: Any = None  # targets of the samples mixed in
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.alpha})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: it has no state between batches."""
+        return {}
+
+    def mixed(self, xb: Tensor, order: Tensor, share: float) -> tuple[Tensor, float]:
+        """Return inputs mixed with those in another order, and the share of the former in the mixture.
+
+        Args:
+            share: drawn from Beta(alpha, alpha).
+        """
+        raise NotImplementedError
+
+    def check_inputs(self, xb: Any) -> None:
+        """Raise TypeError for inputs that cannot be mixed."""
+        raise NotImplementedError
+
+    def before_fit(self, learn: Learner) -> None:
+        if not learn.has_default("get_loss"):
+            raise ValueError(
+                f"{self!r} mixes the values of loss_func, but here get_loss has an owner: expected the "
+                "learner's own get_loss"
+            )
+        self.check_inputs(learn.xb)
+
+    def before_batch(self, learn: Learner) -> None:
+        if not learn.training:
+            return
+        xb, yb = learn.xb, learn.yb
+        order = torch.randperm(len(xb), device=xb.device)
+        share = random.betavariate(self.alpha, self.alpha)
+        self._other = yb[order]
+        learn.xb, self._share = self.mixed(xb, order, share)
+
+    def after_loss(self, learn: Learner) -> None:
+        if learn.training:
+            loss_func: Any = learn.loss_func  # a fit knows it
+            check_one_number(loss_func, learn.loss)
+            other = loss_func(learn.preds, self._other)
+            learn.loss = self._share * learn.loss + (1 - self._share) * other
+
+    def cleanup_batch(self, learn: Learner) -> None:
+        if learn.training:
+            self._other = None
+
+
+class MixupCB(BaseMixingCB):
     """Train on mixtures of images, with mixtures of their losses.
 
         x = m * x_i + (1 - m) * x_j;  loss = m * loss(preds, y_i) + (1 - m) * loss(preds, y_j)
@@ -38,51 +107,64 @@ class MixupCB(Callback):
     Source: Zhang et al. 2018.
     """
 
-    order = Order.MIXING
-    may_come_and_go = True
-    needs_target = True
-    in_evaluation = False
-    in_lr_find = False
-
     def __init__(self, alpha: float = 0.2) -> None:
-        self.alpha = number("MixupCB(alpha", alpha, above=0, high=_LARGEST_ALPHA)
-        self._share = 1.0
-        self._other: Any = None  # targets of the images mixed in
+        super().__init__(alpha)
 
-    def __repr__(self) -> str:
-        return f"MixupCB({self.alpha})"
+    def mixed(self, xb: Tensor, order: Tensor, share: float) -> tuple[Tensor, float]:
+        """Return share * x_i + (1 - share) * x_j, and the share."""
+        return torch.lerp(xb[order], xb, share), share
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: it has no state between batches."""
-        return {}
+    def check_inputs(self, xb: Any) -> None:
+        """Raise TypeError for anything but one tensor of floats."""
+        _check_inputs(self, xb)
 
-    def before_fit(self, learn: Learner) -> None:
-        if not learn.has_default("get_loss"):
-            raise ValueError(
-                f"{self!r} mixes the values of loss_func, but here get_loss has an owner: expected the "
-                "learner's own get_loss"
-            )
-        _check_inputs(self, learn.xb)
 
-    def before_batch(self, learn: Learner) -> None:
-        if not learn.training:
-            return
-        xb, yb = learn.xb, learn.yb
-        order = torch.randperm(len(xb), device=xb.device)
-        self._share = random.betavariate(self.alpha, self.alpha)
-        self._other = yb[order]
-        learn.xb = torch.lerp(xb[order], xb, self._share)
+class CutMixCB(BaseMixingCB):
+    """Train on images with a rectangle of another image, with mixtures of their losses.
 
-    def after_loss(self, learn: Learner) -> None:
-        if learn.training:
-            loss_func: Any = learn.loss_func  # a fit knows it
-            check_one_number(loss_func, learn.loss)
-            other = loss_func(learn.preds, self._other)
-            learn.loss = self._share * learn.loss + (1 - self._share) * other
+        x = x_i, with a rectangle of x_j;  loss = m * loss(preds, y_i) + (1 - m) * loss(preds, y_j)
 
-    def cleanup_batch(self, learn: Learner) -> None:
-        if learn.training:
-            self._other = None
+    The rectangle has the proportions of the image and a share of 1 - a of its area, with a from Beta(alpha,
+    alpha). Its centre is anywhere in the image, and what lies outside is cut off; m is the share of the
+    pixels that are still those of x_i. Each batch has one rectangle, and j is a random permutation of it. As
+    for MixupCB, any loss that is a mean over samples works, and training metrics compare with y_i. Only one
+    of the two can be used in a fit.
+
+    Args:
+        alpha: > 0, at most 1e6; with 1, as in the paper, all areas are equally likely.
+
+    Shapes: inputs (N, C, H, W), or any (N, ..., H, W), of any dtype.
+
+    Runs at: before_fit, _batch; after_loss; cleanup_batch; order -30. Reads: loss_func, yb. Writes: xb, loss.
+    State: none; the rectangle comes from python's random numbers, the permutation from torch's; checkpoints
+        hold both.
+    Raises: before training, ValueError if a callback or a subclass owns get_loss, because then there is no
+        loss_func to mix; TypeError for inputs that are not images.
+    Source: Yun et al. 2019; torchvision's v2.CutMix has the same rectangles.
+    """
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        super().__init__(alpha)
+
+    def mixed(self, xb: Tensor, order: Tensor, share: float) -> tuple[Tensor, float]:
+        """Return images with a rectangle of others, and the share of the former in the pixels."""
+        height, width = xb.shape[-2:]
+        top, bottom = _span(height, share)
+        left, right = _span(width, share)
+        mixed = xb.clone()
+        mixed[..., top:bottom, left:right] = xb[order, ..., top:bottom, left:right]
+        return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+    def check_inputs(self, xb: Any) -> None:
+        """Raise TypeError for anything but one tensor of images."""
+        if not isinstance(xb, Tensor) or xb.ndim < 4:
+            raise TypeError(f"{self!r}: the inputs are {_said(xb)}; expected images (N, C, H, W)")
+
+
+def _span(size: int, share: float) -> tuple[int, int]:
+    """Return where a rectangle begins and ends in one direction, around a random place."""
+    centre, half = random.randrange(size), int(0.5 * math.sqrt(1 - share) * size)
+    return max(centre - half, 0), min(centre + half, size)
 
 
 class TestTimeFlipCB(Callback):
@@ -122,6 +204,9 @@ class TestTimeFlipCB(Callback):
 def _check_inputs(cb: Callback, xb: Any, n_dims: int | None = None) -> None:
     if isinstance(xb, Tensor) and xb.is_floating_point() and (n_dims is None or xb.ndim == n_dims):
         return
-    found = f"{xb.dtype} of shape {tuple(xb.shape)}" if isinstance(xb, Tensor) else f"a {type(xb).__name__}"
     wanted = "images (N, C, H, W)" if n_dims else "one tensor"
-    raise TypeError(f"{cb!r}: the inputs are {found}; expected {wanted} of floats")
+    raise TypeError(f"{cb!r}: the inputs are {_said(xb)}; expected {wanted} of floats")
+
+
+def _said(xb: Any) -> str:
+    return f"{xb.dtype} of shape {tuple(xb.shape)}" if isinstance(xb, Tensor) else f"a {type(xb).__name__}"

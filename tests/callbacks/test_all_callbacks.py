@@ -29,6 +29,7 @@ FACTORIES = {
     "CSVLoggerCB": lambda: callbacks.CSVLoggerCB(Path(tempfile.mkdtemp(dir=FOLDER.name)) / "log.csv"),
     "CheckpointCB": lambda: callbacks.CheckpointCB(tempfile.mkdtemp(dir=FOLDER.name), every_steps=2),
     "CUDAGraphCB": TapeCB,  # on the CPU
+    "CutMixCB": callbacks.CutMixCB,
     "CompileCB": lambda: callbacks.CompileCB(backend="eager"),  # no compiler is needed
     "DetectionCB": callbacks.DetectionCB,
     "DeviceCB": lambda: callbacks.DeviceCB("cpu"),
@@ -66,6 +67,7 @@ NEEDS = {  # of the learner
     "DetectionCB": {"model": partial(Losses, 3, 2)},
     "TransformersCB": {"model": partial(OwnLoss, 3, 2)},
 }
+OF_IMAGES = ("CutMixCB", "TestTimeFlipCB")  # whose inputs have to be images
 SHIPPED = {
     name: value
     for name, value in vars(callbacks).items()
@@ -84,7 +86,7 @@ def make_learner(make_learner):
     def make(cbs=(), images=False, **kwargs):
         for cb in cbs:
             kwargs |= NEEDS.get(type(cb).__name__, {})
-        if not images and not any(isinstance(cb, callbacks.TestTimeFlipCB) for cb in cbs):
+        if not images and not any(type(cb).__name__ in OF_IMAGES for cb in cbs):
             return make_learner(cbs=cbs, **kwargs)
         learn = make_learner(model=nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), cbs=cbs, **kwargs)
         as_images(learn.dls)
@@ -210,7 +212,7 @@ def test_it_fits_twice(make_learner, name):
 
 @EACH
 def test_it_is_gone_after_the_fit_it_was_given_to(make_learner, name):
-    learn = make_learner(images=name == "TestTimeFlipCB", **NEEDS.get(name, {}))
+    learn = make_learner(images=name in OF_IMAGES, **NEEDS.get(name, {}))
     learn.fit(cbs=with_metrics(name))
     assert learn.cbs == ()
 
@@ -225,7 +227,7 @@ def test_it_takes_the_place_of_a_default_of_its_kind(make_learner, name):
 @EACH
 def test_it_validates(make_learner, name):
     cbs = [callbacks.MetricsCB()] if name != "MetricsCB" else []
-    learn = make_learner(cbs=cbs, images=name == "TestTimeFlipCB", **NEEDS.get(name, {}))
+    learn = make_learner(cbs=cbs, images=name in OF_IMAGES, **NEEDS.get(name, {}))
     learn.add_cb(FACTORIES[name]())
     assert ("loss" in learn.validate()) is (name not in ("PredictionsCB", "DetectionCB"))
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchmetrics
 from rich.console import Console
-from test_all_callbacks import EACH, FACTORIES, FOLDER, NEEDS
+from test_all_callbacks import EACH, FACTORIES, FOLDER, NEEDS, OF_IMAGES
 from toolbox import (
     DecliningCB,
     StopCB,
@@ -142,7 +142,7 @@ def with_metrics(name):
 @EACH
 @pytest.mark.filterwarnings("ignore:(CSVLoggerCB|TensorBoardCB) has (path|folder)=")  # a place for each
 def test_resumed_run_of_a_shipped_callback_is_the_straight_run(tmp_path, name):
-    images = name == "TestTimeFlipCB"
+    images = name in OF_IMAGES
     kwargs = PLAIN | NEEDS.get(name, {})
     check_each_place(partial(with_metrics, name), tmp_path, N_PLACES.get(name), images=images, **kwargs)
 

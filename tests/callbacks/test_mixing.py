@@ -2,15 +2,20 @@ import math
 import random
 from collections import namedtuple
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
+from toolbox import conv_learner, every_rest, mentions, state_of
 from torch import nn
 from torch.nn import functional as F
 from torcheval.metrics import MulticlassAccuracy
 
 from minilearn import (
+    CheckpointCB,
+    CutMixCB,
     DataLoaders,
+    GradientAccumulationCB,
     Learner,
     MetricsCB,
     MixedPrecisionCB,
@@ -18,6 +23,8 @@ from minilearn import (
     TensorLoader,
     TestTimeFlipCB,
 )
+from minilearn.checkpoints.codec import first_difference
+from minilearn.checkpoints.snapshot import checkpoints_in
 
 Batch = namedtuple("Batch", "image target")
 M = 0.3
@@ -188,6 +195,171 @@ def test_inputs_other_than_one_tensor_of_floats_are_refused_before_training(make
 def test_alpha_is_a_positive_number(alpha):
     with pytest.raises(ValueError, match=rf"^MixupCB\(alpha={alpha!r}\).*> 0"):
         MixupCB(alpha)
+
+
+# CutMixCB ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Fix the share and the centre (row, column), and have every order swap the first two samples."""
+
+    def fix(share, *centre):
+        left = list(centre)
+        monkeypatch.setattr(random, "betavariate", lambda a, b: share)
+        monkeypatch.setattr(random, "randrange", lambda size: left.pop(0))
+        monkeypatch.setattr(torch, "randperm", lambda n, **kwargs: torch.tensor(ORDER[:n]))
+
+    return fix
+
+
+def cut_learner(*cbs, size=(6, 8), n_batches=1, **kwargs):
+    """Make a learner of images of this size, four in a batch."""
+    rng = torch.Generator().manual_seed(0)
+    n = 4 * n_batches
+    x, y = torch.randn(n, 3, *size, generator=rng), torch.randint(2, (n,), generator=rng)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * size[0] * size[1], 2))
+    dls = {"train": TensorLoader(x, y, bs=4), "eval": TensorLoader(x, y, bs=4)}
+    return Learner(model, dls, cbs=cbs, **{"lr": 0.0, "default_cbs": False} | kwargs)
+
+
+BOXES = {  # share, centre, and rows and columns of the rectangle by hand, in an image of 6 x 8
+    "inside": (0.75, (3, 4), (2, 4), (2, 6)),  # half of sqrt(0.25) of 6 and 8 is 1.5 and 2
+    "at the corner": (0.75, (0, 0), (0, 1), (0, 2)),
+    "at the other": (0.75, (5, 7), (4, 6), (5, 8)),
+    "none": (1.0, (3, 4), (3, 3), (4, 4)),
+    "all": (0.0, (3, 4), (0, 6), (0, 8)),
+}
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_a_rectangle_of_another_image_is_pasted(at, cut, name):
+    share, centre, (top, bottom), (left, right) = BOXES[name]
+    cut(share, *centre)
+    seen, hook = record(at, "xb", "yb", "preds", "loss")
+    learn = cut_learner(CutMixCB(), hook)
+    learn.fit(valid=False)
+    ((_, xb, yb, preds, loss),) = seen
+    x, y = learn.dls.train.tensors
+    expected = x.clone()
+    for i, j in ((0, 1), (1, 0)):
+        for row in range(top, bottom):
+            for column in range(left, right):
+                expected[i, :, row, column] = x[j, :, row, column]
+    assert torch.equal(xb, expected)
+    assert torch.equal(yb, y)
+    m = 1 - (bottom - top) * (right - left) / 48
+    by_hand = m * F.cross_entropy(preds, y) + (1 - m) * F.cross_entropy(preds, y[ORDER])
+    torch.testing.assert_close(loss, by_hand)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.37, 0.5, 0.93, 1.0])
+@pytest.mark.parametrize("size", [(6, 8), (5, 5), (1, 9)])
+def test_rectangles_and_shares_are_those_of_torchvision(at, cut, monkeypatch, share, size):
+    transforms = pytest.importorskip("torchvision.transforms.v2")
+    seen, hook = record(at, "xb")
+    for row in range(size[0]):
+        for column in range(size[1]):
+            cut(share, row, column)
+            cb = CutMixCB()
+            learn = cut_learner(cb, hook, size=size)
+            x, shares = learn.dls.train.tensors[0], []
+            learn.add_cb(at("after_loss", lambda learn, cb=cb, shares=shares: shares.append(cb._share)))
+            learn.fit(valid=False)
+            theirs = transforms.CutMix(num_classes=2)
+            centre = iter([torch.tensor([column]), torch.tensor([row])])
+            with monkeypatch.context() as patch:
+                patch.setattr(torch, "randint", lambda *args, centre=centre, **kwargs: next(centre))
+                patch.setattr(theirs, "_dist", SimpleNamespace(sample=lambda shape: torch.tensor(share)))
+                box, lam = (params := theirs.make_params([x]))["box"], params["lam_adjusted"]
+            left, top, right, bottom = box
+            expected = x.clone()
+            expected[..., top:bottom, left:right] = x[ORDER][..., top:bottom, left:right]
+            assert torch.equal(seen[-1][1], expected)
+            assert shares == [pytest.approx(lam)]
+
+
+def test_gradients_of_cut_images_are_those_of_mixed_targets(at, cut):
+    cut(0.75, 3, 4)
+    grads = []
+    look = at("before_step", lambda learn: grads.append(learn.model[1].weight.grad.clone()))
+    learn = cut_learner(CutMixCB(), look)
+    learn.fit(valid=False)
+    x, y = learn.dls.train.tensors
+    mixed = x.clone()
+    mixed[..., 2:4, 2:6] = x[ORDER][..., 2:4, 2:6]
+    hot = F.one_hot(y, 2).float()
+    loss = F.cross_entropy(learn.model(mixed), hot * 5 / 6 + hot[ORDER] / 6)
+    (expected,) = torch.autograd.grad(loss, learn.model[1].weight)
+    torch.testing.assert_close(grads, [expected])
+
+
+def test_the_images_of_the_loader_are_left_as_they_are(cut):
+    cut(0.0, 3, 4)
+    learn = cut_learner(CutMixCB())
+    batch = [t.clone() for t in learn.dls.train.tensors]
+    kept = batch[0].clone()
+    learn.dls.train = [batch]
+    learn.fit(valid=False)
+    assert torch.equal(batch[0], kept)
+
+
+def test_areas_are_uniform_with_alpha_1_and_the_share_is_that_of_the_pixels():
+    shares = []
+
+    class Count(CutMixCB):
+        def mixed(self, xb, order, share):
+            mixed, m = super().mixed(xb, order, share)
+            assert (mixed == xb).float().mean().item() >= m - 1e-6
+            shares.append(m)
+            return mixed, m
+
+    random.seed(0)
+    torch.manual_seed(0)
+    learn = cut_learner(Count(), size=(16, 16), n_batches=25)
+    learn.fit(8, valid=False)
+    assert len(shares) == 200
+    # In the mean a quarter to a third of the image is cut, as the rectangle lies partly outside of it.
+    assert 0.55 < sum(shares) / len(shares) < 0.85
+    assert min(shares) < 0.3
+    assert max(shares) > 0.97
+
+
+def test_validation_is_not_cut(at):
+    seen, hook = record(at, "xb")
+    learn = cut_learner(CutMixCB(), hook)
+    learn.fit()
+    assert torch.equal(seen[-1][1], learn.dls.valid.tensors[0])
+    assert torch.equal(learn.predict(learn.dls.valid), cut_learner().predict(learn.dls.valid))
+
+
+def test_a_run_with_cut_images_is_resumed_bit_for_bit(tmp_path):
+    def make(cb, seed=1):
+        random.seed(seed)
+        more = [MetricsCB(), MixedPrecisionCB(), GradientAccumulationCB(2)]
+        return conv_learner(CutMixCB(), *more, cb, seed=seed)
+
+    straight = make(every_rest(tmp_path / "all"))
+    straight.fit(2)
+    for i, path in enumerate(checkpoints_in(tmp_path / "all")):
+        learn = make(CheckpointCB(tmp_path / str(i), every_epochs=9), seed=50 + i)
+        learn.fit(2, resume=path)
+        assert first_difference(state_of(straight), state_of(learn)) == "", path.name
+
+
+@pytest.mark.parametrize("cbs", [(MixupCB(), CutMixCB()), (CutMixCB(), CutMixCB()), (MixupCB(), MixupCB())])
+def test_two_that_mix_are_refused(cbs):
+    with pytest.raises(ValueError, match=mentions("expected one of them ... mixed")):
+        cut_learner(*cbs)
+
+
+@pytest.mark.parametrize("inputs", [torch.ones(4, 3), torch.ones(4, 3, 8), [torch.ones(4, 3, 4, 4)] * 2])
+def test_what_is_no_image_cannot_be_cut(inputs):
+    learn = cut_learner(CutMixCB())
+    learn.dls.train = [(inputs, torch.zeros(4).long())]
+    with pytest.raises(TypeError, match=mentions("CutMixCB(1.0) ... images (N, C, H, W)")):
+        learn.fit()
 
 
 # TestTimeFlipCB ---------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Pairs of callbacks that have state: a run that is resumed is the straight one, from places all over it."""
 
 import pytest
-from test_all_callbacks import FACTORIES, NEEDS, SHIPPED
+from test_all_callbacks import FACTORIES, NEEDS, OF_IMAGES, SHIPPED
 from toolbox import as_images, every_rest, noisy_learner, state_of
 from torch import nn
 
@@ -41,6 +41,7 @@ REFUSED = [  # by their own checks
     {"SWACB", "EMACB"},
     {"BatchSchedulerCB", "EpochSchedulerCB"},
     {"GradientAccumulationCB", "SingleBatchCB"},
+    {"MixupCB", "CutMixCB"},
 ]
 
 
@@ -56,7 +57,7 @@ def new(names, seed, folder, saver):
     for name in names:
         kwargs |= NEEDS.get(name, {})
     learn = noisy_learner(*cbs, saver(folder), seed=seed, n_train=3, n_valid=1, **kwargs)
-    if "TestTimeFlipCB" in names:
+    if set(names) & set(OF_IMAGES):
         learn.model = nn.Sequential(nn.Flatten(), *learn.model)
         as_images(learn.dls)
     return learn
