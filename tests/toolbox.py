@@ -9,8 +9,8 @@ import random
 import re
 import tarfile
 from functools import partial
-from zlib import crc32
 from types import SimpleNamespace
+from zlib import crc32
 
 import numpy as np
 import pytest
