@@ -395,10 +395,14 @@ class CallbackHost:
                 )
             raise cancel
 
-    def planned_steps(self, n_epochs: int, n_batches: int | None) -> list[int | None]:
-        """Return the number of optimizer steps in each of n_epochs epochs, as the callbacks plan them."""
+    def planned_steps(self, n_epochs: int, n_batches: int | list[int | None] | None) -> list[int | None]:
+        """Return the number of optimizer steps in each of n_epochs epochs, as the callbacks plan them.
+
+        Args:
+            n_batches: in an epoch, or a list with the number for each epoch.
+        """
         host: Any = self
-        steps = [n_batches] * n_epochs
+        steps = [*n_batches] if isinstance(n_batches, list) else [n_batches] * n_epochs
         for cb in self.cbs:
             steps = cb.plan_steps(host, steps)
             if not isinstance(steps, list) or len(steps) != n_epochs:

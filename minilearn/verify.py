@@ -27,6 +27,7 @@ from .checkpoints.snapshot import Saved, Savers, capture, keyed, position_of
 from .fitting.mean import trained
 from .fitting.request import PAUSE
 from .parameters import all_tensors
+from .plan import sum_of
 from .seeding import kept_rng, set_seed
 
 if TYPE_CHECKING:
@@ -99,7 +100,11 @@ def _stops(
     if n_epochs is not None:
         n_epochs = whole_number("verify_resume(n_epochs", n_epochs, of=" of epochs")
     n_planned = 2 if n_epochs is None else n_epochs
-    planned = learn.planned_steps(n_planned, learn.dls.adapters["train"].n_batches)
+
+    def steps(n: int) -> list[int | None]:
+        return learn.planned_steps(n, learn.dls.adapters["train"].lengths(learn.n_epochs_trained, n))
+
+    planned = steps(n_planned)
     per_epoch, is_default = planned[0], at is None
     epoch = min(1, n_planned - 1) if per_epoch else 0
     if at is None:
@@ -109,6 +114,8 @@ def _stops(
         if not per_epoch:
             raise ValueError("verify_resume: the train loader has no length, so n_epochs has to be given")
         n_epochs = at // per_epoch + 1
+        while (sum_of(steps(n_epochs)) or at + 1) <= at:  # later epochs may be shorter than the first
+            n_epochs += 1
     stops = [("train", 0, at)]
     if is_default and valid and learn.dls.valid is not None:
         n_batches = learn.dls.adapters["valid"].n_batches

@@ -436,8 +436,20 @@ CALLS = {
         lambda **kwargs: data.DatasetLoader(**{"dataset": [1, 2, 3]} | kwargs),
         {
             **{name: kind for name, kind in LOADER.items() if name != "device"},
-            **{"sampler": "[] None", "num_workers": "count0", "collate_fn": "nothing?"},
+            **{"sampler": "[] None", "plan": "nothing?", "num_workers": "count0", "collate_fn": "nothing?"},
         },
+    ),
+    "by_length": (
+        lambda **kwargs: data.by_length(**{"lengths": [1, 2], "tokens": 10**6} | kwargs),
+        {"lengths": "nothing", "tokens": "count", "max_bs": "count?", "shuffle": "flag"},
+    ),
+    "mix": (
+        lambda **kwargs: data.mix(**{"parts": [([1, 2], 1), ([3], 1)]} | kwargs),
+        {"parts": "nothing", "bs": "count", "n_batches": "count?", "shuffle": "flag"},
+    ),
+    "balanced": (
+        lambda **kwargs: data.balanced(**{"targets": [0, 1]} | kwargs),
+        {"targets": "nothing", "bs": "count", "n_batches": "count?"},
     ),
     "DataLoaders": (
         lambda **kwargs: data.DataLoaders(**{"train": [(X, Y)]} | kwargs),

@@ -148,8 +148,11 @@ def lr_find(learn: Learner, **kwargs: Any) -> LRFinderCB:
     finder = LRFinderCB(**kwargs)
     for cb in (cb for cb in learn.cbs if cb.in_lr_find):
         cb.prepare(learn)  # permanent changes to the model are not part of the sweep
-    per_epoch = learn.dls.adapters["train"].n_batches
-    n_epochs = finder.n_steps if not per_epoch else -(-finder.n_steps // per_epoch)
+    train, first, n_epochs = learn.dls.adapters["train"], learn.n_epochs_trained, 0
+    n_left = finder.n_steps
+    while n_left > 0:
+        n_left -= train.lengths(first + n_epochs, 1)[0] or 1
+        n_epochs += 1
     with _untouched(learn):
         # A new optimizer: the kept one's state is not touched, and its moments fit its own lr.
         try:

@@ -199,7 +199,8 @@ class BaseSchedulerCB(Callback):
 
     def _planned(self, learn: Learner, n_epochs: int) -> list[int]:
         """Return the steps of the epochs that the schedule would cover in a fit of n_epochs."""
-        planned = learn.planned_steps(n_epochs, learn.dls.adapters["train"].n_batches)
+        lengths = learn.dls.adapters["train"].lengths(learn.n_epochs_trained, n_epochs)
+        planned = learn.planned_steps(n_epochs, lengths)
         ruled = planned[: learn.scheduled_epochs(n_epochs)]
         known = [n for n in ruled if n is not None]
         if len(known) < len(ruled):

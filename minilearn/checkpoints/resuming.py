@@ -49,6 +49,7 @@ class Source:
     def __init__(self, learn: Learner, path: Path, saved: Saved) -> None:
         self.path, self.saved, self.position = path, saved, Position(**saved["position"])
         self.rows = _loaded(saved["history"])
+        self.epoch_steps: list[int | None] = saved["fit"]["epoch_steps"]
         self.is_put = False
         self._run = (learn.run_id, learn.n_fits)
         adapters = [(learn.dls.adapter_of(x), state) for x, state in _pure_loaders(learn, saved)]
@@ -215,7 +216,7 @@ def _found(learn: Learner, resume: str | Path | bool) -> list[Path]:
 
 def _check(learn: Learner, saved: Saved, path: Path) -> None:
     """Raise ValueError, with what differs, unless the learner matches the one of the checkpoint."""
-    now = capture_fit(learn)
+    now = capture_fit(learn) | {"epoch_steps": _steps_with(learn, saved)}
     here: Any
     there: Any
     for name, what, why in (
@@ -255,6 +256,24 @@ def _check(learn: Learner, saved: Saved, path: Path) -> None:
             copy(loader).load_state_dict(state)
         except ValueError as error:
             raise ValueError(f"{path} is of a run with other data: {error}") from None
+
+
+def _steps_with(learn: Learner, saved: Saved) -> list[int | None]:
+    """Return the steps of each epoch, planned with the seed and the first epoch of the run.
+
+    Only a loader whose epochs differ in length depends on these.
+    """
+    adapter, state = learn.dls.adapters["train"], saved["loaders"].get("train")
+    n, fields = learn.n_epochs, _loaded(saved["fields"])
+    first = fields["n_epochs_trained"] - 1 - fields["epoch"]
+    if not state or adapter.moves_on or adapter.state() is None or first < 0:
+        return list(learn.epoch_steps)
+    there = adapter.beside()
+    try:
+        there.load_state(_loaded(state))
+    except ValueError:  # the data differs, which is said below
+        return list(learn.epoch_steps)
+    return learn.planned_steps(n, there.lengths(first, n))
 
 
 def _check_added(learn: Learner, saved: Saved, path: Path) -> None:

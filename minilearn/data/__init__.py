@@ -6,6 +6,7 @@ from .augment import Augment, Cutout, HorizontalFlip, Normalize, RandomCrop, Ran
 from .dataset_loader import DatasetLoader
 from .images import ImageLoader
 from .loaders import DataLoaders
+from .plans import balanced, by_length, mix
 from .resumable import ResumableLoader, TensorLoader
 from .sets.archives import unpack
 from .sets.cifar import cifar10
@@ -28,11 +29,14 @@ __all__ = [
     "ResumableLoader",
     "TensorLoader",
     "adapter_of",
+    "balanced",
+    "by_length",
     "cifar10",
     "fashion_mnist",
     "image_folder",
     "imagenette",
     "imagewoof",
+    "mix",
     "mnist",
     "peek",
     "shapes",

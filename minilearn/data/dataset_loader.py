@@ -18,8 +18,16 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from ..arguments import check_flags, function, most_workers, shown, unless_none, whole_number
 from ..seeding import kept_rng, seed_cpu, seed_of
+from .plans import PlanFunction, Planned
 from .resumable import ResumableLoader, spans_of
 from .workers import begin
+
+
+class _Usual(int):
+    """A number that nobody gave."""
+
+
+_USUAL_BS = _Usual(64)
 
 
 class DatasetLoader(ResumableLoader):
@@ -43,25 +51,35 @@ class DatasetLoader(ResumableLoader):
             depends on the sample's place in the epoch. A checkpoint has the order of the running epoch, and
             the sampler's state: its state_dict, or the numbers, text, tensors and arrays among its attributes
             that have changed.
+        plan: (epoch, rng) -> the batches of an epoch, a list of lists of indices of any sizes, instead of bs,
+            shuffle, drop_last and sampler; `by_length`, `mix` and `balanced` make some. It has to give the
+            same each time it is asked for an epoch. rng is a numpy Generator that is seeded with (seed,
+            epoch), as are the generators of python, numpy and torch. A fit asks for each of its epochs before
+            it begins, to count the steps, unless the plan has an attribute `n_batches`, for all epochs.
+            Augmentation depends on the sample's place in the epoch, as with a sampler.
         num_workers: processes that read the samples; 0 reads in this one.
         **kwargs: those of torch's DataLoader: collate_fn, pin_memory, persistent_workers, ...
 
-    Raises: TypeError for an IterableDataset, which has no index to start from.
+    Raises: TypeError for an IterableDataset, which has no index to start from; TypeError or ValueError for a
+        plan whose first epoch has no batch, a batch that is no list of indices or is empty, an index that the
+        dataset lacks, and for a plan that gives other batches when it is asked again.
     Differs: from torch's DataLoader, whose order and worker seeds are drawn from the global generator.
     """
 
     def __init__(
         self,
         dataset: Any,
-        bs: int = 64,
+        bs: int = _USUAL_BS,
         shuffle: bool = False,
         drop_last: bool = False,
         sampler: Iterable[int] | None = None,
         seed: int | None = None,
         num_workers: int = 0,
+        plan: PlanFunction | None = None,
         **kwargs: Any,
     ) -> None:
-        is_indexed = hasattr(dataset, "__getitem__") and (sampler is not None or hasattr(dataset, "__len__"))
+        is_known = sampler is not None or plan is not None or hasattr(dataset, "__len__")
+        is_indexed = hasattr(dataset, "__getitem__") and is_known
         if isinstance(dataset, IterableDataset | type) or not is_indexed:
             raise TypeError(
                 f"DatasetLoader({type(dataset).__name__}): expected one with __getitem__ and __len__, whose "
@@ -79,24 +97,33 @@ class DatasetLoader(ResumableLoader):
         num_workers = whole_number("num_workers", num_workers, 0, most_workers(), of=" of processes")
         if hasattr(sampler, "set_epoch"):
             _check_steady(sampler)
-        super().__init__(len(dataset if sampler is None else sampler), bs, shuffle, drop_last, seed)
+        if plan is not None:
+            beside = {"bs": None if bs is _USUAL_BS else bs, "shuffle": shuffle, "drop_last": drop_last}
+            _check_plan(plan, dataset, beside | {"sampler": sampler})
+        n_samples = len(dataset if sampler is None else sampler) if plan is None or _has_len(dataset) else 0
+        super().__init__(n_samples, bs, shuffle, drop_last, seed)
+        self.plan = plan
+        self._planned: dict[tuple[int, int], Planned] = {}  # by seed and epoch: the last two
+        self._lengths: dict[tuple[int, int], int] = {}
         self.dataset, self.sampler, self.num_workers = dataset, sampler, num_workers
         self._collate = unless_none(function, "collate_fn", kwargs.pop("collate_fn", None)) or default_collate
         check_flags("DatasetLoader", DataLoader, kwargs)
         self._kwargs = kwargs
-        self._plan = _Plan()
+        self._keys = _Keys()
         self._drawn: tuple[int, Tensor] | None = None  # epoch, and the order that the sampler gave for it
         self._is_loaded = False  # whether that order is of the run to be resumed, and not read yet
         self._of_sampler = {name: _digest(value) for name, value in _attributes_of(sampler).items()}
         self._loader: DataLoader[Any] | None = self._make()
+        if plan is not None:
+            self._check_pure()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_loader": None, "_plan": _Plan()}  # running workers are not copied
+        return {**vars(self), "_loader": None, "_keys": _Keys()}  # running workers are not copied
 
     def _make(self) -> DataLoader[Any]:
         return DataLoader(
             _Seeded(self.dataset, self._collate),
-            batch_sampler=self._plan,  # type: ignore[arg-type]  # its keys take the place of lists of indices
+            batch_sampler=self._keys,  # type: ignore[arg-type]  # its keys take the place of lists of indices
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # torch seeds its workers from it, not from the global one
@@ -105,6 +132,8 @@ class DatasetLoader(ResumableLoader):
 
     def order(self) -> Tensor:
         """Return the indices of this epoch's samples, (N,) int64 on the CPU."""
+        if self.plan is not None:
+            return self._planned_for(self.epoch).flat
         if self.sampler is None:
             return super().order()
         if hasattr(self.sampler, "set_epoch"):
@@ -120,7 +149,72 @@ class DatasetLoader(ResumableLoader):
             )
         return order
 
-    _moving = ("sampler", "drawn")
+    # A plan --------------------------------------------------------------------------------------
+
+    def _planned_for(self, epoch: int) -> Planned:
+        """Return the batches of an epoch, by the plan."""
+        key = (self.seed, epoch)
+        if key not in self._planned:
+            planned = self._ask(epoch)
+            while len(self._planned) > 1:
+                self._planned.pop(next(iter(self._planned)))
+            self._planned[key], self._lengths[key] = planned, len(planned)
+        return self._planned[key]
+
+    def _ask(self, epoch: int) -> Planned:
+        assert self.plan is not None
+        seed, where = seed_of(self.seed, epoch), f"plan={shown(self.plan)} for epoch {epoch}"
+        with kept_rng(devices=False):
+            _seed_all(seed, list(_generators_in(self.plan, set())))
+            batches = self.plan(epoch, np.random.default_rng(seed))
+            batches = list(batches) if isinstance(batches, Iterator) else batches
+        return Planned(batches, len(self.dataset) if _has_len(self.dataset) else None, where)
+
+    def _check_pure(self) -> None:
+        first = self._planned_for(0)
+        self.bs = max(stop - start for start, stop in map(first.span, range(len(first))))
+        if self._ask(0).digest != first.digest:
+            raise ValueError(
+                f"plan={shown(self.plan)} gives other batches when it is asked for epoch 0 again: expected "
+                "a function of only (epoch, rng); does it keep a state, or draw from a generator of its own?"
+            )
+
+    def length_of(self, epoch: int) -> int:
+        """Return how many batches an epoch has."""
+        if self.plan is None:
+            return super().__len__()
+        n = getattr(self.plan, "n_batches", None)
+        if n is None:
+            n = self._lengths.get((self.seed, epoch))
+        return len(self._planned_for(epoch)) if n is None else int(n)
+
+    def __len__(self) -> int:
+        return self.length_of(self.epoch)
+
+    def whole_span(self, i: int) -> tuple[int, int]:
+        """Return where batch i, with all its shards, begins and ends in the order."""
+        return super().whole_span(i) if self.plan is None else self._planned_for(self.epoch).span(i)
+
+    def _check_planned(self, state: dict[str, Any]) -> None:
+        """Raise ValueError unless the plan gives the batches of the run to be resumed."""
+        if (self.plan is None) != ("planned" not in state):
+            has = ("no plan", "a plan")
+            here = has[self.plan is not None]
+            raise ValueError(f"the loader has {here}, the run to be resumed {has[self.plan is None]}")
+        if self.plan is None:
+            return
+        epoch, digest = state["planned"]
+        asked = copy(self)
+        asked.seed = state["seed"]
+        if asked._planned_for(epoch).digest != digest:
+            raise ValueError(
+                f"plan={shown(self.plan)} gives other batches for epoch {epoch} than in the run to be "
+                "resumed: expected the same plan, of the same data"
+            )
+
+    # State ---------------------------------------------------------------------------------------
+
+    _moving = ("sampler", "drawn", "planned")
 
     def _order_from(self, start: int) -> Tensor:
         """Return the order of a pass from batch `start` on; one that began before it keeps its order."""
@@ -135,6 +229,9 @@ class DatasetLoader(ResumableLoader):
     def state_dict(self) -> dict[str, Any]:
         """Return what the order depends on; with a sampler, its state and the order of this epoch."""
         state = super().state_dict()
+        if self.plan is not None:
+            planned = (self.epoch, self._planned_for(self.epoch).digest)
+            return {"seed": self.seed, "n_samples": self.n_samples, "planned": planned}
         if self.sampler is None:
             return state
         sampler: Any = self.sampler
@@ -150,8 +247,10 @@ class DatasetLoader(ResumableLoader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the seed of the run to be resumed, and with a sampler its state and order.
 
-        Raises: ValueError, with both values, if the number of samples, the batch size or the like differs.
+        Raises: ValueError, with both values, if the number of samples, the batch size, the batches of a plan
+            or the like differs.
         """
+        self._check_planned(state)
         super().load_state_dict(state)
         if self.sampler is None:
             return
@@ -177,7 +276,7 @@ class DatasetLoader(ResumableLoader):
         start = whole_number("start", start, 0)
         order = self._order_from(start).tolist()
         spans = [self.span(i) for i in range(start, len(self))]
-        self._plan.keys = [
+        self._keys.keys = [
             (self.seed, self.epoch, order[first:stop], self._place(first)) for first, stop in spans
         ]
         self._loader = self._loader or self._make()
@@ -188,16 +287,46 @@ class DatasetLoader(ResumableLoader):
 
         If the collate function leaves these out, by returning None, it is the first batch that it keeps.
         """
-        order = range(self.n_samples) if self.sampler is None else self.order().tolist()
+        is_usual = self.sampler is None and self.plan is None
+        order = range(self.n_samples) if is_usual else self.order().tolist()
+        spans = spans_of(self.n_samples, self.bs)
+        if self.plan is not None:
+            planned = self._planned_for(self.epoch)
+            spans = (range(*planned.span(i)) for i in range(len(planned)))
         read = _Seeded(self.dataset, self._collate).__getitems__
 
         def collated(places: Sequence[int]) -> Any:
             return read((self.seed, self.epoch, [order[i] for i in places], self._place(places[0])))
 
-        return first_of(collated, spans_of(self.n_samples, self.bs))
+        return first_of(collated, spans)
 
     def _place(self, first: int) -> int | None:
-        return None if self.sampler is None else first
+        return None if self.sampler is None and self.plan is None else first
+
+
+def _has_len(dataset: Any) -> bool:
+    try:
+        len(dataset)
+    except (TypeError, NotImplementedError):
+        return False
+    return True
+
+
+def _check_plan(plan: Any, dataset: Any, beside: dict[str, Any]) -> None:
+    """Raise for what is no plan, one for another data set, and for arguments that a plan replaces."""
+    if not callable(plan):
+        raise TypeError(
+            f"plan={shown(plan)}: expected a function of (epoch, rng) that returns lists of indices, one for "
+            "each batch"
+        )
+    for name, value in beside.items():
+        if value is not None and value is not False:
+            raise ValueError(
+                f"{name}={shown(value)} beside plan=: expected no {name}, because the plan makes the batches"
+            )
+    n = getattr(plan, "n_samples", None)
+    if n is not None and _has_len(dataset) and n != len(dataset):
+        raise ValueError(f"plan={shown(plan)} is for {n} samples, and the data set has {len(dataset)}")
 
 
 def _has_state(sampler: Any) -> bool:
@@ -228,7 +357,7 @@ def _digest(value: Any) -> bytes:
 _Key = tuple[int, int, list[int], int | None]
 
 
-class _Plan:
+class _Keys:
     """Serve as torch's batch_sampler: the keys of the batches to come."""
 
     def __init__(self) -> None:

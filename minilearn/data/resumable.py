@@ -68,11 +68,15 @@ class ResumableLoader:
         loader.part = (rank, n)
         return loader
 
+    def whole_span(self, i: int) -> tuple[int, int]:
+        """Return where batch i, with all its shards, begins and ends in the order."""
+        return i * self.bs, min((i + 1) * self.bs, self.n_samples)
+
     def sizes(self, i: int) -> tuple[int, int]:
         """Return how many samples batch i has in this shard, and how many in all."""
-        n_all = min(self.bs, self.n_samples - i * self.bs)
-        first, stop = share_of(n_all, *self.part)
-        return stop - first, n_all
+        begin, end = self.whole_span(i)
+        first, stop = share_of(end - begin, *self.part)
+        return stop - first, end - begin
 
     def span(self, i: int) -> tuple[int, int]:
         """Return where batch i, or this shard of it, begins and ends in the order.
@@ -80,7 +84,7 @@ class ResumableLoader:
         A shard without samples gets the next one, because all processes have to take part in a step.
         """
         own, n_all = self.sizes(i)
-        first = i * self.bs + share_of(n_all, *self.part)[0]
+        first = self.whole_span(i)[0] + share_of(n_all, *self.part)[0]
         return first, first + max(own, 1)
 
     def order(self) -> Tensor:

@@ -46,7 +46,8 @@ def started(learn: Learner, resume: Any) -> Iterator[bool]:
     """Surround the epochs of a fit, or those left of a resumed one; give whether the fit has to run."""
     with resumed(learn, resume) as start:
         if start is not None:
-            learn._set_plan(replace(learn.plan, start=start))
+            steps = learn.epoch_steps if learn.run.source is None else learn.run.source.epoch_steps
+            learn._set_plan(replace(learn.plan, start=start, epoch_steps=steps))
         yield start is not None
         check_fields(learn)
         if start is not None and not start.is_over:
@@ -170,7 +171,8 @@ def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
     phases = ("train",) * train + ("eval",) * valid
     learn._set_plan(Plan(n_epochs, phases, learn.scheduled_epochs(n_epochs), [0] * n_epochs))
     if train:  # callbacks that plan steps may read the other fields
-        steps = learn.planned_steps(n_epochs, learn.dls.adapters["train"].n_batches)
+        lengths = learn.dls.adapters["train"].lengths(learn.n_epochs_trained, n_epochs)
+        steps = learn.planned_steps(n_epochs, lengths)
         learn._set_plan(replace(learn.plan, epoch_steps=steps))
     learn.batch = None
     needs_target = learn.has_default("get_loss") or any(cb.needs_target for cb in learn.cbs)

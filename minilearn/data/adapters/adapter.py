@@ -88,6 +88,10 @@ class Adapter:
         except TypeError:  # no __len__, or a DataLoader over an IterableDataset without one
             return None
 
+    def lengths(self, first: int, n_epochs: int) -> list[int | None]:
+        """Return the number of batches in each of n_epochs epochs, of which `first` is the first."""
+        return [self.n_batches] * n_epochs
+
     def check_not_empty(self, name: str) -> None:
         """Raise ValueError if the loader says that it has no batch."""
         if self.n_batches == 0:

@@ -21,7 +21,8 @@ class OursAdapter(Adapter):
 
     The order of a pass is a pure function of the loader's state, so a pass can begin at any batch, even while
     another one is running. Such a loader may also have `__len__`, `set_epoch(epoch)`, `state_dict()` and
-    `load_state_dict(state)` for what the order depends on, `seed`, `peek()`, and `part_of(rank, n)` with
+    `load_state_dict(state)` for what the order depends on, `length_of(epoch)` if
+    epochs differ in length, `seed`, `peek()`, and `part_of(rank, n)` with
     `sizes(i)` if it shards by itself, like a ResumableLoader.
     """
 
@@ -49,6 +50,12 @@ class OursAdapter(Adapter):
         """Return "": it can begin at any batch."""
         return ""
 
+    def lengths(self, first: int, n_epochs: int) -> list[int | None]:
+        """Return what the loader says of each epoch."""
+        if not hasattr(self.loader, "length_of"):
+            return super().lengths(first, n_epochs)
+        return [self.loader.length_of(epoch) for epoch in range(first, first + n_epochs)]
+
     def sizes(self, i: int) -> tuple[int, int] | None:
         """Return what the loader says."""
         return self.loader.sizes(i) if hasattr(self.loader, "sizes") else None
@@ -57,7 +64,9 @@ class OursAdapter(Adapter):
         """Return the size of the last batch, in this shard; an empty shard gets a sample of another one."""
         if not isinstance(self.loader, ResumableLoader) or not len(self.loader):
             return None
-        return max(1, min(self.loader.sizes(i)[0] for i in (0, len(self.loader) - 1)))
+        n = len(self.loader)
+        some = range(n) if getattr(self.loader, "plan", None) is not None else (0, n - 1)
+        return max(1, min(self.loader.sizes(i)[0] for i in some))
 
     def agree(self, broadcast: Callable[[Any], Any]) -> None:
         """Take the seed of the first of several processes."""
@@ -77,7 +86,8 @@ class OursAdapter(Adapter):
         if not isinstance(self.loader, ResumableLoader):
             return super().why_no_order()
         is_known = torch.equal(self._unshuffled().order(), torch.arange(self.loader.n_samples))
-        return "" if is_known else "has an order of its own"
+        what = "a plan" if getattr(self.loader, "plan", None) is not None else "an order of its own"
+        return "" if is_known else f"has {what}"
 
     def in_order(self) -> Any:
         """Return the loader, or one that neither shuffles nor drops, and is not sharded."""
@@ -103,6 +113,11 @@ class OursAdapter(Adapter):
         """Return a copy with another batch size."""
         if not isinstance(self.loader, ResumableLoader):
             return super().resized(bs)
+        if getattr(self.loader, "plan", None) is not None:
+            raise TypeError(
+                f"the batch size of {short(self.loader)} cannot be changed, because it has a plan, "
+                f"{short(vars(self.loader)['plan'])}, which makes the batches"
+            )
         loader = copy(self.loader)
         loader.bs = bs
         return loader

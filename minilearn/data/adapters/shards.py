@@ -44,6 +44,10 @@ class Shard(Adapter):
     def __len__(self) -> int:
         return len(self.whole.loader)
 
+    def lengths(self, first: int, n_epochs: int) -> list[int | None]:
+        """Return those of the whole loader."""
+        return self.whole.lengths(first, n_epochs)
+
     def read(self, start: int = 0) -> Iterator[Any]:
         """Give this process's rows of the batches from number `start` on."""
         for batch in self.whole.read(start):
