@@ -18,12 +18,14 @@ from minilearn import (
     CancelTrainException,
     CheckpointCB,
     DataLoaders,
+    DatasetLoader,
     DistributedCB,
     GradientAccumulationCB,
     GradientClippingCB,
     Learner,
     MixedPrecisionCB,
     TensorLoader,
+    by_length,
     set_seed,
 )
 
@@ -228,6 +230,43 @@ class SkipCB(Callback):
     def _skip(self, learn):
         if learn.training and learn.batch_idx >= 8:
             raise CancelBatchException
+
+
+SEQUENCES = [torch.arange(1 + i % 11) * (i + 3) % 7 for i in range(61)]
+
+
+class TokensNet(nn.Module):
+    """Predict a class for each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(8, 16), nn.Linear(16, 7)
+
+    def forward(self, tokens):
+        return self.out(self.embed(tokens).cumsum(1)).transpose(1, 2)
+
+
+def padded(sequences):
+    """Collate sequences; the target is the next token, PAD where there is none."""
+    tokens = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=7)
+    target = torch.where(tokens == 7, PAD, tokens)
+    return tokens, torch.cat([target[:, 1:], torch.full((len(tokens), 1), PAD)], 1)
+
+
+def planned():
+    """Train on batches by length, whose tokens are not shared equally, a step for 1 batch and for 3."""
+    rows, weights = [], {}
+    for n in (1, 3):
+        plan = by_length([len(s) for s in SEQUENCES], tokens=40)
+        train = DatasetLoader(SEQUENCES, plan=plan, collate_fn=padded)
+        valid = DatasetLoader(SEQUENCES[:20], 7, collate_fn=padded)
+        cbs = [GradientAccumulationCB(n)] * (n > 1) + [GradientClippingCB(0.5)]
+        dls = DataLoaders(train, valid)
+        learn = shared_learner(cbs, model=TokensNet(), dls=dls, opt_func=torch.optim.SGD)
+        learn.fit(2)
+        rows += said(learn)["rows"]
+        weights |= {f"{n}: {k}": v for k, v in learn.model.state_dict().items()}
+    return {"rows": rows, "weights": weights}
 
 
 def left():
@@ -453,6 +492,7 @@ def unbroken():
 
 
 CASES = (plain, of_a_list, clipped_accumulation, averaged, normed, beside, found, sharded, counted, left)
+CASES += (planned,)
 CASES += (again, again_sharded, left_out, rest_left_out, rest_sharded)
 
 

@@ -99,7 +99,7 @@ def assert_alike(rows, others):
 @pytest.mark.parametrize(
     "case",
     [
-        *("plain", "of_a_list", "clipped_accumulation", "beside", "sharded", "counted", "left"),
+        *("plain", "of_a_list", "clipped_accumulation", "beside", "sharded", "counted", "left", "planned"),
         *("again", "again_sharded", "left_out", "rest_left_out", "rest_sharded"),
     ],
 )
