@@ -45,6 +45,7 @@ class Fields(CallbackHost):
     epoch: int
     n_steps: int
     batch_idx: int
+    dl: Any
     mean: StepMean
     plan: Plan
     processes: Processes
@@ -87,6 +88,18 @@ class Fields(CallbackHost):
     def phase(self) -> str:
         """Return "train" or "eval", the names in the rows of history."""
         return "train" if self.training else "eval"
+
+    @property
+    def index(self) -> Tensor | None:
+        """Return which samples of the data set are in the batch, (n,) int64 on the CPU; None if not known.
+
+        These are the numbers of its rows, as the loader gave them, in this process. They are known of a
+        TensorLoader, a DatasetLoader, your own loader with `index_of(i)`, and of a torch DataLoader that does
+        not shuffle. Mixing and augmentation change the samples, and not their numbers.
+        """
+        if self.dl is None or self.batch_idx < 0:
+            return None
+        return self.dls.adapter_of(self.dl).index(self.batch_idx)
 
     @property
     def loss_weight(self) -> Tensor | None:

@@ -106,7 +106,7 @@ class DatasetLoader(ResumableLoader):
         self._planned: dict[tuple[int, int], Planned] = {}  # by seed and epoch: the last two
         self._lengths: dict[tuple[int, int], int] = {}
         self.dataset, self.sampler, self.num_workers = dataset, sampler, num_workers
-        self._collate = unless_none(function, "collate_fn", kwargs.pop("collate_fn", None)) or default_collate
+        self.collate = unless_none(function, "collate_fn", kwargs.pop("collate_fn", None)) or default_collate
         check_flags("DatasetLoader", DataLoader, kwargs)
         self._kwargs = kwargs
         self._keys = _Keys()
@@ -122,7 +122,7 @@ class DatasetLoader(ResumableLoader):
 
     def _make(self) -> DataLoader[Any]:
         return DataLoader(
-            _Seeded(self.dataset, self._collate),
+            _Seeded(self.dataset, self.collate),
             batch_sampler=self._keys,  # type: ignore[arg-type]  # its keys take the place of lists of indices
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
@@ -271,6 +271,18 @@ class DatasetLoader(ResumableLoader):
             else:
                 vars(sampler)[name] = value
 
+    def index_of(self, i: int) -> Tensor | None:
+        """Return which samples are in (this shard of) batch i of this epoch, (n,) int64 on the CPU.
+
+        With a sampler, these are known only of an epoch whose pass has begun; None before that.
+        """
+        if self.sampler is None:
+            return super().index_of(i)
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            return None
+        first, stop = self.span(i)
+        return self._drawn[1][first:stop]
+
     def batches(self, start: int = 0) -> Iterator[Any]:
         """Give the batches of this epoch from number `start` on, without reading those before it."""
         start = whole_number("start", start, 0)
@@ -293,7 +305,7 @@ class DatasetLoader(ResumableLoader):
         if self.plan is not None:
             planned = self._planned_for(self.epoch)
             spans = (range(*planned.span(i)) for i in range(len(planned)))
-        read = _Seeded(self.dataset, self._collate).__getitems__
+        read = _Seeded(self.dataset, self.collate).__getitems__
 
         def collated(places: Sequence[int]) -> Any:
             return read((self.seed, self.epoch, [order[i] for i in places], self._place(places[0])))

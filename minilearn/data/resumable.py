@@ -52,6 +52,7 @@ class ResumableLoader:
         self.seed = torch.initial_seed() if seed is None else seed
         self.epoch = 0
         self.part = (0, 1)  # the shard of each batch: which, of how many
+        self._ordered: tuple[Any, Tensor] | None = None  # the order of an epoch, for index_of
 
     _moving: ClassVar[tuple[str, ...]] = ()  # names in the state that change during a run
 
@@ -92,6 +93,14 @@ class ResumableLoader:
         if not self.shuffle:
             return torch.arange(self.n_samples)
         return torch.randperm(self.n_samples, generator=generator_of(self.seed, self.epoch))
+
+    def index_of(self, i: int) -> Tensor | None:
+        """Return which samples are in (this shard of) batch i of this epoch, (n,) int64 on the CPU."""
+        key = (self.seed, self.epoch, self.shuffle)
+        if self._ordered is None or self._ordered[0] != key:
+            self._ordered = key, self.order()
+        first, stop = self.span(i)
+        return self._ordered[1][first:stop]
 
     def batches(self, start: int = 0) -> Iterator[Any]:
         """Give the batches of this epoch from number `start` on, without reading those before it."""

@@ -115,6 +115,13 @@ class Adapter:
         """Return how many samples batch i has in this shard, and in all; None if not known."""
         return None
 
+    def index(self, i: int) -> Tensor | None:
+        """Return which samples of the data set are in batch i of this pass, in this shard; None if not known.
+
+        Shapes: (n,) int64, on the CPU.
+        """
+        return None
+
     def smallest(self) -> int | None:
         """Return how many samples the smallest batch of a pass has; None if not known without reading it."""
         return None

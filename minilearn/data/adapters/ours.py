@@ -22,8 +22,8 @@ class OursAdapter(Adapter):
     The order of a pass is a pure function of the loader's state, so a pass can begin at any batch, even while
     another one is running. Such a loader may also have `__len__`, `set_epoch(epoch)`, `state_dict()` and
     `load_state_dict(state)` for what the order depends on, `length_of(epoch)` if
-    epochs differ in length, `seed`, `peek()`, and `part_of(rank, n)` with
-    `sizes(i)` if it shards by itself, like a ResumableLoader.
+    epochs differ in length, `seed`, `peek()`, `index_of(i)`, the samples in
+    batch i, and `part_of(rank, n)` with `sizes(i)` if it shards by itself, like a ResumableLoader.
     """
 
     @staticmethod
@@ -59,6 +59,10 @@ class OursAdapter(Adapter):
     def sizes(self, i: int) -> tuple[int, int] | None:
         """Return what the loader says."""
         return self.loader.sizes(i) if hasattr(self.loader, "sizes") else None
+
+    def index(self, i: int) -> Tensor | None:
+        """Return what the loader says."""
+        return self.loader.index_of(i) if hasattr(self.loader, "index_of") else None
 
     def smallest(self) -> int | None:
         """Return the size of the last batch, in this shard; an empty shard gets a sample of another one."""

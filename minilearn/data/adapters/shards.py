@@ -61,6 +61,13 @@ class Shard(Adapter):
         """Return how many samples the last batch has in this shard, and how many in all."""
         return self._sizes
 
+    def index(self, i: int) -> Tensor | None:
+        """Return this process's part of the whole loader's, with the row that an empty shard gets."""
+        if (index := self.whole.index(i)) is None:
+            return None
+        first, stop = share_of(len(index), self.rank, self.n)
+        return index[first : max(stop, first + 1)]
+
     def smallest(self) -> int | None:
         """Return the smallest share of the smallest batch."""
         n = self.whole.smallest()

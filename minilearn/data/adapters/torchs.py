@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from copy import copy, deepcopy
 from typing import Any, Self
 
+import torch
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -76,6 +78,24 @@ class TorchAdapter(Adapter):
         if batches is None:  # batch_size=None: a sample is a batch
             return self.loader.sampler
         return batches.sampler if _is_torchs(batches, BatchSampler) else batches
+
+    def index(self, i: int) -> Tensor | None:
+        """Follow a SequentialSampler, a DistributedSampler, or a sampler or batch sampler that is a list."""
+        if self._is_stream() or self._why_not_steady():
+            return None
+        sampler, batches = self._sampler(), self.loader.batch_sampler
+        if _is_torchs(sampler, SequentialSampler):
+            sampler = range(len(sampler))
+        elif _is_torchs(sampler, DistributedSampler):  # a pure function of its seed and epoch
+            sampler = list(sampler)
+        if not isinstance(sampler, Sequence) or isinstance(sampler, str):
+            return None
+        if not isinstance(batches, BatchSampler):  # its items are batches, or each sample is one
+            index = sampler[i]
+        else:
+            index = sampler[i * batches.batch_size : (i + 1) * batches.batch_size]
+        found = torch.as_tensor(list(index) if isinstance(index, Sequence) else [index])
+        return found if found.dtype == torch.int64 else None
 
     # peek -----------------------------------------------------------------------------------------
 
