@@ -19,13 +19,14 @@ from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
 from .callbacks.trained import CheckTrainedCB
-from .events import CancelBatchException, CancelException
+from .events import CancelBatchException, CancelException, cancel_exception
 from .fields import Fields
 from .fitting.checks import check_again, check_fit, check_learner, check_targets, infer_loss, no_loss
 from .fitting.made import Made
 from .fitting.mean import StepMean
 from .fitting.modes import Modes
 from .fitting.passes import fit_of, opt_for, pass_of, phase_of, plan, reading, started
+from .fitting.predicting import Numbered, given, ordered, unpacked_by, with_targets_of
 from .fitting.request import StopRequest, pause, stopped
 from .fitting.run import Run
 from .fitting.watching import watched
@@ -41,7 +42,8 @@ class Learner(Fields):
 
     Args:
         model: any nn.Module; it gets a batch's inputs (a tuple as arguments, a dict as keywords).
-        dls: DataLoaders, or a dict with "train" and optionally "eval" and "test".
+        dls: DataLoaders, or a dict with "train" and optionally "eval" and "test". None: a learner that can
+            load, predict and validate what it is given.
         loss_func: (preds, target) -> scalar mean over the batch. None: cross-entropy for integer targets,
             mean squared error for floating ones. A loss that is a module is treated like the model: moved to
             the device, put into training or evaluation mode, trained, and saved in checkpoints.
@@ -80,7 +82,7 @@ class Learner(Fields):
     def __init__(
         self,
         model: nn.Module,
-        dls: Any,
+        dls: Any = None,
         loss_func: Callable[[Any, Any], Tensor] | None = None,
         lr: float | Sequence[float] = 1e-3,
         cbs: Any = None,
@@ -115,8 +117,8 @@ class Learner(Fields):
         if own is not None and len(inspect.signature(own).parameters) == 1:
             # A subclass that owns the step defines predict(self); users can still call predict(dl).
             @wraps(own)
-            def predict(self: Any, dl: Any = None) -> Any:
-                return own(self) if dl is None else Learner.predict(self, dl)
+            def predict(self: Any, dl: Any = None, with_targets: bool = False, bs: int | None = None) -> Any:
+                return own(self) if dl is None else Learner.predict(self, dl, with_targets, bs)
 
             cls.predict = predict  # type: ignore[method-assign]
 
@@ -243,17 +245,24 @@ class Learner(Fields):
         self.xb, self.yb = parts
 
     @default_step
-    def predict(self, dl: Any = None) -> Any:
-        """Set preds = model(inputs), as a step of a batch; with a loader, return its predictions.
+    def predict(self, dl: Any = None, with_targets: bool = False, bs: int | None = None) -> Any:
+        """Set preds = model(inputs), as a step of a batch; with data, return its predictions.
+
+        Args:
+            dl: a loader; a data set or a list of samples, collated as those of dls.valid; a tensor or an
+                array of inputs, (N, ...); a list of batches. Batches may have a target, but need none.
+            with_targets: return (predictions, targets).
+            bs: samples in a batch of what is no loader. None: as in dls.valid, or else dls.train, or 64.
 
         Shapes: predict(dl) gives (N, ...) on the CPU, in the order of the data, in evaluation mode and
-            without gradients; a DataLoader that shuffles is refused. Its batches may have a target, but
-            need none.
+            without gradients.
+        Raises: ValueError for a DataLoader that shuffles, and for with_targets where there are none.
         """
         if dl is not None:
-            collect = PredictionsCB()
-            self._evaluate(self.dls.adapter_of(dl, "dls valid").in_order(), [collect], "predict")
-            return collect.preds()
+            collect, (loader, unpack) = PredictionsCB(with_targets), given(self, dl, bs)
+            with unpacked_by(self, unpack):
+                self._evaluate(self.dls.adapter_of(loader, "dls valid").in_order(), [collect], "predict")
+            return (collect.preds(), collect.targets()) if with_targets else collect.preds()
         xb = self.xb
         if isinstance(xb, Tensor):
             self.preds = self.model(xb)
@@ -400,8 +409,38 @@ class Learner(Fields):
         """
         if dl is None and self.dls.valid is None:
             raise ValueError("validate(): dls has no valid loader; give one, validate(dl)")
-        rows = self._evaluate(self.dls.valid if dl is None else dl, cbs)
+        rows = self._evaluate(self.dls.valid if dl is None else with_targets_of(self, dl), cbs)
         return rows[-1] if rows else {}
+
+    def predict_batches(
+        self, dl: Any, with_targets: bool = False, bs: int | None = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Return an iterator over (index, predictions) of each batch, which holds only one in memory.
+
+        Args:
+            dl, with_targets, bs: as in `predict`; with_targets gives (index, predictions, targets).
+
+        The index has the numbers of the samples in the data, (n,); None where a batch does not tell how many
+        it has. A loader with a plan or a sampler may give them in any order. Over several processes, each
+        gets its own samples, each sample once; all have to run the loop. The learner is as it was when the
+        loop ends, also early.
+        """
+        collect, (loader, unpack) = PredictionsCB(with_targets), given(self, dl, bs)
+        return self._predicting(ordered(self, loader), collect, unpack)
+
+    def _predicting(self, dl: Any, collect: PredictionsCB, unpack: Any) -> Iterator[tuple[Any, ...]]:
+        is_grad = torch.is_grad_enabled()
+        with unpacked_by(self, unpack), self._evaluating(dl, [collect], "predict"), self._entered("validate"):
+            numbered = Numbered(self, dl)
+            self.dl = numbered.loader
+            with reading(self, 0) as batches:
+                for self.batch_idx, self.batch in batches:
+                    self._batch()
+                    found = collect.take()
+                    index = numbered.of_batch(self.batch_idx, found and found[-1])
+                    if found is not None and (index is None or len(index)):
+                        with torch.set_grad_enabled(is_grad):
+                            yield (index, *found[: 1 + collect.with_targets])
 
     def averaged(self) -> AbstractContextManager[None]:
         """Put the averaged weights of SWACB or EMACB into the model for a `with` block, then restore its own.
@@ -476,6 +515,13 @@ class Learner(Fields):
 
     def _evaluate(self, dl: Any, cbs: Any = None, purpose: str = "validate") -> list[dict[str, Any]]:
         """Run a pass that trains nothing, perhaps nested in another one; return its rows."""
+        with self._evaluating(dl, cbs, purpose) as rows:
+            self._validate()
+        return rows
+
+    @contextmanager
+    def _evaluating(self, dl: Any, cbs: Any, purpose: str) -> Iterator[list[dict[str, Any]]]:
+        """Surround the batches of a pass that trains nothing; give its rows."""
         self.dls.adapter_of(dl, "dls valid").check_not_empty("given")
         history, dls, rows = self.history, self.dls, list[dict[str, Any]]()
         self.history, self.dls = rows, dls.with_valid(dl)
@@ -484,15 +530,24 @@ class Learner(Fields):
                 kind = Pass(purpose, trains=False, is_nested=True)
                 unseen = kept_rng(*self.dls.adapter_of(dl).generators())  # by the outer training
                 with unseen, self.extra_cbs(cbs, kind), phase_of(self, dl, training=False):
-                    self._validate()
+                    yield rows
             else:
                 with pass_of(self, cbs, purpose, trains=False):
                     plan(self, n_epochs=1, train=False, valid=True)
                     with phase_of(self, dl, training=False):
-                        self._validate()
+                        yield rows
         finally:
             self.history, self.dls = history, dls
-        return rows
+
+    @contextmanager
+    def _entered(self, scope: str) -> Iterator[None]:
+        """Be in a scope inside a `with`, without its events; a hook may cancel it."""
+        self.scopes.append(scope)
+        try:
+            with suppress(cancel_exception(scope)):
+                yield
+        finally:
+            self.scopes.pop()
 
     # The batch ------------------------------------------------------------------------------------
 

@@ -604,7 +604,7 @@ CALLS = {
     "Learner": (
         lambda **kwargs: minilearn.Learner(**{"model": MODEL(), "dls": {"train": [(X, Y)]}} | kwargs),
         {
-            **{"model": "nothing", "dls": "nothing", "loss_func": "nothing?", "lr": "from 0"},
+            **{"model": "nothing", "dls": "nothing?", "loss_func": "nothing?", "lr": "from 0"},
             **{
                 "opt_func": "nothing",
                 "param_groups": "nothing?",

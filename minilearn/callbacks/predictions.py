@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ..arguments import flag
 from ..batches import items_of, map_tensors, n_samples, rebuilt, tensors_in
 from ..callback import Callback, Order
 from ..events import CancelBatchException
@@ -20,15 +21,21 @@ if TYPE_CHECKING:
 class PredictionsCB(Callback):
     """Keep each batch's predictions and leave the batch before its loss, so that no target is needed.
 
-    Runs at: after_predict; order 1000, after all others. Reads: preds, xb.
+    Args:
+        with_targets: whether to keep the targets too.
+
+    Runs at: after_predict; order 1000, after all others. Reads: preds, xb, yb.
     Raises: ValueError for predictions whose first dimension is not that of the samples, such as the hidden
-        state of a recurrent net, (layers, N, H): those of several batches cannot be joined.
+        state of a recurrent net, (layers, N, H): those of several batches cannot be joined; and for a batch
+        without a target, where targets are kept.
     """
 
     order = Order.PREDICTIONS
 
-    def __init__(self) -> None:
+    def __init__(self, with_targets: bool = False) -> None:
+        self.with_targets = flag("with_targets", with_targets)
         self._preds: list[Any] = []
+        self._targets: list[Any] = []
         self._sizes: list[int | None] = []
 
     def after_predict(self, learn: Learner) -> None:
@@ -36,7 +43,25 @@ class PredictionsCB(Callback):
             _check_samples_first(learn)
             self._preds.append(learn.preds)
             self._sizes.append(n_samples(learn.xb))
+            if self.with_targets:
+                self._targets.append(_target_of(learn))
             raise CancelBatchException
+
+    def take(self) -> tuple[Any, Any, int | None] | None:
+        """Return the predictions and the target of the last batch, on the CPU, and its size; keep nothing.
+
+        None if a hook cancelled the batch.
+        """
+        if not self._preds:
+            return None
+        preds, size = map_tensors(_on_cpu, self._preds.pop()), self._sizes.pop()
+        return preds, map_tensors(_on_cpu, self._targets.pop()) if self._targets else None, size
+
+    def targets(self) -> Any:
+        """Return all targets on the CPU, joined as the predictions are."""
+        if all(map(_is_per_sample, self._targets, self._sizes)):
+            return [map_tensors(_on_cpu, item) for part in self._targets for item in part]
+        return _join(self._targets, "targets")
 
     def preds(self) -> Any:
         """Return all predictions on the CPU.
@@ -53,6 +78,15 @@ class PredictionsCB(Callback):
         if all(map(_is_per_sample, self._preds, self._sizes)):
             return [map_tensors(_on_cpu, item) for part in self._preds for item in part]
         return _join(self._preds, "preds")
+
+
+def _target_of(learn: Learner) -> Any:
+    if learn.yb is None:
+        raise ValueError(
+            f"with_targets=True: a {type(learn.dl).__name__} gives a batch of {type(learn.batch).__name__} "
+            "without a target; expected batches (inputs, target), or with_targets=False"
+        )
+    return learn.yb
 
 
 def _check_samples_first(learn: Learner) -> None:

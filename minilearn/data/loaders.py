@@ -38,6 +38,18 @@ class _Loader:
             dls.adapters[self.name] = adapter
 
 
+class _Adapters(dict[str, Adapter]):
+    """Adapters by the names of their loaders."""
+
+    def __missing__(self, name: str) -> Adapter:
+        if name != "train":
+            raise KeyError(name)
+        raise ValueError(
+            "this learner has no data to train on: expected Learner(model, DataLoaders(train, valid)), or "
+            "learn.dls = DataLoaders(train, valid)"
+        )
+
+
 class DataLoaders:
     """Hold the loaders of a task: any iterables of batches (inputs, target).
 
@@ -70,7 +82,7 @@ class DataLoaders:
                 "dls has no train (train=None): expected DataLoaders(train, valid), train an iterable of "
                 "batches"
             )
-        self.adapters: dict[str, Adapter] = {}
+        self.adapters: dict[str, Adapter] = _Adapters()
         self.train, self.valid, self.test = train, valid, test
         self.classes = unless_none(instances, "classes", classes, str, "names of classes")
         self.source = text("source", source) if source != "" else ""
@@ -95,13 +107,26 @@ class DataLoaders:
 
     def with_valid(self, loader: Any) -> DataLoaders:
         """Return DataLoaders like these, with another validation loader; it may be readable only once."""
-        dls = DataLoaders(self.adapters["train"], classes=self.classes, source=self.source)
+        dls = self._without_train()
+        dls.adapters |= {name: adapter for name, adapter in self.adapters.items() if name == "train"}
+        dls.classes, dls.source = self.classes, self.source
         dls.adapters["valid"] = self.adapter_of(loader, "dls valid")
         return dls
 
     @classmethod
+    def _without_train(cls) -> DataLoaders:
+        dls = DataLoaders.__new__(DataLoaders)
+        dls.adapters, dls.classes, dls.source = _Adapters(), None, ""
+        return dls
+
+    @classmethod
     def of(cls, dls: Any) -> DataLoaders:
-        """Return `dls` as DataLoaders; it may be a mapping with "train" and perhaps "eval" and "test"."""
+        """Return `dls` as DataLoaders; it may be a mapping with "train" and perhaps "eval" and "test".
+
+        None gives some without a loader, of a learner that is not trained.
+        """
+        if dls is None:
+            return cls._without_train()
         if isinstance(dls, DataLoaders):
             return dls
         if isinstance(dls, Mapping):

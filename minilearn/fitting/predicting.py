@@ -1,0 +1,84 @@
+"""What predict, predict_batches and validate read, and which samples each batch of it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.given import loader_of
+from ..data.resumable import share_of
+
+if TYPE_CHECKING:
+    from ..learner import Learner
+
+
+def given(learn: Learner, data: Any, bs: int | None = None) -> tuple[Any, Any]:
+    """Return a loader of what a user gave, and the function that unpacks its batches, if any."""
+    dtypes = [p.dtype for p in learn.model.parameters() if p.dtype in (torch.float32, torch.float64)]
+    dtype = dtypes[0] if dtypes else torch.float32
+    loader, is_inputs = loader_of(data, learn.dls, bs, dtype)
+    return loader, None if is_inputs else learn.unpack_func
+
+
+def with_targets_of(learn: Learner, data: Any) -> Any:
+    """Return a loader of what a user gave to validate; a tensor or an array, without targets, is none."""
+    return data if isinstance(data, Tensor | np.ndarray) else given(learn, data)[0]
+
+
+@contextmanager
+def unpacked_by(learn: Learner, unpack: Any) -> Iterator[None]:
+    """Unpack batches by a function inside a `with`, or by their form if it is None."""
+    own = learn.unpack_func
+    if unpack is own:
+        yield
+        return
+    vars(learn)["unpack_func"] = unpack
+    try:
+        yield
+    finally:
+        vars(learn)["unpack_func"] = own
+        with learn.extra_cbs(None):
+            pass  # looks up the owner of unpack again, for a pass that goes on
+
+
+class Numbered:
+    """Number the samples of a pass over data, of which each process reads its own shard.
+
+    Args:
+        loader: read by all processes.
+    """
+
+    def __init__(self, learn: Learner, loader: Any) -> None:
+        adapter = learn.dls.adapter_of(loader)
+        self.rank, self.n = learn.rank, learn.n_processes
+        self.loader = loader if self.n == 1 else adapter.shard(self.rank, self.n)
+        self._adapter = learn.dls.adapter_of(self.loader)
+        self._n_seen = 0
+
+    def of_batch(self, i: int, n_read: int | None) -> Tensor | None:
+        """Return the numbers of the samples in batch i; none if this process has no sample of it.
+
+        Args:
+            n_read: how many the batch has here.
+        """
+        own, n_all = self._adapter.sizes(i) or (n_read, n_read)
+        begin, self._n_seen = self._n_seen, self._n_seen + (n_all or 0)
+        if own == 0:
+            return torch.empty(0, dtype=torch.int64)
+        if (index := self._adapter.index(i)) is not None:
+            return index
+        if own is None or n_all is None:
+            return None
+        return begin + share_of(n_all, self.rank, self.n)[0] + torch.arange(own)
+
+
+def ordered(learn: Learner, loader: Any) -> Any:
+    """Return a loader of all samples of another, in the order of the data unless their numbers are known."""
+    adapter = learn.dls.adapter_of(loader, "dls valid")
+    is_numbered = getattr(loader, "plan", None) is not None or getattr(loader, "sampler", None) is not None
+    return loader if is_numbered and hasattr(loader, "index_of") else adapter.in_order()
