@@ -269,6 +269,39 @@ def planned():
     return {"rows": rows, "weights": weights}
 
 
+class SumCB(Callback):
+    """Add up the loss of each sample, by its number."""
+
+    def __init__(self):
+        self.n_seen = torch.zeros(N_TRAIN)
+
+    def after_loss(self, learn):
+        if learn.training and not learn.processes.is_idle:
+            assert torch.equal(X[learn.index], learn.xb)
+            self.n_seen[learn.index] += 1
+
+
+def numbered():
+    """Number the samples of a fit, and predict them in batches: what each process has of them."""
+    rows, seen = [], []
+    for shard in (None, True):
+        learn = shared_learner([summed := SumCB()], shard=shard)
+        learn.fit(1)
+        loaders = [learn.dls.valid, list(learn.dls.valid), DatasetLoader(X[N_TRAIN:], plan=in_fours)]
+        for loader in loaders:
+            found = [*learn.predict_batches(loader)]
+            index = torch.cat([i for i, _ in found]) if found else torch.empty(0)
+            preds = torch.cat([p for _, p in found]) if found else torch.empty(0, 3)
+            seen.append(learn.processes.all_gather((index, preds)))
+        rows += said(learn)["rows"]
+        seen.append(learn.processes.all_gather(summed.n_seen))
+    return {"rows": rows, "weights": learn.model.state_dict() if shard is None else {}, "seen": seen}
+
+
+def in_fours(epoch, rng):
+    return [[i, i + 5, i + 10, i + 15] for i in range(5)]
+
+
 def left():
     """Leave the rest of an accumulated step to the end of the epoch, in one way and in another."""
     rows, weights = [], {}
@@ -492,7 +525,7 @@ def unbroken():
 
 
 CASES = (plain, of_a_list, clipped_accumulation, averaged, normed, beside, found, sharded, counted, left)
-CASES += (planned,)
+CASES += (planned, numbered)
 CASES += (again, again_sharded, left_out, rest_left_out, rest_sharded)
 
 

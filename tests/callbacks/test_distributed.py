@@ -86,6 +86,18 @@ def several(request):
     return request.getfixturevalue({2: "two", 3: "three"}[request.param])[0]
 
 
+@pytest.mark.slow
+def test_each_sample_has_its_number_in_one_process(several, alone):
+    for joint, single in zip(several["numbered"]["seen"], alone["numbered"]["seen"], strict=True):
+        if isinstance(single[0], torch.Tensor):  # how often each was seen in training
+            assert torch.equal(sum(joint), single[0])
+            continue
+        index, preds = (torch.cat(parts) for parts in zip(*joint, strict=True))
+        order = index.argsort()
+        assert torch.equal(index[order], single[0][0].sort().values)  # each once
+        torch.testing.assert_close(preds[order], single[0][1][single[0][0].argsort()], rtol=1e-4, atol=1e-5)
+
+
 def assert_alike(rows, others):
     assert len(rows) == len(others)
     for a, b in zip(rows, others, strict=True):
