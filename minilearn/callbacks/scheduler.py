@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..arguments import is_whole, shown, whole_number
 from ..callback import Callback, Order
-from ..optim.building import build_opt, call_opt_func
+from ..optim.building import build_opt
+from ..optim.calling import call_opt_func
 from ..optim.groups import Group, forget_schedule, set_value
 from ..parameters import extra_groups
 from ..plan import sum_of
@@ -319,16 +320,22 @@ def _restore(group: Group, before: Group) -> None:
 
 
 def _stand_in(learn: Learner) -> Any:
-    """Make an optimizer like the learner's, with one number per group, for a schedule to run on."""
+    """Make an optimizer like the learner's, with one number per group, for a schedule to run on.
+
+    The number has as many dimensions as the group's first parameter, because some take only matrices.
+    """
     if learn.opt is None:
         real = build_opt(learn.opt_func, learn.model, learn.lr, learn.param_groups, extra_groups(learn))
     else:
         real = learn.opt
     if not isinstance(real, torch.optim.Optimizer):
         return real
-    groups = [
-        {**g, **_hyperparameters(g), "params": [nn.Parameter(torch.zeros(1))]} for g in real.param_groups
-    ]
+    groups = [{**g, **_hyperparameters(g), "params": [_number_like(g)]} for g in real.param_groups]
     for group in groups:
         forget_schedule(group)
     return call_opt_func(learn.opt_func, groups, groups[0]["lr"])
+
+
+def _number_like(group: Group) -> nn.Parameter:
+    ndim = next((p.ndim for p in group["params"]), 1)
+    return nn.Parameter(torch.zeros((1,) * max(ndim, 1)))

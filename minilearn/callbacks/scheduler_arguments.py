@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import Tensor
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
-from ..arguments import check_flags, shown, unless_none, whole_number
-from ..optim.groups import Group
+from ..arguments import check_flags, is_number, shown, unless_none, whole_number
 
 Arguments = dict[str, Any]
 
@@ -209,7 +209,8 @@ def _check_no_cycle(name: str, given: Arguments, opt: Any) -> None:
     if asked and given.get("cycle_momentum", True):
         raise ValueError(
             f"{name}: {asked[0]}={given[asked[0]]}, and {type(opt).__name__} has no momentum or "
-            "betas[0] above 0, which torch cycles; for one by another name use ScheduleCB"
+            "betas[0] above 0 in all of its groups, which torch cycles; for one by another name, or of some "
+            "groups, use ScheduleCB"
         )
 
 
@@ -230,7 +231,7 @@ def from_the_fit(name: str, scheduler_f: Any, given: Arguments, opt: Any, length
         "step_size_up": None if length.total is None else max(1, length.total // 2),
     }
     if not has_momentum(opt):
-        known["cycle_momentum"] = False  # torch would silently turn momentum on
+        known["cycle_momentum"] = False  # torch would turn one on, or raise
     needless = _needless(scheduler_f, given)
     found = {
         key: value
@@ -270,12 +271,16 @@ def check_complete(name: str, scheduler_f: Any, arguments: Arguments) -> None:
 
 
 def has_momentum(opt: Any) -> bool:
-    """Whether a group has a momentum above 0 that torch's schedulers would cycle."""
-    return any(_momentum(group) for group in opt.param_groups)
+    """Whether torch's schedulers can cycle the momentum of an optimizer, and a group has one above 0.
 
-
-def _momentum(group: Group) -> Any:
-    return group.get("momentum", group.get("betas", (0,))[0])
+    They look only into its defaults: with `betas` there, they write betas[0] of each group, else momentum.
+    """
+    key = next((key for key in ("betas", "momentum") if key in opt.defaults), None)
+    values = [group.get(key) for group in opt.param_groups]
+    if key == "betas":
+        values = [beta[0] if isinstance(beta, tuple | list) and beta else None for beta in values]
+    are_numbers = all(is_number(value) or isinstance(value, Tensor) for value in values)
+    return key is not None and are_numbers and any(value > 0 for value in values)
 
 
 def _parameters(scheduler_f: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -14,7 +14,7 @@ import torch
 from ..callback import Callback, Order
 from ..events import CancelFitException
 from ..files import DamagedError
-from ..optim.groups import SCHEDULE_KEYS
+from ..optim.groups import PART, SCHEDULE_KEYS
 from ..parameters import loss_tensors
 from ..plan import Position
 from ..seeding import set_rng_state
@@ -320,6 +320,10 @@ def _check_groups(here: Any, there: Any, path: Path) -> None:
             raise ValueError(f"{path} has other parameters in group {i} of the optimizer, such as {odd[0]}")
     groups = [part["state"].get("param_groups", []) for part in (here, there)]  # not there for a wrapper
     for i, (a, b) in enumerate(zip(*groups, strict=True)):
+        if a.get(PART) != b.get(PART):
+            raise ValueError(
+                f"{path} has group {i} of the optimizer in {b.get(PART)}, but here it is in {a.get(PART)}"
+            )
         gained = {key for part in (here, there) for key in part.get("gained", {}).get(i, ())}
         if odd := sorted((a.keys() ^ b.keys()) - gained - set(SCHEDULE_KEYS)):
             place = "only here" if odd[0] in a else "only in the file"

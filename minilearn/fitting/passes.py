@@ -210,7 +210,8 @@ def opt_for(learn: Learner, lr: float | Sequence[float] | None, reset_opt: bool)
         check_kept(opt, named_params(learn), elsewhere(learn))
         check_makers(learn._made.makers, makers)
     learn._made.use_lr()
-    if lr is not None and (not is_new or learn.param_groups):  # it overrides an lr that a group has
+    has_own_lr = learn.param_groups or getattr(learn.opt_func, "has_own_lr", False)
+    if lr is not None and (not is_new or has_own_lr):  # it overrides an lr that a group has
         set_lr(opt, lr)
     if learn.has_default("step"):
         check_step(opt)

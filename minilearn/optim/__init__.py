@@ -4,6 +4,7 @@ from .adabound import AdaBound
 from .adam import Adam
 from .base import Optimizer
 from .building import build_opt
+from .combined import Combined, is_matrix
 from .groups import Group, by_layer, groups_of, set_lr
 from .momentum_sgd import MomentumSGD
 from .rmsprop import RMSProp
@@ -20,6 +21,7 @@ __all__ = [
     "SWATS",
     "AdaBound",
     "Adam",
+    "Combined",
     "Group",
     "MomentumSGD",
     "Optimizer",
@@ -28,5 +30,6 @@ __all__ = [
     "build_opt",
     "by_layer",
     "groups_of",
+    "is_matrix",
     "set_lr",
 ]

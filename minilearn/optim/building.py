@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .calling import call_opt_func
+from .combined import Combined
 from .groups import EXTRA, Group, check_lr, left_out, one_each
 
 _FUSED_IN_SHARDS = ("Adam", "AdamW")  # which torch can do on sharded parameters
-_NAMES_OF_LR = ("lr", "learning_rate", "max_lr", "base_lr")
 _CHOICES = ("fused", "foreach", "differentiable", "capturable")  # a user who sets one has decided
 
 
@@ -28,9 +29,9 @@ def build_opt(
     """Build the optimizer `opt_func(params, lr)` for a model.
 
     Args:
-        opt_func: takes (params, lr), in this order or lr by name. One of torch's with a `fused` switch is
-            built with fused=True where the device has such a kernel, unless its arguments say fused,
-            foreach, differentiable or capturable.
+        opt_func: takes (params, lr); lr is given by name where an argument is called so. One of torch's with
+            a `fused` switch is built with fused=True where the device has such a kernel, unless its arguments
+            say fused, foreach, differentiable or capturable.
         lr: one number >= 0, or one per group of the model; the extra groups then have the last one. A list
             may also give the extra groups' lrs.
         param_groups: model -> list of groups, each a dict as torch takes it ("params" and its own
@@ -48,17 +49,44 @@ def build_opt(
         params = [_listed(group) for group in ([given] if isinstance(given, dict) else given)]
         _check_groups(model, params, elsewhere)
     extra = _left_over(extra, [*params, {"params": list(model.parameters())}] if param_groups else params)
+    if isinstance(opt_func, Combined):
+        return _combined(opt_func, model, lr, params, extra)
     is_list = isinstance(lr, Sequence) and not isinstance(lr, str)
     if param_groups is None and (extra or is_list):
         params = [{"params": params}]
     params, n = [*params, *extra], len(params)
-    if is_list:
-        lrs = one_each(lr, n, len(extra))
-        for group, group_lr in zip(params, lrs, strict=True):
+    lr = _set_lrs(params, lr, n)
+    return _noted(_made(opt_func, model, params, lr, extra), model, extra)
+
+
+def _set_lrs(groups: list[Group], lr: Any, n: int) -> Any:
+    """Set the lr of each group, of which the first n are the model's, from a list; return the first lr."""
+    if isinstance(lr, Sequence) and not isinstance(lr, str):
+        lrs = one_each(lr, n, len(groups) - n)
+        for group, group_lr in zip(groups, lrs, strict=True):
             group["lr"] = group_lr
         lr = lrs[0]
     check_lr(lr)
-    opt = _made(opt_func, model, params, lr, extra)
+    return lr
+
+
+def _combined(
+    opt_func: Combined, model: nn.Module, lr: Any, params: list[Any], extra: Sequence[Group]
+) -> Any:
+    """Build several optimizers as one."""
+    inner = getattr(model, "_orig_mod", model)  # of torch.compile
+    names = {id(p): name for name, p in inner.named_parameters()}
+    groups = [part if isinstance(part, dict) else {"params": [part]} for part in params]
+    if not any(isinstance(part, dict) for part in params):
+        groups = [{"params": params}]
+    groups = opt_func.split([*groups, *extra], names)
+    lr = _set_lrs(groups, lr, sum(EXTRA not in group for group in groups))
+    opt = opt_func.made(groups, lr, lambda one, own, own_lr: _made(one, model, own, own_lr, ()))
+    return _noted(opt, model, extra)
+
+
+def _noted(opt: Any, model: nn.Module, extra: Sequence[Group]) -> Any:
+    """Note on an optimizer what it was built with, and for which parameters."""
     if isinstance(opt, torch.optim.Optimizer):
         built = [{k: g[k] for k in ("momentum", "betas") if k in g} for g in opt.param_groups]
         opt.as_built = built  # type: ignore[attr-defined]
@@ -123,43 +151,6 @@ def _fused(opt_func: Callable[..., Any], params: list[Any], lr: Any) -> Any:
         return call_opt_func(opt_func, params, lr, fused=True)
     except RuntimeError:  # torch has no fused kernel for this device or dtype
         return call_opt_func(opt_func, params, lr)
-
-
-def call_opt_func(opt_func: Callable[..., Any], params: Any, lr: Any, **kwargs: Any) -> Any:
-    """Return `opt_func(params, lr)`, with lr by name if that is the name of an argument at another place.
-
-    Raises: ValueError for a class that did not take lr as the lr of its groups.
-    """
-    given = params if any(isinstance(group, dict) for group in params) else None
-    name, is_known = _name_of_lr(opt_func)
-    opt = opt_func(params, lr, **kwargs) if name is None else opt_func(params, **{name: lr}, **kwargs)
-    kind = opt_func.func if isinstance(opt_func, partial) else opt_func
-    if isinstance(kind, type) and not is_known:
-        for i, group in enumerate(getattr(opt, "param_groups", ())):
-            if "lr" not in group or (given is not None and "lr" in given[i]):
-                continue
-            if not _is_equal(group["lr"], lr):
-                raise ValueError(
-                    f"{kind.__name__} was given lr={lr!r}, but has lr={group['lr']!r} in group {i}: expected "
-                    "an optimizer that takes (params, lr); wrap it, opt_func=lambda params, lr: ..."
-                )
-    return opt
-
-
-def _name_of_lr(opt_func: Callable[..., Any]) -> tuple[str | None, bool]:
-    """Return the name by which to give the lr, None if by place; and whether an argument is called so."""
-    try:
-        named = inspect.signature(opt_func).parameters
-    except (ValueError, TypeError):  # written in C, or a partial with a wrong argument
-        return None, False
-    by_place = [p.name for p in named.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    by_name = [p.name for p in named.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    name = next((name for name in _NAMES_OF_LR if name in by_name), None)
-    return None if name in by_place[:2] else name, name is not None
-
-
-def _is_equal(a: Any, b: Any) -> bool:
-    return a is b or bool(torch.as_tensor(a, dtype=torch.float64) == torch.as_tensor(b, dtype=torch.float64))
 
 
 def _check_groups(model: nn.Module, groups: list[Group], elsewhere: Collection[int]) -> None:

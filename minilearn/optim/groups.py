@@ -18,6 +18,8 @@ Group = dict[str, Any]
 SCHEDULE_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 # The key by which a group outside the model says whose its parameters are.
 EXTRA = "extra"
+# The key by which a group of several optimizers in one says which of them it belongs to.
+PART = "part"
 
 
 def groups_of(opt: Any) -> list[Group]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .groups import EXTRA, SCHEDULE_KEYS, Group, groups_of
+from .groups import EXTRA, PART, SCHEDULE_KEYS, Group, groups_of
 
 
 def summary(opt: Any) -> str:
@@ -21,8 +21,8 @@ def summary(opt: Any) -> str:
     params = [p for group in groups for p in group.get("params", ())]
     lines = [f"{type(opt).__name__}: {_counted(len(groups), 'group')}, {_sizes(params)}"]
     for i, group in enumerate(groups):
-        called = group.get("name") or group.get(EXTRA)
-        name = f" ({called})" if called else ""
+        called = [group[key] for key in (PART, "name", EXTRA) if group.get(key)]
+        name = f" ({', '.join(called)})" if called else ""
         lines.append(f"group {i}{name}: {_sizes(group.get('params', ()))}")
         lines.append(f"  {_values(group, lambda key: key not in SCHEDULE_KEYS)}")
         if left := _values(group, lambda key: key in SCHEDULE_KEYS):
@@ -40,7 +40,7 @@ def _sizes(params: Any) -> str:
 
 
 def _values(group: Group, wanted: Any) -> str:
-    hidden = ("params", "param_names", "name", EXTRA)
+    hidden = ("params", "param_names", "name", EXTRA, PART)
     shown = {
         key: value
         for key, value in group.items()

@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import torch
 from toolbox import NoLength, chained, sequential
+from toolbox import at as at_event
 from torch.optim import SGD, AdamW, lr_scheduler
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -281,6 +282,42 @@ def test_one_cycle_cycles_the_momentum_there_is(make_learner, opt_func, key, val
     assert min(moms) == moms[2] == pytest.approx(0.85)
     assert moms[-1] == pytest.approx(0.95)
     assert learn.opt.param_groups[0][key] == value
+
+
+class GroupsOwn(SGD):
+    """SGD whose groups have other keys than its defaults."""
+
+    own = None
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        for name in ("momentum", "dampening", "nesterov"):
+            self.defaults.pop(name)
+        self.defaults.update(self.own)
+        for group in self.param_groups:
+            group.update({"momentum": 0.9} | self.own)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{}, {"betas": None}, {"betas": 0.9}, {"betas": ()}, {"betas": (None, 0.99)}, {"momentum": None}],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])
+def test_momentum_that_torch_would_not_take_is_left_alone(make_learner, name, own):
+    opt_func = type("Own", (GroupsOwn,), {"own": own})
+    more = {} if name == "OneCycleLR" else {"base_lr": 1e-3}
+    learn = make_learner(opt_func=opt_func, cbs=[BatchSchedulerCB(getattr(lr_scheduler, name), **more)])
+    expected, seen = {"momentum": 0.9} | own, []
+
+    def look(learn):
+        seen.append({key: learn.opt.param_groups[0][key] for key in expected})
+
+    learn.add_cb(at_event("after_step", look))
+    if "momentum" in own:
+        learn.opt_func = type("Plain", (opt_func,), {"step": lambda self, closure=None: None})
+    learn.fit()
+    assert seen == [expected] * 3
 
 
 # After the fit --------------------------------------------------------------------------------------

@@ -251,6 +251,11 @@ class PlannedSGD(SGD):
         super().__init__(params, lr)
 
 
+class SecondSGD(SGD):
+    def __init__(self, params, momentum=0.0, **kwargs):
+        super().__init__(params, momentum=momentum, **kwargs)
+
+
 class KeywordSGD(SGD):
     def __init__(self, params, *, lr=1e-3, n_steps=10):
         super().__init__(params, lr)
@@ -287,6 +292,9 @@ def planned(params, n_steps=10, lr=1e-3):
         (planned, 0.05),
         (lambda params, rate: SGD(params, rate), 0.05),
         (lambda params, *args: SGD(params, *args), 0.05),
+        (lambda params, **kwargs: SGD(params, **kwargs), 0.05),
+        (SecondSGD, 0.05),
+        (partial(SecondSGD, momentum=0.5), 0.05),
         (lambda params, lr: SGD(params, 0.3), 0.3),
         (partial(SGD, momentum=0.9), 0.05),
         (torch.optim.Adagrad, 0.05),

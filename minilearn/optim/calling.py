@@ -1,0 +1,67 @@
+"""Call what makes an optimizer, whatever it calls the lr and wherever it takes it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+_NAMES_OF_LR = ("lr", "learning_rate", "max_lr", "base_lr")
+
+
+def call_opt_func(opt_func: Callable[..., Any], params: Any, lr: Any, **kwargs: Any) -> Any:
+    """Return `opt_func(params, lr=lr)`, or with the name that it has for the lr; by place if it has none.
+
+    Raises: ValueError for a class that did not take lr as the lr of its groups.
+    """
+    given = params if any(isinstance(group, dict) for group in params) else None
+    name = name_of_lr(opt_func)
+    opt = opt_func(params, lr, **kwargs) if name is None else opt_func(params, **{name: lr}, **kwargs)
+    kind = opt_func.func if isinstance(opt_func, partial) else opt_func
+    if isinstance(kind, type) and name not in _named(opt_func):
+        for i, group in enumerate(getattr(opt, "param_groups", ())):
+            if "lr" not in group or (given is not None and "lr" in given[i]):
+                continue
+            if not _is_equal(group["lr"], lr):
+                raise ValueError(
+                    f"{kind.__name__} was given lr={lr!r}, but has lr={group['lr']!r} in group {i}: expected "
+                    "an optimizer that takes (params, lr); wrap it, opt_func=lambda params, lr: ..."
+                )
+    return opt
+
+
+def name_of_lr(opt_func: Callable[..., Any]) -> str | None:
+    """Return the name by which to give the lr; None to give it by place, because no argument has such a name.
+
+    What takes **kwargs gets it there, as `lr`, if it takes nothing else besides the parameters, or if it is a
+    subclass of an optimizer with such an argument.
+    """
+    named = _named(opt_func)
+    by_name = [k for k, p in named.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if (name := next((name for name in _NAMES_OF_LR if name in by_name), None)) is not None:
+        return name
+    kinds = [p.kind for p in named.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        return None
+    kind = opt_func.func if isinstance(opt_func, partial) else opt_func
+    bases = kind.__mro__[1:] if isinstance(kind, type) else ()
+    has_parents = any("lr" in _named(base) for base in bases if "__init__" in vars(base))
+    by_place = [
+        k for k in kinds if k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    is_alone = len(by_place) < 2 and inspect.Parameter.VAR_POSITIONAL not in kinds
+    return "lr" if has_parents or is_alone else None
+
+
+def _named(opt_func: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(opt_func).parameters)
+    except (ValueError, TypeError):  # written in C, or a partial with a wrong argument
+        return {}
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    return a is b or bool(torch.as_tensor(a, dtype=torch.float64) == torch.as_tensor(b, dtype=torch.float64))
