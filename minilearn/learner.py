@@ -51,7 +51,8 @@ class Learner(Fields):
             the loss, and those that callbacks add with `extra_params`, are separate groups at the end. They
             use this lr, or the last one of a list.
         cbs: callbacks, in addition to the default ones.
-        opt_func: anything that takes (params, lr); a torch optimizer is fused where possible.
+        opt_func: anything that takes (params, lr); a torch optimizer is fused where possible. One that is
+            schedule-free, with train() and eval(), is switched with the phases.
         param_groups: model -> list of parameter groups. None: one group.
         default_cbs: whether to add DeviceCB, MetricsCB and ProgressCB. A callback of the same kind in `cbs`
             replaces the default.
@@ -466,7 +467,8 @@ class Learner(Fields):
         Raises: TypeError for a state_dict with anything but tensors; ValueError where a checkpoint would be
             lost; OSError, with the path.
         """
-        weights.save(self.model, path, is_first=self.rank == 0)
+        with self.modes.evaluating():
+            weights.save(self.model, path, is_first=self.rank == 0)
 
     def load(self, path: str | Path) -> None:
         """Read weights into the model, from safetensors, such as `save` writes, or from a checkpoint.

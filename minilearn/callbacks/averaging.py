@@ -132,7 +132,7 @@ class BaseAveragingCB(Callback):
         kept = {name: t.detach().clone() for name, t in all_tensors(learn).items()}
         self._is_swapped = True
         try:
-            with learn.no_rest():
+            with learn.no_rest(), learn.modes.evaluating():
                 self._put(learn)
                 yield
         finally:

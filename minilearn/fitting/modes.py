@@ -1,15 +1,18 @@
-"""The modes of modules in a fit; freezing and unfreezing modules."""
+"""The modes of modules in a fit, and of schedule-free optimizers; freezing and unfreezing modules."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arguments import shown
+from ..optim.groups import has_modes, params_of
 from ..parameters import roots_of
 from ..weights import plain_name, unwrapped
 
@@ -54,10 +57,14 @@ class Modes:
         for module, training in self.found.items():
             module.training = training
         self.found = {}
+        self._switch(False)
 
     def apply(self) -> None:
-        """Set the modes of model and loss for the phase; modules found in evaluation mode stay in it."""
+        """Set the modes for the phase: of model and loss, where modules found in evaluation mode stay in it,
+        and of a schedule-free optimizer.
+        """
         self.find()
+        self._switch(self.learn.training)
         for root in roots_of(self.learn):
             root.train(self.learn.training)
             if self.learn.training and self.found[root]:
@@ -67,6 +74,31 @@ class Modes:
             return
         for norm in self.frozen_norms:
             norm.training = False
+
+    def _switch(self, training: bool) -> None:
+        """Set the mode of an optimizer that has modes: which weights it keeps in the model."""
+        if has_modes(self.learn.opt):
+            self.learn.opt.train() if training else self.learn.opt.eval()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Have a schedule-free optimizer in evaluation mode inside a `with`; then the weights are as before.
+
+        Switching there and back would change them by rounding.
+        """
+        opt = self.learn.opt
+        if not self.learn.training or not has_modes(opt):
+            yield
+            return
+        kept = [p.detach().clone() for p in params_of(opt)]
+        opt.eval()
+        try:
+            yield
+        finally:
+            opt.train()
+            with torch.no_grad():
+                for p, value in zip(params_of(opt), kept, strict=True):
+                    p.copy_(value)
 
     def restore(self, found: dict[nn.Module, bool], frozen_norms: list[nn.Module]) -> None:
         """Load the modes of a checkpoint."""

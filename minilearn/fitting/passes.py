@@ -96,6 +96,7 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
         modules = [m for root in roots_of(learn) for m in root.modules()]
         modes = [(m, m.training, learn.modes.found.get(m)) for m in modules]
         surrounded.enter_context(learn._batch_aside())
+        surrounded.enter_context(learn.modes.evaluating())
     try:
         learn._set_phase(dl, training)
         learn.modes.apply()

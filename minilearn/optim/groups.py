@@ -36,6 +36,14 @@ def params_of(opt: Any, model: nn.Module | None = None) -> list[Tensor]:
     return [p for group in groups for p in group["params"]]
 
 
+def has_modes(opt: Any) -> bool:
+    """Whether an optimizer keeps other weights in the model for training than for evaluation: schedule-free.
+
+    Its train() and eval() switch, and do nothing if it is in that mode already.
+    """
+    return callable(getattr(opt, "train", None)) and callable(getattr(opt, "eval", None))
+
+
 def keep_order_of_memory(opt: Any) -> None:
     """Give each parameter's state its memory order, because fused kernels go by memory, not by indices."""
     for p, state in getattr(opt, "state", {}).items():
