@@ -4,6 +4,7 @@ from . import optim, schedules
 from .callback import Callback, Order
 from .callbacks import (
     EMACB,
+    SAMCB,
     SWACB,
     AtEnd,
     BaseAveragingCB,
@@ -91,6 +92,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EMACB",
     "MLP",
+    "SAMCB",
     "SWACB",
     "AtEnd",
     "BaseAveragingCB",

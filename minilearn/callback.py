@@ -36,6 +36,7 @@ class Order(IntEnum):
     METRICS = -50  # MetricsCB: rows are finished for all callbacks that read them
     VIEWS = -40  # TestTimeFlipCB: others see the mean over the views as the predictions
     MIXING = -30  # MixupCB, CutMixCB
+    SHARPNESS = -25  # SAMCB: yours see the gradients that it leaves
     COMPILE = -20  # CompileCB: before your hooks copy or keep predictions
     DEFAULT = 0  # yours
     CHANNELS_LAST = 30  # ChannelsLastCB: the memory format of the model's inputs

@@ -373,6 +373,7 @@ CALLS = {
         },
     ),
     "GradientAccumulationCB": (callbacks.GradientAccumulationCB, {"n_batches": "count"}),
+    "SAMCB": (callbacks.SAMCB, {"rho": "above 0", "adaptive": "flag"}),
     "GradientClippingCB": (
         callbacks.GradientClippingCB,
         {"max_norm": "above 0, inf", "norm_type": "above 0, inf"},

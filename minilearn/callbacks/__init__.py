@@ -26,12 +26,14 @@ from .profile import ProfileCB
 from .progress import ProgressCB
 from .recorder import RecorderCB, g
 from .scheduler import BaseSchedulerCB, BatchSchedulerCB, EpochSchedulerCB
+from .sharpness import SAMCB
 from .stop import EarlyStoppingCB, SingleBatchCB, TerminateOnNaNCB
 from .switches import SwitchPointsCB
 from .transformers import TransformersCB
 
 __all__ = [
     "EMACB",
+    "SAMCB",
     "SWACB",
     "AtEnd",
     "BaseAveragingCB",

@@ -49,6 +49,7 @@ FACTORIES = {
     "ProfileCB": callbacks.ProfileCB,
     "ProgressCB": lambda: callbacks.ProgressCB(console=Console(file=StringIO())),
     "RecorderCB": callbacks.RecorderCB,
+    "SAMCB": callbacks.SAMCB,
     "SWACB": lambda: callbacks.SWACB(0, swa_lr=0.05),
     "ScheduleCB": lambda: callbacks.ScheduleCB("lr", cosine),
     "SingleBatchCB": callbacks.SingleBatchCB,
