@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import weights
 from .batches import CurrentBatch, inputs_and_target, is_pair, is_several, packed
+from .callbacks.closure import ClosureCB
 from .callbacks.device import DeviceCB
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
@@ -356,7 +357,7 @@ class Learner(Fields):
             plan(self, n_epochs, train, valid)
             if train:
                 self.opt = opt_for(self, lr, reset_opt)
-            with started(self, resume) as is_left:
+            with started(self, resume, ClosureCB) as is_left:
                 if is_left:
                     self._fit()
 

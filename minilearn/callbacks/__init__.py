@@ -4,6 +4,7 @@ from .at_end import AtEnd
 from .averaging import EMACB, SWACB, BaseAveragingCB
 from .batch_size import BatchSizeCB
 from .checkpoint import CheckpointCB
+from .closure import ClosureCB
 from .csv_logger import CSVLoggerCB
 from .detection import DetectionCB
 from .device import DeviceCB
@@ -44,6 +45,7 @@ __all__ = [
     "CUDAGraphCB",
     "ChannelsLastCB",
     "CheckpointCB",
+    "ClosureCB",
     "CompileCB",
     "CutMixCB",
     "DetectionCB",

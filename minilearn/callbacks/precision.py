@@ -11,7 +11,7 @@ from ..arguments import number, shown
 from ..batches import map_tensors
 from ..callback import Callback, Order
 from ..events import CancelStepException
-from ..optim.groups import params_of
+from ..optim.groups import needs_closure, params_of
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -79,6 +79,10 @@ class MixedPrecisionCB(Callback):
         # A fit without training may have no optimizer.
         if "train" in learn.phases and not isinstance(learn.opt, torch.optim.Optimizer):
             raise ValueError(f"{self!r} on a {type(learn.opt).__name__}: expected a torch.optim.Optimizer")
+        if "train" in learn.phases and needs_closure(learn.opt):
+            raise ValueError(
+                f"{self!r} on a {type(learn.opt).__name__}, whose step needs a closure: expected bfloat16"
+            )
         self._scaler = torch.amp.GradScaler(self._device, init_scale=self.init_scale)
 
     def before_forward(self, learn: Learner) -> None:

@@ -185,13 +185,13 @@ class BaseSchedulerCB(Callback):
         if not is_whole(group, 0, len(opt.param_groups) - 1):
             raise ValueError(f"preview(group={shown(group)}): expected 0 to {len(opt.param_groups) - 1}")
         sched = self._make(opt, [*steps])
+        opt._opt_called = True  # else torch would warn that no step came before the scheduler's
         if self.is_plateau and (not isinstance(values, Sequence) or len(values) < len(steps)):
             raise ValueError(f"preview: ReduceLROnPlateau needs values, one for each of {len(steps)} epochs")
         lrs: list[float] = []
         for epoch, n_steps in enumerate(steps):
             for _ in range(n_steps):
                 lrs.append(float(opt.param_groups[group]["lr"]))
-                opt.step()
                 if self.unit == "steps" and len(lrs) < sum(steps):
                     sched.step()
             if self.unit == "epochs" and epoch + 1 < len(steps):

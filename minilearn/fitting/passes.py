@@ -14,7 +14,7 @@ import torch
 from ..checkpoints.resuming import resumed
 from ..host import Pass, stray
 from ..optim.building import build_opt
-from ..optim.groups import check_kept, check_step, params_of, set_lr
+from ..optim.groups import check_kept, check_step, needs_closure, params_of, set_lr
 from ..parameters import elsewhere, extra_groups, named_params, roots_of
 from ..plan import Plan
 from ..seeding import kept_rng
@@ -42,9 +42,15 @@ def fit_of(learn: Learner, cbs: Any, purpose: str, trains: bool) -> Iterator[Non
 
 
 @contextmanager
-def started(learn: Learner, resume: Any) -> Iterator[bool]:
-    """Surround the epochs of a fit, or those left of a resumed one; give whether the fit has to run."""
-    with resumed(learn, resume) as start:
+def started(learn: Learner, resume: Any, closure_cb: Callable[[], Any]) -> Iterator[bool]:
+    """Surround the epochs of a fit, or those left of a resumed one; give whether the fit has to run.
+
+    Args:
+        closure_cb: makes the owner of `step` for an optimizer that needs a closure.
+    """
+    needs_one = "train" in learn.phases and learn.has_default("step") and needs_closure(learn.opt)
+    owner = learn.extra_cbs(closure_cb()) if needs_one else nullcontext()
+    with owner, resumed(learn, resume) as start:
         if start is not None:
             steps = learn.epoch_steps if learn.run.source is None else learn.run.source.epoch_steps
             learn._set_plan(replace(learn.plan, start=start, epoch_steps=steps))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..arguments import shown
 from .calling import call_opt_func, name_of_lr
-from .groups import EXTRA, PART, Group, check_step
+from .groups import EXTRA, PART, Group, needs_closure
 
 Which = Callable[..., Any] | str | Sequence[str]
 Make = Callable[[Callable[..., Any], list[Group], Any], Any]  # (opt_func, groups, lr) -> optimizer
@@ -136,7 +136,8 @@ class Combined:
             opt = make(opt_func, own, lr)
             if not isinstance(opt, torch.optim.Optimizer):
                 raise TypeError(f"{label} made a {type(opt).__name__}: expected a torch.optim.Optimizer")
-            check_step(opt)
+            if needs_closure(opt):
+                raise TypeError(f"{label}.step needs a closure: expected parts that step without one")
             for group in opt.param_groups:
                 group[PART] = label
             opts.append(opt)

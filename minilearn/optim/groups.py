@@ -183,17 +183,26 @@ def check_kept(opt: Any, named: Mapping[str, Tensor], elsewhere: Collection[int]
 
 
 def check_step(opt: Any) -> None:
-    """Raise TypeError if `opt` cannot be stepped with `opt.step()`.
+    """Raise TypeError if `opt` cannot be stepped with `opt.step()`, nor with `opt.step(closure)`.
 
-    That is: something without step and zero_grad, or an optimizer whose step needs a closure (LBFGS).
+    That is: something without step and zero_grad, or whose step needs more.
     """
     name = type(opt).__name__
     for method in ("step", "zero_grad"):
         if not callable(getattr(opt, method, None)):
             raise TypeError(f"opt_func gave a {name}: expected an optimizer, with step() and zero_grad()")
+    if len(needed := _needed_by_step(opt)) > 1:
+        raise TypeError(f"{name}.step needs {', '.join(needed)}: write a callback that owns the step `step`")
+
+
+def needs_closure(opt: Any) -> bool:
+    """Whether the step of an optimizer needs a closure, which evaluates the model: LBFGS."""
+    return callable(getattr(opt, "step", None)) and len(_needed_by_step(opt)) == 1
+
+
+def _needed_by_step(opt: Any) -> list[str]:
+    """Return the arguments that a step has to be given by place."""
     parameters = list(inspect.signature(opt.step).parameters.values())
     if hasattr(type(opt), "step"):  # the class's, because a scheduler replaces the instance's step
         parameters = list(inspect.signature(type(opt).step).parameters.values())[1:]  # without self
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    if needed:
-        raise TypeError(f"{name}.step needs {', '.join(needed)}: write a callback that owns the step `step`")
+    return [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]

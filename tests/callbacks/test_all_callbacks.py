@@ -30,6 +30,7 @@ FACTORIES = {
     "CheckpointCB": lambda: callbacks.CheckpointCB(tempfile.mkdtemp(dir=FOLDER.name), every_steps=2),
     "CUDAGraphCB": TapeCB,  # on the CPU
     "CutMixCB": callbacks.CutMixCB,
+    "ClosureCB": callbacks.ClosureCB,
     "CompileCB": lambda: callbacks.CompileCB(backend="eager"),  # no compiler is needed
     "DetectionCB": callbacks.DetectionCB,
     "DeviceCB": lambda: callbacks.DeviceCB("cpu"),

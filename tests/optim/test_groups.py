@@ -381,9 +381,13 @@ def test_the_first_fit_s_lr_reaches_a_bare_class_under_any_name(make_learner):
 # Optimizers that cannot be stepped ----------------------------------------------------------------
 
 
-def test_lbfgs_is_refused_before_training(make_learner):
-    with pytest.raises(TypeError, match=r"LBFGS\.step.*closure.*callback"):
-        make_learner(opt_func=torch.optim.LBFGS).fit()
+def test_a_step_that_needs_more_than_a_closure_is_refused_before_training(make_learner):
+    class Needy(SGD):
+        def step(self, closure, direction):
+            pass
+
+    with pytest.raises(TypeError, match=r"Needy\.step.*closure, direction.*callback"):
+        make_learner(opt_func=Needy).fit()
 
 
 def test_lbfgs_trains_where_a_callback_owns_the_step(make_learner):
