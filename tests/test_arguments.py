@@ -700,6 +700,7 @@ NOT_CALLED = {
     *("BaseAveragingCB", "BaseSchedulerCB"),  # refuse to be made
     *("CompileCB", "MetricsCB", "RecorderCB"),  # take names of the user's own
     *("ChannelsLastCB", "DetectionCB", "SingleBatchCB", "SwitchPointsCB", "TestTimeFlipCB"),  # take nothing
+    *("ChannelsLastCB", "ClosureCB", "SingleBatchCB", "SwitchPointsCB", "TestTimeFlipCB"),  # take nothing
     *(name for name in minilearn.__all__ if name.startswith("Cancel")),
 }
 

@@ -43,6 +43,10 @@ class Combined:
     With `param_groups`, each of its groups is divided among the parts; a group without parameters for a part
     is left out there. Parameters outside the model (of a loss, of callbacks) belong to the last part.
 
+    With `DistributedCB(shard=)`, torch's Muon steps whole matrices, not shards. It iterates in bfloat16, so
+    sums in another order change a step by a few percent of its norm, and more where the gradient has no full
+    rank, as that of a classifier's last layer.
+
     Args:
         *parts: pairs (which, opt_func), and as the last one perhaps an opt_func for all other parameters.
             opt_func is what the learner takes: a class or a function of (params, lr). which is a function
