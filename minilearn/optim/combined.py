@@ -47,6 +47,11 @@ class Combined:
     sums in another order change a step by a few percent of its norm, and more where the gradient has no full
     rank, as that of a classifier's last layer.
 
+    Optimizers that step at different times, as in a GAN, are not parts: the second one is an attribute of a
+    callback, which calls its `step` in a hook, and so is its scheduler, made in `before_fit` for
+    `learn.total_steps`. Checkpoints and resumed fits have both. Over several processes the callback averages
+    the gradients itself, `learn.processes.average([p.grad for p in ...])`.
+
     Args:
         *parts: pairs (which, opt_func), and as the last one perhaps an opt_func for all other parameters.
             opt_func is what the learner takes: a class or a function of (params, lr). which is a function
