@@ -26,6 +26,7 @@ _OF_OPTIMIZERS = frozenset(
 )
 _FROZEN = "parameters without gradients"
 Saved = dict[str, Any]
+Before = tuple[dict[str, Any], str, Any]
 
 
 class Begun:
@@ -100,14 +101,16 @@ def owner_of(function: Any) -> Any:
     return function if hasattr(function, "__dict__") and not hasattr(function, "__code__") else None
 
 
-def put_attributes(root: Any, found: Saved, load: Any, path: str) -> None:
+def put_attributes(root: Any, found: Saved, load: Any, path: str) -> list[Before]:
     """Load attributes into the parts of an object, as `Saver.attributes` gave them.
 
     Paths stay as they are here, with a warning.
 
+    Returns: where numbers, text, True or False were, and which: (attributes, name, value).
+
     Raises: ValueError for a part that does not exist here, and for a name that is not state of one.
     """
-    parts = dict(parts_of(root))
+    parts, before = dict(parts_of(root)), list[Before]()
     for name, values in found.items():
         where = f"{path}.{name}" if name else path
         if name not in parts:
@@ -129,4 +132,7 @@ def put_attributes(root: Any, found: Saved, load: Any, path: str) -> None:
             if has_place(saved, place.get(key)):
                 warn_of_places([f"{where}.{key}"])
                 continue
+            if isinstance(place.get(key), bool | int | float | str):
+                before.append((place, key, place[key]))
             place[key] = load(saved, place.get(key), f"{where}.{key}")
+    return before

@@ -19,6 +19,7 @@ from ..parameters import loss_tensors
 from ..plan import Position
 from ..seeding import set_rng_state
 from ..weights import SUFFIX, check_alike, tensors_by_name
+from .begun import Before
 from .codec import Loader
 from .loss import check_loss
 from .settings import check_classes
@@ -55,6 +56,7 @@ class Source:
         adapters = [(learn.dls.adapter_of(x), state) for x, state in _pure_loaders(learn, saved)]
         self._loaders = [(adapter, adapter.state(), state) for adapter, state in adapters]
         self._before: tuple[Saved, list[Any]] | None = None
+        self._attributes: list[Before] = []  # as in the script, of those that beginnings set
 
     def begin(self, learn: Learner) -> None:
         """Make the learner part of the run, and give the loaders its seeds."""
@@ -85,6 +87,8 @@ class Source:
 
     def restore(self, learn: Learner) -> None:
         """Restore the checkpoint into the learner."""
+        for attributes, name, value in reversed(self._attributes):
+            attributes[name] = value
         restore(learn, self.saved)
         restore_loaders(learn, self.saved["loaders"])
         set_rng_state(_loaded(self.saved["rng"]))
@@ -96,7 +100,7 @@ class Source:
         beginning = self.saved.get("beginnings", {}).get(what)
         if beginning is not None:
             beginning = with_what_is_the_same(beginning, self.saved)
-            restore_beginning(learn, beginning, self.rows)
+            self._attributes += restore_beginning(learn, beginning, self.rows)
             learn.run.began(what, beginning)
         else:  # written by version 0.1
             learn.history[:] = self.rows

@@ -18,7 +18,7 @@ from ..plan import Position
 from ..processes import like
 from ..seeding import rng_state, set_rng_state
 from ..weights import SUFFIX, plain_name, tensors_by_name
-from .begun import Begun, owner_of, put_attributes
+from .begun import Before, Begun, owner_of, put_attributes
 from .codec import ADVICE, LEFT, Loader, Saver, compact, first_difference
 from .identity import Identities, Objects
 from .loss import capture_loss, restore_loss
@@ -234,11 +234,14 @@ def with_what_is_the_same(beginning: Saved, saved: Saved) -> Saved:
     return beginning | parts
 
 
-def restore_beginning(learn: Learner, beginning: Saved, rows: list[Any]) -> None:
+def restore_beginning(learn: Learner, beginning: Saved, rows: list[Any]) -> list[Before]:
     """Restore the state with which an epoch or a phase began; see `capture_beginning`.
 
     Args:
         rows: the history at that time, perhaps with later rows.
+
+    Returns: which attributes it set in the model, the loss and the optimizer; see `put_attributes`. A
+        checkpoint lacks those that are as in the script, so they have to be put back before it is restored.
     """
     device = next(learn.model.parameters()).device
     check_own(learn, beginning["own"])
@@ -246,12 +249,13 @@ def restore_beginning(learn: Learner, beginning: Saved, rows: list[Any]) -> None
     _put_cbs(learn, beginning["cbs"], device, objects)
     loader = Loader(device, type(learn).__module__, objects)
     _put_own(learn, beginning["own"], loader)
-    _put_attributes(learn, beginning.get("attributes", {}), device, objects)
+    before = _put_attributes(learn, beginning.get("attributes", {}), device, objects)
     _put_fields(learn, beginning["fields"], loader)
     learn.history[:] = rows[: beginning["n_rows"]]
     restore_loaders(learn, beginning["loaders"])
     rngs = beginning["rngs"]
     set_rng_state(loader.load(rngs[learn.rank if learn.rank < len(rngs) else 0], None, ""))
+    return before
 
 
 def restore_loaders(learn: Learner, saved: Saved) -> None:
@@ -474,10 +478,12 @@ def _put_cb(cb: Callback, key: str, saved: Saved, device: torch.device, objects:
     return kept
 
 
-def _put_attributes(learn: Learner, saved: Saved, device: torch.device, objects: Objects) -> None:
+def _put_attributes(learn: Learner, saved: Saved, device: torch.device, objects: Objects) -> list[Before]:
+    before: list[Before] = []
     for name, root in _roots(learn).items():
         loader = Loader(device, type(root).__module__, objects)
-        put_attributes(root, saved.get(name, {}), loader.load, name)
+        before += put_attributes(root, saved.get(name, {}), loader.load, name)
+    return before
 
 
 def _is_of_param(key: Any, values: Any) -> bool:

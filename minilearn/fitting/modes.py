@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -34,6 +34,8 @@ class Modes:
         self.learn = learn
         self.found: dict[nn.Module, bool] = {}
         self.frozen_norms: list[nn.Module] = []
+        self._in_training: Any = None  # the schedule-free optimizer that was put into training mode
+        self._is_held = False  # whether it stays in evaluation mode whatever the phase is
 
     # In a fit -------------------------------------------------------------------------------------
 
@@ -76,9 +78,19 @@ class Modes:
             norm.training = False
 
     def _switch(self, training: bool) -> None:
-        """Set the mode of an optimizer that has modes: which weights it keeps in the model."""
-        if has_modes(self.learn.opt):
-            self.learn.opt.train() if training else self.learn.opt.eval()
+        """Set the mode of an optimizer that has modes: which weights it keeps in the model.
+
+        One that never was in training is in evaluation; it may have nothing yet to switch to.
+        """
+        opt = self.learn.opt
+        if self._is_held:
+            return
+        if training and has_modes(opt):
+            opt.train()
+            self._in_training = opt
+        elif self._in_training is opt and opt is not None:
+            opt.eval()
+            self._in_training = None
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -87,14 +99,16 @@ class Modes:
         Switching there and back would change them by rounding.
         """
         opt = self.learn.opt
-        if not self.learn.training or not has_modes(opt):
+        if opt is None or self._is_held or self._in_training is not opt:
             yield
             return
         kept = [p.detach().clone() for p in params_of(opt)]
         opt.eval()
+        self._is_held = True
         try:
             yield
         finally:
+            self._is_held = False
             opt.train()
             with torch.no_grad():
                 for p, value in zip(params_of(opt), kept, strict=True):
