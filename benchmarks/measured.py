@@ -28,6 +28,7 @@ COMMANDS = {
     "kill": "python benchmarks/kill.py --kills 200 --out docs/measured",
     "restarts": "python benchmarks/restarts.py --kills 20 --out docs/measured",
     "checkpoint": "python benchmarks/checkpoint.py --out docs/measured",
+    "pytorch_optimizers": "python benchmarks/pytorch_optimizers.py --out docs/measured",
     "distributed": "python benchmarks/distributed.py --rounds 3 --out docs/measured",
 }
 

@@ -202,6 +202,28 @@ def test_ninety_keeps_the_tries_below_90_percent_and_stops_at_the_first_above(mo
     assert lines[-1] == "minilearn's mean accuracy is 0.9 or more with 5 epochs"
 
 
+def test_pytorch_optimizers_says_counts_and_reasons():
+    rows = [
+        {"name": name, "how": how, "training": training, "resuming": resuming}
+        for name, how, training, resuming in (
+            ("adam", "", "", ""),
+            ("alig", "ClosureCB()", "", ""),
+            ("lomo", "", "AttributeError: no", ""),
+            ("sara", "", "", "RuntimeError: " + 99 * "x"),
+        )
+    ]
+    result = result_of(pytorch_optimizer="4.1.0", optimizers=rows)
+    assert load("pytorch_optimizers").said(result).splitlines() == [
+        "pytorch_optimizer 4.1.0, torch 2.9: 4 classes",
+        "  train                     3",
+        "  resume bit for bit        2",
+        "  of these with more        1",
+        "  with more: alig: ClosureCB()",
+        "  does not train: lomo: AttributeError: no",
+        "  is not resumed: sara: RuntimeError: " + 63 * "x" + "...",
+    ]
+
+
 def test_checkpoint_says_its_share_and_size(monkeypatch):
     module = load("checkpoint")
     monkeypatch.setattr(module, "WIDTH", 50)

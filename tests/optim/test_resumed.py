@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from test_benchmarks import load
 from toolbox import StopCB, every_rest, make_learner, same, stop, tensors_of
 from torch import nn
 from torch.optim import SGD, Optimizer
@@ -335,7 +336,7 @@ def test_optimizer_that_takes_the_lr_for_something_else_is_refused():
 
 HAS_PACKAGE = importlib.util.find_spec("pytorch_optimizer") is not None
 NOT_BY_THE_LEARNER = {  # what the package wants of the caller besides (params, lr), or another package
-    *("adahessian", "alig", "bsam", "lbfgs", "sophiah"),  # a closure, or gradients of gradients
+    *("adahessian", "alig", "bsam", "sophiah"),  # a closure, or gradients of gradients
     *("adalomo", "adammini", "lomo"),  # the model
     *(
         "adago",
@@ -366,6 +367,19 @@ def test_optimizers_of_pytorch_optimizer_are_resumed(tmp_path):
         except Exception as error:
             odd[name] = f"{type(error).__name__}: {error}"
     assert odd == {}
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not HAS_PACKAGE, reason="needs pytorch_optimizer, pip install minilearn[optimizers]")
+@pytest.mark.filterwarnings("ignore")
+def test_most_optimizers_of_pytorch_optimizer_pass_verify_resume():
+    rows = load("pytorch_optimizers").measure()
+    trained = [row for row in rows if not row["training"]]
+    odd = {row["name"]: row["resuming"] for row in trained if row["resuming"]}
+    assert len(trained) - len(odd) >= 100
+    assert odd.keys() == {"sara", "scalableshampoo"}
+    assert "opt._mask_indices, which the checkpoint lacks" in odd["sara"]  # a cache, by tensor
+    assert "opt.state[0].graft is an object" in odd["scalableshampoo"]
 
 
 WRAPPERS = ("Lookahead", "OrthoGrad", "PCGrad", "TRAC")
