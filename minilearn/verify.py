@@ -19,7 +19,7 @@ from .batches import tensors_in
 from .callback import Callback
 from .callbacks.checkpoint import CheckpointCB, begin
 from .callbacks.csv_logger import CSVLoggerCB
-from .callbacks.loggers import TensorBoardCB
+from .callbacks.loggers import BaseLoggerCB
 from .callbacks.progress import ProgressCB
 from .checkpoints.begun import Begun
 from .checkpoints.codec import NoFormError, differences, digest_of
@@ -33,7 +33,7 @@ from .seeding import kept_rng, set_seed
 if TYPE_CHECKING:
     from .learner import Learner
 
-_LEFT_OUT = (ProgressCB, CheckpointCB, CSVLoggerCB, TensorBoardCB)  # they write to the run's own places
+_LEFT_OUT = (ProgressCB, CheckpointCB, CSVLoggerCB, BaseLoggerCB)  # they write to the run's own places
 _MOST_STEPS = 10**6
 _NEVER = ("train", 0, -1)
 Trace = list[dict[str, bytes]]

@@ -1,4 +1,4 @@
-"""TensorBoardCB: the rows of history and the values that steps used."""
+"""Logs of the rows of history and of the values that steps used: what all have, and TensorBoardCB."""
 
 from __future__ import annotations
 
@@ -28,7 +28,98 @@ _LOGGED = ("_run", "_n_steps", "_n_rows", "_rows", "_rows_at")  # the state of a
 _FLUSH_S = 60.0  # how often new values are written in a long epoch; writing waits for the device
 
 
-class TensorBoardCB(Callback):
+class BaseLoggerCB(Callback):
+    """Gather what steps used and the finished rows, and write them now and then, without a wait at each step.
+
+    A subclass says how: `_check`, `_write_step`, `_write_row`, and `_close` at the end of a fit.
+
+    Args:
+        every: log every so many steps, >= 1.
+    """
+
+    order = Order.STEP_LOG
+    may_come_and_go = True
+    in_evaluation = False
+    in_lr_find = False
+    in_each_process = False
+
+    def __init__(self, every: int) -> None:
+        self.every = whole_number(f"{type(self).__name__}(every", every, of=" of steps")
+        self._n_steps = 0  # in this callback's life
+        self._n_rows = 0  # of history, written or from before this fit
+        self._config: dict[str, Any] = {}  # what run.json has
+        self._readers: list[tuple[str, Callable[[], Any]]] = []
+        self._new: list[tuple[int, float, Any, list[Any]]] = []  # step, time, loss, the readers' values
+        self._flushed_s = 0.0
+
+    def before_fit(self, learn: Learner) -> None:
+        self._check(learn)
+        self._n_rows, self._flushed_s = len(learn.history), time.monotonic()
+        self._new.clear()
+        self._config = run_facts(learn)
+        self._readers = list(_readers(groups_of(learn.opt)))
+
+    def after_step(self, learn: Learner) -> None:
+        self._n_steps += 1
+        if self._n_steps % self.every:
+            return
+        loss = learn.loss.detach()
+        values = [v.clone() if isinstance(v, Tensor) else v for v in (read() for _, read in self._readers)]
+        self._new.append((self._n_steps - 1, time.time(), loss, values))
+        if time.monotonic() - self._flushed_s > _FLUSH_S:
+            self._write_steps()
+
+    def cleanup_epoch(self, learn: Learner) -> None:
+        if self._readers:
+            self._write_steps()
+            self._write_rows(learn)
+
+    def cleanup_fit(self, learn: Learner) -> None:
+        if not self._readers:
+            return  # before_fit failed
+        try:
+            self._write_steps()
+        finally:
+            self._readers = []
+            self._close(learn)
+
+    def _write_steps(self) -> None:
+        self._flushed_s = time.monotonic()
+        if not self._new:
+            return
+        losses = torch.stack([loss.float() for _, _, loss, _ in self._new]).tolist()  # one wait for all
+        for (step, now_s, _, values), loss in zip(self._new, losses, strict=True):
+            named = zip((tag for tag, _ in self._readers), values, strict=True)
+            found = {"step/loss": loss} | {f"step/{tag}": float(value) for tag, value in named}
+            self._write_step(step, now_s, found)
+        self._new.clear()
+
+    def _write_rows(self, learn: Learner) -> None:
+        for number, row in enumerate(learn.history[self._n_rows :], self._n_rows):
+            values = {
+                "epoch" if name == "epoch" else f"{name}/{row['train']}": value
+                for name, value in row.items()
+                if isinstance(value, int | float)  # not the phase
+            }
+            self._write_row(number, values)
+        self._n_rows = len(learn.history)
+
+    # What a subclass says -------------------------------------------------------------------------
+
+    def _check(self, learn: Learner) -> None:
+        """Raise, before training, for what cannot work."""
+
+    def _write_step(self, step: int, now_s: float, values: dict[str, float]) -> None:
+        """Write the values of a step, numbered from 0 in this callback's life."""
+
+    def _write_row(self, number: int, values: dict[str, float]) -> None:
+        """Write a row of history, the number-th of the learner's life."""
+
+    def _close(self, learn: Learner) -> None:
+        """End the log of this fit, if one was begun."""
+
+
+class TensorBoardCB(BaseLoggerCB):
     """Log a fit for TensorBoard: `tensorboard --logdir runs` shows it while it runs.
 
     The rows of history appear under "loss", "MulticlassAccuracy", ..., as "loss/train" and "loss/eval". Under
@@ -54,12 +145,6 @@ class TensorBoardCB(Callback):
     Needs: pip install "minilearn[tensorboard]".
     """
 
-    order = Order.STEP_LOG
-    may_come_and_go = True
-    in_evaluation = False
-    in_lr_find = False
-    in_each_process = False
-
     def __init__(
         self,
         folder: str | Path = "runs",
@@ -68,7 +153,7 @@ class TensorBoardCB(Callback):
         images: int = 0,
         hparams: Mapping[str, float | str | bool] | None = None,
     ) -> None:
-        self.every = whole_number("TensorBoardCB(every", every, of=" of steps")
+        super().__init__(every)
         self.images = whole_number("TensorBoardCB(images", images, 0)
         if hparams is not None and not isinstance(hparams, Mapping):
             raise TypeError(f"TensorBoardCB(hparams={shown(hparams)}): expected a dict of numbers and texts")
@@ -82,60 +167,28 @@ class TensorBoardCB(Callback):
         self.name = unless_none(text, "TensorBoardCB(name", name)
         self.hparams = dict(hparams or {})
         self._run: str | None = None  # the name of this fit's run, once something was written
-        self._n_steps = 0  # in this callback's life
         self._rows: dict[str, float] = {}  # the rows of history written last, and after which step
         self._rows_at = 0
         self._resumed_at: int | None = None  # the step after which a checkpoint was loaded
-        self._n_rows = 0  # of history, written or from before this fit
         self._writer: Any = None
         self._facts: dict[str, Any] = {}
-        self._config = ""  # what run.json has, for a reader of the log
-        self._readers: list[tuple[str, Callable[[], Any]]] = []
-        self._new: list[tuple[int, float, Any, list[Any]]] = []  # step, time, loss, the readers' values
-        self._flushed_s = 0.0
 
     def __repr__(self) -> str:
         return f"TensorBoardCB({self._as_given!r})"
 
-    def before_fit(self, learn: Learner) -> None:
+    def _check(self, learn: Learner) -> None:
         if find_spec("tensorboard") is None:
             raise ImportError(f'{self!r} needs tensorboard: pip install "minilearn[tensorboard]"')
         check_folder(self, self.folder)
         if self.images and learn.batch is not None and not _is_images(learn.xb):
             raise ValueError(f"{self!r}: images={self.images}: the inputs are no (N, 1 or 3, H, W) tensor")
-        self._n_rows, self._flushed_s = len(learn.history), time.monotonic()
         groups = groups_of(learn.opt)
         lr = {"lr": float(groups[0]["lr"])} if "lr" in groups[0] else {}
         self._facts = {"opt": type(learn.opt).__name__, **lr, "n_epochs": learn.n_epochs, **self.hparams}
-        self._readers = list(_readers(groups))
-        self._config = json.dumps(run_facts(learn), indent=1)
-
-    def after_step(self, learn: Learner) -> None:
-        self._n_steps += 1
-        if self._n_steps % self.every:
-            return
-        loss = learn.loss.detach()
-        values = [v.clone() if isinstance(v, Tensor) else v for v in (read() for _, read in self._readers)]
-        self._new.append((self._n_steps - 1, time.time(), loss, values))
-        if time.monotonic() - self._flushed_s > _FLUSH_S:
-            self._write_steps()
 
     def after_batch(self, learn: Learner) -> None:
         if self.images and learn.epoch == 0 and learn.batch_idx == 0:
             self._write_images(learn)
-
-    def cleanup_epoch(self, learn: Learner) -> None:
-        if self._readers:
-            self._write_steps()
-            self._write_rows(learn)
-
-    def cleanup_fit(self, learn: Learner) -> None:
-        if not self._readers:
-            return  # before_fit failed
-        self._write_steps()
-        if self._writer is not None:
-            self._writer.close()
-        self._run, self._writer, self._readers = None, None, []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's name and how far it is logged; new values are written first."""
@@ -185,29 +238,26 @@ class TensorBoardCB(Callback):
         make: Any = summary.hparams  # not add_hparams, which would make a separate run
         for part in make(self._facts, {"loss/eval": 0.0}):
             self._writer.file_writer.add_summary(part)
-        self._writer.add_text("run", f"```json\n{self._config}\n```")
+        self._writer.add_text("run", f"```json\n{json.dumps(self._config, indent=1)}\n```")
 
-    def _write_steps(self) -> None:
-        self._flushed_s = time.monotonic()
-        if not self._new:
-            return
+    def _write_step(self, step: int, now_s: float, values: dict[str, float]) -> None:
         writer = self._open()
-        losses = torch.stack([loss.float() for _, _, loss, _ in self._new]).tolist()  # one wait for all
-        for (step, now, _, values), loss in zip(self._new, losses, strict=True):
-            writer.add_scalar("step/loss", loss, step, now)
-            for (tag, _), value in zip(self._readers, values, strict=True):
-                writer.add_scalar(f"step/{tag}", float(value), step, now)
-        self._new.clear()
+        for tag, value in values.items():
+            writer.add_scalar(tag, value, step, now_s)
 
     def _write_rows(self, learn: Learner) -> None:
         self._open()  # before the rows change
         self._rows, self._rows_at = {}, self._n_steps
-        for row in learn.history[self._n_rows :]:
-            for name, value in row.items():
-                if isinstance(value, int | float):  # not the phase
-                    self._rows["epoch" if name == "epoch" else f"{name}/{row['train']}"] = value
-        self._n_rows = len(learn.history)
+        super()._write_rows(learn)
         self._add_rows()
+
+    def _write_row(self, number: int, values: dict[str, float]) -> None:
+        self._rows |= values
+
+    def _close(self, learn: Learner) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._run, self._writer = None, None
 
     def _add_rows(self) -> None:
         for tag, value in self._rows.items():
