@@ -31,6 +31,7 @@ from .callbacks import (
     MetricsCB,
     MixedPrecisionCB,
     MixupCB,
+    MLflowCB,
     MomentumCB,
     Monitor,
     ProfileCB,
@@ -44,6 +45,7 @@ from .callbacks import (
     TerminateOnNaNCB,
     TestTimeFlipCB,
     TransformersCB,
+    WandbCB,
     g,
 )
 from .data import (
@@ -132,6 +134,7 @@ __all__ = [
     "InValidation",
     "LRFinderCB",
     "Learner",
+    "MLflowCB",
     "MetricsCB",
     "MixedPrecisionCB",
     "MixupCB",
@@ -154,6 +157,7 @@ __all__ = [
     "TransformersCB",
     "balanced",
     "by_length",
+    "WandbCB",
     "cancel_exception",
     "cifar10",
     "densenet121",

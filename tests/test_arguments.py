@@ -390,6 +390,10 @@ CALLS = {
             **{"diverge": "above 1, inf", "smooth": "share"},
         },
     ),
+    "MLflowCB": (
+        callbacks.MLflowCB,
+        {"experiment": "name?", "name": "name?", "every": "count", "uri": "name?", "tags": "nothing?"},
+    ),
     "MixedPrecisionCB": (callbacks.MixedPrecisionCB, {"dtype": "nothing", "init_scale": "above 0"}),
     "CutMixCB": (callbacks.CutMixCB, {"alpha": "above 0"}),
     "MixupCB": (callbacks.MixupCB, {"alpha": "above 0"}),
@@ -422,6 +426,10 @@ CALLS = {
     ),
     "TerminateOnNaNCB": (callbacks.TerminateOnNaNCB, {"every": "count?"}),
     "TransformersCB": (callbacks.TransformersCB, {"output": "name?", "count": "nothing?"}),
+    "WandbCB": (
+        callbacks.WandbCB,
+        {"project": "name?", "name": "name?", "every": "count", "group": "name?"},
+    ),
     "g": (callbacks.g, {"path": "name"}),
     # data
     "TensorLoader": (partial(data.TensorLoader, X, Y), LOADER),

@@ -31,6 +31,7 @@ from .sharpness import SAMCB
 from .stop import EarlyStoppingCB, SingleBatchCB, TerminateOnNaNCB
 from .switches import SwitchPointsCB
 from .transformers import TransformersCB
+from .trackers import MLflowCB, WandbCB
 
 __all__ = [
     "EMACB",
@@ -58,6 +59,7 @@ __all__ = [
     "HooksCB",
     "InValidation",
     "LRFinderCB",
+    "MLflowCB",
     "MetricsCB",
     "MixedPrecisionCB",
     "MixupCB",
@@ -75,5 +77,6 @@ __all__ = [
     "TerminateOnNaNCB",
     "TestTimeFlipCB",
     "TransformersCB",
+    "WandbCB",
     "g",
 ]

@@ -1,7 +1,9 @@
 import inspect
+import os
 import re
 import tempfile
 from functools import partial
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 
@@ -22,6 +24,11 @@ from minilearn.optim import SWATS
 from minilearn.schedules import cosine
 
 FOLDER = tempfile.TemporaryDirectory()  # removed when the tests end
+os.environ |= {"WANDB_SILENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+# Of the data base of MLflow.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")
+]
 FACTORIES = {
     "BatchSchedulerCB": lambda: callbacks.BatchSchedulerCB(OneCycleLR),
     "BatchSizeCB": lambda: callbacks.BatchSizeCB({0: 2}),
@@ -42,6 +49,7 @@ FACTORIES = {
     "GradientClippingCB": callbacks.GradientClippingCB,
     "HooksCB": lambda: callbacks.HooksCB(lambda *args: None),
     "LRFinderCB": lambda: callbacks.LRFinderCB(n_steps=10),
+    "MLflowCB": lambda: callbacks.MLflowCB("tests", every=1, uri=f"sqlite:///{FOLDER.name}/mlflow.db"),
     "MetricsCB": callbacks.MetricsCB,
     "MixedPrecisionCB": callbacks.MixedPrecisionCB,
     "MixupCB": callbacks.MixupCB,
@@ -60,7 +68,9 @@ FACTORIES = {
     "TensorBoardCB": lambda: callbacks.TensorBoardCB(tempfile.mkdtemp(dir=FOLDER.name), every=1),
     "TerminateOnNaNCB": callbacks.TerminateOnNaNCB,
     "TransformersCB": callbacks.TransformersCB,
+    "WandbCB": lambda: callbacks.WandbCB(every=1, mode="offline", dir=FOLDER.name),
 }
+PACKAGES = {"MLflowCB": "sqlalchemy", "WandbCB": "wandb"}  # that some need; mlflow has no data base without
 # Of files that are being rewritten; to be removed one by one.
 NEEDS = {  # of the learner
     "SwitchPointsCB": {"opt_func": SWATS},
@@ -78,7 +88,19 @@ SHIPPED = {
     and not name.startswith("Base")  # never used as they are
 }
 # One without a factory fails test_every_shipped_callback_has_its_part_in_each_place only.
-EACH = pytest.mark.parametrize("name", [name for name in SHIPPED if name in FACTORIES])
+EACH = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                find_spec(PACKAGES.get(name, "torch")) is None, reason=f"needs {PACKAGES.get(name)}"
+            ),
+        )
+        for name in SHIPPED
+        if name in FACTORIES
+    ],
+)
 
 
 @pytest.fixture

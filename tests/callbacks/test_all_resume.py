@@ -57,7 +57,10 @@ from minilearn.checkpoints.codec import first_difference
 from minilearn.checkpoints.snapshot import read
 from minilearn.schedules import cosine, one_cycle
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_files")]
+pytestmark = [
+    *(pytest.mark.slow, pytest.mark.usefixtures("quick_files")),
+    *(pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")),
+]
 
 N_EPOCHS = 3
 PLAIN = {"n_train": 4, "n_valid": 1}  # batches
