@@ -401,7 +401,10 @@ CALLS = {
     "Monitor": (callbacks.Monitor, {"name": "name"}),
     "Monitor with a name": (partial(callbacks.Monitor, "loss"), {"mode": "nothing?"}),
     "ProfileCB": (callbacks.ProfileCB, {"sync": "flag", "trace": "path?", "at": "nothing"}),
-    "ProgressCB": (callbacks.ProgressCB, {"plot": "flag", "console": "nothing?"}),
+    "ProgressCB": (
+        callbacks.ProgressCB,
+        {"plot": "flag", "console": "nothing?", "quiet": "flag", "every_s": "above 0"},
+    ),
     "SWACB": (
         lambda **kwargs: callbacks.SWACB(**{"swa_lr": 0.1} | kwargs),
         {

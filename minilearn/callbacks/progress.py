@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..arguments import flag, shown
+from ..arguments import flag, number, shown
 from ..callback import Callback, Order
+from ..optim.groups import groups_of
 from ..plot import plot_history
+from .pace import Pace, time_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,16 +29,20 @@ class ProgressCB(Callback):
     """Show the progress of the fit, with the loss, steps per second, the time left, and its rows.
 
     In a terminal, two bars (epochs, batches) below a growing table of rows; in a notebook the same as HTML;
-    anywhere else (a file, a pipe) one plain line per epoch.
+    anywhere else (a file, a pipe) one plain line per epoch, and one now and then inside a long epoch. The
+    time left is that of the batches, and of the whole fit, with its validations.
 
     Args:
         plot: in a notebook, also redraw the history's curves after each epoch.
         console: the rich Console to write to. Default: standard output.
+        quiet: show nothing, and let others print nothing about the progress. Metrics and device stay as they
+            are: Learner(..., cbs=ProgressCB(quiet=True)).
+        every_s: outside a terminal and a notebook, seconds from one line to the next inside an epoch, > 0.
 
     Runs at: before_fit, before_epoch, before_train, before_validate, after_batch, after_train,
-        after_validate, cleanup_epoch, cleanup_fit, release; order 80. Reads: history, loss (at most 10 times
-        a second, because reading it waits for the device).
-    Raises: ValueError before training for plot=True outside a notebook.
+        after_validate, cleanup_epoch, cleanup_fit, release; order 80. Reads: history, opt, loss (only where
+        it is shown, at most 10 times a second, because reading it waits for the device).
+    Raises: ValueError for plot=True with quiet=True, and before training for plot=True outside a notebook.
     """
 
     order = Order.PROGRESS
@@ -44,10 +51,21 @@ class ProgressCB(Callback):
     in_each_process = False
     shows_progress = True
 
-    def __init__(self, plot: bool = False, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        plot: bool = False,
+        console: Console | None = None,
+        quiet: bool = False,
+        every_s: float = 30.0,
+    ) -> None:
         if console is not None and not hasattr(console, "is_terminal"):
             raise TypeError(f"ProgressCB(console={shown(console)}): expected a Console of rich")
         self.plot, self.console = flag("ProgressCB(plot", plot), console
+        self.quiet = flag("ProgressCB(quiet", quiet)
+        if quiet and plot:
+            raise ValueError("ProgressCB(plot=True, quiet=True): a quiet one shows no plot: expected one")
+        self.every_s = number("ProgressCB(every_s", every_s, above=0)
+        self.shows_progress = not quiet  # type: ignore[misc]  # of this one
         self._view: _Lines | _Bars | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,6 +76,8 @@ class ProgressCB(Callback):
         self._open(learn)
 
     def _open(self, learn: Learner) -> None:
+        if self.quiet:
+            return
         from rich.console import Console
 
         console = self.console or Console()
@@ -66,12 +86,13 @@ class ProgressCB(Callback):
                 "ProgressCB(plot=True) draws only in a notebook: here use plot_history(learn.history)"
             )
         self._n_shown = len(learn.history)
+        pace = Pace(learn)
         if console.is_jupyter:
-            self._view = _Notebook(console, learn.n_epochs, self.plot)
+            self._view = _Notebook(console, pace, self.plot)
         elif console.is_terminal:
-            self._view = _Bars(console, learn.n_epochs)
+            self._view = _Bars(console, pace)
         else:
-            self._view = _Lines(console, learn.n_epochs)
+            self._view = _Lines(console, pace, self.every_s)
 
     def before_epoch(self, learn: Learner) -> None:
         source = learn.run.source  # its rows were shown already, including any of this epoch
@@ -86,26 +107,32 @@ class ProgressCB(Callback):
         self._begin(learn)
 
     def after_validate(self, learn: Learner) -> None:
-        if self._view and learn.purpose == "validate":
-            self._view.end_epoch(0, self._new_rows(learn), learn.history)
+        if self._view:
+            self._view.pace.end(learn)
+            if learn.purpose == "validate":
+                self._view.end_epoch(0, self._new_rows(learn), learn.history)
 
     def _begin(self, learn: Learner) -> None:
-        if isinstance(self._view, _Bars):
+        if self._view:
             first = learn.plan.first_batch(learn.phase, learn.epoch)
-            self._view.begin(learn.phase, learn.dls.adapter_of(learn.dl).n_batches, first)
+            self._view.pace.begin(learn, learn.dls.adapter_of(learn.dl).n_batches, first)
+            self._view.begin()
 
     def after_batch(self, learn: Learner) -> None:
         view = self._view
-        if isinstance(view, _Bars) and time.perf_counter() >= view.next_s:
+        if view is not None and time.perf_counter() >= view.next_s:
             loss = learn.loss
-            view.advance(learn.batch_idx + 1, float(loss.detach()) if isinstance(loss, Tensor) else None)
+            view.pace.look(learn)
+            view.advance(learn, float(loss.detach()) if isinstance(loss, Tensor) else None)
 
     def after_train(self, learn: Learner) -> None:
-        if isinstance(self._view, _Bars):
-            self._view.add(self._new_rows(learn))
+        if self._view:
+            self._view.pace.end(learn)
+            self._view.end_train(lambda: self._new_rows(learn))
 
     def cleanup_epoch(self, learn: Learner) -> None:
         if self._view:
+            self._view.pace.end_epoch(learn)
             self._view.end_epoch(learn.epoch, self._new_rows(learn), learn.history)
 
     def _new_rows(self, learn: Learner) -> list[dict[str, Any]]:
@@ -133,20 +160,46 @@ def _cell(name: str, value: Any) -> str:
 
 
 class _Lines:
-    """Print one plain line per epoch."""
+    """Print one plain line per epoch, and others inside a long one."""
 
-    def __init__(self, console: Console, n_epochs: int) -> None:
-        self.console, self.n_epochs = console, n_epochs
+    def __init__(self, console: Console, pace: Pace, every_s: float) -> None:
+        self.console, self.pace, self.every_s = console, pace, every_s
+        self.next_s = time.perf_counter() + every_s
+
+    def begin(self) -> None:
+        pass
+
+    def advance(self, learn: Learner, loss: float | None) -> None:
+        pace, values = self.pace, list[str]()
+        if loss is not None:
+            values.append(f"loss {loss:.4f}")
+        if learn.training and (lr := groups_of(learn.opt)[0].get("lr")) is not None:
+            values.append(f"lr {float(lr):.3g}")
+        of = "" if pace.n_batches is None else f"/{pace.n_batches}"
+        where = f"{self._head(max(learn.n_epochs_trained - 1, 0), learn.epoch)}  {learn.phase} {pace.n}{of}: "
+        left_s = pace.left_of_fit(learn)
+        left = [] if left_s is None else [f"{time_text(left_s)} left"]
+        self._print([where + ", ".join(values), pace.speed(), *left])
+
+    def _head(self, number: int, epoch: int) -> str:
+        return f"epoch {number} ({epoch + 1}/{self.pace.n_epochs})"
+
+    def _print(self, parts: list[str]) -> None:
+        print("  ".join(parts), file=self.console.file, flush=True)  # rich would wrap it
+        self.next_s = time.perf_counter() + self.every_s
+
+    def end_train(self, rows: Callable[[], list[dict[str, Any]]]) -> None:
+        pass
 
     def end_epoch(self, epoch: int, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
         if not rows:
             return
-        parts = [f"epoch {rows[0]['epoch']} ({epoch + 1}/{self.n_epochs})"]
+        parts = [self._head(rows[0]["epoch"], epoch)]
         for row in rows:
             values = [f"{k} {_cell(k, v)}" for k, v in row.items() if k not in ("epoch", "train", "time_s")]
             parts.append(f"{row['train']}: {', '.join(values)}")
         parts.append(f"{sum(row['time_s'] for row in rows):.1f} s")
-        print("  ".join(parts), file=self.console.file, flush=True)  # rich would wrap it
+        self._print(parts)
 
     def stop(self) -> None:
         pass
@@ -155,17 +208,17 @@ class _Lines:
 class _Bars:
     """Show two bars of rich in a terminal, with the rows printed above them."""
 
-    def __init__(self, console: Console, n_epochs: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def __init__(self, console: Console, pace: Pace) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         columns = (
             "{task.description:>6}",
             BarColumn(30),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            "[progress.remaining]{task.fields[left]}",
             "{task.fields[info]}",
         )
-        self.console = console
+        self.console, self.pace = console, pace
         self.head: tuple[str, ...] = ()  # the names above the rows printed last
         # Refreshed by hand: rich's own thread would compete for the interpreter.
         self.progress = Progress(
@@ -175,8 +228,9 @@ class _Bars:
             transient=True,
         )
         self.rows: list[dict[str, Any]] = []  # not drawn yet
-        self.epochs = self.progress.add_task("epochs", total=n_epochs, info="")
-        self.batches = self.progress.add_task("", total=None, info="")
+        unknown: dict[str, Any] = {"info": "", "left": time_text(None)}
+        self.epochs = self.progress.add_task("epochs", total=pace.n_epochs, **unknown)
+        self.batches = self.progress.add_task("", total=None, **unknown)
         self.batch: dict[str, Any] = {"info": ""}
         self.is_new = False
         self.next_s = 0.0
@@ -185,17 +239,22 @@ class _Bars:
     def _open(self) -> None:
         self.progress.start()
 
-    def begin(self, phase: str, total: int | None, first: int) -> None:
-        self.first, self.start_s = first, time.perf_counter()
-        self.batch = {"description": phase, "total": total, "completed": first, "info": ""}
+    def begin(self) -> None:
+        pace = self.pace
+        self.batch = {"description": pace.phase, "total": pace.n_batches, "completed": pace.first}
+        self.batch |= {"info": "", "left": time_text(None)}
         self.is_new = True
         self._draw_if_due()
 
-    def advance(self, n: int, loss: float | None) -> None:
-        rate = (n - self.first) / max(time.perf_counter() - self.start_s, 1e-9)
-        info = f"{rate:.0f} steps/s" if rate >= 10 else f"{rate:.2f} steps/s"
-        self.batch |= {"completed": n, "info": info if loss is None else f"loss {loss:.4f}  {info}"}
+    def advance(self, learn: Learner, loss: float | None) -> None:
+        pace, info = self.pace, self.pace.speed()
+        info = info if loss is None else f"loss {loss:.4f}  {info}"
+        self.batch |= {"completed": pace.n, "info": info, "left": time_text(pace.left_of_phase())}
+        self.progress.update(self.epochs, left=time_text(pace.left_of_fit(learn)))
         self._draw_if_due()
+
+    def end_train(self, rows: Callable[[], list[dict[str, Any]]]) -> None:
+        self.add(rows())
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         self.rows.extend(rows)
@@ -256,10 +315,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
 class _Notebook(_Bars):
     """Show the same as HTML, in one output that is replaced."""
 
-    def __init__(self, console: Console, n_epochs: int, plot: bool) -> None:
+    def __init__(self, console: Console, pace: Pace, plot: bool) -> None:
         self.plot = plot
         self.figure: Any = None
-        super().__init__(console, n_epochs)
+        super().__init__(console, pace)
 
     def _open(self) -> None:
         from IPython.display import HTML, display

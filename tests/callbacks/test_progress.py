@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from toolbox import NoLength
 
-from minilearn import CancelFitException, MetricsCB, ProgressCB, TensorLoader
+from minilearn import CancelFitException, CheckpointCB, EarlyStoppingCB, MetricsCB, ProgressCB, TensorLoader
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
@@ -42,7 +42,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("minilearn.callbacks.progress.time", clock)
+    for module in ("progress", "pace"):
+        monkeypatch.setattr(f"minilearn.callbacks.{module}.time", clock)
     return clock
 
 
@@ -141,7 +142,115 @@ def test_default_console_is_standard_output(make_learner, capsys):
     assert capsys.readouterr().out.startswith("epoch 0 (1/1)  train: MulticlassAccuracy ")
 
 
+def every_batch(at, clock, train_s=1.0, eval_s=1.0):
+    return at("before_batch", lambda learn: clock.advance(train_s if learn.training else eval_s), -10)
+
+
+def test_long_epoch_gets_a_line_now_and_then(make_learner, at, clock):
+    console = file()
+    cbs = [MetricsCB(), ProgressCB(console=console, every_s=4), every_batch(at, clock, eval_s=0.5)]
+    learn = make_learner(n_batches=10, n_valid=4, cbs=cbs)
+    losses = []
+    learn.add_cb(at("after_loss", lambda learn: losses.append(learn.loss.item())))
+    learn.fit(2)
+    lines = console.file.getvalue().splitlines()
+    starts = [line.partition(":")[0] for line in lines]
+    assert starts == [
+        "epoch 0 (1/2)  train 4/10",
+        "epoch 0 (1/2)  train 8/10",
+        "epoch 0 (1/2)  eval 4/4",
+        "epoch 0 (1/2)  train",
+        "epoch 1 (2/2)  train 4/10",
+        "epoch 1 (2/2)  train 8/10",
+        "epoch 1 (2/2)  eval 4/4",
+        "epoch 1 (2/2)  train",
+    ]
+    # 16 steps are left, and two validations of 4 batches, each at first a third of a step
+    assert lines[0].endswith(f"loss {losses[3]:.4f}, lr 0.1  1.00 steps/s  0:00:19 left")
+    assert lines[2].endswith(f"loss {losses[13]:.4f}  2.00 steps/s  0:00:12 left")  # and now of 2 s
+    assert lines[4].endswith("0:00:08 left")
+
+
+def test_lines_count_on_from_line_to_line_over_short_epochs(make_learner, at, clock):
+    text = shown(make_learner, file(), n_epochs=20, cbs=[every_batch(at, clock, 2.0, 2.0)])
+    assert all("  eval: " in line for line in text.splitlines())
+    assert len(text.splitlines()) == 20
+
+
+def test_loss_is_not_read_between_two_lines(make_learner, at, clock):
+    reads = []
+
+    class Watched:
+        def __init__(self, loss):
+            self.loss = loss
+
+        def detach(self):
+            reads.append(clock.now_s)
+            return self.loss.detach()
+
+    hide = at("after_backward", lambda learn: setattr(learn, "loss", Watched(learn.loss)))
+    cbs = [ProgressCB(console=file()), hide, every_batch(at, clock)]
+    patch = pytest.MonkeyPatch()
+    patch.setattr("minilearn.callbacks.progress.Tensor", Watched)
+    make_learner(n_batches=100, n_valid=0, cbs=cbs).fit()
+    patch.undo()
+    assert reads == [30, 60, 90]
+
+
+def test_line_of_a_loader_without_a_length_has_no_total_and_time_left_from_the_second_epoch_on(
+    make_learner, at, clock
+):
+    console = file()
+    learn = make_learner(
+        n_batches=10,
+        n_valid=2,
+        cbs=[MetricsCB(), ProgressCB(console=console, every_s=8), every_batch(at, clock)],
+    )
+    learn.dls.train = NoLength(learn.dls.train)
+    learn.fit(3)
+    lines = [line for line in console.file.getvalue().splitlines() if "  eval: " not in line]
+    assert [line.partition(":")[0] for line in lines] == [f"epoch {i} ({i + 1}/3)  train 8" for i in range(3)]
+    assert lines[0].endswith(" steps/s")
+    assert lines[1].endswith("0:00:16 left")  # 4 s of this epoch of 12, and another
+    assert lines[2].endswith("0:00:04 left")
+
+
+@pytest.mark.parametrize("console", [file, terminal, jupyter])
+def test_quiet_one_shows_nothing_and_keeps_metrics_and_device(
+    make_learner, notebook, capsys, tmp_path, console
+):
+    console = console()
+
+    def make():
+        cbs = [ProgressCB(console=console, quiet=True), EarlyStoppingCB("train/loss", 1, min_delta=10.0)]
+        return make_learner(cbs=[*cbs, CheckpointCB(tmp_path)], default_cbs=True)
+
+    learn = make()
+    learn.fit(3, resume=True)
+    make().fit(3, resume=True)
+    learn.validate()
+    assert [type(cb).__name__ for cb in learn.cbs][:3] == ["DeviceCB", "MetricsCB", "ProgressCB"]
+    assert "MulticlassAccuracy" in learn.history[-1]
+    said = capsys.readouterr().out
+    assert (console.file.getvalue(), notebook) == ("", [])
+    assert said.startswith("This fit was cut short") or not said
+
+
+def test_quiet_one_draws_no_plot():
+    with pytest.raises(ValueError, match=r"plot=True, quiet=True"):
+        ProgressCB(plot=True, quiet=True)
+
+
 # In a terminal --------------------------------------------------------------------------------------
+
+
+def test_terminal_shows_the_time_left_of_the_phase_and_of_the_fit(make_learner, at, clock):
+    text = plain(shown(make_learner, terminal(), cbs=[every_batch(at, clock, 100.0, 10.0)], n_batches=10))
+    left = re.findall(r"(epochs|train|eval) [^\n]*?(\d+/\d+) +(-:--:--|\d+:\d\d:\d\d)", text)
+    assert ("train", "1/10", "0:15:00") in left
+    assert ("epochs", "0/2", "0:32:47") in left  # 19 steps, and two validations of a third of a step
+    assert ("epochs", "1/2", "0:15:10") in left  # 9 steps, and a validation of 10 s
+    assert ("epochs", "1/2", "0:00:10") in left
 
 
 def test_terminal_shows_header_and_rows(make_learner):

@@ -1,0 +1,107 @@
+"""Pace: how fast a fit is, and how much of it is left."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..learner import Learner
+
+
+class Pace:
+    """How fast a fit is, and how much of it is left.
+
+    A training step counts with its mean time so far, a validation with the time of the last one. Before the
+    first, its batches count as a third of a batch of training, which also has a backward.
+    """
+
+    def __init__(self, learn: Learner) -> None:
+        self.n_epochs, self.total_steps = learn.n_epochs, learn.total_steps
+        self.has_eval = "eval" in learn.phases
+        self.n_eval = learn.dls.adapters["valid"].n_batches if self.has_eval else 0
+        self.step_s: float | None = None
+        self.eval_s: float | None = None
+        self.epoch_s: float | None = None
+        self._train_s, self._n_trained, self._n_steps = 0.0, 0, 0  # in the phases that are over
+        self._epoch_start_s: float | None = None  # unless the epoch began in another process
+        self._guessed_s = 0.0  # of a validation, before the first
+        self.phase = ""
+
+    def begin(self, learn: Learner, n_batches: int | None, first: int) -> None:
+        """Begin a phase, at its batch number `first`."""
+        self.phase, self.n_batches, self.first, self.n = learn.phase, n_batches, first, first
+        self.start_s, self._first_step = time.perf_counter(), learn.n_steps
+        if first == 0 and (learn.phase == "train" or "train" not in learn.phases):
+            self._epoch_start_s = self.start_s
+
+    def look(self, learn: Learner) -> None:
+        """See how far the phase is."""
+        self.n = learn.batch_idx + 1
+        self.elapsed_s = max(time.perf_counter() - self.start_s, 1e-9)
+        n_steps = self._n_steps + learn.n_steps - self._first_step
+        if self.phase == "train" and n_steps:
+            self.step_s = (self._train_s + self.elapsed_s) / n_steps
+            if self.eval_s is None:  # no validation yet
+                batch_s = (self._train_s + self.elapsed_s) / (self._n_trained + self.n - self.first)
+                self._guessed_s = (self.n_eval or 0) * batch_s / 3
+
+    def end(self, learn: Learner) -> None:
+        """End a phase."""
+        self.look(learn)
+        if self.phase == "train":
+            self._train_s += self.elapsed_s
+            self._n_trained += self.n - self.first
+            self._n_steps += learn.n_steps - self._first_step
+        elif self.first == 0:
+            self.eval_s = self.elapsed_s
+
+    def end_epoch(self, learn: Learner) -> None:
+        """End an epoch."""
+        if self._epoch_start_s is not None:
+            self.epoch_s, self._epoch_start_s = time.perf_counter() - self._epoch_start_s, None
+
+    @property
+    def rate(self) -> float:
+        """Batches per second in this phase."""
+        return (self.n - self.first) / self.elapsed_s
+
+    def left_of_phase(self) -> float | None:
+        """Return how many seconds are left of the phase; None if that is not known."""
+        return None if self.n_batches is None else max(self.n_batches - self.n, 0) / self.rate
+
+    def left_of_fit(self, learn: Learner) -> float | None:
+        """Return how many seconds are left of the fit; None if that is not known yet."""
+        n_epochs = self.n_epochs - learn.epoch - 1  # after this one
+        if self.total_steps is None:  # a loader without a length: by whole epochs
+            if self.epoch_s is None:
+                return None
+            begun_s = self._epoch_start_s
+            rest_s = 0.0 if begun_s is None else self.epoch_s - (time.perf_counter() - begun_s)
+            return n_epochs * self.epoch_s + max(rest_s, 0.0)
+        eval_s = self._guessed_s if self.eval_s is None else self.eval_s
+        if self.phase == "train":
+            left_s = eval_s * (n_epochs + 1) * self.has_eval
+        else:
+            phase_s = self.left_of_phase()
+            if phase_s is None:
+                phase_s = max(eval_s - self.elapsed_s, 0.0)
+            if self.eval_s is None and self.n_batches:
+                eval_s = self.n_batches / self.rate
+            left_s = phase_s + eval_s * n_epochs
+        n_steps = max(self.total_steps - learn.n_steps, 0)
+        if n_steps and self.step_s is None:
+            return None
+        return left_s + n_steps * (self.step_s or 0.0)
+
+    def speed(self) -> str:
+        """Return the batches per second as text."""
+        return f"{self.rate:.0f} steps/s" if self.rate >= 10 else f"{self.rate:.2f} steps/s"
+
+
+def time_text(seconds: float | None) -> str:
+    """Return seconds as hours, minutes and seconds, such as "0:03:20"."""
+    if seconds is None:
+        return "-:--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
