@@ -45,6 +45,7 @@ from .callbacks import (
     TerminateOnNaNCB,
     TestTimeFlipCB,
     TransformersCB,
+    TimeLimitCB,
     WandbCB,
     g,
 )
@@ -157,6 +158,7 @@ __all__ = [
     "TransformersCB",
     "balanced",
     "by_length",
+    "TimeLimitCB",
     "WandbCB",
     "cancel_exception",
     "cifar10",

@@ -429,6 +429,14 @@ CALLS = {
     ),
     "TerminateOnNaNCB": (callbacks.TerminateOnNaNCB, {"every": "count?"}),
     "TransformersCB": (callbacks.TransformersCB, {"output": "name?", "count": "nothing?"}),
+    "TimeLimitCB": (
+        lambda **kwargs: callbacks.TimeLimitCB(**{"seconds": 1} | kwargs),
+        {"hours": "from 0", "minutes": "from 0"},
+    ),
+    "TimeLimitCB of seconds": (
+        partial(callbacks.TimeLimitCB, 1),
+        {"seconds": "from 0"},
+    ),
     "WandbCB": (
         callbacks.WandbCB,
         {"project": "name?", "name": "name?", "every": "count", "group": "name?"},

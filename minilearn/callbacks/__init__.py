@@ -31,6 +31,7 @@ from .sharpness import SAMCB
 from .stop import EarlyStoppingCB, SingleBatchCB, TerminateOnNaNCB
 from .switches import SwitchPointsCB
 from .transformers import TransformersCB
+from .time_limit import TimeLimitCB
 from .trackers import MLflowCB, WandbCB
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "TerminateOnNaNCB",
     "TestTimeFlipCB",
     "TransformersCB",
+    "TimeLimitCB",
     "WandbCB",
     "g",
 ]

@@ -23,6 +23,14 @@ from minilearn.events import STEPS, events
 from minilearn.optim import SWATS
 from minilearn.schedules import cosine
 
+
+class SavedTimeLimitCB(callbacks.TimeLimitCB):
+    """One beside something that saves the fit."""
+
+    def prepare(self, learn):
+        learn.run.saved_by(lambda learn: None)
+
+
 FOLDER = tempfile.TemporaryDirectory()  # removed when the tests end
 os.environ |= {"WANDB_SILENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 # Of the data base of MLflow.
@@ -68,6 +76,7 @@ FACTORIES = {
     "TensorBoardCB": lambda: callbacks.TensorBoardCB(tempfile.mkdtemp(dir=FOLDER.name), every=1),
     "TerminateOnNaNCB": callbacks.TerminateOnNaNCB,
     "TransformersCB": callbacks.TransformersCB,
+    "TimeLimitCB": lambda: SavedTimeLimitCB(hours=1),
     "WandbCB": lambda: callbacks.WandbCB(every=1, mode="offline", dir=FOLDER.name),
 }
 PACKAGES = {"MLflowCB": "sqlalchemy", "WandbCB": "wandb"}  # that some need; mlflow has no data base without
