@@ -21,6 +21,7 @@ from .callbacks.checkpoint import CheckpointCB, begin
 from .callbacks.csv_logger import CSVLoggerCB
 from .callbacks.loggers import BaseLoggerCB
 from .callbacks.progress import ProgressCB
+from .callbacks.throughput import ThroughputCB
 from .callbacks.time_limit import TimeLimitCB
 from .checkpoints.begun import Begun
 from .checkpoints.codec import NoFormError, differences, digest_of
@@ -34,8 +35,8 @@ from .seeding import kept_rng, set_seed
 if TYPE_CHECKING:
     from .learner import Learner
 
-# They write to the run's own places, or would end it.
-_LEFT_OUT = (ProgressCB, CheckpointCB, CSVLoggerCB, BaseLoggerCB, TimeLimitCB)
+# They write to the run's own places, look at the clock or end the fit by it.
+_LEFT_OUT = (ProgressCB, CheckpointCB, CSVLoggerCB, BaseLoggerCB, ThroughputCB, TimeLimitCB)
 _MOST_STEPS = 10**6
 _NEVER = ("train", 0, -1)
 Trace = list[dict[str, bytes]]

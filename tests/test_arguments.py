@@ -720,6 +720,7 @@ NOT_CALLED = {
     *("CompileCB", "MetricsCB", "RecorderCB"),  # take names of the user's own
     *("ChannelsLastCB", "DetectionCB", "SingleBatchCB", "SwitchPointsCB", "TestTimeFlipCB"),  # take nothing
     *("ChannelsLastCB", "ClosureCB", "SingleBatchCB", "SwitchPointsCB", "TestTimeFlipCB"),  # take nothing
+    *("ChannelsLastCB", "SingleBatchCB", "SwitchPointsCB", "TestTimeFlipCB", "ThroughputCB"),  # take nothing
     *(name for name in minilearn.__all__ if name.startswith("Cancel")),
 }
 

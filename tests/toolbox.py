@@ -338,8 +338,9 @@ def same(a, b):
 
 
 def untimed_rows(learn):
-    """Return the learner's history without the times."""
-    return [{name: value for name, value in row.items() if name != "time_s"} for row in learn.history]
+    """Return the learner's history without the times, and what ThroughputCB adds."""
+    clocks = ("time_s", "samples_per_s", "memory_mb")
+    return [{name: value for name, value in row.items() if name not in clocks} for row in learn.history]
 
 
 def state_of(learn, *left_out):

@@ -31,6 +31,7 @@ from .sharpness import SAMCB
 from .stop import EarlyStoppingCB, SingleBatchCB, TerminateOnNaNCB
 from .switches import SwitchPointsCB
 from .transformers import TransformersCB
+from .throughput import ThroughputCB
 from .time_limit import TimeLimitCB
 from .trackers import MLflowCB, WandbCB
 
@@ -78,6 +79,7 @@ __all__ = [
     "TerminateOnNaNCB",
     "TestTimeFlipCB",
     "TransformersCB",
+    "ThroughputCB",
     "TimeLimitCB",
     "WandbCB",
     "g",

@@ -76,6 +76,7 @@ FACTORIES = {
     "TensorBoardCB": lambda: callbacks.TensorBoardCB(tempfile.mkdtemp(dir=FOLDER.name), every=1),
     "TerminateOnNaNCB": callbacks.TerminateOnNaNCB,
     "TransformersCB": callbacks.TransformersCB,
+    "ThroughputCB": callbacks.ThroughputCB,
     "TimeLimitCB": lambda: SavedTimeLimitCB(hours=1),
     "WandbCB": lambda: callbacks.WandbCB(every=1, mode="offline", dir=FOLDER.name),
 }
