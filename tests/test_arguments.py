@@ -357,7 +357,7 @@ CALLS = {
     ),
     "CheckpointCB with a monitor": (
         partial(callbacks.CheckpointCB, "x", monitor="loss"),
-        {"mode": "nothing?"},
+        {"mode": "nothing?", "keep_best": "count?"},
     ),
     "DeviceCB": (callbacks.DeviceCB, {"device": "nothing?"}),
     "DistributedCB": (callbacks.DistributedCB, {"shard": "True None", "timeout_s": "above 0"}),

@@ -17,6 +17,7 @@ from ..arguments import number, unless_none, whole_number
 from ..arguments import path as checked_path
 from ..callback import Callback, Order
 from ..checkpoints.begun import Begun
+from ..checkpoints.best import Bests, best_name, bests_in, give_name
 from ..checkpoints.lock import Lock
 from ..checkpoints.run_file import bit_differences, made_by, run_facts, write_run_file
 from ..checkpoints.settings import setting_differences, settings_of
@@ -70,14 +71,19 @@ class CheckpointCB(Callback):
         monitor: also keep `best.pt`, from the epoch with the best value of this name in the rows of history,
             such as "eval/loss"; a bare name means that of validation.
         mode: "min" or "max"; may be left out for a loss.
+        keep_best: with a monitor, also keep `best-epoch-0007.pt` and the like, the checkpoints of so many
+            best epochs, >= 1. `best.pt` is then a second name of the best one, a hard link where the file
+            system has these. One that is no longer among the best is removed after the next checkpoint, when
+            no resumed run can need it.
         signals: more signals that stop the fit as SIGTERM does, such as (signal.SIGUSR1,), which a batch
             system sends before the job's time is up. With several processes, any one may get it.
 
     Runs at: prepare, release, before_fit, before_train, before_validate, cleanup_train, after_epoch,
         cleanup_epoch, at_rest; order 2000, after all others. Writes: saved_to, the newest checkpoint; run_id.
-    State: best, the best value so far. Files: epoch-0002-train-000263.pt, whose next batch is number 263 of
-        epoch 2 (of the learner's life, from 0); best.pt; run.json, with versions, commit, command, settings
-        and a fingerprint of the data; .lock, while a fit runs; those of a damaged checkpoint end in .damaged.
+    State: best, the best value so far, and the best epochs. Files: epoch-0002-train-000263.pt, whose next
+        batch is number 263 of epoch 2 (of the learner's life, from 0); best.pt; run.json, with versions,
+        commit, command, settings and a fingerprint of the data; .lock, while a fit runs; those of a damaged
+        checkpoint end in .damaged.
     Raises: before training: RuntimeError for a folder to which another process is writing; ValueError for
         signals that have a handler, and for signals in a thread, where they cannot have one; ValueError for a
         folder that has another run's checkpoints, a loader that cannot resume inside an epoch, a monitored
@@ -95,6 +101,7 @@ class CheckpointCB(Callback):
         "every_epochs",
         "every_minutes",
         "keep",
+        "keep_best",
     )
 
     def __init__(
@@ -107,6 +114,7 @@ class CheckpointCB(Callback):
         monitor: str | None = None,
         mode: str | None = None,
         signals: Iterable[int] = (),
+        keep_best: int | None = None,
     ) -> None:
         every_steps, every_epochs = (
             unless_none(whole_number, name, value)
@@ -122,9 +130,17 @@ class CheckpointCB(Callback):
             every_epochs = 1
         self.every_steps, self.every_epochs, self.every_minutes = every_steps, every_epochs, every_minutes
         self.keep = whole_number("keep", keep)
+        self.keep_best = unless_none(whole_number, "keep_best", keep_best)
+        if monitor is None and keep_best is not None:
+            raise ValueError(
+                f"keep_best={keep_best!r} without monitor: expected the name of the value to monitor"
+            )
         self.monitor = Monitor(monitor, mode) if monitor is not None else None
+        self._bests: Bests | None = None
+        if self.monitor is not None and self.keep_best is not None:
+            self._bests = Bests(self.keep_best, self.monitor.is_better)
         self.best: float | None = None
-        self._is_best = False
+        self._is_best = self._is_good = False  # of the epoch that ends: the best, or one of the best
         self._last_step, self._last_s = 0, 0.0
         self._at_validation: Saved | None = None
         self._is_untried = False  # whether nothing was captured in this kind of phase yet
@@ -142,7 +158,8 @@ class CheckpointCB(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value with what it is of, and the step of the last checkpoint by steps."""
-        state = {"best": self.best, "_last_step": self._last_step}
+        state: dict[str, Any] = {"best": self.best, "_last_step": self._last_step}
+        state |= {} if self._bests is None else {"bests": self._bests.state_dict()}
         return state | ({} if self.monitor is None else {"best_of": self.monitor.says()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -150,6 +167,8 @@ class CheckpointCB(Callback):
         self._last_step = state["_last_step"]
         is_same = self.monitor is not None and self.monitor.says() == state.get("best_of")
         self.best = state["best"] if is_same or "best_of" not in state else None
+        if self._bests is not None and is_same and "bests" in state:
+            self._bests.load_state_dict(state["bests"])
 
     # Hooks ----------------------------------------------------------------------------------------
 
@@ -206,10 +225,18 @@ class CheckpointCB(Callback):
             value, best = self.monitor.value(learn), self.monitor.worst if self.best is None else self.best
             if self.monitor.is_better(value, best):
                 self.best, self._is_best = value, True
+            if self._bests is not None:
+                self._is_good = self._bests.add(value, learn.n_epochs_trained - 1)
 
     def cleanup_epoch(self, learn: Learner) -> None:
-        is_best, self._is_best, self._at_validation = self._is_best, False, None
-        if is_best:  # here, because this epoch may also end the fit
+        is_best, is_good, self._at_validation = self._is_best, self._is_good, None
+        self._is_best = self._is_good = False
+        # Here, because this epoch may also end the fit.
+        if is_good:
+            path = self._write(learn, best_name(learn.n_epochs_trained - 1), position_of(learn))
+            if is_best and learn.rank == 0:
+                give_name(path, BEST)
+        elif is_best:
             self._write(learn, BEST, position_of(learn))
 
     def at_rest(self, learn: Learner) -> None:
@@ -229,6 +256,10 @@ class CheckpointCB(Callback):
             if learn.rank == 0:
                 for old in checkpoints_in(self.folder)[: -self.keep]:
                     old.unlink()
+                if self._bests is not None:
+                    self._bests.remove_dropped(self.folder)
+            if self._bests is not None:
+                self._bests.dropped.clear()
         if learn.scopes[-1:] == ["fit"]:
             learn.run.began("epoch", capture_beginning(learn))
 
@@ -261,7 +292,7 @@ class CheckpointCB(Callback):
         begun = learn.run.beginnings if position.is_inside else {}
         begun = {key: without_what_is_the_same(beginning, rest) for key, beginning in begun.items()}
         best: Saved = {}
-        if name == BEST:  # the best weights, if training continues with others
+        if name.startswith("best"):  # the best weights, if training continues with others
             with seen_by_validation(learn):
                 named = tensors_by_name(learn.model).items()
                 best = {"best": {key: whole_in_first(t.detach()).clone() for key, t in named}}
@@ -333,8 +364,8 @@ class CheckpointCB(Callback):
                 is_known = True
                 break
             damaged.append(path)
-        if self._is_damaged(learn, self.folder / BEST):
-            damaged.append(self.folder / BEST)
+        bests = [self.folder / BEST, *bests_in(self.folder)]
+        damaged += [path for path in bests if self._is_damaged(learn, path)]
         if damaged and not is_known:
             raise ValueError(
                 f"{self!r}: {damaged[0].name} there is damaged, so its run is not known: move it away, or "
@@ -346,7 +377,9 @@ class CheckpointCB(Callback):
     def _is_damaged(self, learn: Learner, path: Path) -> bool:
         """Whether a checkpoint is damaged; raise ValueError if it is of another run."""
         source = learn.run.source
-        is_later = source is not None and path.name != BEST and is_at(path) > is_at(_place_of(source))
+        is_later = (
+            source is not None and not path.name.startswith("best") and is_at(path) > is_at(_place_of(source))
+        )
         if path.resolve() in learn.run.damaged or (is_later and is_damaged(path)):
             return True
         try:

@@ -19,6 +19,7 @@ from ..processes import like
 from ..seeding import rng_state, set_rng_state
 from ..weights import SUFFIX, plain_name, tensors_by_name
 from .begun import Before, Begun, owner_of, put_attributes
+from .best import bests_in
 from .codec import ADVICE, LEFT, Loader, Saver, compact, first_difference
 from .identity import Identities, Objects
 from .loss import capture_loss, restore_loss
@@ -64,9 +65,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def all_in(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, the newest first, and then the copy of the best."""
+    """Return the checkpoints in a folder, the newest first, and then those of the best epochs."""
     best = folder / BEST  # the only one if the run ended before its first checkpoint, but after an epoch
-    return [*reversed(checkpoints_in(folder)), *([best] if best.is_file() else [])]
+    return [*reversed(checkpoints_in(folder)), *bests_in(folder), *([best] if best.is_file() else [])]
 
 
 def is_damaged(path: Path) -> bool:
