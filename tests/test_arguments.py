@@ -414,7 +414,7 @@ CALLS = {
     ),
     "ScheduleCB": (
         lambda **kwargs: callbacks.ScheduleCB(**{"name": "lr", "schedule": constant} | kwargs),
-        {"name": "name", "schedule": "nothing", "base": "number?"},
+        {"name": "name", "schedule": "nothing", "base": "number?", "per": "nothing"},
     ),
     "StoreModuleStatsCB": (
         callbacks.StoreModuleStatsCB,

@@ -1,7 +1,8 @@
-"""ScheduleCB: any hyperparameter of any group over the fit."""
+"""ScheduleCB: any hyperparameter of any group over the fit, or whatever a function sets."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..arguments import is_whole, number, shown, text, unless_none
+from ..arguments import choice, is_whole, number, shown, text, unless_none
 from ..callback import Callback, Order
 from ..fitting.checks import check_reached
 from ..optim.groups import Group, groups_of, set_value
@@ -23,26 +24,40 @@ if TYPE_CHECKING:
 
 
 class ScheduleCB(Callback):
-    """Schedule one hyperparameter over the fit, by a function of the step or by a table of epochs::
+    """Schedule one hyperparameter, or anything else, over the fit, by a function or by a table of epochs::
 
         ScheduleCB("lr", cosine)                        # of minilearn.schedules; the length is filled in
         ScheduleCB("momentum", {3: 0.8})                # from epoch 3 on the momentum is 0.8
         ScheduleCB("weight_decay", {0: 5e-4, 10: 0.0}, group=1)
         ScheduleCB("betas.0", lambda step: 1 - step / 1000)
 
+        def set_dropout(learn, p):
+            learn.model.dropout.p = p
+
+        ScheduleCB(set_dropout, {0: 0.1, 10: 0.3})
+        ScheduleCB(set_teacher_forcing, cosine, base=0.9)   # a function of your own (learn, value)
+
     Args:
         name: a key of the optimizer's groups: lr, momentum, weight_decay, wd, ...; betas.0 and betas.1
-            are the two elements of torch's betas.
+            are the two elements of torch's betas. Or a function (learn, value) that sets something else: a
+            temperature, a share of teacher forcing, dropout, the size of images. It gets the schedule's
+            values as they are, times `base` if that is given, when the fit begins, for each step or epoch,
+            and again when a phase begins. Change what you reach through `learn`, so that copies of the
+            learner, as verify_resume makes them, have their own.
         schedule: a function step -> multiplier of the value that the group has when the fit begins (steps
             count from 0); or a function with an argument n_steps that makes one, such as `cosine` or
             `partial(one_cycle, pct_start=0.2)`, which gets the fit's number of steps; or a table {epoch of
-            the fit, from 0: value}. Before the first epoch in the table, the group's own value holds.
+            the fit, from 0: value}. Before the first epoch in the table, the group's own value holds, and a
+            function is not called.
         group: the index of a group, or several. None: all groups that exist when the fit begins.
         base: for a function, what it multiplies instead of the value when the fit begins; with base=1
             the function gives the values themselves.
+        per: "step" or "epoch", what a function of the schedule counts. A length that is filled in is that of
+            the fit in the same unit. What a loader with workers reads ahead should change by epochs only.
 
-    Runs at: before_fit, before_epoch, after_step, after_fit, cleanup_fit; order 65, after the recorder and
-        the schedulers. Writes: the groups. After the fit they have their earlier values.
+    Runs at: before_fit, before_epoch, before_train, before_validate, after_step, after_fit, cleanup_fit;
+        order 65, after the recorder and the schedulers. Writes: the groups. After the fit they have their
+        earlier values; what a function has set stays as it is.
     Raises: before the first batch: ValueError for a name that is not in the groups, an epoch that the fit
         does not have, a value out of range, a multiplier of 0, and two callbacks that would write the
         same one; later, ValueError for a multiplier that leads out of range.
@@ -55,12 +70,18 @@ class ScheduleCB(Callback):
 
     def __init__(
         self,
-        name: str,
+        name: str | Callable[[Learner, Any], Any],
         schedule: Callable[..., Any] | Mapping[int, Any],
         group: int | Sequence[int] | None = None,
         base: float | None = None,
+        per: str = "step",
     ) -> None:
-        text("ScheduleCB(name", name, "the name of a hyperparameter, such as 'lr'")
+        self.setter = name if callable(name) else None
+        if self.setter is not None:
+            _check_setter(self.setter, group)
+            name = getattr(name, "__qualname__", type(name).__name__)
+        name = text("ScheduleCB(name", name, "the name of a hyperparameter, such as 'lr'")
+        self.per = choice(f"ScheduleCB({name!r}, per", per, ("step", "epoch"))
         if isinstance(schedule, type) and issubclass(schedule, LRScheduler):
             raise TypeError(
                 f"ScheduleCB({name!r}, {schedule.__name__}): it is torch's; write "
@@ -72,7 +93,7 @@ class ScheduleCB(Callback):
         if isinstance(schedule, Mapping):
             if base is not None:
                 raise ValueError(f"{self!r}: base={base} goes with a function; a table has the values")
-            _check_table(name, schedule)
+            _check_table(name, schedule, self.setter is None)
             self._table = sorted(schedule.items())
         elif not callable(schedule):
             raise TypeError(
@@ -87,13 +108,14 @@ class ScheduleCB(Callback):
         is_table = isinstance(self.schedule, Mapping)
         name = getattr(self.schedule, "__qualname__", "<")  # "cosine.<locals>.<lambda>" says little
         what = self.schedule if is_table else "a function" if "<" in name else name
-        return f"ScheduleCB({self.name!r}, {what}{'' if self.group is None else f', group={self.group}'})"
+        name = repr(self.name) if self.setter is None else self.name
+        return f"ScheduleCB({name}, {what}{'' if self.group is None else f', group={self.group}'})"
 
     # Hooks ----------------------------------------------------------------------------------------
 
     def before_fit(self, learn: Learner) -> None:
         groups = groups_of(learn.opt)
-        chosen = self._chosen(groups)
+        chosen = self._chosen(groups) if self.setter is None else []
         for i in chosen:
             self._check_group(groups[i], i)
         self._check_others(learn, groups, chosen)
@@ -103,26 +125,44 @@ class ScheduleCB(Callback):
         self._until = math.inf if n_steps is None else n_steps
         if not self._table:
             schedule: Any = self.schedule
-            self._at = resolve(schedule, n_steps)
+            self._at = resolve(schedule, n_steps if self.per == "step" else self._n_epochs)
         self._bases = [(groups[i], _kept(_read(groups[i], self.name))) for i in chosen]
-        self._write_step(0)
+        self._write_at(learn, 0)
 
     def before_epoch(self, learn: Learner) -> None:
         if learn.epoch >= self._n_epochs:
             self._until = -1
-        for start, value in self._table:
-            if start == learn.epoch:
-                for group, _ in self._bases:
-                    _write(group, self.name, value)
+        elif self.per == "epoch":
+            self._write_at(learn, learn.epoch)
+        passed = [(start, value) for start, value in self._table if start <= learn.epoch]
+        if passed and (passed[-1][0] == learn.epoch or self.setter is not None):
+            self._write(learn, passed[-1][1])
+
+    def before_train(self, learn: Learner) -> None:
+        self._set_again(learn)
+
+    def before_validate(self, learn: Learner) -> None:
+        self._set_again(learn)
+
+    def _set_again(self, learn: Learner) -> None:
+        """Set the value of the next step, as a resumed fit has not set it yet; groups are in checkpoints."""
+        if self.setter is None or self.per == "epoch" or learn.is_nested:
+            return
+        source, n_steps = learn.run.source, learn.n_steps
+        if source is not None and not source.is_put:  # what it has comes only after this hook
+            n_steps = source.saved["fields"]["n_steps"]
+        self._write_at(learn, int(max(min(n_steps, self._until - 1), 0)))  # none follows the last
 
     def after_step(self, learn: Learner) -> None:
+        if self.per == "epoch":
+            return
         if learn.n_steps < self._until:
-            self._write_step(learn.n_steps)
+            self._write_at(learn, learn.n_steps)
         elif self._at is not None and learn.n_steps == self._until + 1:
             warn_of_more(self, learn)
 
     def after_fit(self, learn: Learner) -> None:
-        if self._at not in (None, self.schedule):  # it was made for the fit's length
+        if self.per == "step" and self._at not in (None, self.schedule):  # it was made for the fit's length
             warn_of_plan(self, learn)
 
     def cleanup_fit(self, learn: Learner) -> None:
@@ -154,13 +194,26 @@ class ScheduleCB(Callback):
             raise ValueError(f"{self!r}: SWACB sets the lr from epoch {n_epochs} on; expected one to do it")
         return n_epochs
 
-    def _write_step(self, step: int) -> None:
+    def _write_at(self, learn: Learner, step: int) -> None:
+        """Write the value of a step, or of an epoch."""
         if self._at is None:
             return
-        multiplier = self._multiplier(self._at(step), step)
+        given = self._at(step)
+        if self.setter is not None:
+            is_plain = self.base is None and not callable(given)
+            self.setter(learn, given if is_plain else (self.base or 0) * self._multiplier(given, step))
+            return
+        multiplier = self._multiplier(given, step)
         for group, before in self._bases:
             value = (before if self.base is None else self.base) * multiplier
             self._check_value(value, step)
+            _write(group, self.name, value)
+
+    def _write(self, learn: Learner, value: Any) -> None:
+        """Write a value of the table."""
+        if self.setter is not None:
+            self.setter(learn, value)
+        for group, _ in self._bases:
             _write(group, self.name, value)
 
     def _multiplier(self, given: Any, step: int) -> float:
@@ -169,7 +222,7 @@ class ScheduleCB(Callback):
         except (TypeError, ValueError):
             hint = "; does it make a schedule, and has still to be called?" if callable(given) else ""
             raise TypeError(
-                f"{self!r} at step {step}: the function gave {given!r}; expected a number{hint}"
+                f"{self!r} at {self.per} {step}: the function gave {given!r}; expected a number{hint}"
             ) from None
 
     def _check_value(self, value: Any, step: int) -> None:
@@ -178,7 +231,7 @@ class ScheduleCB(Callback):
         try:
             check_range(self.name, value)
         except ValueError as error:
-            raise ValueError(f"{self!r} at step {step}: {error}") from None
+            raise ValueError(f"{self!r} at {self.per} {step}: {error}") from None
 
     def _chosen(self, groups: list[Group]) -> list[int]:
         if self.group is None:
@@ -209,12 +262,14 @@ class ScheduleCB(Callback):
 
     def _check_others(self, learn: Learner, groups: list[Group], chosen: list[int]) -> None:
         """Raise if another callback writes the same hyperparameter: the last one would win."""
+        if self.setter is not None:
+            return
         is_cycled = _is_momentum(self.name) and any("max_momentum" in groups[i] for i in chosen)
         for cb in learn.cbs:
             if isinstance(cb, BaseSchedulerCB) and (self.name == "lr" or is_cycled):
                 hint = "; give it cycle_momentum=False" if is_cycled else ""
                 raise ValueError(f"{self!r} and {cb!r} would both write {self.name}: expected one{hint}")
-            if cb is self or not isinstance(cb, ScheduleCB):
+            if cb is self or not isinstance(cb, ScheduleCB) or cb.setter is not None:
                 continue
             if _overlap(cb.name, self.name) and set(cb._chosen(groups)) & set(chosen):
                 raise ValueError(
@@ -222,14 +277,29 @@ class ScheduleCB(Callback):
                 )
 
 
-def _check_table(name: str, table: Mapping[int, Any]) -> None:
+def _check_setter(setter: Callable[..., Any], group: Any) -> None:
+    try:
+        inspect.signature(setter).bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"ScheduleCB({shown(setter)}): expected the name of a hyperparameter, such as 'lr', or a "
+            f"function (learn, value) ({error})"
+        ) from None
+    except ValueError:  # a function in C does not say what it takes
+        pass
+    if group is not None:
+        raise ValueError(f"ScheduleCB({shown(setter)}, group={shown(group)}): a function has no groups")
+
+
+def _check_table(name: str, table: Mapping[int, Any], is_checked: bool) -> None:
     if not table:
         raise ValueError(f"ScheduleCB({name!r}, {{}}): expected a table {{epoch: value}} with an entry")
     for epoch, value in table.items():
         if not is_whole(epoch, 0):
             raise ValueError(f"ScheduleCB({name!r}): epoch {epoch!r}: expected a whole number, 0 or more")
         try:
-            check_range(name, value)
+            if is_checked:
+                check_range(name, value)
         except ValueError as error:
             raise ValueError(f"ScheduleCB({name!r}), epoch {epoch}: {error}") from None
 

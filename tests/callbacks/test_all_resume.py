@@ -247,6 +247,42 @@ SCHEDULES = {
 }
 
 
+class SharpenCB(Callback):
+    """Divide the predictions by a temperature, which no checkpoint has."""
+
+    def __init__(self):
+        self.temperature = 1.0
+
+    def state_dict(self):
+        return {}
+
+    def after_predict(self, learn):
+        learn.preds = learn.preds / self.temperature
+
+
+def set_temperature(learn, value):
+    next(cb for cb in learn.cbs if isinstance(cb, SharpenCB)).temperature = value
+
+
+SETTERS = {
+    "by steps": lambda: ScheduleCB(set_temperature, lambda step: 1 + step),
+    "by the length": lambda: ScheduleCB(set_temperature, cosine, base=2.0),
+    "by epochs": lambda: ScheduleCB(set_temperature, lambda epoch: 1 + epoch, per="epoch"),
+    "by a table": lambda: ScheduleCB(set_temperature, {1: 3.0}),
+    "dropout": lambda: ScheduleCB(lambda learn, p: setattr(learn.model[3], "p", p), {0: 0.5, 2: 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", SETTERS)
+def test_what_a_schedule_sets_is_the_same_after_each_place(tmp_path, name):
+    check_each_place(lambda: [SETTERS[name](), SharpenCB(), MetricsCB()], tmp_path, **PLAIN)
+
+
+@pytest.mark.parametrize("per", ["step", "epoch"])
+def test_schedule_of_epochs_or_steps_resumes_where_it_was(tmp_path, per):
+    check_each_place(lambda: [ScheduleCB("lr", lambda n: 0.8**n, per=per)], tmp_path)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedule_resumes_where_it_was(tmp_path, name):
     check_each_place(SCHEDULES[name], tmp_path, opt_func=adam, param_groups=two_groups)

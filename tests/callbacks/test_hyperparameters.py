@@ -968,3 +968,97 @@ def test_a_group_added_during_the_fit_is_left_alone_at_the_end(make_learner, at)
     learn = make_learner(opt_func=SGD, cbs=[at("before_epoch", add), EpochSchedulerCB(StepLR, step_size=1)])
     learn.fit(2)
     assert [group["lr"] for group in learn.opt.param_groups] == [0.1, 0.7]
+
+
+# What a function sets ---------------------------------------------------------------------------------
+
+
+def noted(make_learner, at, schedule, n_epochs=2, **kwargs):
+    """Return what a function was given last before each batch: (phase, value)."""
+    now, seen = [], []
+    look = at("before_batch", lambda learn: seen.append((learn.phase, now[-1] if now else None)))
+    cb = ScheduleCB(lambda learn, value: now.append(value), schedule, **kwargs)
+    make_learner(cbs=[cb, look, MetricsCB()]).fit(n_epochs)
+    return seen
+
+
+def test_function_gets_the_value_of_each_step(make_learner, at):
+    seen = noted(make_learner, at, lambda step: 10 * step)
+    assert [value for phase, value in seen if phase == "train"] == [0, 10, 20, 30, 40, 50]
+    assert [value for phase, value in seen if phase == "eval"] == [30, 50]  # no step follows the last
+
+
+def test_function_gets_the_values_of_a_table_from_its_epochs_on(make_learner, at):
+    seen = noted(make_learner, at, {1: (32, 32), 3: (64, 64)}, n_epochs=4)
+    assert [value for _, value in seen] == [None] * 4 + [(32, 32)] * 8 + [(64, 64)] * 4
+
+
+def test_function_gets_the_value_of_each_epoch(make_learner, at):
+    seen = noted(make_learner, at, lambda epoch: f"level {epoch}", per="epoch")
+    assert [value for _, value in seen] == ["level 0"] * 4 + ["level 1"] * 4
+
+
+def test_length_is_filled_in_by_steps_or_epochs(make_learner, at):
+    steps = noted(make_learner, at, polynomial, base=0.9)
+    assert [value for phase, value in steps if phase == "train"] == pytest.approx(
+        [0.9 * polynomial(6)(step) for step in range(6)]
+    )
+    epochs = noted(make_learner, at, polynomial, n_epochs=3, base=0.9, per="epoch")
+    assert [value for phase, value in epochs if phase == "eval"] == pytest.approx(
+        [0.9 * polynomial(3)(epoch) for epoch in range(3)]
+    )
+
+
+def test_hyperparameter_by_epochs_is_the_same_for_all_steps_of_one(make_learner):
+    learn = make_learner(opt_func=MOMENTUM_SGD)
+    assert (
+        used(learn, "pg.lr", ScheduleCB("lr", halve, per="epoch"), 3) == [0.1] * 3 + [0.05] * 3 + [0.025] * 3
+    )
+    assert learn.opt.param_groups[0]["lr"] == 0.1
+
+
+def test_verify_resume_sets_what_its_copies_have(make_learner):
+    def set_scale(learn, value):
+        learn.model.scale = value
+
+    learn = make_learner(cbs=[ScheduleCB(set_scale, lambda step: step), MetricsCB()])
+    learn.verify_resume(2)
+    assert not hasattr(learn.model, "scale")
+
+
+def test_only_fits_that_train_set_anything(make_learner):
+    def set_it(learn, value):
+        raise ZeroDivisionError
+
+    learn = make_learner(cbs=[ScheduleCB(set_it, {0: 1}), MetricsCB()])
+    learn.validate()
+    learn.predict(learn.dls.valid)
+    learn.fit(train=False)
+    learn.lr_find(n_steps=10)
+    with pytest.raises(ZeroDivisionError):
+        learn.fit()
+
+
+@pytest.mark.parametrize(
+    ("setter", "kwargs", "error", "message"),
+    [
+        (lambda value: None, {}, TypeError, "ScheduleCB( ... 'lr' ... (learn, value)"),
+        (lambda learn, value: None, {"group": 1}, ValueError, "group=1 ... no groups"),
+        (lambda learn, value: None, {"per": "batch"}, ValueError, "per='batch' ... 'step' or 'epoch'"),
+    ],
+)
+def test_functions_that_cannot_set_a_value_are_refused(setter, kwargs, error, message):
+    with pytest.raises(error, match=mentions(message)):
+        ScheduleCB(setter, {0: 1}, **kwargs)
+
+
+def test_maker_of_a_schedule_that_was_not_called_is_refused(make_learner):
+    learn = make_learner(cbs=[ScheduleCB(lambda learn, value: None, lambda step: halve)])
+    with pytest.raises(TypeError, match="still to be called"):
+        learn.fit()
+    assert learn.n_steps == 0
+
+
+def test_two_functions_and_a_schedule_of_the_lr_go_together(make_learner):
+    cbs = [ScheduleCB(lambda learn, value: None, halve) for _ in range(2)]
+    make_learner(cbs=[*cbs, ScheduleCB("lr", halve)], opt_func=SGD).fit(2)
