@@ -1,10 +1,10 @@
-import math
 import sys
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_wandb import FakeWandb, of
 from toolbox import StopCB, StoppedError, SyncCounter, fail_at, stop
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
@@ -29,49 +29,6 @@ pytestmark = [
 N_RESTS = 2 * (3 + 1 + 1)
 
 
-# A service of W&B that can be asked -------------------------------------------------------------------
-
-
-class FakeRun:
-    """A run of the service: what it got, in order, and its summary, which a process that resumes it sees."""
-
-    def __init__(self, id, init):
-        self.id, self.inits, self.entries, self.summary, self.axes = id, [init], [], {}, {}
-        self.given, self.ends = {}, []
-        self.config = SimpleNamespace(update=lambda config, allow_val_change: self.given.update(config))
-
-    def log(self, entry):
-        assert all(math.isfinite(entry[name]) for name in entry)
-        self.entries.append(entry)
-        self.summary.update(entry)
-
-    def define_metric(self, name, step_metric=None, hidden=None):
-        self.axes[name] = step_metric
-
-    def mark_preempting(self):
-        self.ends.append("preempting")
-
-    def finish(self, exit_code):
-        self.ends.append(exit_code)
-
-
-class FakeWandb:
-    def __init__(self, mode="online"):
-        self.runs, self.run = {}, None
-        self.setup = lambda: SimpleNamespace(settings=SimpleNamespace(mode=mode))
-
-    def init(
-        self, project=None, name=None, id=None, group=None, resume=None, mode=None, tags=None, config=None
-    ):
-        init = {"project": project, "name": name, "group": group, "resume": resume, "tags": tags}
-        if id in self.runs:
-            assert resume == "allow"
-            self.runs[id].inits.append(init)
-        else:
-            self.runs[id] = FakeRun(id, init)
-        return self.runs[id]
-
-
 @pytest.fixture
 def service(monkeypatch):
     """Stand in for wandb, with a service that keeps the runs of all processes."""
@@ -79,10 +36,6 @@ def service(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr(trackers, "find_spec", lambda name: name)
     return fake
-
-
-def of(run, name):
-    return [(entry["step"], entry[name]) for entry in run.entries if name in entry]
 
 
 @pytest.fixture
