@@ -30,6 +30,7 @@ from .fitting.passes import fit_of, opt_for, pass_of, phase_of, plan, reading, s
 from .fitting.predicting import Numbered, given, ordered, unpacked_by, with_targets_of
 from .fitting.request import StopRequest, pause, stopped
 from .fitting.run import Run
+from .fitting.steps import check_steps, in_steps
 from .fitting.watching import watched
 from .host import Hooks, Pass, default_step, with_cbs
 from .optim.summary import summary
@@ -316,11 +317,16 @@ class Learner(Fields):
         lr: float | Sequence[float] | None = None,
         reset_opt: bool = False,
         resume: str | Path | bool | None = None,
+        n_steps: int | None = None,
+        epoch_steps: int | None = None,
     ) -> None:
         """Train for `n_epochs`: in each, a pass over dls.train, then one over dls.valid if there is one.
 
         Args:
             train, valid: switch off either part.
+            n_steps: train for so many optimizer steps in place of n_epochs, of which the last may be shorter.
+            epoch_steps: end an epoch after so many steps; the next one continues the pass over the data.
+                None: an epoch is one pass.
             cbs: callbacks for this fit only.
             lr: set every group's lr to exactly this (one number or one per group of the model), and undo
                 what earlier schedules left; a scheduler callback starts from it. None: the optimizer
@@ -338,7 +344,7 @@ class Learner(Fields):
         Raises: before the first step, for input that cannot work. Errors from callbacks and the model pass
             through unchanged, with a note that says where in the loop they were raised.
         """
-        self._fit_for("fit", n_epochs, train, valid, cbs, lr, reset_opt, resume)
+        self._fit_for("fit", n_epochs, train, valid, cbs, lr, reset_opt, resume, n_steps, epoch_steps)
 
     def _fit_for(
         self,
@@ -350,10 +356,13 @@ class Learner(Fields):
         lr: Any = None,
         reset_opt: bool = False,
         resume: Any = None,
+        n_steps: Any = None,
+        epoch_steps: Any = None,
     ) -> None:
         n_epochs = check_fit(self, n_epochs, train, valid, resume, lr, reset_opt)
+        check_steps(n_epochs, n_steps, epoch_steps, train)
         valid = valid and self.dls.valid is not None
-        with fit_of(self, cbs, purpose, train):
+        with fit_of(self, cbs, purpose, train), in_steps(self, n_epochs, n_steps, epoch_steps) as n_epochs:
             plan(self, n_epochs, train, valid)
             if train:
                 self.opt = opt_for(self, lr, reset_opt)

@@ -28,6 +28,7 @@ from .checkpoints.codec import NoFormError, differences, digest_of
 from .checkpoints.snapshot import Saved, Savers, capture, keyed, position_of
 from .fitting.mean import trained
 from .fitting.request import PAUSE
+from .fitting.steps import steps_of_epochs
 from .parameters import all_tensors
 from .plan import sum_of
 from .seeding import kept_rng, set_seed
@@ -60,7 +61,8 @@ def verify_resume(learn: Learner, at: int | None = None, n_epochs: int | None = 
         runs too, such as a callback's clock.
     Raises: RuntimeError that names the first difference; TypeError for what cannot be copied or saved.
     """
-    at, n_epochs, stops = _stops(learn, at, n_epochs, kwargs.get("valid", True))
+    steps = kwargs.get("n_steps"), kwargs.get("epoch_steps")
+    at, n_epochs, stops = _stops(learn, at, n_epochs, kwargs.get("valid", True), *steps)
     given = [cb for cb in listify(kwargs.pop("cbs", None)) if not isinstance(cb, _LEFT_OUT)]
 
     def run(copied: Any, cbs: list[Callback], **more: Any) -> _End:
@@ -97,7 +99,12 @@ def verify_resume(learn: Learner, at: int | None = None, n_epochs: int | None = 
 
 
 def _stops(
-    learn: Learner, at: int | None, n_epochs: int | None, valid: bool
+    learn: Learner,
+    at: int | None,
+    n_epochs: int | None,
+    valid: bool,
+    n_steps: int | None,
+    epoch_steps: int | None,
 ) -> tuple[int, int, list[tuple[str, int, int]]]:
     """Return the step of the first stop, the epochs of the fit, and all stops as (phase, epoch, count)."""
     if n_epochs is not None:
@@ -105,15 +112,19 @@ def _stops(
     n_planned = 2 if n_epochs is None else n_epochs
 
     def steps(n: int) -> list[int | None]:
+        if n_steps is not None or epoch_steps is not None:
+            return [*steps_of_epochs(learn, n, n_steps, epoch_steps)]
         return learn.planned_steps(n, learn.dls.adapters["train"].lengths(learn.n_epochs_trained, n))
 
     planned = steps(n_planned)
     per_epoch, is_default = planned[0], at is None
-    epoch = min(1, n_planned - 1) if per_epoch else 0
+    epoch = min(1, len(planned) - 1) if per_epoch else 0
     if at is None:
         at = epoch * (per_epoch or 0) + max(1, (planned[epoch] or 2) // 2)
     at = whole_number("verify_resume(at", at, 1, _MOST_STEPS, of=" of steps")
-    if n_epochs is None:
+    if n_epochs is None and n_steps is not None:
+        n_epochs = 1  # as many as the steps take
+    elif n_epochs is None:
         if not per_epoch:
             raise ValueError("verify_resume: the train loader has no length, so n_epochs has to be given")
         n_epochs = at // per_epoch + 1

@@ -30,10 +30,10 @@ from .scheduler import BaseSchedulerCB, BatchSchedulerCB, EpochSchedulerCB
 from .sharpness import SAMCB
 from .stop import EarlyStoppingCB, SingleBatchCB, TerminateOnNaNCB
 from .switches import SwitchPointsCB
-from .transformers import TransformersCB
 from .throughput import ThroughputCB
 from .time_limit import TimeLimitCB
 from .trackers import MLflowCB, WandbCB
+from .transformers import TransformersCB
 
 __all__ = [
     "EMACB",
@@ -78,9 +78,9 @@ __all__ = [
     "TensorBoardCB",
     "TerminateOnNaNCB",
     "TestTimeFlipCB",
-    "TransformersCB",
     "ThroughputCB",
     "TimeLimitCB",
+    "TransformersCB",
     "WandbCB",
     "g",
 ]

@@ -108,9 +108,10 @@ class DataLoaders:
     def with_valid(self, loader: Any) -> DataLoaders:
         """Return DataLoaders like these, with another validation loader; it may be readable only once."""
         dls = self._without_train()
-        dls.adapters |= {name: adapter for name, adapter in self.adapters.items() if name == "train"}
         dls.classes, dls.source = self.classes, self.source
-        dls.adapters["valid"] = self.adapter_of(loader, "dls valid")
+        # The first, because the loader of a training that goes on over passes is read here in one pass.
+        dls.adapters["valid"] = self.adapter_of(loader, "dls valid").one_pass()
+        dls.adapters |= {name: adapter for name, adapter in self.adapters.items() if name == "train"}
         return dls
 
     @classmethod

@@ -107,7 +107,7 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
         learn._set_phase(dl, training)
         learn.modes.apply()
         if training:
-            learn.dls.adapter_of(dl).set_epoch(learn.n_epochs_trained - 1)
+            learn.dls.adapter_of(dl).begin_epoch(learn.n_epochs_trained - 1, learn.epoch)
         with torch.set_grad_enabled(training):
             yield
     finally:

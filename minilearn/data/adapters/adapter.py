@@ -138,6 +138,15 @@ class Adapter:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
+    def begin_epoch(self, epoch: int, of_fit: int) -> None:
+        """Choose the pass that is read next.
+
+        Args:
+            epoch: counted over the learner's life.
+            of_fit: counted in the fit.
+        """
+        self.set_epoch(epoch)
+
     def generators(self) -> list[torch.Generator]:
         """Return the generators that the loader and its samplers own."""
         own = [getattr(part, "generator", None) for part in self.parts()]
@@ -188,6 +197,10 @@ class Adapter:
         return nullcontext()
 
     # Other loaders --------------------------------------------------------------------------------
+
+    def one_pass(self) -> Adapter:
+        """Return the adapter that reads the loader in one pass; this one, unless it reads on over passes."""
+        return self
 
     def beside(self) -> Self:
         """Return an adapter like this one, for a new pass while another one may be running."""
