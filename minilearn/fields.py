@@ -86,7 +86,7 @@ class Fields(CallbackHost):
 
     @property
     def phase(self) -> str:
-        """Return "train" or "eval", the names in the rows of history."""
+        """Return "train" or "eval", the names in the rows of history where validation sets have none."""
         return "train" if self.training else "eval"
 
     @property
@@ -199,7 +199,7 @@ class Fields(CallbackHost):
             return f"epoch {self.epoch} of {self.n_epochs}"
         # Outside a batch, such as in the loader, batch_idx is that of the last one, -1 before the first.
         when = "" if "batch" in self.scopes else "after " if self.batch_idx >= 0 else "before "
-        batch = f"{when}{self.phase} batch {max(self.batch_idx, 0)}"
+        batch = f"{when}{self.plan.row_of(self)} batch {max(self.batch_idx, 0)}"
         return f"epoch {self.epoch} of {self.n_epochs}, {batch}, step {self.n_steps}"
 
 

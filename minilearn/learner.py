@@ -27,7 +27,7 @@ from .fitting.made import Made
 from .fitting.mean import StepMean
 from .fitting.modes import Modes
 from .fitting.passes import fit_of, opt_for, pass_of, phase_of, plan, reading, started
-from .fitting.predicting import Numbered, given, ordered, unpacked_by, with_targets_of
+from .fitting.predicting import Numbered, given, joined, ordered, unpacked_by, with_targets_of
 from .fitting.request import StopRequest, pause, stopped
 from .fitting.run import Run
 from .fitting.steps import check_steps, in_steps
@@ -140,8 +140,10 @@ class Learner(Fields):
             with phase_of(self, self.dls.train, training=True):
                 self._train()
         if self.plan.has("eval", self.epoch):
-            with phase_of(self, self.dls.valid, training=False):
-                self._validate()
+            for plan, dl in self.plan.left(self.epoch, self.dls.sets.values()):
+                self._set_plan(plan)
+                with phase_of(self, dl, training=False):
+                    self._validate()
 
     @with_cbs("train")
     def _train(self) -> None:
@@ -411,8 +413,9 @@ class Learner(Fields):
     def validate(self, dl: Any = None, cbs: Any = None) -> dict[str, Any]:
         """Return the row of metrics over a loader (default dls.valid), e.g. {"loss": 0.27, ...}.
 
-        Nothing is trained and `history` does not change. Only the hooks of validate and of its batches run.
-        A callback may call this during a fit, whose random numbers stay as they were; see
+        Of several validation sets, {"clean": a, "shifted": b}, each column has its set's name before it, such
+        as "clean/loss". Nothing is trained and `history` does not change. Only the hooks of validate and of
+        its batches run. A callback may call this during a fit, whose random numbers stay as they were; see
         `Callback.in_nested`.
 
         Args:
@@ -420,6 +423,8 @@ class Learner(Fields):
         """
         if dl is None and self.dls.valid is None:
             raise ValueError("validate(): dls has no valid loader; give one, validate(dl)")
+        if dl is None and len(self.dls.sets) > 1:
+            return joined({name: self.validate(one, cbs) for name, one in self.dls.sets.items()})
         rows = self._evaluate(self.dls.valid if dl is None else with_targets_of(self, dl), cbs)
         return rows[-1] if rows else {}
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from .fields import Fields
 
 
 class Position(NamedTuple):
     """Where a fit stands: which batch comes next.
 
-    epoch (of the fit); phase: "train" or "eval", "" before the epoch begins, "over" after the fit; batch.
+    epoch (of the fit); phase: "train" or "eval", "" before the epoch begins, "over" after the fit; batch;
+    part (in "eval", which of several validation sets).
     """
 
     epoch: int
     phase: str = ""
     batch: int = 0
+    part: int = 0
+
+    def form(self) -> dict[str, Any]:
+        """Return it as a dict; the first part is left out, as in version 0.1."""
+        return {name: value for name, value in self._asdict().items() if name != "part" or value}
 
     @property
     def is_inside(self) -> bool:
@@ -36,7 +46,8 @@ class Plan:
 
     n_epochs; phases ("train", "eval" or both); schedule_epochs (how many epochs, from the first on, the lr
     schedules cover); epoch_steps (optimizer steps of each epoch, None if not known); start (the beginning, or
-    where a resumed run stood).
+    where a resumed run stood); sets (the names of the validation sets, in the rows of history); part (which
+    of them is read, or was read last).
     """
 
     n_epochs: int = 0
@@ -44,6 +55,8 @@ class Plan:
     schedule_epochs: int = 0
     epoch_steps: list[int | None] = field(default_factory=list)
     start: Position = _BEGINNING
+    sets: tuple[str, ...] = ("eval",)
+    part: int = 0
 
     @property
     def total_steps(self) -> int | None:
@@ -62,7 +75,20 @@ class Plan:
 
     def first_batch(self, phase: str, epoch: int) -> int:
         """Return the number of the first batch of a phase that is still to run."""
-        return self.start.batch if (epoch, phase) == (self.start.epoch, self.start.phase) else 0
+        part = self.part if phase == "eval" else 0
+        start = self.start
+        return start.batch if (epoch, phase, part) == (start.epoch, start.phase, start.part) else 0
+
+    def left(self, epoch: int, loaders: Iterable[Any]) -> Iterator[tuple[Plan, Any]]:
+        """Give the plan during each validation set that an epoch has still to run, and its loader."""
+        first = self.start.part if (epoch, "eval") == (self.start.epoch, self.start.phase) else 0
+        for part, loader in enumerate(loaders):
+            if part >= first:
+                yield replace(self, part=part), loader
+
+    def row_of(self, learn: Fields) -> str:
+        """Return what a row of history calls the running phase: "train", "eval" or a set's name."""
+        return learn.phase if learn.training or learn.is_nested else self.sets[self.part]
 
 
 def sum_of(steps: list[int | None]) -> int | None:

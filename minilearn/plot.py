@@ -70,7 +70,8 @@ def plot_history(history: Sequence[Mapping[str, Any]], width: float = 4.0, heigh
         raise ValueError("plot_history: the history has no row yet")
     figure, axes = new_figure(1, len(names), width, height)
     for ax, name in zip(axes[0], names, strict=True):
-        for phase in ("train", "iterate", "eval"):  # "iterate": the weights whose average "eval" measures
+        # "iterate": the weights whose average "eval" measures. Validation sets may have other names.
+        for phase in dict.fromkeys(["train", "iterate", "eval", *(row["train"] for row in history)]):
             rows = [row for row in history if row["train"] == phase and name in row]
             if rows:
                 ax.plot([row["epoch"] for row in rows], [row[name] for row in rows], marker=".", label=phase)

@@ -132,7 +132,7 @@ def _stops(
             n_epochs += 1
     stops = [("train", 0, at)]
     if is_default and valid and learn.dls.valid is not None:
-        n_batches = learn.dls.adapters["valid"].n_batches
+        n_batches = learn.dls.adapters[learn.dls.valid_keys[-1]].n_batches
         stops.append(("eval", epoch, (n_batches or 1) // 2))
     return at, n_epochs, stops
 
@@ -251,6 +251,7 @@ class _StopCB(CheckpointCB):
     def at_rest(self, learn: Learner) -> None:
         phase, epoch, count = self.place
         is_inside = learn.scopes[-1:] == ["validate"] and (learn.epoch, learn.batch_idx) == (epoch, count)
+        is_inside = is_inside and learn.plan.part == len(learn.plan.sets) - 1
         is_here = learn.n_steps == count if phase == "train" else is_inside
         if is_here:
             learn.stop.hear(PAUSE, 1)  # so that it is saved in any case

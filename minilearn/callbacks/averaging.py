@@ -85,8 +85,11 @@ class BaseAveragingCB(Callback):
 
     def after_train(self, learn: Learner) -> None:
         # A fit without validation has no "eval" rows, and so no "iterate" rows.
-        if self.n_averaged and "eval" in learn.phases and (row := learn.validate()):
-            learn.history.append({**row, "train": "iterate"})
+        if self.n_averaged and "eval" in learn.phases:
+            for name, loader in learn.dls.sets.items():
+                if row := learn.validate(loader):
+                    own = "iterate" if len(learn.dls.sets) == 1 else f"iterate/{name}"
+                    learn.history.append({**row, "train": own})
 
     def before_validate(self, learn: Learner) -> None:
         if self.n_averaged:

@@ -214,11 +214,16 @@ class CheckpointCB(Callback):
         if not learn.is_failing:
             learn.run.began("validation", capture_beginning(learn))
 
+    def cleanup_validate(self, learn: Learner) -> None:
+        if not learn.is_failing and len(learn.plan.sets) > 1:  # the next set begins
+            learn.run.began("validation", capture_beginning(learn))
+
     def before_validate(self, learn: Learner) -> None:
         self._needs[True] = _needs_of(learn)
         self._is_untried = learn.epoch == learn.plan.start.epoch and not learn.is_nested
         if learn.dls.adapter_of(learn.dl).why_not_resumable():  # it has to start again, from this state
-            self._at_validation = deepcopy(capture_rest(learn, Position(learn.epoch, "eval")))
+            here = Position(learn.epoch, "eval", part=learn.plan.part)
+            self._at_validation = deepcopy(capture_rest(learn, here))
 
     def after_epoch(self, learn: Learner) -> None:
         if self.monitor is not None:
@@ -250,7 +255,7 @@ class CheckpointCB(Callback):
             if position.phase == "eval" and self._at_validation is not None:
                 if not learn.stop.is_asked:
                     return
-                position, rest = Position(learn.epoch, "eval"), self._at_validation
+                position, rest = position._replace(batch=0), self._at_validation
             self._last_step, self._last_s = learn.n_steps, _now_s(learn)
             learn.run.saved(self._write(learn, name_of(learn.n_epochs_trained, position), position, rest))
             if learn.rank == 0:

@@ -199,8 +199,10 @@ class DistributedCB(Callback):
         if "train" in learn.phases:  # a fit without training plans no steps
             self._check_plan(learn)
             self._find_extra(learn)
-        for phase in learn.phases:  # now, to refuse what cannot be sharded before any training
-            self._shard_of(learn, learn.dls[phase])
+        loaders = [learn.dls.train] * ("train" in learn.phases)
+        loaders += learn.dls.sets.values() if "eval" in learn.phases else ()
+        for loader in loaders:  # now, to refuse what cannot be sharded before any training
+            self._shard_of(learn, loader)
         self._asked, self._rng = None, None
 
     def _check_plan(self, learn: Learner) -> None:

@@ -37,8 +37,9 @@ _OF_PHASE = ("metrics", "_others", "_sum", "_n", "_start_s", "_has_batches", "_h
 class MetricsCB(Callback):
     """Compute the mean loss and the metrics of each phase, and append a row for it to `learn.history`.
 
-    A row is {metric: value, ..., "loss": .., "epoch": .., "train": "train" or "eval", "time_s": ..};
-    epoch keeps counting from fit to fit. An ordinary step does not wait for the device.
+    A row is {metric: value, ..., "loss": .., "epoch": .., "train": "train" or "eval", "time_s": ..}; a row of
+    a named validation set has the name in place of "eval". epoch keeps counting from fit to fit. An ordinary
+    step does not wait for the device.
 
     A metric is one of three:
         a function (preds, target) -> number: its mean over the batches, each weighted by its number of
@@ -295,7 +296,7 @@ class MetricsCB(Callback):
         row |= {
             **({"loss": loss} if has_loss else {}),
             "epoch": max(learn.n_epochs_trained - 1, 0),
-            "train": learn.phase,
+            "train": learn.plan.row_of(learn),
             "time_s": time.perf_counter() - self._start_s,
         }
         learn.history.append(learn.processes.broadcast(row))  # the last bits depend on the order of merging
@@ -303,10 +304,10 @@ class MetricsCB(Callback):
             self._warn_of(loss, learn)
 
     def _warn_of(self, loss: float, learn: Learner) -> None:
-        self._is_warned = True
+        self._is_warned, name = True, learn.plan.row_of(learn)
         if learn.rank == 0:
             warnings.warn(
-                f"the {learn.phase} loss of epoch {learn.epoch} is {loss}, because a batch's loss was not "
+                f"the {name} loss of epoch {learn.epoch} is {loss}, because a batch's loss was not "
                 "finite; the weights may be nan too: is the lr too high, or a value in the data not finite? "
                 "(TerminateOnNaNCB ends a fit at the first such batch.)",
                 stacklevel=2,

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Monitor:
     """Read a monitored value, such as "loss", "eval/loss" or "train/MulticlassAccuracy".
 
-    A bare name means validation's value, or training's in a fit without validation.
+    A bare name means validation's value, or training's in a fit without validation. Of several validation
+    sets, {"clean": a, "shifted": b}, "shifted/loss" is the value of one; a bare name means the first one's.
 
     Args:
         mode: "min" or "max", whichever is better; it is known for a loss.
@@ -42,14 +43,15 @@ class Monitor:
 
     def check(self, learn: Learner) -> None:
         """Raise ValueError, listing the names, if there will be no such value or its mode is not known."""
-        _, bare = self._parts()
+        _, bare = self._parts(learn)
         cbs = [cb for cb in learn.cbs if isinstance(cb, MetricsCB)]
 
         def measured(phase: str) -> list[str]:
-            return [name for cb in cbs for name in cb.names_in([self.name, bare], phase)]
+            of = "train" if phase == "train" else "eval"
+            return [name for cb in cbs for name in cb.names_in([self.name, bare], of)]
 
         names = measured(learn.phases[-1] if learn.phases else "eval")
-        names += [f"{phase}/{name}" for phase in learn.phases for name in measured(phase)]
+        names += [f"{phase}/{name}" for phase in _phases(learn) for name in measured(phase)]
         if self.name not in names:
             close = get_close_matches(self.name, names, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -62,19 +64,23 @@ class Monitor:
         if self.mode is None:
             raise ValueError(f"monitor={self.name!r}: is more better? give mode='max' or mode='min'")
 
-    def _parts(self) -> tuple[str, str]:
+    def _parts(self, learn: Learner) -> tuple[str, str]:
         """Return the phase, "" if it is not given, and the name in its rows."""
         phase, slash, name = self.name.partition("/")
-        return (phase, name) if slash and phase in ("train", "eval") else ("", self.name)
+        is_phase = slash and phase in ("train", "eval", *learn.plan.sets)
+        return (phase, name) if is_phase else ("", self.name)
 
     def value(self, learn: Learner) -> float:
         """Return the newest value.
 
         Raises: ValueError if there is no such row, or it has no such column.
         """
-        phase, name = self._parts()
+        phase, name = self._parts(learn)
         phase, epoch = phase or learn.phases[-1], learn.n_epochs_trained - 1
-        rows = [row for row in learn.history[-3:] if (row["train"], row["epoch"]) == (phase, epoch)]
+        if phase == "eval" and "eval" not in learn.plan.sets:
+            phase = learn.plan.sets[0]
+        n_rows = 1 + 2 * len(learn.plan.sets)  # at most, of an epoch: those of averages have two for each set
+        rows = [row for row in learn.history[-n_rows:] if (row["train"], row["epoch"]) == (phase, epoch)]
         if not rows:
             raise ValueError(f"monitor={self.name!r}: epoch {epoch} has no row of {phase}; was it cancelled?")
         if name not in rows[-1]:
@@ -85,3 +91,9 @@ class Monitor:
         if not isinstance(value, float | int):
             raise TypeError(f"monitor={self.name!r} is {value!r}: expected a number")
         return value
+
+
+def _phases(learn: Learner) -> list[str]:
+    """Return the phases that a name may begin with."""
+    sets = learn.plan.sets if "eval" in learn.phases else ()
+    return list(dict.fromkeys([*learn.phases, *sets]))

@@ -19,18 +19,23 @@ class Pace:
     def __init__(self, learn: Learner) -> None:
         self.n_epochs, self.total_steps = learn.n_epochs, learn.total_steps
         self.has_eval = "eval" in learn.phases
-        self.n_eval = learn.dls.adapters["valid"].n_batches if self.has_eval else 0
+        n_batches = [learn.dls.adapters[key].n_batches for key in learn.dls.valid_keys]
+        self.n_eval = sum(n or 0 for n in n_batches) if self.has_eval else 0
         self.step_s: float | None = None
         self.eval_s: float | None = None
         self.epoch_s: float | None = None
         self._train_s, self._n_trained, self._n_steps = 0.0, 0, 0  # in the phases that are over
         self._epoch_start_s: float | None = None  # unless the epoch began in another process
         self._guessed_s = 0.0  # of a validation, before the first
-        self.phase = ""
+        self._eval_s: float | None = None  # of this validation's sets so far; None if it began elsewhere
+        self.phase = self.row = ""
 
     def begin(self, learn: Learner, n_batches: int | None, first: int) -> None:
         """Begin a phase, at its batch number `first`."""
         self.phase, self.n_batches, self.first, self.n = learn.phase, n_batches, first, first
+        self.row = learn.plan.row_of(learn)
+        if self.phase == "eval" and learn.plan.part == 0:
+            self._eval_s = 0.0 if first == 0 else None
         self.start_s, self._first_step = time.perf_counter(), learn.n_steps
         if first == 0 and (learn.phase == "train" or "train" not in learn.phases):
             self._epoch_start_s = self.start_s
@@ -53,8 +58,10 @@ class Pace:
             self._train_s += self.elapsed_s
             self._n_trained += self.n - self.first
             self._n_steps += learn.n_steps - self._first_step
-        elif self.first == 0:
-            self.eval_s = self.elapsed_s
+        elif self._eval_s is not None:
+            self._eval_s += self.elapsed_s
+            if learn.plan.part == len(learn.plan.sets) - 1:
+                self.eval_s = self._eval_s
 
     def end_epoch(self, learn: Learner) -> None:
         """End an epoch."""

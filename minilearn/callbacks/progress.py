@@ -176,7 +176,7 @@ class _Lines:
         if learn.training and (lr := groups_of(learn.opt)[0].get("lr")) is not None:
             values.append(f"lr {float(lr):.3g}")
         of = "" if pace.n_batches is None else f"/{pace.n_batches}"
-        where = f"{self._head(max(learn.n_epochs_trained - 1, 0), learn.epoch)}  {learn.phase} {pace.n}{of}: "
+        where = f"{self._head(max(learn.n_epochs_trained - 1, 0), learn.epoch)}  {pace.row} {pace.n}{of}: "
         left_s = pace.left_of_fit(learn)
         left = [] if left_s is None else [f"{time_text(left_s)} left"]
         self._print([where + ", ".join(values), pace.speed(), *left])
@@ -241,7 +241,7 @@ class _Bars:
 
     def begin(self) -> None:
         pace = self.pace
-        self.batch = {"description": pace.phase, "total": pace.n_batches, "completed": pace.first}
+        self.batch = {"description": pace.row, "total": pace.n_batches, "completed": pace.first}
         self.batch |= {"info": "", "left": time_text(None)}
         self.is_new = True
         self._draw_if_due()

@@ -233,6 +233,12 @@ def _check(learn: Learner, saved: Saved, path: Path) -> None:
             raise ValueError(
                 f"{path} is of a fit with {_brief(there)} {what}, but this one has {_brief(here)}; {why}"
             )
+    here, there = now.get("sets", ["eval"]), saved["fit"].get("sets", ["eval"])
+    if "eval" in learn.phases and here != there:
+        raise ValueError(
+            f"{path} is of a fit with the validation sets {', '.join(there)}, but this one has "
+            f"{', '.join(here)}: expected the same, in the same order"
+        )
     here, there = capture_weights(learn)["opt"], saved["opt"]
     if here["class"] != there["class"]:
         raise ValueError(

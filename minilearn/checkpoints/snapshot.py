@@ -32,7 +32,7 @@ Saved = dict[str, Any]
 
 FORMAT = 1
 BEST = "best.pt"
-_NAME = re.compile(r"epoch-(\d+)-(train|valid)-(\d+)" + re.escape(SUFFIX))
+_NAME = re.compile(r"epoch-(\d+)-(train|valid)(\d*)-(\d+)" + re.escape(SUFFIX))
 _OWN_ADVICE = "keep it on a callback, whose state_dict leaves it out"
 _NEEDED = ("run", "fit", "position", "fields", "history", "model", "opt", "cbs", "loaders", "rng")
 _FIELDS = ("epoch", "batch_idx", "n_steps", "n_epochs_trained", "loss")
@@ -45,7 +45,8 @@ def position_of(learn: Learner) -> Position:
     if not learn.scopes:
         return Position(learn.n_epochs, "over")
     if learn.scopes[-1] in ("train", "validate"):
-        return Position(learn.epoch, learn.phase, learn.batch_idx + 1)
+        part = 0 if learn.training else learn.plan.part
+        return Position(learn.epoch, learn.phase, learn.batch_idx + 1, part)
     return Position(learn.epoch + 1)
 
 
@@ -54,7 +55,7 @@ def position_of(learn: Learner) -> Position:
 
 def name_of(n_epochs_trained: int, position: Position) -> str:
     """Return a checkpoint's file name: which epoch of the learner's life and which batch come next."""
-    part = "valid" if position.phase == "eval" else "train"
+    part = f"valid{position.part + 1 if position.part else ''}" if position.phase == "eval" else "train"
     epoch = n_epochs_trained - position.is_inside
     return f"epoch-{epoch:04d}-{part}-{position.batch:06d}{SUFFIX}"
 
@@ -79,11 +80,11 @@ def is_damaged(path: Path) -> bool:
     return False
 
 
-def is_at(path: Path) -> tuple[int, str, int]:
+def is_at(path: Path) -> tuple[int, str, int, int]:
     """Return the place in the run that a checkpoint's name gives, for comparison."""
     match = _NAME.fullmatch(path.name)
     assert match is not None
-    return int(match[1]), match[2], int(match[3])
+    return int(match[1]), match[2], int(match[3] or 1), int(match[4])
 
 
 def read(path: Path) -> Saved:
@@ -161,7 +162,7 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
             **capture_fit(learn),
             "cancelled_by": learn.cancelled_by.get("fit", "") if position.is_over else "",
         },
-        "position": position._asdict(),
+        "position": position.form(),
         "mean": saver.save(learn.mean.state_dict(learn), "mean"),
         "fields": saver.save({name: getattr(learn, name) for name in _FIELDS}, "learn"),
         "own": saver.save(learn.own_fields(), "learn"),
@@ -183,6 +184,7 @@ def capture_fit(learn: Learner) -> Saved:
         "n_epochs": learn.n_epochs,
         "phases": list(learn.phases),
         "epoch_steps": list(learn.epoch_steps),
+        **({"sets": list(learn.plan.sets)} if learn.plan.sets != ("eval",) else {}),
     }
 
 
@@ -287,7 +289,9 @@ def keyed(cbs: tuple[Callback, ...]) -> dict[str, Callback]:
 def loaders_of(learn: Learner) -> dict[str, Any]:
     """Return a fit's loaders by name; "now" is that of the phase, which a callback may have replaced."""
     is_inside = learn.scopes and learn.scopes[-1] in ("train", "validate")
-    return {"train": learn.dls.train, "valid": learn.dls.valid} | ({"now": learn.dl} if is_inside else {})
+    found = {"train": learn.dls.train, "valid": learn.dls.valid}
+    found |= {name: learn.dls.adapters[name].loader for name in learn.dls.valid_keys}
+    return found | ({"now": learn.dl} if is_inside else {})
 
 
 def state_of(learn: Learner, loader: Any) -> Any:
@@ -352,6 +356,7 @@ def _shared(learn: Learner) -> dict[str, Any]:
     dls, opt = learn.dls, learn.opt
     parts = {"learn": learn, "learn.dls": dls, "learn.dl": learn.dl, "learn.history": learn.history}
     parts |= {"learn.dls.train": dls.train, "learn.dls.valid": dls.valid, "learn.dls.test": dls.test}
+    parts |= {f"learn.dls.{name}": dls.adapters[name].loader for name in dls.valid_keys}
     parts |= {"learn.opt": opt, "learn.opt.param_groups": opt.param_groups, "learn.opt.state": opt.state}
     parts |= {f"learn.opt.param_groups[{i}]": group for i, group in enumerate(opt.param_groups)}
     state = getattr(opt, "state", {})

@@ -11,6 +11,7 @@ from .adapters.adapter import short
 from .adapters.iterables import StreamAdapter
 
 _NAMES = ("train", "valid", "test")
+_TAKEN = ("train", "valid", "test", "iterate")  # by other rows, or other loaders
 
 
 class _Loader:
@@ -26,16 +27,43 @@ class _Loader:
         return None if adapter is None else adapter.loader
 
     def __set__(self, dls: DataLoaders, loader: Any) -> None:
-        adapter = None if loader is None else dls.adapter_of(loader, f"dls {self.name}")
-        if isinstance(adapter, StreamAdapter):
-            raise TypeError(
-                f"dls {self.name} is a {type(loader).__name__}, which can be read only once: "
-                "expected an iterable that starts again each epoch; make it a list, or a class with __iter__"
+        is_sets = self.name == "valid" and isinstance(loader, Mapping)
+        sets = _checked_sets(loader) if is_sets else {} if loader is None else {"eval": loader}
+        found = {}
+        for i, (name, one) in enumerate(sets.items()):
+            said = f"dls {self.name}" + (f"[{name!r}]" if is_sets else "")
+            found[f"{self.name}/{name}" if i else self.name] = _read_again(dls, one, said)
+        for key in [key for key in dls.adapters if key.partition("/")[0] == self.name]:
+            dls.adapters.pop(key)
+        dls.adapters |= found
+        if self.name == "valid":
+            dls.set_names = tuple(sets)
+
+
+def _read_again(dls: DataLoaders, loader: Any, name: str) -> Adapter:
+    """Return the adapter of a loader that is read in each epoch."""
+    adapter = dls.adapter_of(loader, name)
+    if isinstance(adapter, StreamAdapter):
+        raise TypeError(
+            f"{name} is a {type(loader).__name__}, which can be read only once: "
+            "expected an iterable that starts again each epoch; make it a list, or a class with __iter__"
+        )
+    return adapter
+
+
+def _checked_sets(sets: Mapping[str, Any]) -> dict[str, Any]:
+    """Return named validation sets. Raises: TypeError or ValueError, with the name that is wrong."""
+    if not sets:
+        raise ValueError("dls valid={}: expected one validation set or more, or None")
+    for name, loader in sets.items():
+        if not isinstance(name, str) or not name.strip() or "/" in name or name in _TAKEN:
+            raise ValueError(
+                f"dls valid has the name {name!r}: expected names for rows of history, without '/', other "
+                f"than {', '.join(map(repr, _TAKEN))}"
             )
-        if adapter is None:
-            dls.adapters.pop(self.name, None)
-        else:
-            dls.adapters[self.name] = adapter
+        if loader is None:
+            raise ValueError(f"dls valid[{name!r}] is None: expected a loader")
+    return dict(sets)
 
 
 class _Adapters(dict[str, Adapter]):
@@ -56,13 +84,15 @@ class DataLoaders:
     Args:
         train, valid, test: each is read once per epoch, so it must give the batches again each time.
             valid=None: there is no validation. Available as attributes or by name: dls["train"],
-            dls["eval"] (or "valid"), dls["test"].
+            dls["eval"] (or "valid"), dls["test"]. valid may be a dict of several, {"clean": a, "shifted": b}:
+            each is validated in each epoch and has a row of its name; dls.valid is then the first one.
         classes: the names of the classes, in the order of the targets, where there are any.
         source: where the data came from, for reports.
 
     Attributes:
-        adapters: the adapter of each loader, under "train", "valid" and "test"; see
-            `minilearn.data.adapters`.
+        adapters: the adapter of each loader, under "train", "valid" and "test", and "valid/NAME" for each
+            further validation set; see `minilearn.data.adapters`.
+        set_names: the names of the validation sets, ("eval",) for a loader without a name.
 
     Raises: ValueError without train; TypeError for what is not iterable, or can be read only once.
     """
@@ -83,17 +113,31 @@ class DataLoaders:
                 "batches"
             )
         self.adapters: dict[str, Adapter] = _Adapters()
+        self.set_names: tuple[str, ...] = ()
         self.train, self.valid, self.test = train, valid, test
         self.classes = unless_none(instances, "classes", classes, str, "names of classes")
         self.source = text("source", source) if source != "" else ""
 
     def __getitem__(self, name: str) -> Any:
+        if name in self.set_names:
+            return self.sets[name]
         attribute = "valid" if name == "eval" else name
         if attribute not in _NAMES:
             raise KeyError(f"dls[{name!r}]: expected 'train', 'eval' (or 'valid') or 'test'")
         if (loader := getattr(self, attribute)) is None:
             raise KeyError(f"dls[{name!r}]: these DataLoaders were made without it")
         return loader
+
+    @property
+    def valid_keys(self) -> tuple[str, ...]:
+        """Return the keys of the validation sets in `adapters`, in their order."""
+        return tuple(f"valid/{name}" if i else "valid" for i, name in enumerate(self.set_names))
+
+    @property
+    def sets(self) -> dict[str, Any]:
+        """Return the validation sets by name: {"eval": valid} for a loader without a name."""
+        loaders = [self.adapters[key].loader for key in self.valid_keys]
+        return dict(zip(self.set_names, loaders, strict=True))
 
     def adapter_of(self, loader: Any, name: str = "the loader") -> Adapter:
         """Return the adapter of a loader: the kept one, if the loader is one of these, or a new one.
@@ -112,12 +156,14 @@ class DataLoaders:
         # The first, because the loader of a training that goes on over passes is read here in one pass.
         dls.adapters["valid"] = self.adapter_of(loader, "dls valid").one_pass()
         dls.adapters |= {name: adapter for name, adapter in self.adapters.items() if name == "train"}
+        dls.set_names = ("eval",)
         return dls
 
     @classmethod
     def _without_train(cls) -> DataLoaders:
         dls = DataLoaders.__new__(DataLoaders)
         dls.adapters, dls.classes, dls.source = _Adapters(), None, ""
+        dls.set_names = ()
         return dls
 
     @classmethod

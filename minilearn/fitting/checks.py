@@ -87,7 +87,8 @@ def check_fit(
                 "one; was all of it frozen, or are its layers in a plain list instead of a ModuleList?"
             )
     if valid:
-        learn.dls.adapters["valid"].check_not_empty("valid")
+        for name in learn.dls.valid_keys:
+            learn.dls.adapters[name].check_not_empty(name)
     return n_epochs
 
 

@@ -91,7 +91,7 @@ def _loader_of_one(learn: Learner, is_first: bool) -> str:
         return ""  # it matters to nothing else, and a list of batches is read for it
     loaders = {"train": learn.dl}
     if is_first and "eval" in learn.phases:
-        loaders["valid"] = learn.dls.valid
+        loaders |= {name: learn.dls.adapters[name].loader for name in learn.dls.valid_keys}
     for name, loader in loaders.items():
         if learn.dls.adapter_of(loader).smallest() == 1:
             return f"the {name} loader, a {type(loader).__name__}, gives a batch of one sample"

@@ -143,9 +143,8 @@ def reading(learn: Learner, first: int) -> Iterator[Iterator[tuple[int, Any]]]:
         learn.run.save(learn)  # at_rest has already fired; only saving is left
         raise stopped(learn) from None
     if learn.batch_idx < 0:
-        raise ValueError(
-            f"the {learn.phase} loader gave no batch in epoch {learn.epoch}: expected at least one"
-        )
+        name = learn.plan.row_of(learn)
+        raise ValueError(f"the {name} loader gave no batch in epoch {learn.epoch}: expected at least one")
     adapter.check_read(learn.batch_idx + 1)
 
 
@@ -176,7 +175,8 @@ def _numbered(
 def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
     """Plan the steps of a fit, and infer what was not given from a small batch."""
     phases = ("train",) * train + ("eval",) * valid
-    learn._set_plan(Plan(n_epochs, phases, learn.scheduled_epochs(n_epochs), [0] * n_epochs))
+    sets = tuple(learn.dls.sets) or ("eval",)
+    learn._set_plan(Plan(n_epochs, phases, learn.scheduled_epochs(n_epochs), [0] * n_epochs, sets=sets))
     if train:  # callbacks that plan steps may read the other fields
         lengths = learn.dls.adapters["train"].lengths(learn.n_epochs_trained, n_epochs)
         steps = learn.planned_steps(n_epochs, lengths)
@@ -184,9 +184,9 @@ def plan(learn: Learner, n_epochs: int, train: bool, valid: bool) -> None:
     learn.batch = None
     needs_target = learn.has_default("get_loss") or any(cb.needs_target for cb in learn.cbs)
     if learn.purpose in ("fit", "lr_find", "validate") and needs_target:
-        for name in ["valid"] * valid + ["train"] * train:
+        for name in [*learn.dls.valid_keys] * valid + ["train"] * train:
             adapter = learn.dls.adapters[name]
-            if name == "valid" and train and adapter.opens_to_peek:
+            if name != "train" and train and adapter.opens_to_peek:
                 continue  # its first pass comes only after the training pass
             try:
                 learn.batch = adapter.peek(learn.n_epochs_trained if name == "train" else None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.given import loader_of
 from ..data.resumable import share_of
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def given(learn: Learner, data: Any, bs: int | None = None) -> tuple[Any, Any]:
     """Return a loader of what a user gave, and the function that unpacks its batches, if any."""
-    dtypes = [p.dtype for p in learn.model.parameters() if p.dtype in (torch.float32, torch.float64)]
+    params = learn.model.parameters() if isinstance(learn.model, nn.Module) else ()  # it is checked later
+    dtypes = [p.dtype for p in params if p.dtype in (torch.float32, torch.float64)]
     dtype = dtypes[0] if dtypes else torch.float32
     loader, is_inputs = loader_of(data, learn.dls, bs, dtype)
     return loader, None if is_inputs else learn.unpack_func
@@ -44,6 +45,14 @@ def unpacked_by(learn: Learner, unpack: Any) -> Iterator[None]:
         vars(learn)["unpack_func"] = own
         with learn.extra_cbs(None):
             pass  # looks up the owner of unpack again, for a pass that goes on
+
+
+def joined(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the rows of several validation sets as one, whose columns have the names of the sets."""
+    own = ("epoch", "train", "time_s")
+    columns = {f"{name}/{k}": v for name, row in rows.items() for k, v in row.items() if k not in own}
+    time_s = sum(row.get("time_s", 0.0) for row in rows.values())
+    return columns | {k: v for row in rows.values() for k, v in row.items() if k in own} | {"time_s": time_s}
 
 
 class Numbered:
