@@ -298,6 +298,16 @@ def numbered():
     return {"rows": rows, "weights": learn.model.state_dict() if shard is None else {}, "seen": seen}
 
 
+def named():
+    """Validate on two named sets, one of which has batches smaller than the number of processes."""
+    train, valid = data().train, data().valid
+    sets = {"clean": valid, "few": TensorLoader(*(t[:7] for t in valid.tensors), bs=3)}
+    learn = shared_learner([EMACB(0.9, every_steps=4)], dls=DataLoaders(train, sets))
+    learn.fit(2)
+    row = {k: v for k, v in learn.validate().items() if k.endswith("loss")}
+    return said(learn, row=row)
+
+
 def in_fours(epoch, rng):
     return [[i, i + 5, i + 10, i + 15] for i in range(5)]
 
@@ -525,7 +535,7 @@ def unbroken():
 
 
 CASES = (plain, of_a_list, clipped_accumulation, averaged, normed, beside, found, sharded, counted, left)
-CASES += (planned, numbered)
+CASES += (planned, numbered, named)
 CASES += (again, again_sharded, left_out, rest_left_out, rest_sharded)
 
 

@@ -111,7 +111,17 @@ def assert_alike(rows, others):
 @pytest.mark.parametrize(
     "case",
     [
-        *("plain", "of_a_list", "clipped_accumulation", "beside", "sharded", "counted", "left", "planned"),
+        *(
+            "plain",
+            "of_a_list",
+            "clipped_accumulation",
+            "beside",
+            "sharded",
+            "counted",
+            "left",
+            "planned",
+            "named",
+        ),
         *("again", "again_sharded", "left_out", "rest_left_out", "rest_sharded"),
     ],
 )
