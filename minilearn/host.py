@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, ClassVar
@@ -344,6 +344,16 @@ class CallbackHost:
         if ids not in self._found:
             self._found[ids] = self._find_hooks(self._cbs)
         self._use(self._found[ids])
+
+    @contextmanager
+    def entered(self, scope: str) -> Iterator[None]:
+        """Be in a scope inside a `with`, without its events; a hook may cancel it."""
+        self.scopes.append(scope)
+        try:
+            with suppress(cancel_exception(scope)):
+                yield
+        finally:
+            self.scopes.pop()
 
     def left(self, scope: str, cancel: CancelException) -> None:
         """React to a Cancel exception that leaves a scope, its own or that of an outer scope."""

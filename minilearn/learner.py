@@ -20,14 +20,14 @@ from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
 from .callbacks.trained import CheckTrainedCB
-from .events import CancelBatchException, CancelException, cancel_exception
+from .events import CancelBatchException, CancelException
 from .fields import Fields
 from .fitting.checks import check_again, check_fit, check_learner, check_targets, infer_loss, no_loss
 from .fitting.made import Made
 from .fitting.mean import StepMean
 from .fitting.modes import Modes
 from .fitting.passes import fit_of, opt_for, pass_of, phase_of, plan, reading, started
-from .fitting.predicting import Numbered, given, joined, ordered, unpacked_by, with_targets_of
+from .fitting.predicting import Numbered, given, in_order, joined, ordered, unpacked_by, with_targets_of
 from .fitting.request import StopRequest, pause, stopped
 from .fitting.run import Run
 from .fitting.steps import check_steps, in_steps
@@ -264,9 +264,11 @@ class Learner(Fields):
         Raises: ValueError for a DataLoader that shuffles, and for with_targets where there are none.
         """
         if dl is not None:
-            collect, (loader, unpack) = PredictionsCB(with_targets), given(self, dl, bs)
+            loader, unpack = given(self, dl, bs)
+            loader, order = in_order(self, loader)
+            collect = PredictionsCB(with_targets, order)
             with unpacked_by(self, unpack):
-                self._evaluate(self.dls.adapter_of(loader, "dls valid").in_order(), [collect], "predict")
+                self._evaluate(loader, [collect], "predict")
             return (collect.preds(), collect.targets()) if with_targets else collect.preds()
         xb = self.xb
         if isinstance(xb, Tensor):
@@ -322,7 +324,7 @@ class Learner(Fields):
         n_steps: int | None = None,
         epoch_steps: int | None = None,
     ) -> None:
-        """Train for `n_epochs`: in each, a pass over dls.train, then one over dls.valid if there is one.
+        """Train for `n_epochs`: in each, a pass over dls.train, then one over each validation set.
 
         Args:
             train, valid: switch off either part.
@@ -446,7 +448,7 @@ class Learner(Fields):
 
     def _predicting(self, dl: Any, collect: PredictionsCB, unpack: Any) -> Iterator[tuple[Any, ...]]:
         is_grad = torch.is_grad_enabled()
-        with unpacked_by(self, unpack), self._evaluating(dl, [collect], "predict"), self._entered("validate"):
+        with unpacked_by(self, unpack), self._evaluating(dl, [collect], "predict"), self.entered("validate"):
             numbered = Numbered(self, dl)
             self.dl = numbered.loader
             with reading(self, 0) as batches:
@@ -555,16 +557,6 @@ class Learner(Fields):
                         yield rows
         finally:
             self.history, self.dls = history, dls
-
-    @contextmanager
-    def _entered(self, scope: str) -> Iterator[None]:
-        """Be in a scope inside a `with`, without its events; a hook may cancel it."""
-        self.scopes.append(scope)
-        try:
-            with suppress(cancel_exception(scope)):
-                yield
-        finally:
-            self.scopes.pop()
 
     # The batch ------------------------------------------------------------------------------------
 

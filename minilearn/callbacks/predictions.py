@@ -23,6 +23,7 @@ class PredictionsCB(Callback):
 
     Args:
         with_targets: whether to keep the targets too.
+        places: those of the samples among those that are read, (N,). None: as they are read.
 
     Runs at: after_predict; order 1000, after all others. Reads: preds, xb, yb.
     Raises: ValueError for predictions whose first dimension is not that of the samples, such as the hidden
@@ -32,7 +33,8 @@ class PredictionsCB(Callback):
 
     order = Order.PREDICTIONS
 
-    def __init__(self, with_targets: bool = False) -> None:
+    def __init__(self, with_targets: bool = False, places: Tensor | None = None) -> None:
+        self.places = places
         self.with_targets = flag("with_targets", with_targets)
         self._preds: list[Any] = []
         self._targets: list[Any] = []
@@ -59,9 +61,17 @@ class PredictionsCB(Callback):
 
     def targets(self) -> Any:
         """Return all targets on the CPU, joined as the predictions are."""
-        if all(map(_is_per_sample, self._targets, self._sizes)):
-            return [map_tensors(_on_cpu, item) for part in self._targets for item in part]
-        return _join(self._targets, "targets")
+        return self._joined(self._targets, "targets")
+
+    def _joined(self, parts: list[Any], name: str) -> Any:
+        is_listed = all(map(_is_per_sample, parts, self._sizes))
+        if is_listed:
+            found = [map_tensors(_on_cpu, item) for part in parts for item in part]
+        else:
+            found = _join(parts, name)
+        if self.places is None:
+            return found
+        return [found[i] for i in self.places.tolist()] if is_listed else _sorted(found, self.places)
 
     def preds(self) -> Any:
         """Return all predictions on the CPU.
@@ -75,9 +85,7 @@ class PredictionsCB(Callback):
         """
         if not self._preds:
             raise ValueError("predict: a hook cancelled every batch before its predictions; expected some")
-        if all(map(_is_per_sample, self._preds, self._sizes)):
-            return [map_tensors(_on_cpu, item) for part in self._preds for item in part]
-        return _join(self._preds, "preds")
+        return self._joined(self._preds, "preds")
 
 
 def _target_of(learn: Learner) -> Any:
@@ -112,6 +120,20 @@ def _is_per_sample(part: Any, size: int | None) -> bool:
         return False
     found = [*tensors_in(part)]
     return not found or not all(t.ndim and len(t) == size for t in found)
+
+
+def _sorted(part: Any, places: Tensor) -> Any:
+    """Return joined predictions in the order of the samples. Raises: ValueError if there is none for each."""
+    if isinstance(part, Tensor | np.ndarray) and len(part) == len(places):
+        return part[places] if isinstance(part, Tensor) else part[places.numpy()]
+    items = items_of(part)
+    if isinstance(part, Tensor | np.ndarray | PackedSequence) or items is None:
+        raise ValueError(
+            f"predict: a {type(part).__name__} cannot be put into the order of {len(places)} samples, which "
+            "a plan gives in another one: expected tensors (N, ...); or use predict_batches, which numbers "
+            "the samples"
+        )
+    return rebuilt(part, {key: _sorted(item, places) for key, item in items.items()})
 
 
 def _on_cpu(t: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.dataset_loader import DatasetLoader
 from ..data.given import loader_of
 from ..data.resumable import share_of
 
@@ -84,6 +85,20 @@ class Numbered:
         if own is None or n_all is None:
             return None
         return begin + share_of(n_all, self.rank, self.n)[0] + torch.arange(own)
+
+
+def in_order(learn: Learner, loader: Any) -> tuple[Any, Tensor | None]:
+    """Return a loader of all samples, and the places of the samples in its pass; None if they are in order.
+
+    A plan that gives each sample once may give them in any order.
+    """
+    adapter = learn.dls.adapter_of(loader, "dls valid")
+    if getattr(loader, "plan", None) is not None and isinstance(loader, DatasetLoader):
+        whole = loader.part_of(0, 1)
+        index = whole.order()
+        if torch.equal(index.sort().values, torch.arange(loader.n_samples)):
+            return whole, index.argsort()
+    return adapter.in_order(), None
 
 
 def ordered(learn: Learner, loader: Any) -> Any:

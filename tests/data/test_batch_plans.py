@@ -201,8 +201,16 @@ def test_batch_size_and_order_of_a_plan_cannot_be_changed():
     with pytest.raises(TypeError, match="plan"):
         make_learner(dls=DataLoaders(loader()), cbs=BatchSizeCB({0: 2, 1: 4})).fit(2)
     assert "plan" in adapter_of(loader()).why_no_order()
-    in_order = loader(lambda epoch, rng: [range(3), range(3, N)])
-    assert len(make_learner().predict(in_order)) == N
+    with pytest.raises(ValueError, match="plan"):
+        make_learner().predict(loader(lambda epoch, rng: [[0, 1], [1, 2]]))
+
+
+def test_predictions_of_a_plan_are_in_the_order_of_the_data():
+    learn = make_learner()
+    plans = by_length(LENGTHS, 14), lambda epoch, rng: [range(3), range(3, N)]
+    for preds, targets in (learn.predict(loader(plan), with_targets=True) for plan in plans):
+        torch.testing.assert_close(preds, learn.predict(X))
+        assert torch.equal(targets, Y)
 
 
 # Training ---------------------------------------------------------------------------------------------
