@@ -106,19 +106,22 @@ def ask(values: Sequence[float]) -> Callable[[], list[float]]:
 class Processes:
     """Hold the processes that train together, including this one. With one process, methods change nothing.
 
-    rank (of this process, from 0), n (how many there are), is_idle (whether this one has no sample of the
-    batch and only takes part in the step), clock_s (the first process's clock at the last step, the same in
-    all; None before). DistributedCB sets them.
+    rank (of this process, from 0), n (how many there are), n_shards (into how many parts a batch is divided:
+    n, or 1 where all have the same batches), is_idle (whether this one has no sample of the batch and only
+    takes part in the step), clock_s (the first process's clock at the last step, the same in all; None
+    before). DistributedCB sets them.
     """
 
     rank: int = 0
     n: int = 1
+    n_shards: int = 1
     clock_s: float | None = None
     is_idle: bool = False
 
-    def are(self, rank: int, n: int) -> None:
-        """Set which process this is, and of how many."""
+    def are(self, rank: int, n: int, n_shards: int | None = None) -> None:
+        """Set which process this is, of how many, and into how many parts a batch is divided (None: n)."""
         self.rank, self.n, self.clock_s, self.is_idle = rank, n, None, False
+        self.n_shards = n if n_shards is None else n_shards
 
     def tick(self, clock_s: float) -> None:
         """Take the first process's clock."""
@@ -160,7 +163,7 @@ class Processes:
 
         Each of them has state_dict, load_state_dict, and merge_state(metrics), as torcheval's have.
         """
-        if self.n == 1 or not metrics:
+        if self.n_shards == 1 or not metrics:
             return metrics
         for metric in metrics.values():
             if hasattr(metric, "_prepare_for_merge_state"):  # torcheval's, to make few tensors of many
@@ -179,16 +182,20 @@ class Processes:
         return joint
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        """Return the sums of numbers over all processes."""
-        if self.n == 1:
+        """Return the sums of numbers over all processes; where all have the same batches, those of one."""
+        if self.n_shards == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(sums, group=_control())
         return sums.tolist()
 
-    def mean_of(self, value: Any, like: Tensor) -> Any:
-        """Return the mean of a number over all processes, on the device of a tensor, without waiting."""
-        if self.n == 1:
+    def mean_of(self, value: Any, like: Tensor, is_of_part: bool = False) -> Any:
+        """Return the mean of a number over all processes, on the device of a tensor, without waiting.
+
+        Args:
+            is_of_part: whether it is of a sharded tensor, and so differs where all have the same batches too.
+        """
+        if self.n == 1 or (self.n_shards == 1 and not is_of_part):
             return value
         dtype = torch.float32 if like.device.type == "mps" else torch.float64
         total = torch.as_tensor(value, device=like.device).to(dtype, copy=True)
@@ -201,7 +208,7 @@ class Processes:
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Write into each tensor its mean over all processes."""
-        if self.n > 1:
+        if self.n_shards > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
                 tensor.div_(self.n) if tensor.is_floating_point() else tensor.floor_divide_(self.n)
@@ -214,6 +221,14 @@ def is_part(tensor: Any) -> bool:
     """Whether a tensor is sharded over the processes (a DTensor)."""
     module = sys.modules.get("torch.distributed.tensor")  # slow to import
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Divide tensors into those that are sharded and those that are not, which torch._foreach takes apart."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return [list(tensors)]
+    kinds = [[t for t in tensors if is_part(t) is sharded] for sharded in (False, True)]
+    return [kind for kind in kinds if kind]
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -360,7 +360,10 @@ CALLS = {
         {"mode": "nothing?", "keep_best": "count?"},
     ),
     "DeviceCB": (callbacks.DeviceCB, {"device": "nothing?"}),
-    "DistributedCB": (callbacks.DistributedCB, {"shard": "True None", "timeout_s": "above 0"}),
+    "DistributedCB": (
+        callbacks.DistributedCB,
+        {"shard": "True None", "timeout_s": "above 0", "parallelize": "nothing?"},
+    ),
     "EMACB": (
         callbacks.EMACB,
         {"decay": "inner share", "warmup": "flag", "every_steps": "count", "n_norm_batches": "count"},

@@ -18,7 +18,7 @@ from ..callback import Callback, Order
 from ..optim.groups import groups_of, lr_of_each, set_value
 from ..parameters import all_tensors, extra_params
 from ..plan import sum_of
-from ..processes import like
+from ..processes import by_kind, like
 from ..seeding import kept_rng
 from ..weights import plain_name, tensors_by_name
 from .hyperparameters import ScheduleCB
@@ -114,7 +114,9 @@ class BaseAveragingCB(Callback):
             params: list[Tensor] = self._params
             if self._is_wider:
                 params = [p.to(a.dtype) for p, a in zip(params, self._averages, strict=True)]
-            self._average(self._averages, params)
+            pairs = zip(by_kind(self._averages), by_kind(params), strict=True)
+            for averages, weights in pairs:
+                self._average(averages, weights)
         else:
             dtypes = [torch.promote_types(p.dtype, torch.float32) for p in self._params]
             self._averages = [p.to(d, copy=True) for p, d in zip(self._params, dtypes, strict=True)]

@@ -73,7 +73,7 @@ class ClosureCB(Callback):
     def _joint(self, learn: Learner, loss: Tensor) -> Tensor:
         """Return the mean of a loss over all processes."""
         loss = loss.detach()  # its gradients are there
-        if learn.n_processes == 1:
+        if learn.processes.n_shards == 1:
             return loss
         count = known_count(learn)
         mean = learn.processes.mean_of

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..arguments import check_flags, number, shown
+from ..arguments import check_flags, function, number, shown, unless_none
 from ..callback import Callback, Hook, Order
 from ..data.adapters import Adapter, adapter_of
 from ..optim.groups import params_of
 from ..parameters import extra_params, loss_tensors, roots_of
 from ..processes import Processes, ask, fail, is_part, join
-from ..seeding import seed_of
+from ..seeding import rng_state, seed_of, set_rng_state
 from ..weights import tensors_by_name
 from .device import DeviceCB, default_device
 from .joining import check_joinable
@@ -59,6 +61,10 @@ class DistributedCB(Callback):
         shard: None: each process has the full model (DistributedDataParallel). Classes of modules: these, and
             the rest of the model, are sharded, and each process keeps its shard of parameters, gradients and
             optimizer state (fully_shard, FSDP2). True: each child of the model that has parameters.
+        parallelize: a function (model, mesh) that shards the model in place, for tensor parallelism of your
+            own, such as torch's parallelize_module; mesh is a one-dimensional DeviceMesh of all processes,
+            named "model". All of them then have the same batches and random numbers. It is not called with
+            one process.
         timeout_s: seconds after which a process gives up waiting for another.
         **kwargs: for DistributedDataParallel or fully_shard, such as find_unused_parameters, mp_policy.
 
@@ -69,8 +75,9 @@ class DistributedCB(Callback):
     Raises: before training: TypeError for a loader that may give different batches in each process, for
         batches that cannot be cut by rows (such as those of a list with tensors of other lengths than the
         target), and for a metric that cannot be merged; ValueError for a DistributedSampler that gives
-        samples twice, the wrong kind of device, processes that resume from different checkpoints, and with
-        shard= for parameters outside the model.
+        samples twice, the wrong kind of device, processes that resume from different checkpoints, with
+        shard= for parameters outside the model, and with parallelize= for a model without DTensors, or whose
+        other tensors differ between the processes.
         In training: RuntimeError for processes that are out of sync.
     Differs: from the usual scripts, where the batch size is that of one process. A backward of your own must
         multiply the loss by learn.loss_weight if it is not None. A callback that cancels has to do so in all
@@ -85,6 +92,7 @@ class DistributedCB(Callback):
         self,
         shard: bool | type[nn.Module] | tuple[type[nn.Module], ...] | None = None,
         timeout_s: float = 600,
+        parallelize: Callable[[nn.Module, Any], Any] | None = None,
         **kwargs: Any,
     ) -> None:
         kinds = shard if isinstance(shard, tuple) else (shard,)
@@ -92,6 +100,10 @@ class DistributedCB(Callback):
         if shard is not None and shard is not True and not are_kinds:
             raise TypeError(f"DistributedCB(shard={shown(shard)}): expected True, or classes of modules")
         timeout_s = number("DistributedCB(timeout_s", timeout_s, above=0, high=_LONGEST_S)
+        self.parallelize = unless_none(function, "DistributedCB(parallelize", parallelize)
+        if parallelize is not None and (shard is not None or kwargs):
+            other = f"{next(iter(kwargs))}={shown(next(iter(kwargs.values())))}" if kwargs else f"{shard=}"
+            raise ValueError(f"DistributedCB(parallelize=..., {other}): expected only one of the two")
         _check_kwargs(kwargs, shard)
         self.shard, self.timeout_s, self.kwargs = shard, timeout_s, kwargs
         self.rank, self.n_processes = (int(os.environ.get(k, v)) for k, v in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -109,13 +121,15 @@ class DistributedCB(Callback):
         self._is_alone = False  # in a predict outside a fit, which one process may run without others
 
     def __repr__(self) -> str:
+        if self.parallelize is not None:
+            return f"DistributedCB(parallelize={shown(self.parallelize)})"
         return f"DistributedCB({'' if self.shard is None else f'shard={self.shard!r}'})"
 
     # Before everything else -----------------------------------------------------------------------
 
     def prepare(self, learn: Learner) -> None:
         self._processes = learn.processes
-        self._processes.are(self.rank, self.n_processes)
+        self._processes.are(self.rank, self.n_processes, None if self.parallelize is None else 1)
         if self.shard is not None:
             self._to_shard(learn.model)
         if self.n_processes == 1:
@@ -132,10 +146,14 @@ class DistributedCB(Callback):
             for root in roots_of(learn):
                 root.to(device)
                 self._processes.broadcast_into(tensors_by_name(root).values())
-            if self.rank:
+            if self.parallelize is not None:
+                set_rng_state(self._processes.broadcast(rng_state()))
+            elif self.rank:
                 torch.manual_seed(seed_of(torch.initial_seed(), self.rank))
         if self.shard is not None and not any(is_part(p) for p in learn.model.parameters()):
             self._shard(learn.model, device)
+        if self.parallelize is not None and not any(is_part(p) for p in learn.model.parameters()):
+            self._parallelize(learn.model, device)
 
     def _device(self, learn: Learner) -> torch.device:
         device = next((cb.device for cb in learn.cbs if isinstance(cb, DeviceCB)), default_device())
@@ -169,6 +187,32 @@ class DistributedCB(Callback):
         for part in [*self._to_shard(model), model]:
             fully_shard(part, **kwargs)
 
+    def _parallelize(self, model: nn.Module, device: torch.device) -> None:
+        """Have the user's function shard the model, and check what it leaves."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        assert self.parallelize is not None
+        mesh = init_device_mesh(device.type, (self.n_processes,), mesh_dim_names=("model",))
+        made = self.parallelize(model, mesh)
+        name = f"parallelize={shown(self.parallelize)}"
+        if made is not None and made is not model:
+            raise TypeError(
+                f"{name} returned another {type(made).__name__}: expected the model, changed in place"
+            )
+        tensors = tensors_by_name(model)
+        if not any(is_part(t) for t in tensors.values()):
+            raise ValueError(
+                f"{name} made no parameter a DTensor: expected some, because checkpoints gather only these "
+                "from all processes; use parallelize_module, or distribute_tensor"
+            )
+        plain = {name: _digest(t) for name, t in tensors.items() if not is_part(t)}
+        for other in self._processes.all_gather(plain):
+            if odd := sorted(key for key in plain.keys() | other.keys() if plain.get(key) != other.get(key)):
+                raise ValueError(
+                    f"{name} left {odd[0]} different in the processes, and it is no DTensor: a checkpoint "
+                    "would have only the first one's; expected the same in all, or a DTensor"
+                )
+
     # A fit ----------------------------------------------------------------------------------------
 
     def wrap_hook(self, name: str, hook: Hook) -> Hook:
@@ -183,10 +227,11 @@ class DistributedCB(Callback):
         if self.n_processes == 1 or self._is_alone:
             return
         for cb in learn.cbs:
-            if isinstance(cb, MetricsCB):
+            if isinstance(cb, MetricsCB) and self.parallelize is None:
                 for name, metric in cb.metrics.items():
                     check_joinable(self, name, metric)
-            if isinstance(cb, MixedPrecisionCB) and cb.dtype is torch.float16 and self.shard is not None:
+            is_sharded = self.shard is not None or self.parallelize is not None
+            if isinstance(cb, MixedPrecisionCB) and cb.dtype is torch.float16 and is_sharded:
                 raise ValueError(f"{cb!r} with {self!r}: the scaler sees only one shard; expected bfloat16")
         source = learn.run.source
         places = self._processes.all_gather(None if source is None else (source.path.name, source.position))
@@ -199,9 +244,11 @@ class DistributedCB(Callback):
         if "train" in learn.phases:  # a fit without training plans no steps
             self._check_plan(learn)
             self._find_extra(learn)
+        if self.parallelize is not None:
+            self._extra = []  # all have the same gradients
         loaders = [learn.dls.train] * ("train" in learn.phases)
         loaders += learn.dls.sets.values() if "eval" in learn.phases else ()
-        for loader in loaders:  # now, to refuse what cannot be sharded before any training
+        for loader in loaders:  # now, to refuse what cannot be sharded, or differs, before any training
             self._shard_of(learn, loader)
         self._asked, self._rng = None, None
 
@@ -254,7 +301,7 @@ class DistributedCB(Callback):
         self._use_shard(learn)
 
     def _use_shard(self, learn: Learner) -> None:
-        if self.n_processes == 1:
+        if self.n_processes == 1 or self.parallelize is not None:
             return
         whole, adapter = learn.dl, self._shard_of(learn, learn.dl)
         adapter.follow(whole, "seed", "epoch", "bs")  # they may have changed since
@@ -285,7 +332,9 @@ class DistributedCB(Callback):
             learn.loss_count = 0
         if not learn.training:
             return
-        if self.shard is None:  # a sharded model reduces its gradients at each batch: else p.grad is empty
+        if (
+            self.shard is None and self.parallelize is None
+        ):  # a sharded model reduces its gradients at each batch: else p.grad is empty
             inner = next(iter(self._is_inside.values()), learn.model)  # it may be inside DDP already
             ddp = self._wrapped(inner)
             ddp.require_backward_grad_sync = not learn.is_accumulating
@@ -383,6 +432,8 @@ class DistributedCB(Callback):
         states = state.get("rng", [])
         same = len(states) == self.n_processes
         self._rng = states[self.rank] if same else seed_of(torch.initial_seed(), self.rank)
+        if not same and self.parallelize is not None and states:
+            self._rng = states[0]  # the same in all
 
 
 def _nothing(learn: Learner) -> None:
@@ -401,6 +452,11 @@ def _check_kwargs(kwargs: dict[str, Any], shard: Any) -> None:
                 f"DistributedCB({name}={value!r}): expected shard, timeout_s, or what torch's "
                 f"{takes.__name__} takes: {', '.join(names)}"
             )
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.blake2b(values.numpy().tobytes(), digest_size=8).hexdigest()
 
 
 # Random numbers -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..arguments import number, whole_number
 from ..callback import Callback, Order
 from ..optim.groups import params_of
-from ..processes import whole
+from ..processes import by_kind, whole
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -113,8 +114,19 @@ class GradientClippingCB(Callback):
 
     def before_step(self, learn: Learner) -> None:
         params = params_of(learn.opt, learn.model)
-        if self.max_norm == math.inf:
-            grads = [p.grad for p in params if p.grad is not None]
-            self.norm = whole(torch.nn.utils.get_total_norm(grads, self.norm_type))
+        grads = [p.grad for p in params if p.grad is not None]
+        if len(by_kind(grads)) > 1:  # which torch's function does not take together
+            self.norm = total_norm(grads, self.norm_type)
+            scale = torch.clamp(self.max_norm / (self.norm + 1e-6), max=1.0)
+            for grad in grads:
+                grad.mul_(scale)
+        elif self.max_norm == math.inf:
+            self.norm = total_norm(grads, self.norm_type)
         else:
             self.norm = whole(torch.nn.utils.clip_grad_norm_(params, self.max_norm, self.norm_type))
+
+
+def total_norm(grads: Sequence[Tensor], norm_type: float = 2.0) -> Tensor:
+    """Return the norm of all gradients together, of which some may be sharded."""
+    norms = [whole(torch.nn.utils.get_total_norm(kind, norm_type)) for kind in by_kind(grads)]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), norm_type)

@@ -170,7 +170,7 @@ class MetricsCB(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the metrics, the sums of the phase over all processes, and the time it has taken so far."""
         elapsed_s, total, n = time.perf_counter() - self._start_s, self._sum, self._n
-        if self._processes.n > 1 and total is not None:
+        if self._processes.n_shards > 1 and total is not None:
             joint, n_joint = self._processes.sums([total.item(), float(n)])
             total, n = torch.full_like(total, joint), n_joint
         seen = [self._has_batches, self._has_preds]

@@ -12,7 +12,7 @@ from ..callback import Callback, Order
 from ..optim.groups import params_of
 from ..parameters import roots_of
 from ..processes import whole
-from .gradients import GradientAccumulationCB
+from .gradients import GradientAccumulationCB, total_norm
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -92,7 +92,7 @@ class SAMCB(Callback):
         steps = [p.grad for p in params if p.grad is not None]
         if self.adaptive:
             steps = [grad * p.abs() for p, grad in zip(params, steps, strict=True)]
-        scale = self.rho / (whole(torch.nn.utils.get_total_norm(steps)) + _EPS)
+        scale = self.rho / (total_norm(steps) + _EPS)
         if self.adaptive:
             steps = [step * p.abs() for p, step in zip(params, steps, strict=True)]
         for p, step in zip(params, steps, strict=True):

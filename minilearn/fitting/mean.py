@@ -13,7 +13,7 @@ from ..batches import is_pair, n_samples
 from ..counting import Count, known_count, on_host, only_counted, zero_of
 from ..optim.groups import params_of
 from ..parameters import extra_params
-from ..processes import is_part
+from ..processes import by_kind, is_part
 from .checks import check_gradient, check_one_number
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class StepMean:
     # The step -------------------------------------------------------------------------------------
 
     def _weigh(self, learn: Learner, count: Any) -> None:
-        n_processes = learn.processes.n
+        n_processes = learn.processes.n_shards
         self._is_empty = not isinstance(count, Tensor) and count == 0
         if not (learn.is_accumulating or self.n or n_processes > 1):
             self.weight = None
@@ -160,7 +160,7 @@ class StepMean:
 
     def add(self, learn: Learner) -> None:
         """Count a batch whose gradients were added."""
-        if learn.is_accumulating or self.n or learn.processes.n > 1:
+        if learn.is_accumulating or self.n or learn.processes.n_shards > 1:
             self.n, self.has_rest = self.n + 1, self.has_rest or learn.is_accumulating
             self._is_accumulated = self._is_accumulated or self.has_rest
             share = known_count(learn) / self._unit if self.count.is_sum else self._share(learn)
@@ -170,7 +170,7 @@ class StepMean:
         """Turn the accumulated gradients into those of the step; return whether there is a step to take."""
         if not self.n:
             return not self._is_empty
-        if learn.processes.n > 1 and "batch" not in learn.scopes:  # a rest, not averaged yet
+        if learn.processes.n_shards > 1 and "batch" not in learn.scopes:  # a rest, not averaged yet
             _join(learn)
         total = on_host(learn.processes.mean_of(self._total, trained(learn)[0]))
         if not isinstance(total, Tensor) and total == 0:
@@ -185,7 +185,8 @@ class StepMean:
         """Divide the gradients by the divisor of the step, or multiply them by it."""
         divisor, grads = self._divisor, gradients(learn)
         if grads and divisor is not None and (isinstance(divisor, Tensor) or divisor != 1):
-            by(grads, divisor)
+            for kind in by_kind(grads):
+                by(kind, divisor)
 
     def end(self, learn: Learner, is_done: bool) -> None:
         """End the step. If it was cancelled, the gradients are kept, and later batches may add to them."""
@@ -193,7 +194,7 @@ class StepMean:
             return
         if is_done or not self._is_accumulated:  # those of one batch are kept as they are
             self.clear()
-            self._is_joining = not is_done and learn.processes.n > 1
+            self._is_joining = not is_done and learn.processes.n_shards > 1
             return
         self._scale(learn, torch._foreach_mul_)
         self._divisor, self.has_rest = None, False  # kept, as the callback wants
@@ -215,7 +216,7 @@ class StepMean:
         device = values[0].device
         is_finite = torch.stack([value.isfinite().all().to(device) for value in values]).all()
         if any(is_part(grad) for grad in gradients(learn)):
-            is_finite = learn.processes.mean_of(is_finite, is_finite) == 1
+            is_finite = learn.processes.mean_of(is_finite, is_finite, is_of_part=True) == 1
         for value in values:
             value.copy_(torch.where(is_finite.to(value.device), value, 0))
         if self.n:
@@ -227,7 +228,7 @@ class StepMean:
     def state_dict(self, learn: Learner) -> dict[str, Any]:
         """Return what all processes added since the last step, as one process would have it."""
         state = {name: getattr(self, name) for name in _STATE}
-        if learn.n_processes > 1:
+        if learn.processes.n_shards > 1:
             [state["_total"]] = learn.processes.sums([float(self._total)])
         return state | {"is_sum": self.count.is_sum}
 
@@ -237,14 +238,14 @@ class StepMean:
         state = dict(state)
         is_sum = state.pop("is_sum", False)
         vars(self).update({name: state[name] for name in _STATE if name in state})
-        if self.n and learn.n_processes > 1 and not is_sum:
-            self._total = self._total / learn.n_processes
+        if self.n and learn.processes.n_shards > 1 and not is_sum:
+            self._total = self._total / learn.processes.n_shards
             for grad in gradients(learn):
-                grad.div_(learn.n_processes)
+                grad.div_(learn.processes.n_shards)
 
     def joint(self, learn: Learner, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients of parameters by name, as one process would have them."""
-        n, grads = learn.n_processes, {k: p.grad for k, p in named.items() if p.grad is not None}
+        n, grads = learn.processes.n_shards, {k: p.grad for k, p in named.items() if p.grad is not None}
         if n == 1 or not self.n:
             return grads
         factor = 1 if self.count.is_sum else n

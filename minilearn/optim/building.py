@@ -174,7 +174,8 @@ def _may_fuse(opt_func: Callable[..., Any], model: nn.Module, more: Sequence[Ten
     real = all(p.is_floating_point() for p in params)  # they refuse other dtypes just as late
     if len({p.device.type for p in params}) > 1:
         return False
-    if any(hasattr(p, "device_mesh") for p in params) and inner.__name__ not in _FUSED_IN_SHARDS:
+    are_parts = {hasattr(p, "device_mesh") for p in params}
+    if len(are_parts) > 1 or (are_parts == {True} and inner.__name__ not in _FUSED_IN_SHARDS):
         return False
     try:
         accepted = inspect.signature(opt_func).parameters
