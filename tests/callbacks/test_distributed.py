@@ -28,7 +28,7 @@ WORKER = Path(worker.__file__)
 TIMEOUT_S = 120
 
 
-def launch(n, what, folder, script=WORKER):
+def launch(n, what, folder, worker=WORKER):
     """Start n processes, as torchrun does; return their exit codes and what each wrote to stderr."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -38,7 +38,7 @@ def launch(n, what, folder, script=WORKER):
     for rank in range(n):
         env = os.environ | {name: str(value) for name, value in shared.items()}
         env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, str(script), str(what), str(folder)]
+        command = [sys.executable, str(worker), what, str(folder)]
         pipe = subprocess.PIPE
         processes.append(subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True))
     try:

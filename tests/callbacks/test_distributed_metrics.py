@@ -21,7 +21,7 @@ def alone():
 
 
 def launched(n, every, folder):
-    codes, said = launch(n, every, folder, WORKER)
+    codes, said = launch(n, str(every), folder, WORKER)
     assert codes == [0] * n, said
     return torch.load(folder / f"metrics-{n}.pt")
 
