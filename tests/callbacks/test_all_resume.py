@@ -33,6 +33,7 @@ from torch.optim import lr_scheduler
 from torcheval import metrics as torcheval
 
 from minilearn import (
+    EMACB,
     AtEnd,
     BatchSchedulerCB,
     BatchSizeCB,
@@ -41,10 +42,13 @@ from minilearn import (
     CheckpointCB,
     EarlyStoppingCB,
     EpochSchedulerCB,
+    GradientAccumulationCB,
+    GradientClippingCB,
     HooksCB,
     InValidation,
     LRFinderCB,
     MetricsCB,
+    MixedPrecisionCB,
     ProgressCB,
     RecorderCB,
     ScheduleCB,
@@ -348,12 +352,21 @@ METRICS = {
             valid=InValidation(AtEnd(lambda preds, target: float(preds.mean()))),
         )
     ],
+    "beside bfloat16, accumulation and clipping": lambda: [
+        *(MixedPrecisionCB(dtype=torch.bfloat16), GradientAccumulationCB(2), GradientClippingCB(0.5)),
+        MetricsCB(F.cross_entropy, valid=InValidation(AtEnd(lambda preds, target: float(preds.mean())))),
+    ],
+    "beside an average": lambda: [
+        EMACB(0.5),
+        MetricsCB(F.cross_entropy, valid=InValidation(AtEnd(lambda preds, target: float(preds.mean())))),
+    ],
 }
+METRICS_PLACES = {"beside an average": n_places(4, 0)}  # while it is validated, the state is not whole
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_metrics_resume_where_they_were(tmp_path, name):
-    check_each_place(METRICS[name], tmp_path, **PLAIN | {"n_valid": 2})
+    check_each_place(METRICS[name], tmp_path, METRICS_PLACES.get(name), **PLAIN | {"n_valid": 2})
 
 
 class CatOfFirst(torchmetrics.CatMetric):
