@@ -25,7 +25,7 @@ class AtEnd:
 
     This is for functions that are not a mean over samples, such as those of sklearn and scipy. They get numpy
     arrays (bfloat16 as float32), or lists where the predictions or targets are lists. With several processes,
-    the first one gathers the samples of all and computes.
+    the first one gathers the samples of all, and computes.
 
     Memory: the predictions and targets of the whole phase, on the CPU. 50,000 samples of 1,000 classes in
     float32 need 200 MB, and twice that while they are joined. On an accelerator they are copied in chunks of

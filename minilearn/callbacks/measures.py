@@ -29,10 +29,7 @@ class InValidation:
     """
 
     def __init__(self, metric: Any) -> None:
-        if isinstance(metric, tuple) and len(metric) == 2:
-            check_metric("", metric[0], "InValidation(metric")
-        elif not isinstance(metric, InValidation):
-            check_metric("", metric, "InValidation(metric")
+        check_metric("", unwrapped(metric)[0], "InValidation(metric")
         self.metric = metric
 
     def __repr__(self) -> str:

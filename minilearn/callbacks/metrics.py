@@ -76,7 +76,8 @@ class MetricsCB(Callback):
         the states of the metrics.
     Raises: TypeError for what is no metric, a class where an instance is expected, a lambda or partial
         without a name, a function whose parameters have the target first, and a metric that computes
-        something else than numbers; ValueError for a name that a row has already. An error of a metric
+        something else than numbers; ValueError for a name that a row has already, and for one object under
+        two names. An error of a metric
         passes through, with a note on what it was given if that is not two tensors.
     Warns: once in a fit, at the end of the phase, of a loss that is not finite.
     Source: document 003, whose tables have these rows.
@@ -96,13 +97,7 @@ class MetricsCB(Callback):
         self._picks: dict[str, Any] = {}
         self._in_validation = set[str]()  # the names of those that training leaves out
         for name, given in (unnamed | named).items():
-            metric, pick, in_validation = unwrapped(given)
-            check_metric(name, metric)
-            self.metrics[name] = BatchMean(metric) if is_function(metric) else metric
-            if pick is not None:
-                self._picks[name] = pick
-            if in_validation:
-                self._in_validation.add(name)
+            self._take(name, given)
         self._others: dict[str, Any] = {}  # of resumed metrics: what no process continues, see `joining`
         self._merged = [name for name in unnamed if hasattr(self.metrics[name], "keys")]
         for name in self.names[:-1]:
@@ -115,6 +110,20 @@ class MetricsCB(Callback):
         self._start_s = 0.0
         self._processes = Processes()
         self._is_warned = False  # of a loss that is not finite, in this fit
+
+    def _take(self, name: str, given: Any) -> None:
+        metric, pick, in_validation = unwrapped(given)
+        check_metric(name, metric)
+        if same := next((other for other, found in self.metrics.items() if found is metric), ""):
+            raise ValueError(
+                f"metrics {same} and {name} are one {type(metric).__name__}, which would add up what both of "
+                "them see: expected an object for each"
+            )
+        self.metrics[name] = BatchMean(metric) if is_function(metric) else metric
+        if pick is not None:
+            self._picks[name] = pick
+        if in_validation:
+            self._in_validation.add(name)
 
     @property
     def names(self) -> list[str]:

@@ -319,6 +319,14 @@ def test_an_index_never_takes_a_sample_of_a_tensor(pick):
         validated(MetricsCB(m=(accuracy, pick)), uneven())
 
 
+@pytest.mark.parametrize("make", [MulticlassAccuracy, lambda: AtEnd(accuracy_of_arrays)])
+def test_one_object_for_two_outputs_is_refused(make):
+    metric = make()
+    with pytest.raises(ValueError, match="metrics a and b are one"):
+        MetricsCB(a=(metric, 0), b=InValidation((metric, 1)))
+    assert MetricsCB(a=(accuracy, 0), b=(accuracy, 1)).names == ["a", "b", "loss"]
+
+
 def test_an_index_beyond_the_outputs_is_refused():
     with pytest.raises((TypeError, IndexError)):
         heads_row(CONTAINERS["tuple"][0], CONTAINERS["tuple"][0], m=(accuracy, 2))
@@ -593,12 +601,13 @@ def test_in_validation_takes_picks_and_what_is_in_another(make_learner):
         InValidation((NeverInTraining(), pick)),
         (InValidation(NeverInTraining()), pick),
         InValidation(InValidation(NeverInTraining())),
+        InValidation((InValidation(NeverInTraining()), pick)),
     ]
     learn = make_learner(cbs=[MetricsCB(**{f"n{i}": metric for i, metric in enumerate(given)})])
     learn.fit()
-    assert [[*row][:3] for row in learn.history] == [
-        ["loss", "epoch", "train"],
-        ["n0", "n1", "n2"],
+    assert [[*row][:-4] for row in learn.history] == [
+        [],
+        ["n0", "n1", "n2", "n3"],
     ]
 
 
