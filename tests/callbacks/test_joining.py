@@ -215,6 +215,41 @@ def test_several_outputs_are_joined_one_by_one():
     torch.testing.assert_close(value, whole.compute())
 
 
+def boxes(n, seed):
+    """Return predictions and targets of n images, each with up to 3 boxes; some have none."""
+    g = torch.Generator().manual_seed(seed)
+
+    def some():
+        k = int(torch.randint(4, (), generator=g))
+        corner = torch.rand(k, 2, generator=g) * 10
+        return torch.cat([corner, corner + 20], 1), torch.randint(2, (k,), generator=g)
+
+    found = []
+    for _ in range(n):
+        b, labels = some()
+        moved = b + torch.rand(b.shape, generator=g)
+        scores = torch.rand(len(b), generator=g)
+        pred = {"boxes": moved, "scores": scores, "labels": labels}
+        found.append((pred, {"boxes": b, "labels": labels}))
+    return [pred for pred, _ in found], [target for _, target in found]
+
+
+@pytest.mark.parametrize("n_batches", [5, 1])
+def test_mean_average_precision_is_that_of_all_images(n_batches, monkeypatch):
+    pytest.importorskip("pycocotools")
+    from torchmetrics.detection import MeanAveragePrecision
+
+    parts, whole = [MeanAveragePrecision() for _ in range(2)], MeanAveragePrecision()
+    for i in range(n_batches):
+        for metric in (parts[i % 2], whole):
+            metric.update(*boxes(3, i))
+    simulated = Simulated(2, monkeypatch)
+    value = simulated.run(lambda p: joined(p, {"m": parts[p.rank]}, {})["m"].compute())[1]
+    expected = whole.compute()
+    assert 0 < expected["map"] < 1
+    assert equal(value, expected)
+
+
 def test_samples_come_batch_by_batch_from_all_processes(monkeypatch):
     seen = []
     parts = [AtEnd(lambda preds, target: seen.append(preds.tolist()) or 0.0) for _ in range(2)]
