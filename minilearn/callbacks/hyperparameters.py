@@ -148,10 +148,8 @@ class ScheduleCB(Callback):
         """Set the value of the next step, as a resumed fit has not set it yet; groups are in checkpoints."""
         if self.setter is None or self.per == "epoch" or learn.is_nested:
             return
-        source, n_steps = learn.run.source, learn.n_steps
-        if source is not None and not source.is_put:  # what it has comes only after this hook
-            n_steps = source.saved["fields"]["n_steps"]
-        self._write_at(learn, int(max(min(n_steps, self._until - 1), 0)))  # none follows the last
+        step = min(learn.run.n_steps(learn), self._until - 1)  # no step follows the last
+        self._write_at(learn, int(max(step, 0)))
 
     def after_step(self, learn: Learner) -> None:
         if self.per == "epoch":

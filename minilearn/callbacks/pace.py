@@ -36,7 +36,7 @@ class Pace:
         self.row = learn.plan.row_of(learn)
         if self.phase == "eval" and learn.plan.part == 0:
             self._eval_s = 0.0 if first == 0 else None
-        self.start_s, self._first_step = time.perf_counter(), learn.n_steps
+        self.start_s, self._first_step = time.perf_counter(), learn.run.n_steps(learn)
         if first == 0 and (learn.phase == "train" or "train" not in learn.phases):
             self._epoch_start_s = self.start_s
 

@@ -100,7 +100,7 @@ class WandbCB(_TrackerCB):
     Each fit is a run. A fit that resumes continues its run, under the same id, and sends no step again.
     Offline, where W&B cannot continue a run, a resumed fit is a new run of the same group, and steps after
     the checkpoint that were logged before a crash are in both. A run that you began yourself, with
-    wandb.init, is used instead, and left open.
+    wandb.init, is used instead, and left open; entries of its config stay as they are.
 
     The run ends as failed after an error or a signal such as Ctrl-C; after `learn.pause()` as preempted.
 
@@ -168,9 +168,10 @@ class WandbCB(_TrackerCB):
         self._run, self._group = self._client.id, self._group or self._client.id
         is_continued, summary = self._run == before, self._client.summary
         self._sent = (summary.get("step", 0), summary.get("row", -1)) if is_continued else (0, -1)
-        self._client.config.update(
-            self._config | dict(self.kwargs.get("config") or {}), allow_val_change=True
-        )
+        config = self._config | dict(self.kwargs.get("config") or {})
+        if not self._is_own:  # what the user said stays
+            config = {key: value for key, value in config.items() if key not in self._client.config.keys()}  # noqa: SIM118  wandb's has no `in`
+        self._client.config.update(config, allow_val_change=True)
         self._defined = set()
         self._client.define_metric("row", hidden=True)
         self._client.define_metric("step/*", step_metric="step")
@@ -218,7 +219,7 @@ class MLflowCB(_TrackerCB):
     ones, the first 500 characters. Characters that MLflow does not allow in a name become "_".
 
     Each fit is a run. A fit that resumes continues its run, and sends no step again. A run that you began
-    yourself, with mlflow.start_run, is used instead, and left open.
+    yourself, with mlflow.start_run, is used instead, and left open; its parameters stay as they are.
 
     The run ends as FINISHED, as FAILED after an error, as KILLED after a signal such as Ctrl-C, and as
     SCHEDULED, for the next start of the script, after `learn.pause()`.
@@ -289,8 +290,9 @@ class MLflowCB(_TrackerCB):
 
     def _write_params(self, client: Any) -> None:
         entities: Any = importlib.import_module("mlflow.entities")
+        there = {} if self._is_own else client.get_run(self._run).data.params  # which cannot be changed
         found = {_plain(key): str(value)[:_LONGEST] for key, value in _flat(self._config)}
-        params = [entities.Param(key, value) for key, value in found.items()]
+        params = [entities.Param(key, value) for key, value in found.items() if key not in there]
         for i in range(0, len(params), _MOST_PARAMS):
             client.log_batch(self._run, params=params[i : i + _MOST_PARAMS])
 

@@ -54,6 +54,11 @@ class Run:
         """Set the checkpoint that this fit resumes from."""
         self.source = source
 
+    def n_steps(self, learn: Learner) -> int:
+        """Return the steps taken in the fit, in a resumed one also before the checkpoint is restored."""
+        source = self.source
+        return learn.n_steps if source is None or source.is_put else int(source.saved["fields"]["n_steps"])
+
     def saved_by(self, saver: Callable[[Learner], None]) -> None:
         """Add a function that writes a checkpoint in a fit at rest."""
         self.savers.append(saver)

@@ -4,13 +4,18 @@ import math
 from types import SimpleNamespace
 
 
+class Config(dict):
+    def update(self, config, allow_val_change):
+        assert allow_val_change
+        super().update(config)
+
+
 class FakeRun:
     """A run of the service: what it got, in order, and its summary, which a process that resumes it sees."""
 
     def __init__(self, id, init):
         self.id, self.inits, self.entries, self.summary, self.axes = id, [init], [], {}, {}
-        self.given, self.ends = {}, []
-        self.config = SimpleNamespace(update=lambda config, allow_val_change: self.given.update(config))
+        self.config, self.ends = Config(), []
 
     def log(self, entry):
         assert all(math.isfinite(entry[name]) for name in entry)

@@ -6,7 +6,7 @@ import IPython.display
 import pytest
 from rich.console import Console
 from rich.live import Live
-from toolbox import NoLength
+from toolbox import NoLength, StopCB, stop
 
 from minilearn import CancelFitException, CheckpointCB, EarlyStoppingCB, MetricsCB, ProgressCB, TensorLoader
 
@@ -213,6 +213,33 @@ def test_line_of_a_loader_without_a_length_has_no_total_and_time_left_from_the_s
     assert lines[0].endswith(" steps/s")
     assert lines[1].endswith("0:00:16 left")  # 4 s of this epoch of 12, and another
     assert lines[2].endswith("0:00:04 left")
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_time_left_of_a_resumed_fit_is_by_the_steps_of_this_process(make_learner, at, clock, tmp_path, n):
+    def make(*cbs):
+        saver = CheckpointCB(tmp_path, every_steps=1)
+        return make_learner(n_batches=5, n_valid=0, cbs=[every_batch(at, clock), saver, *cbs])
+
+    stop(make(StopCB(n)))
+    console = file()
+    make(ProgressCB(console=console, every_s=1)).fit(2, resume=True)
+    lines = [line for line in console.file.getvalue().splitlines() if " left" in line]
+    first = n - n // 6  # rests after epochs are no steps
+    assert f"train {first % 5 + 1}/5" in lines[0]
+    assert lines[0].endswith(f"1.00 steps/s  0:00:0{10 - first - 1} left")
+
+
+@pytest.mark.parametrize("console", [file, terminal])
+def test_fit_that_resumes_between_training_and_validation_is_shown(
+    make_learner, at, clock, tmp_path, console
+):
+    def make(*cbs):
+        saver = CheckpointCB(tmp_path, every_steps=1)
+        return make_learner(cbs=[MetricsCB(), every_batch(at, clock), saver, *cbs])
+
+    stop(make(StopCB(3)))  # after the last step of the epoch
+    make(ProgressCB(console=console(), every_s=1)).fit(2, resume=True)
 
 
 @pytest.mark.parametrize("console", [file, terminal, jupyter])

@@ -71,7 +71,7 @@ def test_config_is_that_of_run_json_and_what_is_given(make_learner, one_run, tmp
     cbs = [WandbCB(config={"width": 3}), CheckpointCB(tmp_path / "run")]
     learn = make_learner(cbs=[*cbs, BatchSchedulerCB(OneCycleLR)], opt_func=SGD)
     learn.fit()
-    given = one_run().given
+    given = one_run().config
     assert given["width"] == 3
     assert given["run"] == learn.run_id
     assert given["settings"]["CheckpointCB"]["keep"] == 2
@@ -132,10 +132,13 @@ def test_each_fit_is_a_run_and_steps_count_on(make_learner, service):
 
 def test_run_of_your_own_is_used_and_left_open(make_learner, service):
     service.run = service.init(id="mine")
+    service.run.config["model"] = "resnet50"
     make_learner(cbs=[WandbCB(every=1), MetricsCB()]).fit()
     assert list(service.runs) == ["mine"]
     assert len(of(service.run, "step/loss")) == 3
     assert service.run.ends == []
+    assert service.run.config["model"] == "resnet50"
+    assert service.run.config["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize(
@@ -344,11 +347,14 @@ def test_mlflow_s_own_run_is_used_and_left_open(make_learner, store):
     try:
         store.mlflow.set_experiment("mine")
         with store.mlflow.start_run() as given:
-            make_learner(cbs=[MLflowCB(every=1), MetricsCB()]).fit()
+            store.mlflow.log_param("optimizer", "mine")
+            for _ in range(2):
+                make_learner(cbs=[MLflowCB(every=1), MetricsCB()]).fit()
             assert store.client.get_run(given.info.run_id).info.status == "RUNNING"
         make_learner(cbs=[MLflowCB(every=1), MetricsCB()]).fit()
         assert len(runs_in(store, "mine")) == 2
-        assert len(history(store, given, "step/loss")) == 3
+        assert len(history(store, given, "step/loss")) == 6
+        assert store.client.get_run(given.info.run_id).data.params["optimizer"] == "mine"
     finally:
         store.mlflow.set_tracking_uri(before)
 
