@@ -113,7 +113,8 @@ import torch, sys
 before = set(sys.modules)
 import minilearn
 new = {name.split(".")[0] for name in sys.modules.keys() - before}
-print(*sorted(new & {"torchvision", "matplotlib", "rich", "torcheval", "IPython", "pandas"}))
+heavy = {"torchvision", "matplotlib", "rich", "torcheval", "IPython", "pandas", "wandb", "mlflow"}
+print(*sorted(new & heavy))
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == []
