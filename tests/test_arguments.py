@@ -381,6 +381,7 @@ CALLS = {
         callbacks.GradientClippingCB,
         {"max_norm": "above 0, inf", "norm_type": "above 0, inf"},
     ),
+    "GradualUnfreezeCB": (callbacks.GradualUnfreezeCB, {"epochs": "np_int", "lr_div": "1.5 np_int"}),
     "HooksCB": (
         lambda **kwargs: callbacks.HooksCB(**{"function": print} | kwargs),
         {"function": "nothing", "which": "nothing?"},

@@ -73,6 +73,11 @@ class Losses(nn.Linear):
         return {"loss": nn.functional.cross_entropy(preds, y)} if self.training else preds
 
 
+def two_layers():
+    """Make a net of two layers, so that one of them can be frozen."""
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
 def tanh_net(n_out=2):
     """Make a net without anything random, always the same."""
     return drawn(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, n_out)))

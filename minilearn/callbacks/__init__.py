@@ -34,6 +34,7 @@ from .throughput import ThroughputCB
 from .time_limit import TimeLimitCB
 from .trackers import MLflowCB, WandbCB
 from .transformers import TransformersCB
+from .unfreezing import GradualUnfreezeCB
 
 __all__ = [
     "EMACB",
@@ -58,6 +59,7 @@ __all__ = [
     "EpochSchedulerCB",
     "GradientAccumulationCB",
     "GradientClippingCB",
+    "GradualUnfreezeCB",
     "HooksCB",
     "InValidation",
     "LRFinderCB",

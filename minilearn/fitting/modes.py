@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arguments import shown
-from ..optim.groups import has_modes, params_of
+from ..optim.groups import begin_momentum, has_modes, params_of
 from ..parameters import roots_of
 from ..weights import plain_name, unwrapped
 
@@ -153,6 +153,7 @@ class Modes:
                 if self.is_frozen(part):
                     self.frozen_norms = [norm for norm in self.frozen_norms if norm is not part]
                     self._set(part, self.of(model))
+        begin_momentum(self.learn.opt)
 
     def _set(self, module: nn.Module, training: bool) -> None:
         if module in self.found:  # a fit is running: the mode in training, and after the fit

@@ -127,6 +127,42 @@ def one_each(lr: Any, n: int, n_extra: int) -> list[Any]:
     return lrs
 
 
+def begin_momentum(opt: Any) -> None:
+    """Give parameters the momentum that torch's fused SGD would begin with.
+
+    Its kernel takes a group in which all have a buffer or none: after some were frozen for a while, it fails.
+    A buffer of 0 makes the first step that of torch, buf = g, unless there is dampening; the group is not
+    fused then.
+    """
+    if not isinstance(opt, torch.optim.SGD):
+        return
+    for group in opt.param_groups:
+        if not group["fused"] or not group["momentum"]:
+            continue
+        params = [p for p in group["params"] if p.requires_grad]
+        lacking = [p for p in params if opt.state.get(p, {}).get("momentum_buffer") is None]
+        if lacking and group["dampening"] and len(lacking) < len(params):
+            group["fused"] = False
+        elif len(lacking) < len(params):
+            for p in lacking:
+                opt.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def divide_lrs(opt: Any, lr_div: float) -> None:
+    """Divide the lr of each group of a model by lr_div, once for each group of the model after it.
+
+    Raises: ValueError for an optimizer with a single group of the model.
+    """
+    groups = [group for group in groups_of(opt) if EXTRA not in group]
+    if len(groups) < 2:
+        raise ValueError(
+            f"lr_div={lr_div}: the optimizer has {len(groups)} group of the model's parameters: expected one "
+            "for each layer, Learner(..., param_groups=minilearn.optim.by_layer)"
+        )
+    for depth, group in enumerate(reversed(groups)):
+        set_value(group, "lr", group["lr"] / lr_div**depth)
+
+
 def forget_schedule(group: Group) -> None:
     """Remove from a group what torch's schedulers left there."""
     for key in SCHEDULE_KEYS:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 from test_graph import TapeCB
-from toolbox import Losses, OwnLoss, as_images
+from toolbox import Losses, OwnLoss, as_images, two_layers
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
@@ -55,6 +55,7 @@ FACTORIES = {
     "EpochSchedulerCB": lambda: callbacks.EpochSchedulerCB(OneCycleLR),
     "GradientAccumulationCB": lambda: callbacks.GradientAccumulationCB(2),
     "GradientClippingCB": callbacks.GradientClippingCB,
+    "GradualUnfreezeCB": callbacks.GradualUnfreezeCB,
     "HooksCB": lambda: callbacks.HooksCB(lambda *args: None),
     "LRFinderCB": lambda: callbacks.LRFinderCB(n_steps=10),
     "MLflowCB": lambda: callbacks.MLflowCB("tests", every=1, uri=f"sqlite:///{FOLDER.name}/mlflow.db"),
@@ -87,6 +88,7 @@ NEEDS = {  # of the learner
     "CUDAGraphCB": {"opt_func": SGD},
     "TapeCB": {"opt_func": SGD},
     "DetectionCB": {"model": partial(Losses, 3, 2)},
+    "GradualUnfreezeCB": {"model": partial(two_layers)},
     "TransformersCB": {"model": partial(OwnLoss, 3, 2)},
 }
 OF_IMAGES = ("CutMixCB", "TestTimeFlipCB")  # whose inputs have to be images
