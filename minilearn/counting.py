@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -95,11 +96,25 @@ def is_elementwise(loss_func: Any) -> bool:
     return function in ELEMENTWISE or isinstance(function, _ELEMENTWISE_MODULES)
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What a loss of the user's own was seen to return: the cross-entropy of its target.
+
+    ignored (the target that it leaves out), is_shifted (whether the first target of each sequence is left out
+    too, as in predicting the next token), is_safe (as in `Count`).
+    """
+
+    ignored: int
+    is_shifted: bool
+    is_safe: bool
+
+
 class Count:
     """Say what a loss is a mean over.
 
     The loss's own `count(preds, target)` decides, or else its kind. A subclass of one of torch's losses is of
-    the same kind. A function that calls one is not: it counts as a mean over samples.
+    the same kind. A function or module that calls one counts as a mean over samples, unless it returns a
+    cross-entropy of its target, as seen in the first batch: then see `Rule`.
 
     is_sum (whether it is a sum, by reduction="sum", so that its row has to be divided by the samples).
 
@@ -146,6 +161,12 @@ class Count:
             )
         return on_host(count)
 
+    def use(self, rule: Rule) -> None:
+        """Count by what the loss was seen to do, if nothing else says what it is a mean over."""
+        if self._count is None and not self.is_sum and not self.is_safe:
+            self._count = partial(_of_kept, rule)
+            self._ignored, self.is_by_class, self.is_safe = rule.ignored, not rule.is_shifted, rule.is_safe
+
     def is_free(self, targets: Tensor) -> bool:
         """Whether the loss ignores none of these targets. This waits for the device."""
         if not self.is_by_class or targets.is_floating_point():
@@ -161,11 +182,21 @@ class Count:
         if target.is_floating_point():  # probabilities of classes
             return target.numel() // max(target.shape[1 if target.ndim > 1 else 0], 1)
         if self._weight is None:
-            if target.device.type == "cpu":
-                return target.ne(self._ignored).count_nonzero().item()
-            return (target != self._ignored).sum()
+            return _n_kept(target, self._ignored)
         kept = target != self._ignored
         return (self._weight[torch.where(kept, target, 0).long()] * kept).sum()
+
+
+def _n_kept(target: Tensor, ignored: int) -> Any:
+    if target.device.type == "cpu":
+        return target.ne(ignored).count_nonzero().item()
+    return (target != ignored).sum()
+
+
+def _of_kept(rule: Rule, preds: Any, target: Any) -> Any:
+    if not isinstance(target, Tensor) or target.is_floating_point() or not target.ndim:
+        return None
+    return _n_kept(target[..., 1:] if rule.is_shifted else target, rule.ignored)
 
 
 def _own_count(loss_func: Any) -> Callable[[Any, Any], Any] | None:

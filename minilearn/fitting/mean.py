@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batches import is_pair, n_samples
-from ..counting import Count, known_count, on_host, only_counted, zero_of
+from ..counting import Count, Rule, known_count, on_host, only_counted, zero_of
 from ..optim.groups import params_of
 from ..parameters import extra_params
 from ..processes import by_kind, is_part
@@ -19,7 +19,7 @@ from .checks import check_gradient, check_one_number
 if TYPE_CHECKING:
     from ..data.adapters.adapter import Adapter
     from ..learner import Learner
-_STATE = ("n", "has_rest", "_is_accumulated", "_is_joining", "_total", "_unit", "_common")
+_STATE = ("n", "has_rest", "_is_accumulated", "_is_joining", "_total", "_unit", "_common", "_rule")
 
 
 class StepMean:
@@ -44,6 +44,7 @@ class StepMean:
         self._is_loss_funcs = False  # whether the batch's loss came from loss_func, not from another owner
         self._given: tuple[Tensor, int] | None = None  # a target without ignored values, and its version
         self._common = 0.0  # the unit that several processes share
+        self._rule: list[Any] | None = None  # a Rule, found in the first batch
         self.clear()
 
     def clear(self) -> None:
@@ -84,6 +85,14 @@ class StepMean:
     def _count_of(self, loss_func: Any) -> None:
         if self.count.loss_func is not loss_func:
             self.count = Count(loss_func)
+            if self._rule is not None:
+                self.count.use(Rule(*self._rule))
+
+    def found(self, rule: Rule | None) -> None:
+        """Take what the loss was seen to do in the first batch, for the rest of the pass."""
+        if rule is not None and self._rule is None:
+            self._rule = [rule.ignored, rule.is_shifted, rule.is_safe]
+            self.count.use(rule)
 
     def take(self, learn: Learner) -> None:
         """Set what a batch's loss is a mean over, unless the owner of get_loss set it."""

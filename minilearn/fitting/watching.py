@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..batches import tensors_in
-from ..counting import ELEMENTWISE, OF_CLASSES, calls_of, is_torchs
+from ..counting import ELEMENTWISE, OF_CLASSES, Rule, calls_of, is_torchs
 from .checks import check_classes, check_one_number, shapes_of
 
 if TYPE_CHECKING:
@@ -52,8 +52,11 @@ def watched(learn: Learner) -> Iterator[None]:
         # Another owner need not read the target: it may be the only one that can unpack the batch.
         target = [learn.batch, *([learn.xb, learn.yb] if learn.is_unpacked else [])]
         said = f"loss_func={learn.loss_func!r}" if is_default else name
-        with _eager(), _Watch(said, [*tensors_in([learn.preds, target])], is_torchs(learn.loss_func)):
+        watch = _Watch(said, [*tensors_in([learn.preds, target])], is_torchs(learn.loss_func))
+        with _eager(), watch:
             yield
+        if is_default and not is_torchs(learn.loss_func):
+            learn.mean.found(watch.rule(learn.loss, learn.yb))
     if is_default and learn.loss is None:
         check_one_number(learn.loss_func, None)
 
@@ -90,6 +93,26 @@ class _Watch(TorchFunctionMode):
         self._from: dict[int, tuple[Any, frozenset[int]]] = {}  # by id: the tensor, and where it comes from
         for t in tensors:
             self._note(t, frozenset([id(t)]))
+        self._calls: list[tuple[dict[str, Any], Any]] = []  # of cross-entropy: arguments and result
+
+    def rule(self, loss: Any, target: Any) -> Rule | None:
+        """Return what the loss is a mean over, if it is one cross-entropy of the target; else None."""
+        if len(self._calls) != 1 or self._calls[0][1] is not loss or not isinstance(target, Tensor):
+            return None
+        named = self._calls[0][0]
+        given, ignored = named.get("target"), named.get("ignore_index", -100)
+        is_other = any(named.get(name) is not None for name in ("weight", "size_average", "reduce"))
+        if is_other or named.get("reduction", "mean") != "mean" or not isinstance(given, Tensor):
+            return None
+        if given.is_floating_point() or target.is_floating_point() or not target.ndim:
+            return None
+        is_safe = not named.get("label_smoothing", 0.0)
+        after = target[..., 1:]
+        padded = torch.cat([after, torch.full_like(target[..., :1], ignored)], -1)
+        for part in (target, after, padded):
+            if part.numel() == given.numel() and torch.equal(part.reshape(-1).to(given), given.reshape(-1)):
+                return Rule(ignored, part is not target, is_safe)
+        return None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -102,6 +125,8 @@ class _Watch(TorchFunctionMode):
         elif found and func in OF_CLASSES and not self._is_checked:
             _check_classes_of(func, args, kwargs)
         out = func(*args, **kwargs)
+        if found and func in OF_CLASSES:
+            self._calls.append((_bound(func, args, kwargs), out))
         if found:
             made = [*_tensors([out])]
             if len(found) > 1 and len(made) == 1 and func not in _EXPLICIT:

@@ -34,13 +34,6 @@ def of_tokens(preds, target):
     return F.cross_entropy(preds.logits.flatten(0, 1), target.flatten())
 
 
-def n_of_tokens(preds, target):
-    return (target != -100).sum()
-
-
-of_tokens.count = n_of_tokens
-
-
 def learner(of, bs=BS, *cbs, loss=False, whole=None):
     """Make a learner on dict batches; with `loss`, of a loss_func in place of the model's own."""
     set_seed(1)

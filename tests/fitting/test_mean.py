@@ -197,6 +197,40 @@ CASES = {
 CASES["sum of padded tokens"].n = 3
 
 
+class OfTokens(nn.Module):
+    """A module that calls one of torch's losses."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = nn.CrossEntropyLoss(ignore_index=0)
+
+    def forward(self, preds, target):
+        return self.loss(preds.transpose(1, 2).reshape(-1, 4), target.view(-1))
+
+
+def of_next(preds, target):
+    return F.cross_entropy(preds[..., :-1], target[..., 1:], label_smoothing=0.1)
+
+
+def of_next_padded(preds, target):
+    return F.cross_entropy(preds, F.pad(target[..., 1:], (0, 1), value=PAD))
+
+
+# Losses of the user's own, of which the first batch shows what they return.
+CASES |= {
+    "tokens of a function": tokens(lambda preds, target: F.cross_entropy(preds, target)),
+    "tokens of a function, flat": tokens(
+        lambda preds, target: F.nll_loss(preds.log_softmax(1).mT.flatten(0, 1), target.flatten())
+    ),
+    "tokens of a module of the user's": tokens(OfTokens(), pad=0),
+    "the next token": tokens(of_next),
+    "the next token, padded": tokens(of_next_padded),
+    "samples of a function, some ignored": rows(
+        lambda preds, target: F.cross_entropy(preds, target, ignore_index=2), (4, 1, 3)
+    ),
+}
+
+
 @pytest.fixture(params=["cpu", "device"])
 def place(request, monkeypatch):
     """Have counts as they are on the CPU, or tensors as on a device, of which nobody knows the numbers."""
@@ -490,6 +524,7 @@ UNEQUAL = {
     "class weights": tokens(nn.CrossEntropyLoss(WEIGHT), (5, 1, 0, 2, 5, 3, 4), (1, 1, 1, 2, 2)),
     "masked mean": rows(MaskedMean(), (2, 2, 1, 3), OUTPUTS.where(OUTPUTS > -0.5, torch.nan), n_out=2),
     "sum": rows(nn.CrossEntropyLoss(reduction="sum"), (2, 0, 3, 1)),
+    "the next token": tokens(of_next_padded, (5, 1, 0, 2, 5, 3, 4), (1, 1, 1, 2, 2)),
 }
 UNEVEN = rows(F.cross_entropy, (5, 2, 4, 1, 6))
 
