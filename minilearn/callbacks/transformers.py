@@ -15,6 +15,7 @@ from ..arguments import function, text, unless_none
 from ..batches import is_several, items_of, n_samples, rebuilt
 from ..callback import Callback
 from ..counting import only_counted
+from ..fitting.checks import check_one_number
 from ..weights import unwrapped
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class TransformersCB(Callback):
     Runs at: prepare; cleanup_forward. Owns: predict, get_loss. Reads: xb, yb. Writes: preds, loss,
         loss_count.
     State: whether the model shifts its labels.
-    Raises: ValueError for an output without a loss, for instance because the batch has no labels.
+    Raises: ValueError for an output without a loss, for instance because the batch has no labels, and for a
+        loss that is not one number.
     Warns: if it cannot be found what the loss is a mean over; it then counts all labels that are not -100.
     Differs: from the Trainer, whose versions before 4.46 weigh accumulated batches alike, whatever their
         number of tokens. No num_items_in_batch is passed to the model.
@@ -117,6 +119,7 @@ class TransformersCB(Callback):
             if learn.training or learn.yb is None:
                 raise self._no_loss(learn)
             return  # the model computes one in training only
+        check_one_number(_name_of(learn), self._loss)
         learn.loss = self._loss
         if learn.loss_count is None:  # 0 in a process that has no sample
             learn.loss_count = count = self._counted(learn)

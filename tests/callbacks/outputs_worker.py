@@ -11,7 +11,7 @@ import torch
 from distributed_worker import leave
 from outputs import Rows, net, tokens
 from test_jobs import Detector, Shapes, together
-from toolbox import tensors_of
+from toolbox import samples, tensors_of, two_layers
 from torch.nn import functional as F
 from torch.optim import SGD
 
@@ -21,10 +21,13 @@ from minilearn import (
     DetectionCB,
     DistributedCB,
     GradientAccumulationCB,
+    GradualUnfreezeCB,
     Learner,
+    TensorLoader,
     TransformersCB,
     set_seed,
 )
+from minilearn.optim import by_layer
 
 N, BS = 32, 8
 CASES = ("token", "next", "sequence")
@@ -41,6 +44,11 @@ def learner(of, bs=BS, *cbs, loss=False, whole=None):
     dls = {"train": DatasetLoader(rows, bs=bs), "eval": DatasetLoader(rows, bs=5)}
     cbs = [DistributedCB(), *cbs, *([] if loss else [TransformersCB()])]
     return Learner(net(of), dls, of_tokens if loss else None, 0.5, cbs=cbs, opt_func=SGD)
+
+
+def data():
+    x, y = samples(N)
+    return {"train": TensorLoader(x, y, bs=5), "eval": TensorLoader(x, y, bs=5)}
 
 
 def said(learn):
@@ -71,6 +79,9 @@ def results(folder):
     learn = Learner(Detector(p=0.0), {"train": shown(), "eval": shown()}, lr=0.1, cbs=cbs, opt_func=SGD)
     learn.fit(2)
     found["detection"] = said(learn)
+    learn = Learner(two_layers(), data(), lr=0.1, cbs=DistributedCB(), param_groups=by_layer, opt_func=SGD)
+    learn.fit(3, cbs=GradualUnfreezeCB({1: None}, lr_div=2))
+    found["unfreezing"] = said(learn)
     learn = learner("next", BS, CheckpointCB(folder, every_steps=1, keep=100))
     learn.fit(2)
     found["straight"] = said(learn)

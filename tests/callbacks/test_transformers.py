@@ -476,7 +476,9 @@ def in_two(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*TASKS, "loss_func", "shards without labels", "detection", "straight"])
+@pytest.mark.parametrize(
+    "case", [*TASKS, "loss_func", "shards without labels", "detection", "unfreezing", "straight"]
+)
 def test_two_processes_are_one(in_two, case):
     two, alone = (found[case] for found in in_two)
     for row, expected in zip(two["rows"], alone["rows"], strict=True):
@@ -524,6 +526,16 @@ def test_an_output_without_a_loss_is_refused(kind):
 
     with pytest.raises(TypeError, match=mentions("Bare ... .loss and .logits ... return_dict=True")):
         learner(drawn(Bare()), [tokens(8)]).fit()
+
+
+def test_a_loss_for_each_sample_is_refused():
+    class Each(Net):
+        def forward(self, *args, **kwargs):
+            out = super().forward(*args, **kwargs)
+            return Output(out.loss.expand(8), out.logits)
+
+    with pytest.raises(ValueError, match=mentions("'Each' ... shape (8,) ... one number")):
+        learner(drawn(Each()), [tokens(8)]).fit()
 
 
 def test_a_field_that_the_output_has_not_is_refused_with_what_it_has():
