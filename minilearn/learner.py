@@ -16,6 +16,7 @@ from . import weights
 from .batches import CurrentBatch, inputs_and_target, is_pair, is_several, packed
 from .callbacks.closure import ClosureCB
 from .callbacks.device import DeviceCB
+from .callbacks.logged import no_metrics
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
@@ -399,6 +400,38 @@ class Learner(Fields):
             return self.preds, self.loss
         finally:
             self.preds, self.loss, self.loss_count = own
+
+    def log(self, name: str, value: Any, count: Any = None) -> None:
+        """Add a named value of the batch, from a hook or a step; its mean over the phase is in the row.
+
+            class VAELossCB(Callback):
+                logs = ("kl",)  # so that a monitor may name it before training
+
+                def get_loss(self, learn):
+                    out, mean, log_var = learn.preds
+                    kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum(1).mean()
+                    learn.log("kl", kl)
+                    learn.loss = F.mse_loss(out, learn.xb) + kl
+
+        Like the loss it is weighted by `learn.loss_count`, and dropped with it if the batch is cancelled. If
+        the loss is a sum over the batch, so is the value. In a batch without a loss, samples count.
+
+        Args:
+            name: of its column in rows, logs and plots.
+            value: a number, or a tensor of one on any device, which is not waited for.
+            count: what the value is a mean over, if that is not what the loss is a mean over: a number >= 0,
+                or a tensor of one. With 0 the value, which may then be nan, is left out.
+
+        It does nothing in passes without rows (predict), in the second forward of `learn.again`, and in a
+        process that has no sample of the batch.
+
+        Raises: RuntimeError outside a batch, and without MetricsCB; TypeError for what is no number;
+            ValueError for a name that the row has already, and for a count that is negative or not finite.
+        """
+        cb = next((cb for cb in self.cbs if isinstance(cb, MetricsCB)), None)
+        if cb is None:
+            raise no_metrics(name)
+        cb.log(self, name, value, count)
 
     def pause(self) -> None:
         """Stop the fit, from a hook, so that a later fit(resume=...) continues it bit for bit.

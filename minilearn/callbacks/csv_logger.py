@@ -15,6 +15,7 @@ from ..callback import Callback, Order
 from ..checkpoints.trust import check_names
 from ..files import check_folder, written_whole
 from ..optim.groups import groups_of
+from .logged import declared
 from .metrics import MetricsCB
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class CSVLoggerCB(Callback):
         columns, lines = self._found()
         if columns and not set(_ALWAYS) <= set(columns):
             measured = [name for cb in learn.cbs if isinstance(cb, MetricsCB) for name in cb.names]
+            measured = list(dict.fromkeys([*measured[:-1], *declared(learn.cbs), *measured[-1:]]))
             expected = ["epoch", "train", *measured, "lr", "time_s"]
             raise ValueError(
                 f"{self!r}: the file there has the columns {', '.join(columns)}; expected a log with "

@@ -29,7 +29,62 @@ _PREDS = {
 }
 
 
-class BatchMean:
+class Mean:
+    """Average values, each weighted by what it is a mean over: sum_i n_i * value_i / sum_i n_i.
+
+    State: the two sums; the first one in float64 (float32 on MPS), on the device of the values.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a phase."""
+        self.sum: Any = 0.0
+        self.n: Any = 0
+
+    def add(self, value: Any, n: Any, is_sum: bool = False) -> None:
+        """Add a value, without waiting for the device.
+
+        Args:
+            value: a number, or a tensor of shape ().
+            n: what it is a mean over, a number or a tensor of shape (). A value over nothing is left out,
+                because it may be nan.
+            is_sum: whether the value is a sum over n things, rather than a mean.
+        """
+        if isinstance(value, Tensor):
+            value = value.to(sum_dtype(value.device))
+        if isinstance(n, Tensor):  # on a device
+            n = n.to(sum_dtype(n.device))  # float32 would round a sum of many
+            total = value if is_sum else value * n
+            total = total if isinstance(total, Tensor) else torch.full_like(n, total)
+            self._add(torch.where(n > 0, total, 0))
+        elif n:
+            self._add(value if is_sum else value * n)
+        self.n = self.n + n
+
+    def _add(self, value: Any) -> None:
+        total = self.sum
+        if isinstance(value, Tensor) and isinstance(total, Tensor) and value.device == total.device:
+            total.add_(value)
+        else:
+            self.sum = value + total
+
+    def compute(self) -> float:
+        """Return the mean; nan if there was nothing."""
+        n = float(self.n)
+        return float(self.sum) / n if n else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the two sums."""
+        return {"sum": _copied(self.sum), "n": _copied(self.n)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self.sum, self.n = _copied(state["sum"]), _copied(state["n"])
+
+
+class BatchMean(Mean):
     """Average a function of a batch over the batches of a phase, weighted by their numbers of samples.
 
         mean = sum_i n_i * function(preds_i, target_i) / sum_i n_i
@@ -44,12 +99,7 @@ class BatchMean:
 
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
         self.function = function
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin a phase."""
-        self.sum: Any = 0.0
-        self.n: Any = 0
+        super().__init__()
 
     def to(self, device: torch.device) -> None:
         """Move a module, such as a loss with weights."""
@@ -58,14 +108,8 @@ class BatchMean:
 
     def update(self, preds: Any, target: Any) -> None:
         """Add a batch; without waiting for the device if the function does not."""
-        n, value = self._count(preds, target), self._value(preds, target)
-        if isinstance(value, Tensor):
-            value = value.to(sum_dtype(value.device))
-        if isinstance(n, Tensor):  # on a device
-            self._add(torch.where(n > 0, value * n.to(sum_dtype(n.device)), 0))
-        elif n:  # a mean over nothing is nan
-            self._add(value * n)
-        self.n = self.n + n
+        n = self._count(preds, target)
+        self.add(self._value(preds, target), n)
 
     def _count(self, preds: Any, target: Any) -> Any:
         if callable(count := getattr(self.function, "count", None)):
@@ -82,28 +126,12 @@ class BatchMean:
 
     def _value(self, preds: Any, target: Any) -> Any:
         value = self.function(preds, target)
-        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-            return value.detach().reshape(())
-        if isinstance(value, np.ndarray | np.generic) and value.size == 1:
-            value = value.item()
-        if isinstance(value, Real):
-            return float(value)
-        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+        if (number := one_number(value)) is not None:
+            return number
         raise TypeError(
-            f"{label_of(self.function)} returned {what}: expected one number for a batch, such as its mean; "
-            "a metric object may compute several"
+            f"{label_of(self.function)} returned {what_is(value)}: expected one number for a batch, such as "
+            "its mean; a metric object may compute several"
         )
-
-    def _add(self, value: Any) -> None:
-        if isinstance(value, Tensor) and isinstance(self.sum, Tensor):
-            self.sum.add_(value)
-        else:
-            self.sum = value + self.sum
-
-    def compute(self) -> float:
-        """Return the mean; nan if there was no sample."""
-        n = float(self.n)
-        return float(self.sum) / n if n else math.nan
 
     def merge_state(self, metrics: Iterable[Self]) -> Self:
         """Add the sums of other processes."""
@@ -111,18 +139,24 @@ class BatchMean:
             self.sum, self.n = float(self.sum) + float(metric.sum), float(self.n) + float(metric.n)
         return self
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the two sums."""
-        return {"sum": _copied(self.sum), "n": _copied(self.n)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore them."""
-        self.sum, self.n = _copied(state["sum"]), _copied(state["n"])
-
     def __deepcopy__(self, memo: Any) -> BatchMean:
         new = BatchMean(self.function)
         new.load_state_dict(self.state_dict())
         return new
+
+
+def one_number(value: Any) -> float | Tensor | None:
+    """Return a number as a float, or a tensor of one as one of shape (); None for anything else."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return value.detach().reshape(())
+    if isinstance(value, np.ndarray | np.generic) and value.size == 1:
+        value = value.item()
+    return float(value) if isinstance(value, Real) else None
+
+
+def what_is(value: Any) -> str:
+    """Return what a value is, for a message: the shape of a tensor, or a short text."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
 
 
 def _copied(value: Any) -> Any:

@@ -17,6 +17,7 @@ from ..optim.base import Optimizer
 from ..optim.groups import params_of
 from ..parameters import roots_of
 from .gradients import GradientAccumulationCB
+from .metrics import MetricsCB
 from .precision import MixedPrecisionCB
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class CUDAGraphCB(Callback):
     Raises: before training: ValueError for a model that is not on CUDA, an optimizer that is not one
         of torch's, accumulated gradients, and a callback with a hook between predict and step that does not
         declare `in_graph = True`: such a hook may only launch kernels, because its Python runs only once.
-        During training: ValueError if a hyperparameter other than the lr changes.
+        During training: ValueError if a hyperparameter other than the lr changes, and for `learn.log` in
+        what is captured.
     Source: torch's notes on CUDA graphs, whole-network capture.
     """
 
@@ -203,11 +205,16 @@ class CUDAGraphCB(Callback):
             for event in _STEP:
                 learn.callback(event)
 
-        self._is_capturing = True
+        self._is_capturing, n_logged = True, _n_logged(learn)
         try:
             self._replay = self._captured(run)
         finally:
             self._is_capturing = False
+        if _n_logged(learn) > n_logged:
+            raise ValueError(
+                f"{self!r}: learn.log was called between predict and step, whose Python runs only once: "
+                "expected it in after_step or after_batch; keep the value in an attribute until then"
+            )
         self._preds, self._loss = map_tensors(Tensor.detach, learn.preds), learn.loss.detach()
         for group in learn.opt.param_groups:
             for p in group["params"]:
@@ -228,6 +235,10 @@ class CUDAGraphCB(Callback):
         with torch.cuda.graph(graph):
             run()
         return graph.replay
+
+
+def _n_logged(learn: Learner) -> int:
+    return sum(cb.n_logged for cb in learn.cbs if isinstance(cb, MetricsCB))
 
 
 class _SideStream:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import text
 from ..batches import map_tensors, tensors_in
 from ..callback import Callback, Order
 from ..counting import argument_of, is_cross_entropy, is_torchs, known_count
@@ -23,6 +24,7 @@ from .accuracy import MulticlassAccuracy
 from .at_end import AtEnd
 from .functions import BatchMean, sum_dtype
 from .joining import joined, saved, take_share
+from .logged import Logged, declared, takes_value
 from .measures import check_metric, explain, is_function, name_of, picked, unwrapped
 
 if TYPE_CHECKING:
@@ -31,15 +33,15 @@ if TYPE_CHECKING:
 
 _OWN = ("loss", "epoch", "train", "time_s", "lr")  # columns of each row, or of its line in a CSV file
 _MAX_COLUMNS = 1000  # of one metric
-_OF_PHASE = ("metrics", "_others", "_sum", "_n", "_start_s", "_has_batches", "_has_preds")
+_OF_PHASE = ("metrics", "_others", "_sum", "_n", "_logged", "_start_s", "_has_batches", "_has_preds")
 
 
 class MetricsCB(Callback):
     """Compute the mean loss and the metrics of each phase, and append a row for it to `learn.history`.
 
     A row is {metric: value, ..., "loss": .., "epoch": .., "train": "train" or "eval", "time_s": ..}; a row of
-    a named validation set has the name in place of "eval". epoch keeps counting from fit to fit. An ordinary
-    step does not wait for the device.
+    a named validation set has the name in place of "eval". epoch keeps counting from fit to fit. The values
+    of `learn.log` come after the metrics. An ordinary step does not wait for the device.
 
     A metric is one of three:
         a function (preds, target) -> number: its mean over the batches, each weighted by its number of
@@ -107,6 +109,7 @@ class MetricsCB(Callback):
         self._has_batches = self._has_preds = False  # whether this phase had any
         self._sum: Tensor | None = None  # of loss * count; None if no batch had a loss
         self._n: Any = 0  # the sum of the counts; on the device if the counts are
+        self._logged = Logged()
         self._start_s = 0.0
         self._processes = Processes()
         self._is_warned = False  # of a loss that is not finite, in this fit
@@ -163,6 +166,8 @@ class MetricsCB(Callback):
     def before_fit(self, learn: Learner) -> None:
         self._is_warned = False
         self._infer_metrics(learn)
+        for name in declared(learn.cbs):
+            self._check_logged(name)
 
     def _infer_metrics(self, learn: Learner) -> None:
         """Infer the metrics for the loss and the targets of this learner, which may be another one by now."""
@@ -185,7 +190,8 @@ class MetricsCB(Callback):
         seen = [self._has_batches, self._has_preds]
         metrics, others = saved(self._processes, self.metrics, self._others)
         state = {"metrics": metrics, "sum": total, "n": n, "elapsed_s": elapsed_s, "seen": seen}
-        return state | ({"others": others} if others else {})
+        more = {"others": others, "logged": self._logged.saved(self._processes)}
+        return state | {name: part for name, part in more.items() if part}
 
     def epoch_state(self) -> dict[str, Any]:
         """Return nothing: a phase begins with all sums at 0."""
@@ -200,6 +206,7 @@ class MetricsCB(Callback):
                 self.metrics[name].load_state_dict(metric.state_dict())
         if self._processes.rank:  # the first process has the totals
             self._sum, self._n = None if self._sum is None else torch.zeros_like(self._sum), 0
+        self._logged.load(state.get("logged", {}), self._processes)
         others = state.get("others", {})
         self._others = {
             name: take_share(self._processes, metric, others.get(name, []))
@@ -222,7 +229,7 @@ class MetricsCB(Callback):
     def _begin(self) -> None:
         for metric in self.metrics.values():
             metric.reset()
-        self._sum, self._n, self._others = None, 0, {}
+        self._sum, self._n, self._others, self._logged = None, 0, {}, Logged()
         self._has_batches = self._has_preds = False
         self._start_s = time.perf_counter()
 
@@ -240,6 +247,25 @@ class MetricsCB(Callback):
             for name, metric in self.metrics.items():
                 if not (learn.training and name in self._in_validation):
                     self._update(name, metric, preds, learn.yb)
+        self._logged.batch_idx = learn.batch_idx
+        if self._logged.waiting:
+            self._logged.weigh(learn)
+
+    def log(self, learn: Learner, name: str, value: Any, count: Any = None) -> None:
+        """Take a named value of the batch; see `Learner.log`."""
+        if takes_value(learn, name):
+            text("learn.log(name", name, "a name for its column, such as 'kl'")
+            if name not in self._logged.means:
+                self._check_logged(name)
+            self._logged.log(learn, name, value, count)
+
+    @property
+    def n_logged(self) -> int:
+        """How many logged values wait for the end of the batch."""
+        return len(self._logged.waiting)
+
+    def _check_logged(self, name: str) -> None:
+        _check_name(name, (name in self.names[:-1]) * "a metric", is_logged=True)
 
     def _update(self, name: str, metric: Any, preds: Any, target: Any) -> None:
         try:
@@ -290,8 +316,8 @@ class MetricsCB(Callback):
         if not self._has_batches:
             return  # each batch was cancelled before its loss, as in learn.predict
         own = 0.0 if self._sum is None else self._sum.item()
-        known = [self._sum is not None, self._has_preds]
-        total, n, has_loss, has_preds = learn.processes.sums([own, float(self._n), *known])
+        known = [self._sum is not None, self._has_preds, bool(self._logged.means)]
+        total, n, has_loss, has_preds, has_logged = learn.processes.sums([own, float(self._n), *known])
         loss = total / n if n else math.nan
         row: dict[str, Any] = {}
         metrics = self._measured_in(learn.training) if has_preds else {}
@@ -302,6 +328,9 @@ class MetricsCB(Callback):
         for metric in metrics.values():
             if isinstance(metric, AtEnd):
                 metric.reset()  # frees all predictions, which later checkpoints would have too
+        for name, value in (self._logged.joined(learn.processes) if has_logged else {}).items():
+            _check_name(name, (name in row) * "a metric", is_logged=True)
+            row[name] = value
         row |= {
             **({"loss": loss} if has_loss else {}),
             "epoch": max(learn.n_epochs_trained - 1, 0),
@@ -368,21 +397,24 @@ def _numbers(name: str, value: Any, is_merged: bool = False) -> Iterator[tuple[s
         )
 
 
-def _check_name(name: str, other: str = "") -> None:
+def _check_name(name: str, other: str = "", is_logged: bool = False) -> None:
     """Raise ValueError for a name that a column of a row cannot have.
 
     Args:
         other: what has the name already, if anything does.
+        is_logged: whether it is the name of a logged value, not of a metric.
     """
+    what, write = ("metric", f"MetricsCB(my_{name}=...)")
+    if is_logged:
+        what, write = ("logged value", f"learn.log('my_{name}', ...)")
     if name in _OWN:
         other = "the row itself"
     if other:
         raise ValueError(
-            f"a metric is called {name!r}, as is a column of {other}: expected another name, "
-            f"MetricsCB(my_{name}=...)"
+            f"a {what} is called {name!r}, as is a column of {other}: expected another name, {write}"
         )
     if not name.strip() or name.startswith(("train/", "eval/")):
         raise ValueError(
-            f"a metric is called {name!r}: expected a name that is not empty, without the phase, which "
+            f"a {what} is called {name!r}: expected a name that is not empty, without the phase, which "
             "monitors add: 'train/f1' and 'eval/f1' are the values of 'f1'"
         )

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from ..arguments import choice, text, unless_none
+from ..counting import is_torchs
+from .logged import declared
 from .metrics import MetricsCB
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ class Monitor:
 
     A bare name means validation's value, or training's in a fit without validation. Of several validation
     sets, {"clean": a, "shifted": b}, "shifted/loss" is the value of one; a bare name means the first one's.
+    The name is checked before training, unless code of the user's may log it: `learn.log` in a callback that
+    does not declare it, in a subclass of the Learner, or in a loss function. Then it is looked for in the
+    first epoch's rows.
 
     Args:
         mode: "min" or "max", whichever is better; it is known for a loss.
@@ -43,16 +48,18 @@ class Monitor:
 
     def check(self, learn: Learner) -> None:
         """Raise ValueError, listing the names, if there will be no such value or its mode is not known."""
-        _, bare = self._parts(learn)
-        cbs = [cb for cb in learn.cbs if isinstance(cb, MetricsCB)]
+        phase, bare = self._parts(learn)
+        cbs, phases = [cb for cb in learn.cbs if isinstance(cb, MetricsCB)], _phases(learn)
 
         def measured(phase: str) -> list[str]:
             of = "train" if phase == "train" else "eval"
-            return [name for cb in cbs for name in cb.names_in([self.name, bare], of)]
+            found = [name for cb in cbs for name in cb.names_in([self.name, bare], of)]
+            return found + [name for name in declared(learn.cbs) if cbs and name not in found]
 
         names = measured(learn.phases[-1] if learn.phases else "eval")
-        names += [f"{phase}/{name}" for phase in _phases(learn) for name in measured(phase)]
-        if self.name not in names:
+        names += [f"{phase}/{name}" for phase in phases for name in measured(phase)]
+        is_there = bool(cbs) and phase in ("", *phases)
+        if self.name not in names and not (is_there and _may_log(learn) and not _is_close(bare, names)):
             close = get_close_matches(self.name, names, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             reason = (
@@ -60,6 +67,8 @@ class Monitor:
                 if names
                 else "there is no MetricsCB to measure anything"
             )
+            if is_there and _may_log(learn):
+                reason += f"; if learn.log writes it, declare it in its callback, logs = ({bare!r},)"
             raise ValueError(f"monitor={self.name!r} is not measured{hint}: {reason}")
         if self.mode is None:
             raise ValueError(f"monitor={self.name!r}: is more better? give mode='max' or mode='min'")
@@ -85,7 +94,11 @@ class Monitor:
             raise ValueError(f"monitor={self.name!r}: epoch {epoch} has no row of {phase}; was it cancelled?")
         if name not in rows[-1]:
             names = ", ".join(column for column in rows[-1] if column not in ("epoch", "train", "time_s"))
-            why = f"; the {phase} batches have no loss" if name == "loss" else ""
+            why = f"; the {phase} batches have no loss"
+            if name != "loss":
+                why = (
+                    f", or learn.log({name!r}, ...) in {phase} batches, and logs = ({name!r},) to declare it"
+                )
             raise ValueError(f"monitor={self.name!r} is not measured: expected one of {names or 'none'}{why}")
         value = rows[-1][name]
         if not isinstance(value, float | int):
@@ -97,3 +110,18 @@ def _phases(learn: Learner) -> list[str]:
     """Return the phases that a name may begin with."""
     sets = learn.plan.sets if "eval" in learn.phases else ()
     return list(dict.fromkeys([*learn.phases, *sets]))
+
+
+def _may_log(learn: Learner) -> bool:
+    """Whether code that is not minilearn's own runs in a batch, and so may call learn.log."""
+    objects = [learn, *learn.cbs]
+    if any(type(found).__module__.partition(".")[0] != __name__.partition(".")[0] for found in objects):
+        return True
+    return learn.loss_func is not None and not is_torchs(learn.loss_func)
+
+
+def _is_close(name: str, known: list[str]) -> bool:
+    """Whether a name is a misspelling of a known one, not just one that ends in the same word, as d_loss."""
+    bare = {other.rpartition("/")[2].lower() for other in known}
+    name = name.rpartition("/")[2].lower()
+    return bool(get_close_matches(name, bare, n=1, cutoff=0.85))

@@ -87,6 +87,23 @@ class Spread(torchmetrics.CatMetric):
         return super().compute().double().std()
 
 
+class LogCB(Callback):
+    """Log before and after the loss is known; one name in some batches and processes only."""
+
+    logs = ("early", "own")
+
+    def after_predict(self, learn):
+        learn.log("early", learn.preds[:, 0].mean())
+
+    def after_batch(self, learn):
+        first = learn.preds[learn.yb == 0, 0]
+        learn.log("own", first.mean(), len(first))
+        if (learn.yb == 2).any():
+            learn.log("seldom", learn.preds[learn.yb == 2, 0].mean(), (learn.yb == 2).sum())
+            if learn.rank == learn.n_processes - 1:
+                learn.log("in_last", 1.0)
+
+
 class CopyCB(Callback):
     """Name each checkpoint in a list; all are kept."""
 
@@ -108,7 +125,7 @@ def untimed(rows):
 
 def measured():
     """Rows of a fit with validations nested in it, and of validations of one batch and of one sample."""
-    learn = shared_learner([metrics(), ValidateCB()], as_list=True)
+    learn = shared_learner([metrics(), LogCB(), ValidateCB()], as_list=True)
     learn.fit(2)
     x, y = learn.dls.valid[0]
     rows = [*learn.history, learn.validate([(x, y)]), learn.validate([(x, y), (x[:1], y[:1])])]
@@ -118,11 +135,12 @@ def measured():
 def resumed(folder, every):
     """Train straight, and again from one of `every` checkpoints; return the rows of both."""
     saver = CheckpointCB(Path(folder) / "all", every_steps=1, every_minutes=1e-9, keep=100)
-    learn = shared_learner([metrics(), saver, paths := CopyCB()])
+    learn = shared_learner([metrics(), LogCB(), saver, paths := CopyCB()])
     learn.fit(2)
     straight, found = untimed(learn.history), {}
     for path in sorted({*learn.processes.broadcast(paths.paths)})[::every]:
-        learn = shared_learner([metrics(), CheckpointCB(Path(folder) / "other" / Path(path).stem)])
+        cbs = [metrics(), LogCB(), CheckpointCB(Path(folder) / "other" / Path(path).stem)]
+        learn = shared_learner(cbs)
         learn.fit(2, resume=path)
         found[path] = untimed(learn.history)
     return {"straight": straight, "found": found}

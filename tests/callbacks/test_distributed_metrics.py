@@ -58,6 +58,7 @@ def test_resumed_from_each_step_values_are_those_of_the_straight_run(kind, n, re
 
 def test_one_process_continues_what_two_measured(two, tmp_path):
     for i, path in enumerate(two["resumed"]["found"]):
-        learn = worker.shared_learner([worker.metrics(), CheckpointCB(tmp_path / str(i))])
+        cbs = [worker.metrics(), worker.LogCB(), CheckpointCB(tmp_path / str(i))]
+        learn = worker.shared_learner(cbs)
         learn.fit(2, resume=path)
         assert_alike(untimed_rows(learn), two["resumed"]["straight"])

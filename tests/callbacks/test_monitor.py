@@ -3,7 +3,7 @@ import math
 import pytest
 from toolbox import mentions
 
-from minilearn import CancelValidateException, MetricsCB, Monitor
+from minilearn import CancelValidateException, EarlyStoppingCB, MetricsCB, Monitor
 
 
 class Constant:
@@ -25,13 +25,13 @@ def losses(learn, phase):
 
 
 @pytest.fixture
-def check(make_learner, at):
+def check(make_learner):
     """Check a name when a fit begins: check(name, valid=True, **kwargs of make_learner)."""
 
     def fit(name, valid=True, **kwargs):
         metrics = MetricsCB(top1=Constant(1.0))
         learn = make_learner(**({"cbs": [metrics]} | kwargs))
-        learn.fit(valid=valid, cbs=[at("before_fit", Monitor(name, "max").check, 60)])
+        learn.fit(valid=valid, cbs=[EarlyStoppingCB(name, mode="max")])
 
     return fit
 
@@ -139,16 +139,16 @@ def test_mode_is_min_or_max(mode):
         Monitor("loss", mode)
 
 
-def test_value_of_unknown_mode_is_refused_when_it_is_checked(make_learner, at):
+def test_value_of_unknown_mode_is_refused_when_it_is_checked(make_learner):
     learn = make_learner(cbs=[MetricsCB(top1=Constant(1.0))])
     with pytest.raises(ValueError, match=r"monitor='eval/top1'.*mode='max'.*mode='min'"):
-        learn.fit(cbs=[at("before_fit", Monitor("eval/top1").check, 60)])
+        learn.fit(cbs=[EarlyStoppingCB("eval/top1")])
 
 
-def test_unknown_name_is_refused_before_an_unknown_mode(make_learner, at):
+def test_unknown_name_is_refused_before_an_unknown_mode(make_learner):
     learn = make_learner(cbs=[MetricsCB(top1=Constant(1.0))])
     with pytest.raises(ValueError, match="monitor='top2'"):
-        learn.fit(cbs=[at("before_fit", Monitor("top2").check, 60)])
+        learn.fit(cbs=[EarlyStoppingCB("top2")])
 
 
 @pytest.mark.parametrize(
