@@ -100,8 +100,8 @@ class LogCB(Callback):
         learn.log("own", first.mean(), len(first))
         if (learn.yb == 2).any():
             learn.log("seldom", learn.preds[learn.yb == 2, 0].mean(), (learn.yb == 2).sum())
-            if learn.rank == learn.n_processes - 1:
-                learn.log("in_last", 1.0)
+        if learn.training and learn.rank == learn.n_processes - 1:
+            learn.log("in_last", 1.0)
 
 
 class CopyCB(Callback):

@@ -206,3 +206,36 @@ def test_on_cuda_a_captured_fit_is_the_eager_one(tmp_path):
         learn.fit(2)
         losses.append([row["loss"] for row in learn.history])
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+class LogsCB(Callback):
+    """Log the loss where the step is captured, or after it."""
+
+    def __init__(self, hook):
+        self.hook = hook
+
+    def get_loss(self, learn):
+        learn.loss = nn.functional.cross_entropy(learn.preds, learn.yb)
+        self._log("get_loss", learn)
+
+    def after_step(self, learn):
+        self._log("after_step", learn)
+
+    def after_batch(self, learn):
+        self._log("after_batch", learn)
+
+    def _log(self, hook, learn):
+        if hook == self.hook:
+            learn.log("v", learn.loss)
+
+
+@pytest.mark.parametrize("hook", ["after_step", "after_batch"])
+def test_what_is_logged_after_the_step_is_of_each_step(hook):
+    plain, captured = both(lambda: [LogsCB(hook)])
+    assert untimed_rows(plain) == untimed_rows(captured)
+    assert captured.history[0]["v"] == captured.history[0]["loss"]
+
+
+def test_what_is_logged_inside_it_is_refused_because_it_would_be_logged_once():
+    with pytest.raises(ValueError, match=r"learn\.log.*after_step"):
+        uneven_learner([LogsCB("get_loss"), TapeCB()]).fit()

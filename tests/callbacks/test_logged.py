@@ -187,7 +187,7 @@ SPLIT = {
 
 @pytest.mark.parametrize("make", SPLIT.values(), ids=[*SPLIT])
 def test_parts_of_a_loss_add_up_beside_everything_that_changes_the_step(make):
-    cbs = [GradientAccumulationCB(8), MixedPrecisionCB(), EMACB(0.9)]
+    cbs = [GradientAccumulationCB(3), MixedPrecisionCB(), EMACB(0.9)]
     learn = make(*cbs, n_train=5)
     learn.fit(2)
     assert {row["train"] for row in learn.history} == {"train", "iterate", "eval"}
@@ -217,7 +217,7 @@ def test_a_step_of_batches_that_were_kept_takes_no_value_outside_a_batch():
         if learn.training and learn.batch_idx == 2:
             raise CancelBatchException
 
-    cbs = [GradientAccumulationCB(8), logging_at("after_step"), at("before_forward", cancel)]
+    cbs = [GradientAccumulationCB(3), logging_at("after_step"), at("before_forward", cancel)]
     learn = uneven(*cbs)
     learn.fit()
     assert learn.n_steps == 1
@@ -294,10 +294,10 @@ class NoLossCB(Callback):
 
 def test_in_batches_without_a_loss_samples_count():
     learn = uneven(NoLossCB())
-    learn.dls.valid.tensors = tuple(t[:10] for t in learn.dls.train.tensors)
     learn.fit()
-    assert rows_of(learn, "v") == [mean([1, 2, 3], [4, 4, 2])] * 2
-    assert "loss" not in learn.history[1]
+    row = learn.validate([*learn.dls.train])
+    assert learn.history[0]["v"] == row["v"] == mean([1, 2, 3], [4, 4, 2])
+    assert "loss" not in row
 
 
 def test_a_batch_that_does_not_tell_its_samples_needs_a_count():
@@ -454,7 +454,7 @@ def test_logs_plots_and_progress_have_the_column(tmp_path, capsys):
     events = EventAccumulator(str(tmp_path / "tb" / "run"))
     events.Reload()
     assert {"kl/train", "kl/eval"} <= {*events.Tags()["scalars"]}
-    assert [ax.get_title() for ax in plot_history(learn.history).axes] == ["kl", "loss"]
+    assert [ax.get_title() for ax in plot_history(learn.history).axes][-2:] == ["kl", "loss"]
     uneven(logging_at("after_loss", name="kl"), ProgressCB(console=console)).fit()
     assert "kl" in text.getvalue()
 
@@ -489,7 +489,7 @@ class DeclaredCB(FallingCB):
 @pytest.mark.parametrize("name", ["kl", "eval/kl", "train/kl"])
 @pytest.mark.parametrize("cb", [FallingCB, DeclaredCB])
 def test_monitors_may_name_a_logged_value(cb, name, tmp_path):
-    stopping = EarlyStoppingCB(name, "min", patience=2)
+    stopping = EarlyStoppingCB(name, mode="min", patience=2)
     best = CheckpointCB(tmp_path, every_epochs=1, monitor=name, mode="min")
     learn = uneven(cb(), stopping, best)
     learn.fit(4)
@@ -505,23 +505,21 @@ def test_a_declared_name_needs_a_mode_unless_it_is_a_loss():
 @pytest.mark.parametrize(
     ("name", "cbs", "said"),
     [
-        ("eval/lkl", [DeclaredCB], "did you mean 'eval/kl'"),
+        ("eval/Kl", [DeclaredCB], "did you mean 'eval/kl'"),
         ("los", [FallingCB], "did you mean 'loss' ... logs = ('los',)"),
         ("valid/loss", [FallingCB], "loss"),
-        ("kl", [], "expected one of loss, train/loss, eval/loss"),
+        ("kl", [], "expected one of MulticlassAccuracy, loss, train/"),
     ],
 )
 def test_a_misspelt_name_and_one_that_nobody_can_log_are_refused_before_training(name, cbs, said):
-    if name == "eval/lkl":
-        name = "eval/Kl"
-    learn = uneven(*(cb() for cb in cbs), EarlyStoppingCB(name, "min"))
+    learn = uneven(*(cb() for cb in cbs), EarlyStoppingCB(name, mode="min"))
     with pytest.raises(ValueError, match=mentions(f"monitor={name!r} is not measured ... {said}")):
         learn.fit()
     assert learn.n_steps == 0
 
 
 def test_of_a_phase_that_does_not_run_nothing_can_be_monitored():
-    learn = uneven(FallingCB(), EarlyStoppingCB("eval/kl", "min"))
+    learn = uneven(FallingCB(), EarlyStoppingCB("eval/kl", mode="min"))
     with pytest.raises(ValueError, match="monitor='eval/kl'"):
         learn.fit(valid=False)
     assert learn.n_steps == 0
@@ -588,7 +586,7 @@ def test_resumed_from_each_place_the_values_are_those_of_the_straight_run(make, 
     def learner(*cbs, seed=1):
         seldom = at("after_step", lambda learn: learn.n_steps % 2 and learn.log("seldom", learn.n_steps))
         early = at("before_batch", lambda learn: learn.log("early", learn.batch_idx, len(learn.yb)))
-        return make(seldom, early, GradientAccumulationCB(8), *cbs, seed=seed, n_train=4)
+        return make(seldom, early, GradientAccumulationCB(3), *cbs, seed=seed, n_train=4)
 
     straight = learner()
     straight.fit(2)
@@ -600,7 +598,7 @@ def test_resumed_from_each_place_the_values_are_those_of_the_straight_run(make, 
         stop(learner(every_rest(folder), StopCB(i)))
         learn = learner(every_rest(folder), seed=100 + i)
         learn.fit(2, resume=folder)
-        assert first_difference(expected, state_of(learn, "CheckpointCB")) is None, i
+        assert first_difference(expected, state_of(learn, "CheckpointCB")) == "", i
         assert untimed_rows(learn) == untimed_rows(straight)
 
 
