@@ -116,6 +116,18 @@ def clipped_accumulation():
     return said(learn, alike=watch.alike)
 
 
+def in_steps():
+    learn = shared_learner([EMACB(0.9), GradientAccumulationCB(2)])
+    learn.fit(n_steps=11, epoch_steps=4)  # the last batch of a pass has a shard without a sample
+    return said(learn)
+
+
+def in_steps_of_a_list():
+    learn = shared_learner(as_list=True)
+    learn.fit(3, epoch_steps=7)
+    return said(learn)
+
+
 def averaged():
     learn = shared_learner([SWACB(1, every_steps=3), MixedPrecisionCB()])
     learn.fit(2)
@@ -534,7 +546,20 @@ def unbroken():
     return said(learn)
 
 
-CASES = (plain, of_a_list, clipped_accumulation, averaged, normed, beside, found, sharded, counted, left)
+CASES = (
+    plain,
+    in_steps,
+    in_steps_of_a_list,
+    of_a_list,
+    clipped_accumulation,
+    averaged,
+    normed,
+    beside,
+    found,
+    sharded,
+    counted,
+    left,
+)
 CASES += (planned, numbered, named)
 CASES += (again, again_sharded, left_out, rest_left_out, rest_sharded)
 

@@ -111,17 +111,8 @@ def assert_alike(rows, others):
 @pytest.mark.parametrize(
     "case",
     [
-        *(
-            "plain",
-            "of_a_list",
-            "clipped_accumulation",
-            "beside",
-            "sharded",
-            "counted",
-            "left",
-            "planned",
-            "named",
-        ),
+        *("plain", "of_a_list", "clipped_accumulation", "beside", "sharded", "counted", "left"),
+        *("planned", "named", "in_steps", "in_steps_of_a_list"),
         *("again", "again_sharded", "left_out", "rest_left_out", "rest_sharded"),
     ],
 )
