@@ -110,7 +110,7 @@ class DistributedCB(Callback):
         self._processes = Processes()
         self._ddp: Any = None
         self._ddp_of: Any = None  # which parameters it was made for
-        self._shards: dict[int, tuple[Any, Adapter]] = {}  # loader, and this process's shard of it
+        self._shards: dict[Any, tuple[Any, Adapter]] = {}  # loader, and this process's shard of it
         self._adapters: dict[int, Adapter] = {}  # of the loaders that are shards
         self._is_inside: dict[int, Any] = {}  # the models to put back after predict, by depth
         self._extra: list[Any] = []  # trained parameters outside the model
@@ -309,11 +309,13 @@ class DistributedCB(Callback):
         self._adapters[id(learn.dl)] = adapter
 
     def _shard_of(self, learn: Learner, loader: Any) -> Adapter:
-        if id(loader) not in self._shards:
-            shard = learn.dls.adapter_of(loader).shard(self.rank, self.n_processes)
+        adapter = learn.dls.adapter_of(loader)
+        key = id(loader), adapter.one_pass() is adapter  # a fit in steps may validate on its training data
+        if key not in self._shards:
+            shard = adapter.shard(self.rank, self.n_processes)
             # Keep the loader too, so that no other one gets its id.
-            self._shards[id(loader)] = (loader, adapter_of(shard))
-        return self._shards[id(loader)][1]
+            self._shards[key] = (loader, adapter_of(shard))
+        return self._shards[key][1]
 
     def before_batch(self, learn: Learner) -> None:
         if self.n_processes == 1:

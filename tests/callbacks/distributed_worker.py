@@ -94,6 +94,13 @@ class ValidateCB(Callback):
         learn.validate()
 
 
+class LookAtTrainCB(Callback):
+    """Validate on the training data, in one pass, and note its row."""
+
+    def after_step(self, learn):
+        learn.log("all_of_train", learn.validate(learn.dls.train)["loss"], count=1)
+
+
 def plain():
     learn = shared_learner([watch := WatchCB()])
     learn.fit(2)
@@ -123,7 +130,7 @@ def in_steps():
 
 
 def in_steps_of_a_list():
-    learn = shared_learner(as_list=True)
+    learn = shared_learner([LookAtTrainCB()], as_list=True)
     learn.fit(3, epoch_steps=7)
     return said(learn)
 
