@@ -78,12 +78,13 @@ class CheckpointCB(Callback):
         signals: more signals that stop the fit as SIGTERM does, such as (signal.SIGUSR1,), which a batch
             system sends before the job's time is up. With several processes, any one may get it.
 
-    Runs at: prepare, release, before_fit, before_train, before_validate, cleanup_train, after_epoch,
-        cleanup_epoch, at_rest; order 2000, after all others. Writes: saved_to, the newest checkpoint; run_id.
+    Runs at: prepare, release, before_fit, before_train, before_validate, cleanup_train, cleanup_validate,
+        after_epoch, cleanup_epoch, at_rest; order 2000, after all others. Writes: saved_to, the newest
+        checkpoint; run_id.
     State: best, the best value so far, and the best epochs. Files: epoch-0002-train-000263.pt, whose next
-        batch is number 263 of epoch 2 (of the learner's life, from 0); best.pt; run.json, with versions,
-        commit, command, settings and a fingerprint of the data; .lock, while a fit runs; those of a damaged
-        checkpoint end in .damaged.
+        batch is number 263 of epoch 2 (of the learner's life, from 0), or -valid-, and -valid2- in the second
+        validation set; best.pt; run.json, with versions, commit, command, settings and a fingerprint of the
+        data; .lock, while a fit runs; those of a damaged checkpoint end in .damaged.
     Raises: before training: RuntimeError for a folder to which another process is writing; ValueError for
         signals that have a handler, and for signals in a thread, where they cannot have one; ValueError for a
         folder that has another run's checkpoints, a loader that cannot resume inside an epoch, a monitored

@@ -103,8 +103,8 @@ def _check_values(learn: Learner, module: Any, name: str, x: Any, alone: str) ->
     if isinstance(x, Tensor) and x.ndim > 1 and x.numel() <= x.shape[1] * (n_samples(learn.xb) or 0):
         raise ValueError(
             f"{alone}, of which {name}, a {type(module).__name__}, gets one value per channel, too few for "
-            "their variance: expected drop_last=True, or a batch size that leaves no single sample at the "
-            "end of an epoch"
+            "their variance: expected drop_last=True, a batch size that leaves no single sample at the end "
+            "of an epoch, or a plan without such a batch"
         )
 
 

@@ -262,6 +262,38 @@ def test_training_is_that_of_a_loop_by_hand():
     assert torch.equal(model.weight, learn.model.weight)
 
 
+def test_accumulated_batches_of_a_length_plan_are_one_batch_of_all_tokens():
+    sequences = [torch.arange(1 + i % 9) % 5 for i in range(32)]
+
+    def collate(items):
+        x = nn.utils.rnn.pad_sequence(items, batch_first=True, padding_value=5)
+        return x, torch.where(x == 5, -100, (x + 1) % 5)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(6, 5)
+
+        def forward(self, x):
+            return self.embed(x).transpose(1, 2)
+
+    plan = by_length([len(s) for s in sequences], tokens=30)
+    assert plan.n_batches > 4
+    weights = []
+    for of_batches in (plan, lambda epoch, rng: [range(32)]):
+        train = DatasetLoader(sequences, plan=of_batches, collate_fn=collate, seed=0)
+        n = len(train)
+        set_seed(0)
+        cbs = [GradientAccumulationCB(n)] * (n > 1)
+        learn = Learner(
+            Net(), DataLoaders(train), lr=1.0, opt_func=torch.optim.SGD, cbs=cbs, default_cbs=False
+        )
+        learn.fit(1)
+        assert learn.n_steps == 1
+        weights.append(learn.model.embed.weight)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-7)
+
+
 MORE = (EMACB, lambda: GradientAccumulationCB(2), lambda: GradientClippingCB(1))
 
 
