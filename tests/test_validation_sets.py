@@ -274,19 +274,21 @@ def test_verify_resume_stops_inside_the_last_set():
     assert "in the validation of epoch 1" in said
 
 
-def test_a_set_that_can_only_be_read_from_its_start_begins_again(tmp_path):
+@pytest.mark.parametrize("of", ["clean", "shifted"])
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_set_that_can_only_be_read_from_its_start_begins_again(tmp_path, of, part):
     class Once:
         def __iter__(self):
             return iter([(X[:4], Y[:4]), (X[4:8], Y[4:8])])
 
     def made(*cbs):
-        return noisy_learner(MetricsCB(), *cbs, dls=lambda: loaders(sets() | {"shifted": Once()}))
+        return noisy_learner(MetricsCB(), *cbs, dls=lambda: loaders(sets() | {of: Once()}))
 
     straight = made()
     straight.fit(1)
 
     def pause(learn):
-        if not learn.training and (learn.plan.part, learn.batch_idx) == (1, 0):
+        if not learn.training and (learn.plan.part, learn.batch_idx) == (part, 0):
             learn.pause()
 
     made(CheckpointCB(tmp_path), at("before_forward", pause)).fit(1)

@@ -222,6 +222,7 @@ class CheckpointCB(Callback):
     def before_validate(self, learn: Learner) -> None:
         self._needs[True] = _needs_of(learn)
         self._is_untried = learn.epoch == learn.plan.start.epoch and not learn.is_nested
+        self._at_validation = None  # of an earlier set
         if learn.dls.adapter_of(learn.dl).why_not_resumable():  # it has to start again, from this state
             here = Position(learn.epoch, "eval", part=learn.plan.part)
             self._at_validation = deepcopy(capture_rest(learn, here))
