@@ -136,6 +136,14 @@ def dataset(**kwargs):
     return DatasetLoader(DATA, bs=BS, seed=0, **kwargs)
 
 
+def planned():
+    return DatasetLoader(DATA, plan=by_spans, seed=0)
+
+
+def by_spans(epoch, rng):
+    return [range(*span) for span in SPANS]
+
+
 def images(**kwargs):
     return ImageLoader(X.to(torch.uint8)[:, :, None, None], Y, bs=BS, seed=0, **kwargs)
 
@@ -171,6 +179,7 @@ KINDS_OF = {
     "dataset": Kind(dataset, INDEX),
     "dataset, shuffled": Kind(lambda: dataset(shuffle=True, drop_last=True), INDEX, n=2),
     "dataset, sampler": Kind(lambda: dataset(sampler=[4, 1, 0]), INDEX, "DatasetLoader ... sampler", n=1),
+    "dataset, plan": Kind(planned, INDEX),
     "from any batch": Kind(FromAny, INDEX, n=None),
     "torch": Kind(torchs, START),
     "torch, samples": Kind(lambda: DataLoader(TensorDataset(X[:, None], Y[:, None]), None), START, n=7),
