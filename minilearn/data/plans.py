@@ -248,8 +248,8 @@ def balanced(targets: Any, bs: int = 64, n_batches: int | None = None) -> Shares
     found = numbers_of("balanced(targets", targets)
     if found.dtype.kind == "f":
         raise TypeError(f"balanced(targets={shown(targets)}): expected classes, whole numbers or text")
-    _, classes = np.unique(found, return_inverse=True)
-    groups = [np.flatnonzero(classes == i) for i in range(int(classes.max()) + 1)]
+    _, classes, counts = np.unique(found, return_inverse=True, return_counts=True)
+    groups = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
     return Shares(groups, [1.0] * len(groups), "balanced", bs, n_batches)
 
 
@@ -293,10 +293,13 @@ class Shares:
     def __call__(self, epoch: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Return the batches of an epoch."""
         counts = self.counts()
-        flat = np.empty(self._n, dtype=np.int64)
         sources = rng.permutation(np.repeat(np.arange(len(counts)), counts))
-        for i, (group, n) in enumerate(zip(self.groups, counts, strict=True)):
-            drawn = [rng.permutation(group) if self.shuffle else group for _ in range(-(-n // len(group)))]
-            if n:
-                flat[sources == i] = np.concatenate(drawn)[:n]
+        drawn = []
+        for group, n in zip(self.groups, counts, strict=True):
+            times = range(-(-n // len(group)))
+            drawn.append(
+                np.concatenate([rng.permutation(group) if self.shuffle else group for _ in times])[:n]
+            )
+        flat = np.empty(self._n, dtype=np.int64)
+        flat[np.argsort(sources, kind="stable")] = np.concatenate(drawn)
         return [flat[i : i + self.bs] for i in range(0, self._n, self.bs)]
