@@ -23,7 +23,7 @@ from .callbacks.loggers import BaseLoggerCB
 from .callbacks.progress import ProgressCB
 from .callbacks.throughput import ThroughputCB
 from .callbacks.time_limit import TimeLimitCB
-from .checkpoints.begun import Begun
+from .checkpoints.begun import Begun, attributes_of
 from .checkpoints.codec import NoFormError, differences, digest_of
 from .checkpoints.snapshot import Saved, Savers, capture, keyed, position_of
 from .fitting.mean import trained
@@ -301,14 +301,24 @@ def _copy(learn: Learner) -> Any:
     """Copy a learner; the copy shares the data and the callbacks that are left out of it."""
     left_out = [cb for cb in learn.cbs if isinstance(cb, _LEFT_OUT)]
     memo = {id(part): part for part in [*left_out, *_data_of(learn)]}
+    done = dict(memo)  # a failed copy would leave halves in memo
     try:
-        copied = deepcopy(learn, dict(memo))  # a failed copy would leave halves in memo
+        copied = deepcopy(learn, done)
+        for opt, new in zip(_optimizers_of(learn), _optimizers_of(copied), strict=True):
+            own = attributes_of(opt, with_modes=False)  # which torch's copy of an optimizer lacks
+            lost = own.keys() - vars(new).keys()
+            vars(new).update({name: deepcopy(own[name], done) for name in lost})
     except Exception as error:
         raise TypeError(f"verify_resume works on copies, and {_odd_part(learn, memo)} ({error})") from error
     copied.drop_cbs(lambda cb: isinstance(cb, _LEFT_OUT))
     copied.run.is_at(None, 0)
     copied.run.has_begun(None)
     return copied
+
+
+def _optimizers_of(learn: Learner) -> list[Any]:
+    """Return the optimizer, and the parts of several in one, whose copies lack their own attributes."""
+    return [] if learn.opt is None else [learn.opt, *getattr(learn.opt, "parts", ())]
 
 
 def _data_of(learn: Learner) -> list[Any]:

@@ -99,7 +99,10 @@ class CUDAGraphCB(Callback):
     def _check(self, learn: Learner) -> None:
         if (device := self._device_of(learn)) != "cuda":
             raise ValueError(f"{self!r}: the model is on {device}; expected one on CUDA, which has graphs")
-        if not isinstance(learn.opt, torch.optim.Optimizer) or isinstance(learn.opt, Optimizer):
+        parts = getattr(learn.opt, "parts", [learn.opt])  # of several optimizers as one
+        if not all(
+            isinstance(opt, torch.optim.Optimizer) and not isinstance(opt, Optimizer) for opt in parts
+        ):
             raise ValueError(
                 f"{self!r} on {type(learn.opt).__module__}.{type(learn.opt).__name__}: expected an optimizer "
                 "of torch.optim, whose lr may be a tensor"

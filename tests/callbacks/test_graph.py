@@ -179,6 +179,11 @@ def test_a_hook_inside_the_step_has_to_say_that_it_can_be_captured():
     ("cbs", "opt_func", "message"),
     [
         ([CUDAGraphCB()], SGD, r"CUDAGraphCB\(warmup=3\).*cpu"),
+        (
+            [TapeCB()],
+            optim.Combined((optim.is_matrix, torch.optim.SGD), optim.Adam),
+            "CombinedOptimizer.*optimizer of torch",
+        ),
         ([TapeCB()], optim.Adam, r"minilearn\.optim\.adam\.Adam.*optimizer.*torch\.optim"),
         ([TapeCB(), GradientAccumulationCB(2)], SGD, r"process.*step.*batch"),
     ],

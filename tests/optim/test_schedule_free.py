@@ -7,7 +7,17 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
-from toolbox import StopCB, every_rest, make_learner, noisy_learner, same, state_of, stop, tensors_of
+from toolbox import (
+    StopCB,
+    every_rest,
+    make_learner,
+    noisy_learner,
+    same,
+    scripted,
+    state_of,
+    stop,
+    tensors_of,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
@@ -16,6 +26,7 @@ from minilearn import (
     EMACB,
     SWACB,
     BatchSchedulerCB,
+    CheckpointCB,
     EarlyStoppingCB,
     GradientAccumulationCB,
     GradientClippingCB,
@@ -250,8 +261,10 @@ def test_it_resumes_from_each_step_of_two_epochs(tmp_path, opt_func, more):
 
 @EACH
 def test_it_passes_verify_resume(opt_func):
-    said = noisy_learner(opt_func=opt_func, n_train=4).verify_resume()
-    assert "not compared" not in said
+    learn = noisy_learner(opt_func=opt_func, n_train=4)
+    assert "not compared" not in learn.verify_resume()
+    learn.fit()
+    assert "not compared" not in learn.verify_resume()  # with the kept optimizer
 
 
 def test_a_part_of_several_optimizers_switches():
@@ -265,3 +278,13 @@ def test_a_part_of_several_optimizers_switches():
     learn.opt.train()
     assert part.is_training
     torch.testing.assert_close(model.weight.detach(), weight.lerp(z, 0.1))
+
+
+def test_the_best_checkpoint_has_the_weights_of_evaluation(at, tmp_path):
+    kept = []
+    look = at("after_epoch", lambda learn: kept.append(tensors_of(learn.model)), 100)
+    cbs = [scripted([1.0, 3.0, 2.0]), CheckpointCB(tmp_path, monitor="score", mode="max"), look]
+    learn = make_learner(n_batches=4, opt_func=InGroups, cbs=cbs)
+    learn.fit(3)
+    learn.load(tmp_path / "best.pt")
+    assert same(tensors_of(learn.model), kept[1])
