@@ -376,6 +376,7 @@ CALLS = {
         },
     ),
     "GradientAccumulationCB": (callbacks.GradientAccumulationCB, {"n_batches": "count"}),
+    "NormStatisticsCB": (callbacks.NormStatisticsCB, {"n_batches": "count"}),
     "SAMCB": (callbacks.SAMCB, {"rho": "above 0", "adaptive": "flag"}),
     "GradientClippingCB": (
         callbacks.GradientClippingCB,

@@ -2,6 +2,7 @@
 
 from .at_end import AtEnd
 from .averaging import EMACB, SWACB, BaseAveragingCB
+from .averaging import EMACB, SWACB, BaseAveragingCB, NormStatisticsCB
 from .batch_size import BatchSizeCB
 from .checkpoint import CheckpointCB
 from .closure import ClosureCB
@@ -69,6 +70,7 @@ __all__ = [
     "MixupCB",
     "MomentumCB",
     "Monitor",
+    "NormStatisticsCB",
     "PredictionsCB",
     "ProfileCB",
     "ProgressCB",

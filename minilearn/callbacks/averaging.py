@@ -57,6 +57,7 @@ class BaseAveragingCB(Callback):
 
     order = Order.AVERAGING
     only_one = "validation can see one average"
+    measures_norms = True
     in_evaluation = False
     in_lr_find = False
 
@@ -404,6 +405,76 @@ def seen_by_validation(learn: Learner) -> AbstractContextManager[None]:
 # BatchNorm ----------------------------------------------------------------------------------------
 
 
+class NormStatisticsCB(Callback):
+    """Give BatchNorms, in validation and after the fit, the statistics of the weights that are there then.
+
+    For schedule-free optimizers, which evaluate other weights than those whose batches the BatchNorms saw in
+    training. The statistics are measured on training data, as under an average; see BaseAveragingCB. Training
+    is bit for bit the same as without this callback. Nothing is saved inside a validation.
+
+    Args:
+        n_batches: how many training batches they are measured on, >= 1, at most an epoch.
+
+    Runs at: before_fit, before_validate, cleanup_validate, cleanup_fit; order 70. Writes: the statistics, in
+        validation and after the fit.
+    State: those that were measured last.
+    Raises: before training: ValueError beside SWACB and EMACB, which do the same for their average.
+    """
+
+    order = Order.AVERAGING
+    only_one = "the statistics are measured once"
+    in_evaluation = False
+    in_lr_find = False
+    measures_norms = True
+
+    def __init__(self, n_batches: int = 100) -> None:
+        self.n_batches = whole_number("NormStatisticsCB(n_batches", n_batches, of=" of batches")
+        self._kept: dict[str, Tensor] = {}  # those of training, while others are in the model
+        self._statistics: dict[str, Tensor] = {}  # those measured last, after `_n_steps`
+        self._n_steps = 0
+        self._at_rest = ExitStack()  # open while the model has measured statistics
+
+    def __repr__(self) -> str:
+        return f"NormStatisticsCB({self.n_batches})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics that were measured last, for the end of the fit."""
+        return {"statistics": self._statistics, "n_steps": self._n_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load them."""
+        self._statistics, self._n_steps = state["statistics"], state["n_steps"]
+
+    def before_fit(self, learn: Learner) -> None:
+        self._statistics = {}
+        for cb in learn.cbs:
+            if isinstance(cb, BaseAveragingCB):
+                raise ValueError(
+                    f"{self!r} with {cb!r}, which measures the statistics of its average: leave one out"
+                )
+
+    def before_validate(self, learn: Learner) -> None:
+        named = {name: m for name, m in learn.model.named_modules() if _is_measured(learn, m)}
+        if self._kept or not named:  # nested in another validation, or nothing to measure
+            return
+        self._kept = _statistics_of(learn, named)
+        self._at_rest.enter_context(learn.no_rest())
+        self._statistics, self._n_steps = _measured(learn, self.n_batches), learn.n_steps
+
+    def cleanup_validate(self, learn: Learner) -> None:
+        self._at_rest.close()
+        _write(self._kept, learn)
+        self._kept = {}
+
+    def cleanup_fit(self, learn: Learner) -> None:
+        if learn.is_failing:
+            return
+        if self._statistics and self._n_steps == learn.n_steps:
+            _write(self._statistics, learn)
+        else:
+            _measured(learn, self.n_batches)
+
+
 class _MeasureNormsCB(Callback):
     """Let BatchNorms take their statistics from the batches; the predictions are not used."""
 
@@ -432,13 +503,18 @@ def _measured(learn: Learner, n_batches: int) -> dict[str, Tensor]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-    statistics = {
+    statistics = _statistics_of(learn, named)
+    learn.processes.average(statistics.values())  # of the same batches; bits may differ
+    return statistics
+
+
+def _statistics_of(learn: Learner, named: dict[str, Any]) -> dict[str, Tensor]:
+    """Return a copy of the statistics of BatchNorms, by their names in the plain model."""
+    return {
         plain_name(learn.model, f"{name}.{key}"): getattr(norm, key).clone()
         for name, norm in named.items()
         for key in _STATISTICS
     }
-    learn.processes.average(statistics.values())  # of the same batches; bits may differ
-    return statistics
 
 
 def _not_compiled(model: nn.Module) -> AbstractContextManager[None]:

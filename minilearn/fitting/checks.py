@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arguments import flag, function, shown, unless_none, whole_number
 from ..counting import argument_of, is_cross_entropy, is_elementwise, is_torchs
@@ -329,6 +330,19 @@ def _check_class_numbers(preds: Tensor, target: Tensor) -> None:
         raise ValueError(
             f"targets are {tuple(target.shape)} and preds {tuple(preds.shape)}: expected class numbers of "
             f"shape {tuple(expected)}{hint}"
+        )
+
+
+def warn_of_norms(learn: Learner, opt: Any) -> None:
+    """Warn that BatchNorms have the statistics of other weights than a schedule-free optimizer evaluates."""
+    named = learn.model.named_modules()
+    norms = [name for name, m in named if isinstance(m, _BatchNorm) and learn.modes.of(m)]
+    if norms:
+        warnings.warn(
+            f"{type(opt).__name__} is schedule-free: it evaluates other weights than it trains, and the "
+            f"BatchNorm {norms[0]!r} has the statistics of those in training, so validation and predictions "
+            "may be wrong: add NormStatisticsCB(), or use LayerNorm or GroupNorm",
+            stacklevel=5,
         )
 
 

@@ -14,11 +14,19 @@ import torch
 from ..checkpoints.resuming import resumed
 from ..host import Pass, stray
 from ..optim.building import build_opt
-from ..optim.groups import check_kept, check_step, needs_closure, params_of, set_lr
+from ..optim.groups import check_kept, check_step, has_modes, needs_closure, params_of, set_lr
 from ..parameters import elsewhere, extra_groups, named_params, roots_of
 from ..plan import Plan
 from ..seeding import kept_rng
-from .checks import check_alone, check_batch, check_fields, check_makers, check_model, check_reduction
+from .checks import (
+    check_alone,
+    check_batch,
+    check_fields,
+    check_makers,
+    check_model,
+    check_reduction,
+    warn_of_norms,
+)
 from .interrupts import interrupts
 from .layers import watch
 from .request import Paused, StopFetchError, stopped
@@ -213,6 +221,8 @@ def opt_for(learn: Learner, lr: float | Sequence[float] | None, reset_opt: bool)
             *(extra_groups(learn), elsewhere(learn)),
         )
         learn._made.made_by(makers, opt)
+        if has_modes(opt) and not any(getattr(cb, "measures_norms", False) for cb in learn.cbs):
+            warn_of_norms(learn, opt)
     else:
         check_kept(opt, named_params(learn), elsewhere(learn))
         check_makers(learn._made.makers, makers)

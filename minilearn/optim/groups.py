@@ -39,8 +39,11 @@ def params_of(opt: Any, model: nn.Module | None = None) -> list[Tensor]:
 def has_modes(opt: Any) -> bool:
     """Whether an optimizer keeps other weights in the model for training than for evaluation: schedule-free.
 
-    Its train() and eval() switch, and do nothing if it is in that mode already.
+    Its train() and eval() switch, and do nothing if it is in that mode already. Of several optimizers in one,
+    any may be such.
     """
+    if isinstance(parts := getattr(opt, "parts", None), list):
+        return any(has_modes(part) for part in parts)
     return callable(getattr(opt, "train", None)) and callable(getattr(opt, "eval", None))
 
 

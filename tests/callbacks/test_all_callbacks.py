@@ -63,6 +63,7 @@ FACTORIES = {
     "MixedPrecisionCB": callbacks.MixedPrecisionCB,
     "MixupCB": callbacks.MixupCB,
     "MomentumCB": callbacks.MomentumCB,
+    "NormStatisticsCB": callbacks.NormStatisticsCB,
     "PredictionsCB": callbacks.PredictionsCB,
     "ProfileCB": callbacks.ProfileCB,
     "ProgressCB": lambda: callbacks.ProgressCB(console=Console(file=StringIO())),

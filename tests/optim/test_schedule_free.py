@@ -1,6 +1,7 @@
 """Schedule-free optimizers keep other weights in the model for training than for evaluation."""
 
 import importlib.util
+import warnings
 from copy import deepcopy
 from functools import partial
 
@@ -9,9 +10,12 @@ import torch
 from safetensors.torch import load_file
 from toolbox import (
     StopCB,
+    drawn,
     every_rest,
     make_learner,
+    mentions,
     noisy_learner,
+    norm_net,
     same,
     scripted,
     state_of,
@@ -32,6 +36,7 @@ from minilearn import (
     GradientClippingCB,
     MetricsCB,
     MixedPrecisionCB,
+    NormStatisticsCB,
 )
 from minilearn.checkpoints.codec import first_difference
 from minilearn.optim import Combined, is_matrix
@@ -106,6 +111,10 @@ if importlib.util.find_spec("schedulefree"):
         schedulefree.RAdamScheduleFree,
     ]
 EACH = pytest.mark.parametrize("opt_func", OPTIMIZERS, ids=lambda f: getattr(f, "func", f).__name__)
+
+
+def dropped():
+    return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Dropout(0.3), nn.Linear(5, 2))
 
 
 def by_hand(opt_func, n_epochs=2, **kwargs):
@@ -244,7 +253,7 @@ MORE = {
 @EACH
 def test_it_resumes_from_each_step_of_two_epochs(tmp_path, opt_func, more):
     def make(*cbs):
-        return noisy_learner(*MORE[more](), *cbs, opt_func=opt_func, n_train=4, n_valid=2)
+        return noisy_learner(*MORE[more](), *cbs, opt_func=opt_func, n_train=4, n_valid=2, model=dropped)
 
     rests = StopCB(-1)  # counts them, and stops at none
     straight = make(every_rest(tmp_path / "straight"), rests)
@@ -261,7 +270,7 @@ def test_it_resumes_from_each_step_of_two_epochs(tmp_path, opt_func, more):
 
 @EACH
 def test_it_passes_verify_resume(opt_func):
-    learn = noisy_learner(opt_func=opt_func, n_train=4)
+    learn = noisy_learner(opt_func=opt_func, n_train=4, model=dropped)
     assert "not compared" not in learn.verify_resume()
     learn.fit()
     assert "not compared" not in learn.verify_resume()  # with the kept optimizer
@@ -288,3 +297,76 @@ def test_the_best_checkpoint_has_the_weights_of_evaluation(at, tmp_path):
     learn.fit(3)
     learn.load(tmp_path / "best.pt")
     assert same(tensors_of(learn.model), kept[1])
+
+
+# BatchNorms -----------------------------------------------------------------------------------------
+
+
+def test_batchnorms_without_measured_statistics_are_warned_of():
+    learn = make_learner(model=norm_net(), opt_func=InGroups)
+    with pytest.warns(UserWarning, match=mentions("schedule-free ... BatchNorm '1' ... NormStatisticsCB()")):
+        learn.fit()
+    learn.fit()  # once for an optimizer
+    make_learner(model=norm_net(), opt_func=InGroups, cbs=[NormStatisticsCB()]).fit()
+    make_learner(model=norm_net(), opt_func=Combined((is_matrix, SGD), SGD)).fit()
+
+
+def measured(model, loader):
+    """Return the statistics of the present weights: means over the batches."""
+    twin = deepcopy(model)
+    twin[1].reset_running_stats()
+    twin[1].momentum = None
+    twin.train()
+    with torch.no_grad():
+        for x, _ in loader:
+            twin(x)
+    return {name: b.clone() for name, b in twin.named_buffers()}
+
+
+def test_statistics_are_those_of_the_weights_in_validation(at):
+    seen, learners = [], []
+
+    def look(learn):
+        expected = measured(learn.model, learn.dls.train)
+        for name, value in learn.model.named_buffers():
+            torch.testing.assert_close(value, expected[name])
+        seen.append(1)
+
+    for cbs in ([], [NormStatisticsCB(), at("before_validate", look, 75)]):
+        torch.manual_seed(0)
+        found = []
+        ends = at("after_train", lambda learn, found=found: found.append(tensors_of(learn.model)))
+        learn = make_learner(n_batches=4, model=drawn(norm_net()), opt_func=InGroups, cbs=[*cbs, ends])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            learn.fit(2)
+        learners.append((learn, found))
+    assert len(seen) == 2
+    assert all(same(a, b) for a, b in zip(learners[0][1], learners[1][1], strict=True))
+    learn = learners[1][0]
+    expected = measured(learn.model, learn.dls.train)
+    for name, value in learn.model.named_buffers():
+        torch.testing.assert_close(value, expected[name])
+
+
+@pytest.mark.slow
+def test_measured_statistics_resume(tmp_path):
+    def make(*cbs):
+        return noisy_learner(NormStatisticsCB(2), MetricsCB(), *cbs, opt_func=InGroups, n_train=4, n_valid=2)
+
+    rests = StopCB(-1)  # counts them, and stops at none
+    straight = make(every_rest(tmp_path / "straight"), rests)
+    straight.fit(2)
+    expected = state_of(straight, "CheckpointCB")
+    for n in range(1, -rests.n):
+        folder = tmp_path / str(n)
+        stop(make(every_rest(folder), StopCB(n)))
+        learn = make(every_rest(folder))
+        learn.fit(2, resume=True)
+        assert first_difference(expected, state_of(learn, "CheckpointCB")) == "", n
+        assert same(tensors_of(straight.model), tensors_of(learn.model))
+
+
+def test_an_average_that_measures_itself_is_not_measured_twice():
+    with pytest.raises(ValueError, match=mentions("NormStatisticsCB(100) with EMACB ... leave one out")):
+        make_learner(model=norm_net(), opt_func=InGroups, cbs=[NormStatisticsCB(), EMACB(0.9)]).fit()
