@@ -136,6 +136,7 @@ def check_each_place(make, folder, n=None, **kwargs):
 N_PLACES = {
     "BatchSizeCB": n_places(8, 1),  # batches of 2 instead of 4
     "EMACB": n_places(4, 0),  # while the average is validated, the state is not whole
+    "NormStatisticsCB": n_places(4, 0),  # the same, of the statistics
     "LRFinderCB": n_places(4, 1, 2) + 1,  # its 10th step ends the fit
     "SWACB": n_places(4, 0),
     "SingleBatchCB": n_places(1, 1),

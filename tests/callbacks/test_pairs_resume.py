@@ -45,6 +45,12 @@ REFUSED = [  # by their own checks
     {"BatchSchedulerCB", "EpochSchedulerCB"},
     {"GradientAccumulationCB", "SingleBatchCB"},
     {"MixupCB", "CutMixCB"},
+    *({"SAMCB", name} for name in ("GradientAccumulationCB", "MomentumCB")),
+    *(
+        {"ClosureCB", name}
+        for name in ("GradientAccumulationCB", "GradientClippingCB", "MomentumCB", "SAMCB")
+    ),
+    *({"NormStatisticsCB", name} for name in ("EMACB", "SWACB")),
 ]
 
 
