@@ -42,9 +42,10 @@ def has_modes(opt: Any) -> bool:
     Its train() and eval() switch, and do nothing if it is in that mode already. Of several optimizers in one,
     any may be such.
     """
-    if isinstance(parts := getattr(opt, "parts", None), list):
-        return any(has_modes(part) for part in parts)
-    return callable(getattr(opt, "train", None)) and callable(getattr(opt, "eval", None))
+    if not (callable(getattr(opt, "train", None)) and callable(getattr(opt, "eval", None))):
+        return False
+    parts = getattr(opt, "parts", None)
+    return any(has_modes(part) for part in parts) if isinstance(parts, list) else True
 
 
 def keep_order_of_memory(opt: Any) -> None:

@@ -44,7 +44,7 @@ OF_TORCH = [
     for name, kind in sorted(vars(torch.optim).items())
     if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
 ]
-OTHERWISE = ("LBFGS", "Muon", "SparseAdam")  # they need a closure, matrices only, sparse gradients
+OTHERWISE = ("Muon", "SparseAdam")  # they need matrices only, sparse gradients
 
 
 @pytest.mark.parametrize("name", [name for name in OF_TORCH if name not in OTHERWISE])
