@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 class Pace:
     """How fast a fit is, and how much of it is left.
 
-    A training step counts with its mean time so far, a validation with the time of the last one. Before the
-    first, its batches count as a third of a batch of training, which also has a backward.
+    A training step counts with its mean time so far, and the validation of an epoch (of all sets) with the
+    time of the last one. Before the first, its batches count as a third of a batch of training, which also
+    has a backward.
     """
 
     def __init__(self, learn: Learner) -> None:
@@ -27,15 +28,13 @@ class Pace:
         self._train_s, self._n_trained, self._n_steps = 0.0, 0, 0  # in the phases that are over
         self._epoch_start_s: float | None = None  # unless the epoch began in another process
         self._guessed_s = 0.0  # of a validation, before the first
-        self._eval_s: float | None = None  # of this validation's sets so far; None if it began elsewhere
+        self._validated_s: float | None = 0.0  # in this epoch; None if a part was in another process
         self.phase = self.row = ""
 
     def begin(self, learn: Learner, n_batches: int | None, first: int) -> None:
         """Begin a phase, at its batch number `first`."""
         self.phase, self.n_batches, self.first, self.n = learn.phase, n_batches, first, first
         self.row = learn.plan.row_of(learn)
-        if self.phase == "eval" and learn.plan.part == 0:
-            self._eval_s = 0.0 if first == 0 else None
         self.start_s, self._first_step = time.perf_counter(), learn.run.n_steps(learn)
         if first == 0 and (learn.phase == "train" or "train" not in learn.phases):
             self._epoch_start_s = self.start_s
@@ -49,7 +48,7 @@ class Pace:
             self.step_s = (self._train_s + self.elapsed_s) / n_steps
             if self.eval_s is None:  # no validation yet
                 batch_s = (self._train_s + self.elapsed_s) / (self._n_trained + self.n - self.first)
-                self._guessed_s = (self.n_eval or 0) * batch_s / 3
+                self._guessed_s = self.n_eval * batch_s / 3
 
     def end(self, learn: Learner) -> None:
         """End a phase."""
@@ -58,13 +57,12 @@ class Pace:
             self._train_s += self.elapsed_s
             self._n_trained += self.n - self.first
             self._n_steps += learn.n_steps - self._first_step
-        elif self._eval_s is not None:
-            self._eval_s += self.elapsed_s
-            if learn.plan.part == len(learn.plan.sets) - 1:
-                self.eval_s = self._eval_s
+        elif self._validated_s is not None:
+            self._validated_s = self._validated_s + self.elapsed_s if self.first == 0 else None
 
     def end_epoch(self, learn: Learner) -> None:
         """End an epoch."""
+        self.eval_s, self._validated_s = self._validated_s or self.eval_s, 0.0
         if self._epoch_start_s is not None:
             self.epoch_s, self._epoch_start_s = time.perf_counter() - self._epoch_start_s, None
 
@@ -95,7 +93,8 @@ class Pace:
                 phase_s = max(eval_s - self.elapsed_s, 0.0)
             if self.eval_s is None and self.n_batches:
                 eval_s = self.n_batches / self.rate
-            left_s = phase_s + eval_s * n_epochs
+            rest_s = 0.0 if self.eval_s is None else eval_s - (self._validated_s or 0.0) - self.elapsed_s
+            left_s = max(phase_s, rest_s) + eval_s * n_epochs
         n_steps = max(self.total_steps - learn.n_steps, 0)
         if n_steps and self.step_s is None:
             return None

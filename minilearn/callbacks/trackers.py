@@ -54,7 +54,8 @@ class _TrackerCB(BaseLoggerCB):
             setattr(self, name, value)
 
     def _check(self, learn: Learner) -> None:
-        if find_spec(self.package) is None:
+        spec = find_spec(self.package)
+        if spec is None or spec.origin is None:  # wandb's own folder of logs is no package
             raise ImportError(f'{self!r} needs {self.package}: pip install "minilearn[{self.package}]"')
 
     def after_step(self, learn: Learner) -> None:

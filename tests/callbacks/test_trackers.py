@@ -34,7 +34,7 @@ def service(monkeypatch):
     """Stand in for wandb, with a service that keeps the runs of all processes."""
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: SimpleNamespace(origin=name))
     return fake
 
 
@@ -202,8 +202,9 @@ def test_ordinary_step_waits_for_nothing(make_learner, service, at):
 
 
 @pytest.mark.parametrize("cls", [WandbCB, MLflowCB])
-def test_missing_package_is_said_before_training(make_learner, monkeypatch, cls):
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+@pytest.mark.parametrize("spec", [None, SimpleNamespace(origin=None)], ids=["missing", "a folder"])
+def test_missing_package_is_said_before_training(make_learner, monkeypatch, cls, spec):
+    monkeypatch.setattr(trackers, "find_spec", lambda name: spec)
     learn = make_learner(cbs=cls())
     with pytest.raises(ImportError, match=rf'{cls.package}.*pip install "minilearn\[{cls.package}\]"'):
         learn.fit()
