@@ -76,9 +76,9 @@ class ThroughputCB(Callback):
 
     def _begin(self, learn: Learner) -> None:
         self._n = 0
-        memory = _accelerator_of(learn)
-        if hasattr(memory, "reset_peak_memory_stats"):
-            memory.reset_peak_memory_stats()
+        device = _device_of(learn)
+        if hasattr(module := _module_of(device), "reset_peak_memory_stats"):
+            module.reset_peak_memory_stats(device)
 
     def after_batch(self, learn: Learner) -> None:
         if not learn.processes.is_idle:
@@ -93,7 +93,9 @@ class ThroughputCB(Callback):
 
     def _end(self, learn: Learner) -> None:
         n = learn.processes.sums([float(self._n)])[0]
-        memory_b = max(learn.processes.all_gather(_peak_b(learn)), default=None, key=lambda b: b or 0)
+        memory_b = max(
+            learn.processes.all_gather(_peak_b(_device_of(learn))), default=None, key=lambda b: b or 0
+        )
         row, found = learn.history[-1] if learn.history else {}, dict[str, float]()
         if not _is_of(row, learn):
             return  # each batch was cancelled before its loss
@@ -115,18 +117,22 @@ def _is_of(row: dict[str, Any], learn: Learner) -> bool:
     return is_of_epoch and (row["train"] == "train") == learn.training
 
 
-def _accelerator_of(learn: Learner) -> Any:
-    """Return torch's module for the device of the model, such as torch.cuda; None for the CPU."""
-    device = next(learn.model.parameters()).device
+def _device_of(learn: Learner) -> torch.device:
+    return next(learn.model.parameters()).device
+
+
+def _module_of(device: torch.device) -> Any:
+    """Return torch's module for an accelerator, such as torch.cuda; None for the CPU."""
     return None if device.type in ("cpu", "meta") else torch.get_device_module(device)
 
 
-def _peak_b(learn: Learner) -> int | None:
+def _peak_b(device: torch.device) -> int | None:
     """Return the memory of this process in bytes; None where it is not known."""
-    module = _accelerator_of(learn)
-    for name in ("max_memory_allocated", "driver_allocated_memory"):
-        if hasattr(module, name):
-            return int(getattr(module, name)())
+    module = _module_of(device)
+    if hasattr(module, "max_memory_allocated"):
+        return int(module.max_memory_allocated(device))
+    if hasattr(module, "driver_allocated_memory"):  # MPS
+        return int(module.driver_allocated_memory())
     try:
         import resource  # not on Windows
     except ImportError:

@@ -81,13 +81,13 @@ def test_ordinary_step_waits_for_nothing(make_learner, at):
 def test_device_s_own_peak_is_used_and_begins_anew_with_each_phase(make_learner, monkeypatch):
     peaks, n_resets = iter([3_000_000, 1_500_000]), []
     module = SimpleNamespace(
-        max_memory_allocated=lambda: next(peaks), reset_peak_memory_stats=lambda: n_resets.append(1)
+        max_memory_allocated=lambda device: next(peaks), reset_peak_memory_stats=n_resets.append
     )
-    monkeypatch.setattr(throughput, "_accelerator_of", lambda learn: module)
+    monkeypatch.setattr(throughput, "_module_of", lambda device: module)
     learn = make_learner(cbs=[MetricsCB(), ThroughputCB()])
     learn.fit()
     assert [row["memory_mb"] for row in learn.history] == [3.0, 1.5]
-    assert len(n_resets) == 2
+    assert n_resets == [torch.device("cpu")] * 2  # the model's own
 
 
 @pytest.mark.gpu
