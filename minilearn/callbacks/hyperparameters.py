@@ -185,7 +185,7 @@ class ScheduleCB(Callback):
 
     def _ruled_epochs(self, learn: Learner) -> int:
         """Return how many epochs of the fit this schedule covers."""
-        if self.name != "lr":
+        if self.name != "lr" or self.setter is not None:
             return learn.n_epochs
         n_epochs = learn.schedule_epochs  # from there on the lr is SWACB's to set
         if not n_epochs or any(epoch >= n_epochs for epoch, _ in self._table):

@@ -8,6 +8,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, MultiStepLR, OneCycleLR, StepLR
 
 from minilearn import (
+    SWACB,
     BatchSchedulerCB,
     CancelEpochException,
     CancelFitException,
@@ -1062,3 +1063,20 @@ def test_maker_of_a_schedule_that_was_not_called_is_refused(make_learner):
 def test_two_functions_and_a_schedule_of_the_lr_go_together(make_learner):
     cbs = [ScheduleCB(lambda learn, value: None, halve) for _ in range(2)]
     make_learner(cbs=[*cbs, ScheduleCB("lr", halve)], opt_func=SGD).fit(2)
+
+
+def test_function_s_own_name_means_nothing(make_learner):
+    seen = []
+
+    def set_lr(learn, value):
+        seen.append(value)
+
+    set_lr.__qualname__ = "lr"
+    cbs = [
+        ScheduleCB(set_lr, lambda step: step),
+        SWACB(1, swa_lr=0.05),
+        BatchSchedulerCB(OneCycleLR),
+        MetricsCB(),
+    ]
+    make_learner(cbs=cbs, opt_func=SGD).fit(2)
+    assert {*seen} == {0, 1, 2, 3, 4, 5}
