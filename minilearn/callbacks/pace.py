@@ -14,7 +14,8 @@ class Pace:
 
     A training step counts with its mean time so far, and the validation of an epoch (of all sets) with the
     time of the last one. Before the first, its batches count as a third of a batch of training, which also
-    has a backward.
+    has a backward. What came before the first look, such as starting workers or compiling, does not count
+    once more is known.
     """
 
     def __init__(self, learn: Learner) -> None:
@@ -26,15 +27,18 @@ class Pace:
         self.eval_s: float | None = None
         self.epoch_s: float | None = None
         self._train_s, self._n_trained, self._n_steps = 0.0, 0, 0  # in the phases that are over
+        self._is_warm = False  # whether there was a look
         self._epoch_start_s: float | None = None  # unless the epoch began in another process
         self._guessed_s = 0.0  # of a validation, before the first
         self._validated_s: float | None = 0.0  # in this epoch; None if a part was in another process
+        self._counted: tuple[float, ...] = 0.0, 0, 0  # of this phase
         self.phase = self.row = ""
 
     def begin(self, learn: Learner, n_batches: int | None, first: int) -> None:
         """Begin a phase, at its batch number `first`."""
         self.phase, self.n_batches, self.first, self.n = learn.phase, n_batches, first, first
         self.row = learn.plan.row_of(learn)
+        self._skipped = 0.0, 0, 0  # seconds, batches and steps of this phase that do not count
         self.start_s, self._first_step = time.perf_counter(), learn.run.n_steps(learn)
         if first == 0 and (learn.phase == "train" or "train" not in learn.phases):
             self._epoch_start_s = self.start_s
@@ -43,20 +47,26 @@ class Pace:
         """See how far the phase is."""
         self.n = learn.batch_idx + 1
         self.elapsed_s = max(time.perf_counter() - self.start_s, 1e-9)
-        n_steps = self._n_steps + learn.n_steps - self._first_step
-        if self.phase == "train" and n_steps:
-            self.step_s = (self._train_s + self.elapsed_s) / n_steps
+        found = self.elapsed_s, self.n - self.first, learn.n_steps - self._first_step
+        if not self._is_warm:
+            self._is_warm, self._skipped = True, found
+        if found[1] > self._skipped[1]:
+            self._counted = tuple(a - b for a, b in zip(found, self._skipped, strict=True))
+        else:
+            self._counted = found
+        seconds, n, n_steps = self._counted
+        if self.phase == "train" and self._n_steps + n_steps:
+            self.step_s = (self._train_s + seconds) / (self._n_steps + n_steps)
             if self.eval_s is None:  # no validation yet
-                batch_s = (self._train_s + self.elapsed_s) / (self._n_trained + self.n - self.first)
-                self._guessed_s = self.n_eval * batch_s / 3
+                self._guessed_s = self.n_eval * (self._train_s + seconds) / (self._n_trained + n) / 3
 
     def end(self, learn: Learner) -> None:
         """End a phase."""
         self.look(learn)
         if self.phase == "train":
-            self._train_s += self.elapsed_s
-            self._n_trained += self.n - self.first
-            self._n_steps += learn.n_steps - self._first_step
+            self._train_s += self._counted[0]
+            self._n_trained += int(self._counted[1])
+            self._n_steps += int(self._counted[2])
         elif self._validated_s is not None:
             self._validated_s = self._validated_s + self.elapsed_s if self.first == 0 else None
 
@@ -69,7 +79,7 @@ class Pace:
     @property
     def rate(self) -> float:
         """Batches per second in this phase."""
-        return (self.n - self.first) / self.elapsed_s
+        return self._counted[1] / max(self._counted[0], 1e-9)
 
     def left_of_phase(self) -> float | None:
         """Return how many seconds are left of the phase; None if that is not known."""

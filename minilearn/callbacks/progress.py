@@ -154,7 +154,7 @@ class ProgressCB(Callback):
 def _cell(name: str, value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_cell("", item) for item in value) + "]"
-    if name == "time_s":
+    if name in ("time_s", "samples_per_s", "memory_mb"):
         return f"{value:.1f}"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 

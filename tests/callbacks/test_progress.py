@@ -215,6 +215,16 @@ def test_line_of_a_loader_without_a_length_has_no_total_and_time_left_from_the_s
     assert lines[2].endswith("0:00:04 left")
 
 
+def test_slow_start_does_not_count_once_more_is_known(make_learner, at, clock):
+    start = at("before_batch", lambda learn: clock.advance(0 if learn.n_steps else 99))
+    console = file()
+    progress = ProgressCB(console=console, every_s=4)
+    make_learner(n_batches=10, n_valid=0, cbs=[progress, start, every_batch(at, clock)]).fit(2)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].endswith("0.01 steps/s  0:31:40 left")
+    assert lines[1].endswith("1.00 steps/s  0:00:15 left")
+
+
 @pytest.mark.parametrize("n", [2, 8])
 def test_time_left_of_a_resumed_fit_is_by_the_steps_of_this_process(make_learner, at, clock, tmp_path, n):
     def make(*cbs):
