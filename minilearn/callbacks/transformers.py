@@ -166,9 +166,11 @@ class TransformersCB(Callback):
             return None
         loss, logits = self._loss.detach(), self._raw
         if isinstance(logits, Tensor) and logits.shape[:-1] == labels.shape:
-            for found in (_by_gradient(self._loss, logits, kept), _by_value(loss, logits.detach(), labels)):
-                if found is not None:
-                    return found
+            found = None if _is_compiled(learn.model) else _by_gradient(self._loss, logits, kept)
+            if found is None:
+                found = _by_value(loss, logits.detach(), labels)
+            if found is not None:
+                return found
         if (known := _by_name(unwrapped(learn.model))) is not None:
             return known
         warnings.warn(
@@ -210,6 +212,12 @@ def _without_loss(out: Any, items: dict[Any, Any]) -> Any:
     return rebuilt(out, items | {"loss": None})
 
 
+def _is_compiled(model: Any) -> bool:
+    """Whether torch.compile made a part of a model: its backward runs only once."""
+    parts = [(hasattr(m, "_orig_mod"), getattr(m, "_compiled_call_impl", None)) for m in model.modules()]
+    return any(is_wrapped or call is not None for is_wrapped, call in parts)
+
+
 def _by_gradient(loss: Tensor, logits: Tensor, kept: Tensor) -> bool | None:
     """Say which logits the loss depends on: those of the kept labels, or those one place before."""
     if not loss.requires_grad or not logits.requires_grad or logits is loss:
@@ -232,7 +240,8 @@ def _by_value(loss: Tensor, logits: Tensor, labels: Tensor) -> bool | None:
         total = sum(F.cross_entropy(row.float(), y, reduction="sum").double() for row, y in rows)
         distances.append(float((total / (wanted != _IGNORED).sum() - loss).abs() / loss.abs()))
     plain, shifted = distances
-    if min(distances) > 1e-2 or max(distances) < 4 * min(distances):  # 1e-2: a loss in bfloat16
+    digits = 1e-4 if loss.dtype.itemsize > 2 else 1e-2  # those of rounding, in 32 and in 16 bits
+    if min(distances) > digits or max(distances) < 4 * min(distances) + 1e-6:
         return None
     return shifted < plain
 

@@ -18,6 +18,7 @@ from torcheval.metrics import MulticlassAccuracy
 
 from minilearn import (
     EMACB,
+    CompileCB,
     DatasetLoader,
     GradientAccumulationCB,
     GradientClippingCB,
@@ -27,6 +28,7 @@ from minilearn import (
     TransformersCB,
     counting,
 )
+from minilearn.callbacks.transformers import _by_value as by_value
 from minilearn.fitting import mean as mean_module
 
 TASKS = ("token", "next", "sequence")
@@ -232,6 +234,29 @@ def test_the_shift_is_found_in_models_that_are_no_plain_cross_entropy(of, p, at_
     assert_close(*found)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["our next", pytest.param("their next", marks=pytest.mark.full)])
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:The .grad attribute of a Tensor")  # torch's own
+def test_compiled_models_are_exact_in_tokens_too(name):
+    whole, models = tokens(32, MODELS[name][1]), []
+    for batches, cbs in (([whole], []), (cut(whole, 8, 8, 8, 8), [GradientAccumulationCB(4)])):
+        models.append(made(name)[0])
+        learner(models[-1], batches, *cbs, CompileCB(backend="aot_eager"), valid=False).fit(2)
+    assert_close(*models)
+
+
+@pytest.mark.parametrize("shifts", [True, False])
+def test_the_value_of_a_loss_says_nothing_where_all_logits_are_0(shifts):
+    labels, logits = tokens(4)["labels"], torch.zeros(4, 6, V)
+    assert by_value(F.cross_entropy(logits.mT, labels), logits, labels) is None
+    logits = torch.randn(4, 6, V, generator=generator())
+    given = (logits[:, :-1], labels[:, 1:]) if shifts else (logits, labels)
+    loss = F.cross_entropy(given[0].mT, given[1])
+    assert by_value(loss, logits, labels) is shifts
+    assert by_value(loss.bfloat16(), logits, labels) is shifts
+    assert by_value(1.05 * loss, logits, labels) is None
+
+
 def test_a_count_that_is_given_is_used():
     class First(Net):  # the loss is over the first two tokens
         def forward(self, input_ids, labels, attention_mask=None):
@@ -428,7 +453,13 @@ def test_lr_find_leaves_the_model_as_it_was():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_files")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.full] * (name[:5] == "their" and name != "their next"))
+        for name in MODELS
+    ],
+)
 def test_a_run_is_resumed_bit_for_bit_from_each_place(tmp_path, name):
     make, of = MODELS[name]
     batches = cut(tokens(12, of), 4, 3, 3, 2)
