@@ -16,7 +16,7 @@ from . import weights
 from .batches import CurrentBatch, inputs_and_target, is_pair, is_several, packed
 from .callbacks.closure import ClosureCB
 from .callbacks.device import DeviceCB
-from .callbacks.logged import no_metrics
+from .callbacks.logged import no_metrics, takes_value
 from .callbacks.metrics import MetricsCB
 from .callbacks.predictions import PredictionsCB
 from .callbacks.progress import ProgressCB
@@ -36,7 +36,7 @@ from .fitting.watching import watched
 from .host import Hooks, Pass, default_step, with_cbs
 from .optim.summary import summary
 from .plan import Plan
-from .processes import Processes
+from .processes import Processes, whole
 from .seeding import kept_rng
 
 
@@ -428,10 +428,13 @@ class Learner(Fields):
         Raises: RuntimeError outside a batch, and without MetricsCB; TypeError for what is no number;
             ValueError for a name that the row has already, and for a count that is negative or not finite.
         """
-        cb = next((cb for cb in self.cbs if isinstance(cb, MetricsCB)), None)
-        if cb is None:
-            raise no_metrics(name)
-        cb.log(self, name, value, count)
+        if isinstance(value, Tensor):
+            value = whole(value)  # of all processes, idle ones too
+        if takes_value(self, name):
+            cb = next((cb for cb in self.cbs if isinstance(cb, MetricsCB)), None)
+            if cb is None:
+                raise no_metrics(name)
+            cb.log(self, name, value, count)
 
     def pause(self) -> None:
         """Stop the fit, from a hook, so that a later fit(resume=...) continues it bit for bit.

@@ -58,17 +58,10 @@ class Mean:
             n = n.to(sum_dtype(n.device))  # float32 would round a sum of many
             total = value if is_sum else value * n
             total = total if isinstance(total, Tensor) else torch.full_like(n, total)
-            self._add(torch.where(n > 0, total, 0))
+            self.sum = torch.where(n > 0, total, 0) + self.sum
         elif n:
-            self._add(value if is_sum else value * n)
+            self.sum = (value if is_sum else value * n) + self.sum
         self.n = self.n + n
-
-    def _add(self, value: Any) -> None:
-        total = self.sum
-        if isinstance(value, Tensor) and isinstance(total, Tensor) and value.device == total.device:
-            total.add_(value)
-        else:
-            self.sum = value + total
 
     def compute(self) -> float:
         """Return the mean; nan if there was nothing."""

@@ -24,7 +24,7 @@ from .accuracy import MulticlassAccuracy
 from .at_end import AtEnd
 from .functions import BatchMean, sum_dtype
 from .joining import joined, saved, take_share
-from .logged import Logged, declared, takes_value
+from .logged import Logged, declared
 from .measures import check_metric, explain, is_function, name_of, picked, unwrapped
 
 if TYPE_CHECKING:
@@ -253,11 +253,10 @@ class MetricsCB(Callback):
 
     def log(self, learn: Learner, name: str, value: Any, count: Any = None) -> None:
         """Take a named value of the batch; see `Learner.log`."""
-        if takes_value(learn, name):
-            text("learn.log(name", name, "a name for its column, such as 'kl'")
-            if name not in self._logged.means:
-                self._check_logged(name)
-            self._logged.log(learn, name, value, count)
+        text("learn.log(name", name, "a name for its column, such as 'kl'")
+        if name not in self._logged.means:
+            self._check_logged(name)
+        self._logged.log(learn, name, value, count)
 
     @property
     def n_logged(self) -> int:

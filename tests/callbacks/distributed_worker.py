@@ -345,8 +345,16 @@ def left():
     return {"rows": rows, "weights": weights}
 
 
+class NormCB(Callback):
+    """Log the norm of the gradients, a DTensor where they are sharded."""
+
+    def before_step(self, learn):
+        learn.log("norm", nn.utils.get_total_norm([p.grad for p in learn.model.parameters()]))
+
+
 def sharded():
-    learn = shared_learner([EMACB(0.9), GradientAccumulationCB(2), GradientClippingCB(0.5)], shard=True)
+    cbs = [EMACB(0.9), GradientAccumulationCB(2), GradientClippingCB(0.5), NormCB()]
+    learn = shared_learner(cbs, shard=True)
     learn.fit(2)
     n_here = sum(p.to_local().numel() for p in learn.model.parameters()) if learn.n_processes > 1 else None
     return said(learn, n_here=learn.processes.all_gather(n_here))
