@@ -1,7 +1,6 @@
 """The callbacks that come with minilearn, one file per family."""
 
 from .at_end import AtEnd
-from .averaging import EMACB, SWACB, BaseAveragingCB
 from .averaging import EMACB, SWACB, BaseAveragingCB, NormStatisticsCB
 from .batch_size import BatchSizeCB
 from .checkpoint import CheckpointCB
