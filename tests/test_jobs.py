@@ -417,6 +417,26 @@ def test_a_validation_without_a_loss_has_a_row_without_one(tmp_path, capsys):
     plot_history(learn.history)
 
 
+def test_metrics_of_a_detector_are_those_of_the_validation():
+    seen = []
+
+    class Boxes(Count):
+        def update(self, preds, target):
+            super().update(preds, target)
+            seen.append((sorted(preds[0]), sorted(target[0])))
+
+    job = JOBS["detection"]
+    set_seed(1)
+    learn = Learner(**job.make(0.0), cbs=[DetectionCB(), MetricsCB(n=Boxes())], default_cbs=False)
+    learn.fit()
+    assert [sorted(row) for row in learn.history] == [
+        ["epoch", "loss", "time_s", "train"],
+        ["epoch", "n", "time_s", "train"],
+    ]
+    assert learn.history[1]["n"] == N
+    assert set(map(str, seen)) == {str((["boxes", "scores"], ["boxes", "labels"]))}
+
+
 def test_rows_with_no_loss_are_resumed(tmp_path):
     def make(cb):
         set_seed(1)
