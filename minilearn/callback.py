@@ -41,8 +41,7 @@ class Order(IntEnum):
     DEFAULT = 0  # yours
     CHANNELS_LAST = 30  # ChannelsLastCB: the memory format of the model's inputs
     PRECISION = 40  # MixedPrecisionCB: unscales gradients for the callbacks after it
-    CLIPPING = 45  # GradientClippingCB: clips accumulated and unscaled gradients
-    UNFREEZING = 48  # GradualUnfreezeCB: schedules start from the lrs that it sets
+    CLIPPING = 45  # GradientClippingCB: clips unscaled gradients. GradualUnfreezeCB: before schedules
     RECORDER = 50  # RecorderCB: before schedules change what the step used
     STEP_LOG = 55  # TensorBoardCB: the same
     SCHEDULER = 60  # BatchSchedulerCB, EpochSchedulerCB, LRFinderCB

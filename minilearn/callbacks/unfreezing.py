@@ -50,7 +50,7 @@ class GradualUnfreezeCB(Callback):
             the table are frozen when the fit begins; with a None among them, all but the last child is.
         lr_div: >= 1; 2.6 in the paper.
 
-    Runs at: before_fit, before_epoch; at_rest; release; order 48, before schedules read the lrs. Writes:
+    Runs at: before_fit, before_epoch; at_rest; release; order 45, before schedules read the lrs. Writes:
         requires_grad and modes of the model; lr of the groups. In lr_find nothing is unfrozen.
     State: the lrs before the fit; checkpoints have what is frozen.
     Raises: before training: ValueError for an epoch that the fit does not have, a module that the model does
@@ -60,7 +60,7 @@ class GradualUnfreezeCB(Callback):
         `learn.freeze(); learn.fit(1, ...); learn.unfreeze(); learn.fit(5, lr=..., ...)`.
     """
 
-    order = Order.UNFREEZING
+    order = Order.CLIPPING
     only_one = "each would freeze what the other has unfrozen"
     in_evaluation = False
 
