@@ -205,11 +205,13 @@ def test_what_a_cancelled_batch_logged_is_dropped_with_its_loss(event):
         if learn.training and learn.batch_idx == 1:
             raise CancelBatchException
 
-    learn = uneven(logging_at(event), logging_at("before_batch", lambda learn: 5.0, "w"))
+    once = at("before_batch", lambda learn: learn.batch_idx == 1 and learn.log("once", 1.0))
+    learn = uneven(logging_at(event), logging_at("before_batch", lambda learn: 5.0, "w"), once)
     learn.add_cb(at("after_backward", cancel, 5))
     learn.fit(2)
     assert rows_of(learn, "v", "train") == [mean([1, 3], [4, 2])] * 2
     assert rows_of(learn, "w", "train") == [5.0] * 2
+    assert "once" not in learn.history[0]
 
 
 def test_a_step_of_batches_that_were_kept_takes_no_value_outside_a_batch():
@@ -234,7 +236,8 @@ def test_a_cancelled_step_keeps_what_its_batch_logged():
 
 
 def test_the_second_forward_of_again_logs_nothing():
-    learn = uneven(logging_at("after_predict"), at("after_backward", lambda learn: learn.again()))
+    values = logging_at("after_predict", lambda learn: 100.0 if learn.is_again else learn.batch_idx + 1)
+    learn = uneven(values, at("after_backward", lambda learn: learn.again()))
     learn.fit(valid=False)
     assert rows_of(learn, "v") == [mean([1, 2, 3], [4, 4, 2])]
 
@@ -244,6 +247,22 @@ def test_predict_logs_nothing_and_validate_returns_the_value():
     assert len(learn.predict(learn.dls.valid)) == 4
     assert learn.validate()["v"] == 1.0
     assert learn.history == []
+
+
+def test_predict_needs_no_metrics():
+    learn = make_learner(cbs=[logging_at("after_predict")])
+    assert len(learn.predict(learn.dls.valid)) == 4
+
+
+def test_a_prediction_nested_in_a_batch_adds_nothing_to_it():
+    def predict(learn):
+        if not learn.is_nested and learn.training:
+            learn.predict(learn.dls.valid)
+
+    values = logging_at("after_predict", lambda learn: 100.0 if learn.is_nested else learn.batch_idx + 1)
+    learn = uneven(values, at("after_loss", predict))
+    learn.fit(valid=False)
+    assert rows_of(learn, "v") == [mean([1, 2, 3], [4, 4, 2])]
 
 
 @pytest.mark.parametrize("event", ["before_batch", "after_loss", "after_step", "after_batch"])
@@ -300,6 +319,21 @@ def test_in_batches_without_a_loss_samples_count():
     assert "loss" not in row
 
 
+def test_in_batches_without_a_loss_values_are_means_even_if_the_loss_of_training_is_a_sum():
+    class Half(Learner):
+        def get_loss(self):
+            if self.training:
+                super().get_loss()
+            self.log("v", 2.0)
+
+    like = make_learner()
+    learn = Half(
+        like.model, like.dls, nn.CrossEntropyLoss(reduction="sum"), default_cbs=False, cbs=[MetricsCB()]
+    )
+    learn.fit()
+    assert rows_of(learn, "v") == [2 / 4, 2.0]
+
+
 def test_a_batch_that_does_not_tell_its_samples_needs_a_count():
     class Odd(NoLossCB):
         def unpack(self, learn):
@@ -342,7 +376,7 @@ def test_after_a_nested_validation_it_is_outside_its_batches():
 
     learn = uneven(at("after_step", validate), at("after_validate", lambda learn: learn.log("v", 1)))
     with pytest.raises(RuntimeError, match=r"learn.history\[-1\]"):
-        learn.fit()
+        learn.fit(valid=False)
 
 
 def test_outside_a_pass_it_is_an_error():
@@ -572,9 +606,9 @@ def test_a_count_on_a_device_is_not_waited_for(monkeypatch):
     assert (
         run(lambda learn: learn.log("v", 2.0**30 + learn.batch_idx, torch.tensor(learn.batch_idx))) == meant
     )
-    assert run(lambda learn: learn.log("v", torch.tensor(NAN), torch.tensor(0))) == pytest.approx(
-        [NAN], nan_ok=True
-    )
+    values, counts = torch.tensor([NAN, 3.0, math.inf]), torch.tensor([0, 2, 0])
+    assert run(lambda learn: learn.log("v", values[learn.batch_idx], counts[learn.batch_idx])) == [3.0]
+    assert run(lambda learn: learn.log("v", values.tolist()[learn.batch_idx], counts[learn.batch_idx])) == [3]
 
 
 # Resuming ---------------------------------------------------------------------------------------------
