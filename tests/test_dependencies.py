@@ -226,7 +226,7 @@ def test_metrics_of_several_processes_are_joined(name, rank, monkeypatch):
         return [{"m": part.state_dict()} for part in parts]
 
     monkeypatch.setattr(Processes, "all_gather", all_gather)
-    processes = Processes(rank, 3)
+    processes = Processes(rank, 3, 3)
     before = parts[rank].compute()
     joint = processes.joint({"m": parts[rank]})["m"]
     torch.testing.assert_close(joint.compute(), whole.compute())

@@ -144,7 +144,7 @@ class AtEnd:
 
     def gathered(self, processes: Processes) -> AtEnd:
         """Return a metric with the samples of all processes, batch by batch; in all but the first, empty."""
-        if processes.n == 1:
+        if processes.n_shards == 1:
             return self
         states = processes.gather(self.state_dict())
         n_batches = processes.all_gather(self.n_batches)

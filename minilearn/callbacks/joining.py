@@ -45,11 +45,12 @@ def joined(processes: Processes, metrics: dict[str, Any], others: dict[str, list
             found[name] = metric.gathered(processes)
         elif not is_torchmetrics(metric):
             merged[name] = metric
-        elif processes.n == 1 and not others.get(name):
+        elif processes.n_shards == 1 and not others.get(name):
             found[name] = metric
         else:
-            parts = processes.all_gather([states_of(metric), *others.get(name, ())])
-            found[name] = Synchronized(metric, [states for own in parts for states in own])
+            own = [states_of(metric), *others.get(name, ())]
+            parts = processes.all_gather(own) if processes.n_shards > 1 else [own]
+            found[name] = Synchronized(metric, [states for part in parts for states in part])
     found |= processes.joint(merged)
     return {name: found[name] for name in metrics}
 
@@ -61,7 +62,7 @@ def saved(
 
     Torchmetrics' rules cannot join states and then continue, so those of each process are kept apart.
     """
-    if processes.n == 1:
+    if processes.n_shards == 1:
         return metrics, {name: states for name, states in others.items() if states}
     by_rule = {name: metric for name, metric in metrics.items() if is_torchmetrics(metric)}
     found = by_rule | joined(processes, {k: m for k, m in metrics.items() if k not in by_rule}, {})
@@ -78,14 +79,14 @@ def take_share(processes: Processes, metric: Any, parts: list[States]) -> list[S
     Args:
         parts: the states of the other processes, when they were saved.
     """
-    rank = processes.rank
+    rank = processes.rank if processes.n_shards > 1 else 0  # else each has the same samples
     if rank and is_torchmetrics(metric) and rank <= len(parts):
         put(metric, parts[rank - 1])
     elif rank and isinstance(metric, AtEnd):
         metric.drop()
     elif rank:
         metric.reset()
-    return [] if rank else parts[processes.n - 1 :]
+    return [] if rank else parts[processes.n_shards - 1 :]
 
 
 # Torchmetrics -------------------------------------------------------------------------------------

@@ -79,14 +79,14 @@ class Logged:
 
     def saved(self, processes: Processes) -> dict[str, Any]:
         """Return what a checkpoint has: the sums over all processes."""
-        if processes.n == 1:
+        if processes.n_shards == 1:
             return {name: mean.state_dict() for name, mean in self.means.items()}
         return {name: {"sum": total, "n": n} for name, (total, n) in self._sums(processes).items()}
 
     def load(self, state: dict[str, Any], processes: Processes) -> None:
         """Restore them; the first process has the totals."""
         self.means = {}
-        for name, sums in ({} if processes.rank else state).items():
+        for name, sums in ({} if processes.rank and processes.n_shards > 1 else state).items():
             self.means[name] = Mean()
             self.means[name].load_state_dict(sums)
 

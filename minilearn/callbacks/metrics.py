@@ -204,7 +204,7 @@ class MetricsCB(Callback):
         for name, metric in state["metrics"].items():
             if metric is not self.metrics[name]:  # the merged one, of several processes
                 self.metrics[name].load_state_dict(metric.state_dict())
-        if self._processes.rank:  # the first process has the totals
+        if self._processes.rank and self._processes.n_shards > 1:  # the first process has the totals
             self._sum, self._n = None if self._sum is None else torch.zeros_like(self._sum), 0
         self._logged.load(state.get("logged", {}), self._processes)
         others = state.get("others", {})

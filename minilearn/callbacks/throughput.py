@@ -61,7 +61,9 @@ class ThroughputCB(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load it; the first process has the total."""
-        self._n = 0 if self._processes is not None and self._processes.rank else state["n"]
+        processes = self._processes
+        has_rest = processes is not None and processes.n_shards > 1 and processes.rank > 0
+        self._n = 0 if has_rest else state["n"]
 
     def before_fit(self, learn: Learner) -> None:
         if not any(isinstance(cb, MetricsCB) for cb in learn.cbs):

@@ -65,7 +65,8 @@ class Numbered:
 
     def __init__(self, learn: Learner, loader: Any) -> None:
         adapter = learn.dls.adapter_of(loader)
-        self.rank, self.n = learn.rank, learn.n_processes
+        self.n = learn.processes.n_shards
+        self.rank = learn.rank if self.n > 1 else 0
         self.loader = loader if self.n == 1 else adapter.shard(self.rank, self.n)
         self._adapter = learn.dls.adapter_of(self.loader)
         self._n_seen = 0

@@ -65,6 +65,13 @@ def batches(n=9, n_classes=3):
     ]
 
 
+def process(rank, n):
+    """Return one of n processes, each with its own part of a batch."""
+    found = Processes()
+    found.are(rank, n)
+    return found
+
+
 class Simulated:
     """Run code in several processes, one after another: first to hear what each says, then to tell all."""
 
@@ -89,7 +96,7 @@ class Simulated:
             found = []
             for self.rank in range(self.n):
                 self.i = 0
-                found.append(function(Processes(self.rank, self.n)))
+                found.append(function(process(self.rank, self.n)))
         return found
 
 
@@ -171,7 +178,7 @@ def test_other_numbers_of_processes_continue_it(name, n_new, monkeypatch):
                 put(metric, states_of(found["m"]))  # as loading does
             else:
                 metric.load_state_dict(found["m"].state_dict())
-            left.append(take_share(Processes(rank, n), metric, others.get("m", [])))
+            left.append(take_share(process(rank, n), metric, others.get("m", [])))
         for i, (preds, target) in enumerate(more):
             new[i % n].update(preds, target)
             whole.update(preds, target)

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toolbox import (
+    NoLength,
     StopCB,
     SyncCounter,
     at,
@@ -344,7 +345,7 @@ def test_a_batch_that_does_not_tell_its_samples_needs_a_count():
 
     learn = uneven(Odd())
     with pytest.raises(TypeError, match=mentions("'v' ... dict ... count")):
-        learn.validate([{"x": "text"}])
+        learn.validate(NoLength([{"x": "text"}]))
 
 
 def test_a_look_at_the_data_before_training_logs_nothing():

@@ -8,7 +8,7 @@ import outputs_worker as worker
 import pytest
 import torch
 from outputs import KINDS, PAD, Net, Output, Rows, V, cut, net, tokens
-from test_all_resume import differences
+from test_all_resume import differences, n_places
 from test_distributed import launch
 from toolbox import at, drawn, generator, mentions, same, tensors_of
 from torch import nn
@@ -468,7 +468,11 @@ def test_a_run_is_resumed_bit_for_bit_from_each_place(tmp_path, name):
         return [TransformersCB(), MetricsCB(), GradientAccumulationCB(2), MixedPrecisionCB()]
 
     found = differences(
-        cbs, tmp_path, model=partial(make, of, p=0.3), dls={"train": batches[:3], "eval": batches[3:] * 2}
+        cbs,
+        tmp_path,
+        n_places(3, 2),
+        model=partial(make, of, p=0.3),
+        dls={"train": batches[:3], "eval": batches[3:] * 2},
     )
     assert [(position, how) for position, how in found if how] == []
 
