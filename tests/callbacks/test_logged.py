@@ -206,13 +206,22 @@ def test_what_a_cancelled_batch_logged_is_dropped_with_its_loss(event):
         if learn.training and learn.batch_idx == 1:
             raise CancelBatchException
 
-    once = at("before_batch", lambda learn: learn.batch_idx == 1 and learn.log("once", 1.0))
-    learn = uneven(logging_at(event), logging_at("before_batch", lambda learn: 5.0, "w"), once)
+    learn = uneven(logging_at(event), logging_at("before_batch", lambda learn: 5.0, "w"))
     learn.add_cb(at("after_backward", cancel, 5))
     learn.fit(2)
     assert rows_of(learn, "v", "train") == [mean([1, 3], [4, 2])] * 2
     assert rows_of(learn, "w", "train") == [5.0] * 2
-    assert "once" not in learn.history[0]
+
+
+def test_what_only_a_cancelled_batch_logged_is_in_no_row():
+    def cancel(learn):
+        if learn.batch_idx == 1:
+            learn.log("v", 1.0)
+            raise CancelBatchException
+
+    learn = uneven(at("after_predict", cancel))
+    learn.fit(valid=False)
+    assert "v" not in learn.history[0]
 
 
 def test_a_step_of_batches_that_were_kept_takes_no_value_outside_a_batch():
