@@ -171,7 +171,7 @@ def test_samples_are_collated_as_those_of_validation():
         (torch.zeros(()), "tensor(0.)"),
         (torch.zeros(0, 3), "(N, ...)"),
         (np.array([object()]), "object"),
-        ([X[:, None]], "3 dimensions ... 2 ... 1"),
+        ([X[0, 0], X[0, 1]], "0 dimensions ... 2 ... 1"),
         (DataLoader(DATA, 4, shuffle=True), "shuffles"),
     ],
 )

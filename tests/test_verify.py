@@ -105,6 +105,7 @@ def test_learner_that_can_be_resumed_passes(full):
     )
 
 
+@pytest.mark.full
 def test_workers_make_no_difference(full):
     said = full(RecorderCB(), num_workers=2).verify_resume(at=3, n_epochs=1)
     assert re.search(r"step 3.*bit for bit \(", said)

@@ -102,13 +102,13 @@ def _is_samples(data: Any, dls: DataLoaders) -> bool:
     if n_dims is None:
         return _is_plain(item)
     expected = _dims_of(dls)
-    if expected is None or n_dims == expected:  # nothing to compare with: a list is a loader
+    if expected is None or n_dims >= expected:  # batches, as in any list; the model decides about their form
         return False
     if n_dims == expected - 1:
         return True
     raise ValueError(
-        f"a {type(data).__name__} of items of {n_dims} dimensions: expected {expected}, as in "
-        f"the batches of the learner's loaders, or {expected - 1} for single samples"
+        f"a {type(data).__name__} of items of {n_dims} dimensions: expected {expected}, as in the batches of "
+        f"the learner's loaders, or {expected - 1} for single samples"
     )
 
 

@@ -223,13 +223,13 @@ def test_an_error_in_one_process_ends_all_with_its_message(two):
     assert re.search("minilearn.*process 1.*ValueError: a broken sample", said[0][1])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_death_of_one_process_ends_all(three):
     _, codes, _ = three
     assert codes == [1, 1, 9]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_processes_that_are_out_of_sync_are_ended(folder):
     codes, said = launch(2, "apart", folder)
     assert codes == [1, 1]
@@ -302,7 +302,7 @@ def test_in_a_loop_no_one_waits(monkeypatch):
         assert len(heard) == n_heard
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["ddp", "sharded"])
 def test_two_processes_go_on_from_a_checkpoint_of_three(kind, resumed, alone):
     found = resumed[0][kind]
@@ -311,7 +311,7 @@ def test_two_processes_go_on_from_a_checkpoint_of_three(kind, resumed, alone):
         torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("shard", [None, True])
 def test_two_processes_resume_while_three_were_accumulating(shard, resumed, alone):
     found = resumed[0][f"accumulating-{shard}"]
@@ -320,7 +320,7 @@ def test_two_processes_resume_while_three_were_accumulating(shard, resumed, alon
         torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_pause_that_one_process_asks_for_is_one_of_all(resumed):
     found = resumed[0]["paused"]
     assert found["asked"] == [[True, 0, 15, True]] * 2  # the step after it: the other one has to hear of it
@@ -329,7 +329,7 @@ def test_a_pause_that_one_process_asks_for_is_one_of_all(resumed):
         assert torch.equal(found["weights"][name], weight)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_signal_to_one_process_stops_all_after_the_same_step(resumed, folder):
     _, codes, _ = resumed
     assert codes == [128 + signal.SIGTERM] * 2

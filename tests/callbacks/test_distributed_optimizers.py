@@ -52,6 +52,7 @@ def parallel(tmp_path_factory):
     return torch.load(folder / "parallel-2.pt"), torch.load(folder / "refused-2.pt"), folder
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", worker.PARALLEL, ids=lambda case: case.__name__)
 def test_a_parallel_model_is_trained_like_a_whole_one(case, parallel):
     alone, found = case(), parallel[0][case.__name__]
@@ -61,12 +62,14 @@ def test_a_parallel_model_is_trained_like_a_whole_one(case, parallel):
     assert all(rows == found["rows"] for rows in found["all_rows"])
 
 
+@pytest.mark.full
 def test_a_parallel_model_in_bf16_differs_by_its_rounding(parallel):
     alone, found = worker.parallel_in_bf16(), parallel[0]["parallel_in_bf16"]
     for a, b in zip(found["rows"], alone["rows"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-2)
 
 
+@pytest.mark.full
 def test_each_process_has_a_part_and_predicts_all(parallel):
     alone, found = worker.parallel(), parallel[0]["parallel"]
     # Of 112 + 136 + 16 + 27 numbers, half of the first two layers but for the second one's 8 biases.
@@ -75,6 +78,7 @@ def test_each_process_has_a_part_and_predicts_all(parallel):
     torch.testing.assert_close(found["preds"], alone["preds"], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.full
 def test_a_parallel_run_is_resumed_bit_for_bit(parallel):
     straight, resumed = parallel[0]["parallel_unbroken"], parallel[0]["parallel_resumed"]
     assert straight["rows"] == resumed["rows"]
@@ -82,6 +86,7 @@ def test_a_parallel_run_is_resumed_bit_for_bit(parallel):
         assert torch.equal(weight, resumed["weights"][name])
 
 
+@pytest.mark.full
 def test_one_process_resumes_a_parallel_run(parallel, tmp_path):
     straight = parallel[0]["parallel_unbroken"]
     paths = sorted((parallel[2] / "tp").glob("epoch-0001-train-*.pt"))
@@ -90,6 +95,7 @@ def test_one_process_resumes_a_parallel_run(parallel, tmp_path):
     assert_alike(worker.said(learn)["rows"], straight["rows"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -14,10 +14,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("limited")
-    patch = pytest.MonkeyPatch()
-    patch.setattr(test_distributed, "WORKER", Path(worker.__file__))
-    codes, said = test_distributed.launch(2, "limited", folder)
-    patch.undo()
+    codes, said = test_distributed.launch(2, "limited", folder, Path(worker.__file__))
     assert codes == [0, 0], said
     return torch.load(folder / "found.pt")
 

@@ -601,6 +601,7 @@ STARTS = {
     "SIGHUP of the group": (signal.SIGHUP, os.killpg),  # as of a closed terminal
 }
 STARTED_AGAIN = "SIGHUP of the group"
+OFTEN = ("SIGINT", STARTED_AGAIN)
 
 
 def start(script, folder):
@@ -613,16 +614,14 @@ def start(script, folder):
     )
 
 
-@pytest.fixture(scope="module")
-def scripts(tmp_path_factory):
+def ends_of(cases, folder):
     """Start a script for each case at once, send the signal in a step, start one of them again.
 
-    Gives {case: (exit status, standard error, names of files then)}, the folder of all.
+    Return {case: (exit status, standard error, names of files then)}, the folder of all.
     """
-    folder = tmp_path_factory.mktemp("scripts")
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    processes = {case: start(script, folder / case) for case in STARTS}
+    processes = {case: start(script, folder / case) for case in cases}
     ends = {}
     for case, process in processes.items():
         assert process.stdout.readline() == "ready\n", process.stderr.read()
@@ -631,19 +630,32 @@ def scripts(tmp_path_factory):
     for case, process in processes.items():
         _, err = process.communicate(timeout=60)
         ends[case] = (process.returncode, err, sorted(path.name for path in (folder / case).iterdir()))
-    again = start(script, folder / STARTED_AGAIN)
-    _, err = again.communicate(timeout=60)
-    assert (again.returncode, err) == (0, "")
+    if STARTED_AGAIN in cases:
+        again = start(script, folder / STARTED_AGAIN)
+        _, err = again.communicate(timeout=60)
+        assert (again.returncode, err) == (0, "")
     return ends, folder
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory):
+    return ends_of(OFTEN, tmp_path_factory.mktemp("scripts"))
+
+
+@pytest.fixture(scope="module")
+def other_scripts(tmp_path_factory):
+    return ends_of([case for case in STARTS if case not in OFTEN], tmp_path_factory.mktemp("others"))
 
 
 WHERE = "SIGINT ... epoch 1 of 3 ... train batch 2 ... step 9 ... resume='"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", STARTS)
-def test_script_that_is_stopped_ends_as_others_expect_of_it(scripts, case):
-    ends, folder = scripts
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in OFTEN else pytest.mark.full) for case in STARTS]
+)
+def test_script_that_is_stopped_ends_as_others_expect_of_it(request, case):
+    ends, folder = request.getfixturevalue("scripts" if case in OFTEN else "other_scripts")
     code, err, names = ends[case]
     number = STARTS[case][0]
     assert code == (-signal.SIGINT if number == signal.SIGINT else 128 + number)
