@@ -42,7 +42,7 @@ def result_of(tmp_path, preset):
     return json.loads((tmp_path / "out" / f"cifar10_schedules_{preset}.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_document_001_is_run_experiment_for_experiment(script, main, shorten, tmp_path, capsys):
     shorten("small")
     main("--runs", "2")

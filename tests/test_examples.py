@@ -225,7 +225,7 @@ def small_data(tmp_path, write_idx):
     return str(tmp_path / "data")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_document_003_is_run_table_for_table(example, call_main, tmp_path, small_data, capsys):
     call_main("fashion_mnist_optimizers", "--data", small_data, "--runs", "2")
     result = json.loads((tmp_path / "out" / "fashion_mnist_optimizers.json").read_text())

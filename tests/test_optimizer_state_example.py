@@ -29,7 +29,7 @@ def short(script, monkeypatch):
         monkeypatch.setitem(script.PRESETS, name, replace(preset, n_epochs=(1, 1, 1), bs=16))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["imagenette", pytest.param("imagewoof", marks=pytest.mark.full)])
 def test_document_000_is_run_method_for_method(script, main, short, tmp_path, name, capsys, write_imagenet):
     data = write_imagenet(tmp_path / "data", name)

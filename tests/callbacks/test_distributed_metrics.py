@@ -41,6 +41,7 @@ def each(tmp_path_factory):
     return launched(2, 1, tmp_path_factory.mktemp("each"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("n", ["two", pytest.param("three", marks=pytest.mark.full)])
 def test_values_are_those_of_one_process(n, alone, request):
     found = request.getfixturevalue(n)["measured"]

@@ -510,7 +510,7 @@ def in_two(tmp_path_factory):
     return torch.load(folder / "two.pt"), alone
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     "case", [*TASKS, "loss_func", "shards without labels", "detection", "unfreezing", "straight"]
 )

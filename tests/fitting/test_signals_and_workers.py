@@ -238,7 +238,7 @@ sys.exit(7)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_script_that_ends_in_the_middle_of_a_pass_does_not_wait_for_its_workers():
     done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=40)
     assert (done.returncode, done.stderr) == (7, "")
