@@ -50,6 +50,7 @@ def test_values_are_those_of_one_process(n, alone, request):
     assert len(alone["rows"]) == 6
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("kind", "n"), [("two", 4), pytest.param("each", 28, marks=pytest.mark.full)])
 def test_resumed_from_each_step_values_are_those_of_the_straight_run(kind, n, request):
     found = request.getfixturevalue(kind)["resumed"]
@@ -57,6 +58,7 @@ def test_resumed_from_each_step_values_are_those_of_the_straight_run(kind, n, re
     assert {path: rows for path, rows in found["found"].items() if rows != found["straight"]} == {}
 
 
+@pytest.mark.full
 def test_one_process_continues_what_two_measured(two, tmp_path):
     for i, path in enumerate(two["resumed"]["found"]):
         cbs = [worker.metrics(), worker.LogCB(), CheckpointCB(tmp_path / str(i))]
