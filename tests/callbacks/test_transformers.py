@@ -26,6 +26,7 @@ from minilearn import (
     MetricsCB,
     MixedPrecisionCB,
     TransformersCB,
+    by_length,
     counting,
 )
 from minilearn.callbacks.transformers import _by_value as by_value
@@ -411,6 +412,40 @@ def test_an_encoder_decoder_does_not_shift_its_labels():
     learn = learner(model, cut(whole, 5, 4, 3), lr=0.0)
     assert learn.validate()["loss"] == pytest.approx(model(**whole).loss.item(), rel=1e-6)
     assert learn.predict(cut(whole, 5, 7)).shape == (12, 6, V)
+
+
+def test_a_data_set_of_the_package_datasets_trains_by_length_predicts_and_resumes():
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {name: row.tolist() for name, row in zip(whole, one, strict=True)}
+        for whole in [tokens(12, "sequence")]
+        for one in zip(*whole.values(), strict=True)
+    ]
+    lengths = [sum(row["attention_mask"]) for row in rows]
+    table = datasets.table.InMemoryTable.from_pylist(
+        [
+            {name: value[:n] if name != "labels" else value for name, value in row.items()}
+            for row, n in zip(rows, lengths, strict=True)
+        ]
+    )
+    data = datasets.Dataset(table, fingerprint="of a test")
+
+    def collate(items):
+        size = max(len(item["input_ids"]) for item in items)
+        padded = {name: torch.zeros(len(items), size).long() for name in ("input_ids", "attention_mask")}
+        for i, item in enumerate(items):
+            for name, part in padded.items():
+                part[i, : len(item[name])] = torch.as_tensor(item[name])
+        return padded | {"labels": torch.tensor([item["labels"] for item in items])}
+
+    train = DatasetLoader(data, plan=by_length(lengths, tokens=20), collate_fn=collate)
+    learn = learner(theirs("sequence", p=0.3), train, EMACB(0.9), MixedPrecisionCB(), valid=False)
+    learn.dls = {"train": train, "eval": DatasetLoader(data, bs=4, collate_fn=collate)}
+    assert "bit for bit" in learn.verify_resume()
+    learn.fit(2)
+    preds, target = learn.predict(data, with_targets=True)
+    assert preds.shape == (12, V)
+    assert target.tolist() == [row["labels"] for row in rows]
 
 
 def test_another_field_of_the_output_is_predicted():
