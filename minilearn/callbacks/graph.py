@@ -53,6 +53,7 @@ class CUDAGraphCB(Callback):
     """
 
     order = Order.GRAPH
+    may_come_and_go = True
     in_evaluation = False
     in_lr_find = False
 

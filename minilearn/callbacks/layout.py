@@ -29,6 +29,7 @@ class ChannelsLastCB(Callback):
     """
 
     order = Order.CHANNELS_LAST
+    may_come_and_go = True
 
     def prepare(self, learn: Learner) -> None:
         learn.model.to(memory_format=torch.channels_last)
@@ -55,6 +56,7 @@ class CompileCB(Callback):
     """
 
     order = Order.COMPILE
+    may_come_and_go = True
     in_graph = True
     free_on_resume = ("backend", "mode", "fullgraph", "dynamic", "options")  # which change no result
 

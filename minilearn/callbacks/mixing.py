@@ -176,6 +176,7 @@ class TestTimeFlipCB(Callback):
     """
 
     order = Order.VIEWS
+    may_come_and_go = True
     in_lr_find = False
     __test__ = False  # to pytest its name looks like a test
 

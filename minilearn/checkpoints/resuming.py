@@ -296,12 +296,10 @@ def _check_added(learn: Learner, saved: Saved, path: Path) -> None:
         )
 
 
-def _warn_of_callbacks(here: Iterable[str], there: Iterable[str]) -> None:
+def _warn_of_callbacks(here: Iterable[str], there: Saved) -> None:
     for key in [key for key in there if key not in here and _may_go(key)]:
-        warnings.warn(
-            f"the resumed run had {key}, which is not among the callbacks here: its state is not kept",
-            stacklevel=2,
-        )
+        lost = ": its state is not kept" if there[key] else ""
+        warnings.warn(f"the resumed run had {key}, which is not among the callbacks here{lost}", stacklevel=2)
     for key in [key for key in here if key not in there and _may_go(key)]:
         warnings.warn(
             f"{key} is new, the resumed run did not have it: it begins with the batch that comes next",

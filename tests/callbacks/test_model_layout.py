@@ -1,4 +1,5 @@
 from collections import namedtuple
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 
@@ -121,7 +122,8 @@ def test_run_may_be_resumed_in_the_other_order_of_memory(tmp_path):
     with pytest.raises(StoppedError):
         new(StopCB(2)).fit()
     learn = new(ChannelsLastCB())
-    learn.fit(resume=True)
+    with pytest.warns(UserWarning, match="ChannelsLastCB is new"):
+        learn.fit(resume=True)
     torch.testing.assert_close(tensors(learn), tensors(plain), rtol=1e-3, atol=1e-4)
 
 
@@ -217,7 +219,8 @@ def test_run_of_a_compiled_model_is_resumed_with_or_without_it(backend, tmp_path
     with pytest.raises(StoppedError):
         new(CompileCB(backend=backend), StopCB(2)).fit()
     learn = new(*[CompileCB(backend=backend)] * compiled)
-    learn.fit(resume=True)
+    with nullcontext() if compiled else pytest.warns(UserWarning, match="the resumed run had CompileCB"):
+        learn.fit(resume=True)
     assert learn.n_steps == 4
     torch.testing.assert_close(tensors(learn), tensors(straight))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toolbox import StopCB, drawn, every_rest, make_learner, samples, scripted, stop, two_groups
+from toolbox import StopCB, conv_learner, drawn, every_rest, make_learner, samples, scripted, stop, two_groups
 from torch import nn, optim
 from torch.optim import lr_scheduler as torchs
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,7 +19,9 @@ from minilearn import (
     EMACB,
     BatchSchedulerCB,
     Callback,
+    ChannelsLastCB,
     CheckpointCB,
+    CompileCB,
     CSVLoggerCB,
     DataLoaders,
     DatasetLoader,
@@ -32,6 +34,7 @@ from minilearn import (
     ScheduleCB,
     TensorLoader,
     TerminateOnNaNCB,
+    TestTimeFlipCB,
 )
 from minilearn.checkpoints.settings import arguments_of, described
 from minilearn.checkpoints.snapshot import checkpoints_in
@@ -520,6 +523,18 @@ def test_logger_or_clipping_may_be_left_out_with_a_warning(tmp_path, name):
 def test_mixing_may_be_left_out_with_a_warning(tmp_path):
     _, said = resumed(tmp_path / "run", [MixupCB(0.4)], [])
     assert ["MixupCB" in text for text in said] == [True]
+
+
+@pytest.mark.parametrize("make", [ChannelsLastCB, partial(CompileCB, backend="eager"), TestTimeFlipCB])
+def test_one_without_a_state_that_changes_numbers_is_told_of_too(tmp_path, make):
+    def learner(cbs, folder):
+        return conv_learner(*cbs, MetricsCB(), every_rest(folder), seed=1)
+
+    for there, here, said in (([make()], [], "not among the callbacks here$"), ([], [make()], "is new")):
+        folder = tmp_path / said.split()[0]
+        stop(learner([*there, StopCB(2)], folder))
+        with pytest.warns(UserWarning, match=said):
+            learner(here, folder).fit(2, resume=True)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the lr, which the scheduler has changed by then
