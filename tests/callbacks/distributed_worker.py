@@ -98,7 +98,7 @@ class LookAtTrainCB(Callback):
     """Validate on the training data, in one pass, and note its row."""
 
     def after_step(self, learn):
-        learn.log("all_of_train", learn.validate(learn.dls.train)["loss"], count=1)
+        learn.log("all_of_train", learn.validate(learn.dls.train)["loss"])
 
 
 def plain():
