@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import wraps
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -476,25 +477,26 @@ class Learner(Fields):
 
         The index has the numbers of the samples in the data, (n,); None where a batch does not tell how many
         it has. A loader with a plan or a sampler may give them in any order. Over several processes, each
-        gets its own samples, each sample once; all have to run the loop. The learner is as it was when the
-        loop ends, also early.
+        gets its own samples, each sample once; all have to run the loop. Between two batches the learner is
+        as it was, so the loop may do anything with it, and may end early.
         """
         collect, (loader, unpack) = PredictionsCB(with_targets), given(self, dl, bs)
         return self._predicting(ordered(self, loader), collect, unpack)
 
     def _predicting(self, dl: Any, collect: PredictionsCB, unpack: Any) -> Iterator[tuple[Any, ...]]:
-        is_grad = torch.is_grad_enabled()
-        with unpacked_by(self, unpack), self._evaluating(dl, [collect], "predict"), self.entered("validate"):
-            numbered = Numbered(self, dl)
-            self.dl = numbered.loader
-            with reading(self, 0) as batches:
-                for self.batch_idx, self.batch in batches:
-                    self._batch()
-                    found = collect.take()
-                    index = numbered.of_batch(self.batch_idx, found and found[-1])
-                    if found is not None and (index is None or len(index)):
-                        with torch.set_grad_enabled(is_grad):
-                            yield (index, *found[: 1 + collect.with_targets])
+        numbered, found = None, None
+        for i in count():  # the learner is as it was between two batches
+            evaluating = self._evaluating(dl, [collect], "predict")
+            with unpacked_by(self, unpack), evaluating, self.entered("validate"):
+                numbered = numbered or Numbered(self, dl)
+                if not numbered.has_next():
+                    return
+                self.dl, self.batch_idx, self.batch = numbered.loader, i, numbered.batch
+                self._batch()
+                found = collect.take()
+                index = numbered.of_batch(i, found and found[-1])
+            if found is not None and (index is None or len(index)):
+                yield (index, *found[: 1 + collect.with_targets])
 
     def averaged(self) -> AbstractContextManager[None]:
         """Put the averaged weights of SWACB or EMACB into the model for a `with` block, then restore its own.

@@ -12,8 +12,10 @@ from toolbox import (
     mentions,
     norm_net,
     rng_states,
+    same,
     samples,
     stop,
+    tensors_of,
     untimed_rows,
 )
 from torch import nn
@@ -290,7 +292,7 @@ def test_leaving_the_loop_early_restores_the_learner():
     before, cbs, rows = state(learn), learn.cbs, untimed_rows(learn)
     for _ in learn.predict_batches(X, bs=2):
         assert torch.is_grad_enabled()
-        assert not learn.model.training
+        assert learn.model.training  # as it was
         break
     assert state(learn) == before
     assert learn.cbs == cbs
@@ -437,3 +439,44 @@ def test_index_cannot_be_set():
 def test_nothing_is_computed_unless_the_index_is_read(monkeypatch):
     monkeypatch.setattr(TensorLoader, "index_of", fail_at(0))
     make_learner(shuffle=True).fit(1)
+
+
+# Between two batches ------------------------------------------------------------------------------------
+
+
+def test_a_loop_over_predictions_may_do_anything_with_the_learner():
+    learn = make_learner(3)
+    row, alone = learn.validate(), [preds for _, preds in learn.predict_batches(X, bs=2)]
+    seen = []
+    pairs = zip(learn.predict_batches(X, bs=2), learn.predict_batches(X[:3], bs=2), strict=False)
+    for (_, a), (index, b) in pairs:
+        assert (learn.purpose, learn.scopes, learn.model.training) == (None, [], True)
+        assert torch.is_grad_enabled()
+        found = learn.validate()
+        assert found["loss"] == row["loss"] if "loss" in row else found == row
+        seen.append((a, index.tolist()))
+        torch.testing.assert_close(b, a[: len(b)])
+    assert [index for _, index in seen] == [[0, 1], [2]]
+    torch.testing.assert_close([a for a, _ in seen], alone[:2])
+    learn.fit()
+    assert learn.n_steps == 3
+
+
+@pytest.mark.parametrize("event", ["after_train", "after_step", "after_batch"])
+def test_a_pass_that_is_kept_open_in_a_fit_changes_nothing(event):
+    def trained(*cbs):
+        learn = make_learner(3, shuffle=True, cbs=[MetricsCB(), *cbs])
+        learn.fit(2)
+        return learn
+
+    kept = []
+
+    def hold(learn):
+        if not learn.is_nested:
+            kept.append(learn.predict_batches(X, bs=2))
+            next(kept[-1])
+
+    plain, learn = trained(), trained(at(event, hold))
+    assert untimed_rows(learn) == untimed_rows(plain)
+    assert same(tensors_of(learn.model), tensors_of(plain.model))
+    assert len(kept) > 1

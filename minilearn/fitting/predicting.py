@@ -69,7 +69,17 @@ class Numbered:
         self.rank = learn.rank if self.n > 1 else 0
         self.loader = loader if self.n == 1 else adapter.shard(self.rank, self.n)
         self._adapter = learn.dls.adapter_of(self.loader)
+        self._batches = self._adapter.read()
         self._n_seen = 0
+        self.batch: Any = None
+
+    def has_next(self) -> bool:
+        """Read the next batch; return whether there is one."""
+        try:
+            self.batch = next(self._batches)
+        except StopIteration:
+            return False
+        return True
 
     def of_batch(self, i: int, n_read: int | None) -> Tensor | None:
         """Return the numbers of the samples in batch i; none if this process has no sample of it.
