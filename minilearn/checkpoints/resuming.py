@@ -233,6 +233,12 @@ def _check(learn: Learner, saved: Saved, path: Path) -> None:
             raise ValueError(
                 f"{path} is of a fit with {_brief(there)} {what}, but this one has {_brief(here)}; {why}"
             )
+    here, there = (_told(fit.get("epoch_batches")) for fit in (now, saved["fit"]))
+    if here != there:
+        raise ValueError(
+            f"{path} is of a fit with epochs of {there}, but this one has epochs of {here}; are others "
+            "accumulated for a step?"
+        )
     here, there = now.get("sets", ["eval"]), saved["fit"].get("sets", ["eval"])
     if "eval" in learn.phases and here != there:
         raise ValueError(
@@ -266,6 +272,10 @@ def _check(learn: Learner, saved: Saved, path: Path) -> None:
             copy(loader).load_state_dict(state)
         except ValueError as error:
             raise ValueError(f"{path} is of a run with other data: {error}") from None
+
+
+def _told(epoch_batches: list[int] | None) -> str:
+    return f"{_brief(epoch_batches)} batches" if epoch_batches else "one pass"
 
 
 def _steps_with(learn: Learner, saved: Saved) -> list[int | None]:

@@ -185,6 +185,7 @@ def capture_fit(learn: Learner) -> Saved:
         "phases": list(learn.phases),
         "epoch_steps": list(learn.epoch_steps),
         **({"sets": list(learn.plan.sets)} if learn.plan.sets != ("eval",) else {}),
+        **({"epoch_batches": batches} if (batches := learn.dls.epoch_batches) else {}),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..arguments import instances, text, unless_none
 from .adapters import Adapter, adapter_of
 from .adapters.adapter import short
+from .adapters.continued import Continued
 from .adapters.iterables import StreamAdapter
 
 _NAMES = ("train", "valid", "test")
@@ -138,6 +139,12 @@ class DataLoaders:
         """Return the validation sets by name: {"eval": valid} for a loader without a name."""
         loaders = [self.adapters[key].loader for key in self.valid_keys]
         return dict(zip(self.set_names, loaders, strict=True))
+
+    @property
+    def epoch_batches(self) -> list[int]:
+        """Return how many batches each epoch of a fit in steps has; nothing if its epochs are passes."""
+        adapter = self.adapters.get("train")
+        return list(adapter.place.lengths) if isinstance(adapter, Continued) else []
 
     def adapter_of(self, loader: Any, name: str = "the loader") -> Adapter:
         """Return the adapter of a loader: the kept one, if the loader is one of these, or a new one.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import unless_none, whole_number
+from ..callback import Callback
 from ..data.adapters.continued import Continued, Place
 from ..plan import Plan
 
@@ -60,11 +61,16 @@ def in_steps(learn: Learner, n_epochs: int, n_steps: int | None, epoch_steps: in
     if planned != steps or learn.planned_steps(1, 2 * lengths[0]) == steps[:1]:
         n, k = next(((n, k) for n, k in zip(planned, steps, strict=True) if n != k), (planned[0], steps[0]))
         raise ValueError(
-            f"fit(epoch_steps={k}): a callback plans {n} steps for such an epoch: expected fit(n_epochs), or "
-            "the fit without this callback"
+            f"fit(epoch_steps={k}): {_planners(learn)} plans {n} steps for such an epoch: expected "
+            "fit(n_epochs), or the fit without it"
         )
     adapters["train"] = Continued(train, Place(lengths))
     try:
         yield len(steps)
     finally:
         adapters["train"] = train
+
+
+def _planners(learn: Learner) -> str:
+    """Return the callbacks that plan steps."""
+    return " or ".join(repr(cb) for cb in learn.cbs if type(cb).plan_steps is not Callback.plan_steps)

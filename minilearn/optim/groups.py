@@ -155,9 +155,14 @@ def begin_momentum(opt: Any) -> None:
 def divide_lrs(opt: Any, lr_div: float) -> None:
     """Divide the lr of each group of a model by lr_div, once for each group of the model after it.
 
-    Raises: ValueError for an optimizer with a single group of the model.
+    Raises: ValueError for an optimizer with a single group of the model, and for one of several parts.
     """
     groups = [group for group in groups_of(opt) if EXTRA not in group]
+    if any(PART in group for group in groups):
+        raise ValueError(
+            f"lr_div={lr_div}: the optimizer is Combined, whose groups are in the order of its parts, not of "
+            "the layers: expected one optimizer, or an lr for each group, fit(lr=[...])"
+        )
     if len(groups) < 2:
         raise ValueError(
             f"lr_div={lr_div}: the optimizer has {len(groups)} group of the model's parameters: expected one "

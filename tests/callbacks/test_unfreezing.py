@@ -38,7 +38,7 @@ from minilearn import (
 )
 from minilearn.checkpoints.codec import first_difference
 from minilearn.checkpoints.snapshot import checkpoints_in
-from minilearn.optim import by_layer
+from minilearn.optim import Combined, by_layer, is_matrix
 from minilearn.schedules import cosine
 
 
@@ -325,3 +325,9 @@ def test_tables_are_checked(epochs):
 def test_two_are_refused():
     with pytest.raises(ValueError, match="expected one of them"):
         learner(GradualUnfreezeCB(), GradualUnfreezeCB({1: "body"}))
+
+
+def test_lrs_by_depth_are_refused_for_an_optimizer_of_parts():
+    learn = learner(GradualUnfreezeCB(lr_div=2), opt_func=Combined((is_matrix, SGD), SGD))
+    with pytest.raises(ValueError, match=mentions("lr_div=2 ... Combined")):
+        learn.fit()

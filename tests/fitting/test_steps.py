@@ -334,6 +334,29 @@ def test_a_run_of_other_steps_is_not_resumed(tmp_path):
             learn.fit(resume=tmp_path, **kwargs)
 
 
+def accumulating(n):
+    return [GradientAccumulationCB(n)] if n else []
+
+
+@pytest.mark.usefixtures("quick_files")
+@pytest.mark.parametrize(("there", "here"), [(0, 2), (2, 0), (2, 3)])
+def test_a_run_that_accumulates_otherwise_is_not_resumed(tmp_path, there, here):
+    def new(n, *cbs):
+        return make_learner(4, cbs=[*cbs, every_rest(tmp_path), *accumulating(n)])
+
+    stop(new(there, StopCB(2)), epoch_steps=3)
+    with pytest.raises(ValueError, match=mentions("batches, but ... batches; ... accumulated")):
+        new(here).fit(2, epoch_steps=3, resume=True)
+
+
+@pytest.mark.usefixtures("quick_files")
+def test_a_run_by_passes_is_not_resumed_in_as_many_steps(tmp_path):
+    cbs = [every_rest(tmp_path), GradientAccumulationCB(3)]  # 2 steps a pass, of 3 batches and of 1
+    stop(make_learner(4, cbs=[*cbs, StopCB(2)]))
+    with pytest.raises(ValueError, match=mentions("one pass ... 2 times 6 batches")):
+        make_learner(4, cbs=cbs).fit(2, epoch_steps=2, resume=True)
+
+
 @pytest.mark.parametrize("kwargs", [{"epoch_steps": 3}, {"n_steps": 7, "epoch_steps": 3}, {"n_steps": 7}])
 @pytest.mark.parametrize("name", ["tensors", "endless, state"])
 def test_verify_resume_takes_steps(name, kwargs):
@@ -359,9 +382,17 @@ def test_verify_resume_takes_steps(name, kwargs):
         ({"n_epochs": 3, "n_steps": 7}, ValueError, "n_epochs=3 ... n_steps=7 ... epoch_steps"),
         ({"n_steps": 7, "train": False}, ValueError, "train=False ... n_steps=7"),
         ({"epoch_steps": 7, "train": False}, ValueError, "train=False ... epoch_steps=7"),
-        ({"epoch_steps": 3, "cbs": SingleBatchCB()}, ValueError, "epoch_steps=3 ... plans 1"),
+        (
+            {"epoch_steps": 3, "cbs": SingleBatchCB()},
+            ValueError,
+            "epoch_steps=3 ... SingleBatchCB ... plans 1",
+        ),
         ({"epoch_steps": 1, "cbs": SingleBatchCB()}, ValueError, "epoch_steps=1 ... plans 1"),
-        ({"epoch_steps": 3, "cbs": BatchSizeCB({0: 2})}, ValueError, "epoch_steps=3 ... plans 8"),
+        (
+            {"epoch_steps": 3, "cbs": BatchSizeCB({0: 2})},
+            ValueError,
+            "epoch_steps=3 ... BatchSizeCB ... plans 8",
+        ),
     ],
 )
 def test_steps_that_cannot_be_are_refused_before_training(kwargs, error, said):
