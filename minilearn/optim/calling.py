@@ -9,16 +9,25 @@ from typing import Any
 
 import torch
 
+from ..arguments import shown
+
 _NAMES_OF_LR = ("lr", "learning_rate", "max_lr", "base_lr")
 
 
 def call_opt_func(opt_func: Callable[..., Any], params: Any, lr: Any, **kwargs: Any) -> Any:
     """Return `opt_func(params, lr=lr)`, or with the name that it has for the lr; by place if it has none.
 
-    Raises: ValueError for a class that did not take lr as the lr of its groups.
+    Raises: ValueError for a partial with another lr, which would be lost, and for a class that did not take
+        lr as the lr of its groups.
     """
     given = params if any(isinstance(group, dict) for group in params) else None
     name = name_of_lr(opt_func)
+    own = opt_func.keywords.get(name or "lr", lr) if isinstance(opt_func, partial) else lr
+    if not (given and all("lr" in group for group in given)) and not _is_equal(own, lr):
+        raise ValueError(
+            f"opt_func={shown(opt_func)} has {name}={own!r}, and the learner lr={lr!r}: expected one of the "
+            f"two; Learner(..., lr={own!r})"
+        )
     opt = opt_func(params, lr, **kwargs) if name is None else opt_func(params, **{name: lr}, **kwargs)
     kind = opt_func.func if isinstance(opt_func, partial) else opt_func
     if isinstance(kind, type) and name not in _named(opt_func):

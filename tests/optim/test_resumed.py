@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 from test_benchmarks import load
-from toolbox import StopCB, every_rest, make_learner, same, stop, tensors_of
+from toolbox import StopCB, every_rest, make_learner, mentions, same, stop, tensors_of
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from minilearn import BatchSchedulerCB, Callback
 
@@ -406,3 +406,14 @@ def test_optimizer_whose_state_cannot_be_made_again_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"ScalableShampoo: opt\.state"):
         learn.fit()
     assert learn.n_steps == 1
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.5])
+def test_an_lr_in_a_partial_is_not_replaced_without_a_word(lr):
+    learn = make_learner(opt_func=partial(AdamW, lr=0.5), lr=lr)
+    if lr == 0.5:
+        learn.fit()
+        assert learn.opt.param_groups[0]["lr"] == 0.5
+        return
+    with pytest.raises(ValueError, match=mentions("lr=0.5 ... lr=0.001 ... Learner(..., lr=0.5)")):
+        learn.fit()
