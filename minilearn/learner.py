@@ -484,9 +484,9 @@ class Learner(Fields):
         return self._predicting(ordered(self, loader), collect, unpack)
 
     def _predicting(self, dl: Any, collect: PredictionsCB, unpack: Any) -> Iterator[tuple[Any, ...]]:
-        numbered, found = None, None
+        numbered = None
         for i in count():  # the learner is as it was between two batches
-            evaluating = self._evaluating(dl, [collect], "predict")
+            evaluating, is_left = self._evaluating(dl, [collect], "predict"), True
             with unpacked_by(self, unpack), evaluating, self.entered("validate"):
                 numbered = numbered or Numbered(self, dl)
                 if not numbered.has_next():
@@ -495,6 +495,9 @@ class Learner(Fields):
                 self._batch()
                 found = collect.take()
                 index = numbered.of_batch(i, found and found[-1])
+                is_left = False
+            if is_left:  # a hook cancelled the pass
+                return
             if found is not None and (index is None or len(index)):
                 yield (index, *found[: 1 + collect.with_targets])
 

@@ -25,6 +25,7 @@ from minilearn import (
     EMACB,
     BatchSizeCB,
     Callback,
+    CancelValidateException,
     DataLoaders,
     DatasetLoader,
     Learner,
@@ -480,3 +481,15 @@ def test_a_pass_that_is_kept_open_in_a_fit_changes_nothing(event):
     assert untimed_rows(learn) == untimed_rows(plain)
     assert same(tensors_of(learn.model), tensors_of(plain.model))
     assert len(kept) > 1
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_a_hook_that_cancels_the_pass_ends_the_loop(n):
+    def cancel(learn):
+        if learn.batch_idx == n:
+            raise CancelValidateException
+
+    learn = make_learner(cbs=[at("before_batch", cancel)])
+    found = list(learn.predict_batches(X, bs=2))
+    assert [index.tolist() for index, _ in found] == [[0, 1]][:n]
+    assert learn.scopes == []
