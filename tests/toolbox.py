@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, ExponentialLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilearn import Callback, CheckpointCB, DataLoaders, Learner, MetricsCB, TensorLoader, set_seed
+from minilearn.checkpoints.codec import first_difference
 from minilearn.checkpoints.snapshot import capture, position_of
 
 aten = torch.ops.aten
@@ -289,6 +290,24 @@ def stop(learn, n_epochs=2, **kwargs):
 def every_rest(folder, **kwargs):
     """Save at each rest, and keep it all."""
     return CheckpointCB(folder, every_minutes=1e-9, keep=100, **kwargs)
+
+
+def resumed_from_each_rest(make, folder):
+    """Fit two epochs; stop a new learner at each rest, resume it, and check that it ends the same.
+
+    make: makes a learner with the callbacks that it is given, always the same one.
+    Gives the straight learner and the resumed one, for each rest.
+    """
+    rests = StopCB(-1)  # counts them, and stops at none
+    straight = make(every_rest(folder / "straight"), rests)
+    straight.fit(2)
+    expected = state_of(straight, "CheckpointCB")
+    for n in range(1, -rests.n):
+        stop(make(every_rest(folder / str(n)), StopCB(n)))
+        learn = make(every_rest(folder / str(n)))
+        learn.fit(2, resume=True)
+        assert first_difference(expected, state_of(learn, "CheckpointCB")) == "", n
+        yield straight, learn
 
 
 def dealt(places):

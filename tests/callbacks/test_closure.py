@@ -6,18 +6,15 @@ from functools import partial
 import pytest
 import torch
 from toolbox import (
-    StopCB,
     at,
     drawn,
-    every_rest,
     make_learner,
     mentions,
     noisy_learner,
     norm_net,
+    resumed_from_each_rest,
     same,
     samples,
-    state_of,
-    stop,
     tensors_of,
 )
 from torch.nn import functional as F
@@ -38,7 +35,6 @@ from minilearn import (
     TensorLoader,
     set_seed,
 )
-from minilearn.checkpoints.codec import first_difference
 
 pytestmark = pytest.mark.usefixtures("quick_files")
 KINDS = {
@@ -172,16 +168,7 @@ def test_it_resumes_from_each_step_of_two_epochs(tmp_path, kind):
         more = [MixedPrecisionCB(), EMACB(0.9), MetricsCB()]
         return noisy_learner(*more, *cbs, opt_func=KINDS[kind], n_train=3, n_valid=2)
 
-    rests = StopCB(-1)  # counts them, and stops at none
-    straight = make(every_rest(tmp_path / "straight"), rests)
-    straight.fit(2)
-    expected = state_of(straight, "CheckpointCB")
-    for n in range(1, -rests.n):
-        folder = tmp_path / str(n)
-        stop(make(every_rest(folder), StopCB(n)))
-        learn = make(every_rest(folder))
-        learn.fit(2, resume=True)
-        assert first_difference(expected, state_of(learn, "CheckpointCB")) == "", n
+    assert list(resumed_from_each_rest(make, tmp_path))
 
 
 @EACH

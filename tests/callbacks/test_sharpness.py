@@ -5,17 +5,14 @@ from functools import partial
 import pytest
 import torch
 from toolbox import (
-    StopCB,
     at,
-    every_rest,
     make_learner,
     mentions,
     noisy_learner,
     norm_net,
+    resumed_from_each_rest,
     same,
     samples,
-    state_of,
-    stop,
     tensors_of,
 )
 from torch import nn
@@ -37,7 +34,6 @@ from minilearn import (
     TensorLoader,
     set_seed,
 )
-from minilearn.checkpoints.codec import first_difference
 
 pytestmark = pytest.mark.usefixtures("quick_files")
 MOM_SGD = partial(SGD, momentum=0.9)
@@ -165,16 +161,7 @@ def make(*cbs):
 
 @pytest.mark.slow
 def test_it_resumes_from_each_step_of_two_epochs(tmp_path):
-    rests = StopCB(-1)  # counts them, and stops at none
-    straight = make(every_rest(tmp_path / "straight"), rests)
-    straight.fit(2)
-    expected = state_of(straight, "CheckpointCB")
-    for n in range(1, -rests.n):
-        folder = tmp_path / str(n)
-        stop(make(every_rest(folder), StopCB(n)))
-        learn = make(every_rest(folder))
-        learn.fit(2, resume=True)
-        assert first_difference(expected, state_of(learn, "CheckpointCB")) == "", n
+    assert list(resumed_from_each_rest(make, tmp_path))
 
 
 def test_it_passes_verify_resume():

@@ -122,7 +122,7 @@ def test_what_a_fit_does_not_reach_stays_frozen():
     learn.fit(2)
     assert trained_parts(learn) == {"head", "body"}
     learn.unfreeze()
-    learn.fit(2)  # which begins anew
+    learn.fit(2)  # which begins again
     assert trained_parts(learn) == {"head", "body"}
 
 

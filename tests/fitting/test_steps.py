@@ -1,4 +1,4 @@
-"""Fits that are planned in steps: epochs of so many steps, over passes that go on."""
+"""Fits that are planned in steps: epochs of so many steps, over passes that continue."""
 
 import math
 from itertools import count, islice

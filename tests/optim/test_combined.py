@@ -13,9 +13,9 @@ from toolbox import (
     make_learner,
     mentions,
     noisy_learner,
+    resumed_from_each_rest,
     same,
     samples,
-    state_of,
     stop,
     tensors_of,
 )
@@ -438,16 +438,7 @@ def test_it_resumes_from_each_step_of_two_epochs(tmp_path, name):
     def make(*cbs):
         return noisy_learner(*more(), *cbs, opt_func=opt_func, lr=3e-3, n_train=4, n_valid=2)
 
-    rests = StopCB(-1)  # counts them, and stops at none
-    straight = make(every_rest(tmp_path / "straight"), rests)
-    straight.fit(2)
-    expected = state_of(straight, "CheckpointCB")
-    for n in range(1, -rests.n):
-        folder = tmp_path / str(n)
-        stop(make(every_rest(folder), StopCB(n)))
-        learn = make(every_rest(folder))
-        learn.fit(2, resume=True)
-        assert first_difference(expected, state_of(learn, "CheckpointCB")) == "", n
+    assert list(resumed_from_each_rest(make, tmp_path))
 
 
 @pytest.mark.parametrize("name", RESUMED)

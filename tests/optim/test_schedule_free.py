@@ -9,17 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toolbox import (
-    StopCB,
     drawn,
-    every_rest,
     make_learner,
     mentions,
     noisy_learner,
     norm_net,
+    resumed_from_each_rest,
     same,
     scripted,
-    state_of,
-    stop,
     tensors_of,
 )
 from torch import nn
@@ -255,16 +252,7 @@ def test_it_resumes_from_each_step_of_two_epochs(tmp_path, opt_func, more):
     def make(*cbs):
         return noisy_learner(*MORE[more](), *cbs, opt_func=opt_func, n_train=4, n_valid=2, model=dropped)
 
-    rests = StopCB(-1)  # counts them, and stops at none
-    straight = make(every_rest(tmp_path / "straight"), rests)
-    straight.fit(2)
-    expected = state_of(straight, "CheckpointCB")
-    for n in range(1, -rests.n):
-        folder = tmp_path / str(n)
-        stop(make(every_rest(folder), StopCB(n)))
-        learn = make(every_rest(folder))
-        learn.fit(2, resume=True)
-        assert first_difference(expected, state_of(learn, "CheckpointCB")) == "", n
+    for straight, learn in resumed_from_each_rest(make, tmp_path):
         assert same(tensors_of(straight.model), tensors_of(learn.model))
 
 
@@ -354,16 +342,7 @@ def test_measured_statistics_resume(tmp_path):
     def make(*cbs):
         return noisy_learner(NormStatisticsCB(2), MetricsCB(), *cbs, opt_func=InGroups, n_train=4, n_valid=2)
 
-    rests = StopCB(-1)  # counts them, and stops at none
-    straight = make(every_rest(tmp_path / "straight"), rests)
-    straight.fit(2)
-    expected = state_of(straight, "CheckpointCB")
-    for n in range(1, -rests.n):
-        folder = tmp_path / str(n)
-        stop(make(every_rest(folder), StopCB(n)))
-        learn = make(every_rest(folder))
-        learn.fit(2, resume=True)
-        assert first_difference(expected, state_of(learn, "CheckpointCB")) == "", n
+    for straight, learn in resumed_from_each_rest(make, tmp_path):
         assert same(tensors_of(straight.model), tensors_of(learn.model))
 
 
