@@ -31,7 +31,7 @@ class GradualUnfreezeCB(Callback):
 
     What is frozen has no gradients, and its BatchNorms keep their statistics, as with `learn.freeze`. The
     optimizer has its groups and state from the start. After the fit, parts that it did not reach are still
-    frozen; `learn.unfreeze()` trains them again. Each fit begins anew, so give it to one:
+    frozen; `learn.unfreeze()` trains them again. Each fit begins again, so give it to one:
     `learn.fit(5, cbs=GradualUnfreezeCB())`.
 
     With `lr_div`, earlier layers learn more slowly: the lr of each parameter group is that of the next one

@@ -160,7 +160,7 @@ class DataLoaders:
         """Return DataLoaders like these, with another validation loader; it may be readable only once."""
         dls = self._without_train()
         dls.classes, dls.source = self.classes, self.source
-        # The first, because the loader of a training that goes on over passes is read here in one pass.
+        # The first, because the loader of a training that continues over passes is read here in one pass.
         dls.adapters["valid"] = self.adapter_of(loader, "dls valid").one_pass()
         dls.adapters |= {name: adapter for name, adapter in self.adapters.items() if name == "train"}
         dls.set_names = ("eval",)

@@ -45,7 +45,7 @@ def unpacked_by(learn: Learner, unpack: Any) -> Iterator[None]:
     finally:
         vars(learn)["unpack_func"] = own
         with learn.extra_cbs(None):
-            pass  # looks up the owner of unpack again, for a pass that goes on
+            pass  # looks up the owner of unpack again, for a pass that continues
 
 
 def joined(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:

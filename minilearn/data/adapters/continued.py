@@ -1,4 +1,4 @@
-"""Continued: epochs of a given number of batches, over passes that go on from one epoch to the next."""
+"""Continued: epochs of a given number of batches, over passes that continue from one epoch to the next."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ class Continued(Adapter):
 
 
 class _Ahead(Head):
-    """Give the batches that come next, over passes that go on."""
+    """Give the batches that come next, over passes that continue."""
 
     def __iter__(self) -> Iterator[Any]:
         beside, left, was_empty = self.whole.beside(), self.n, False
