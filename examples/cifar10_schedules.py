@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import experiments
 import report
-import tasks
 import torch
 from cifar10_plots import plot_accuracy, plot_all_lrs, plot_lrs, plot_swa
 from torch import nn
@@ -274,8 +274,8 @@ def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -
         f"document 001, its schedules and SWA, preset {args.preset}",
         first["data"],
         first["n_images"],
-        tasks.seeds_of(args),
-        tasks.made_by(args, results),
+        experiments.seeds_of(args),
+        experiments.made_by(args, results),
         rows=rows,
         lrs=lrs,
         histories=histories,
@@ -288,7 +288,7 @@ def parser() -> argparse.ArgumentParser:
     parser = report.parser_of(__doc__, "cifar10.tgz, cifar10 or cifar-10-batches-py")
     parser.add_argument("--preset", choices=PRESETS, default="small", help="(default: small)")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
-    tasks.add_options(parser, "cifar10_schedules", list(PUBLISHED))
+    experiments.add_options(parser, "cifar10_schedules", list(PUBLISHED))
     return parser
 
 
@@ -296,7 +296,7 @@ def main() -> None:
     """Run as a script."""
     args = parser().parse_args()
     names = list(PRESETS[args.preset].n_epochs)
-    tasks.main(args, __file__, names, args.work / args.preset, run, finish)
+    experiments.main(args, __file__, names, args.work / args.preset, run, finish)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import experiments
 import report
-import tasks
 import torch
 from differences import Difference, paired
 from report import MEASURES, said
@@ -134,7 +134,7 @@ def run(method: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print(f"\n{method}, {args.preset}, {dls.source}, seed {torch.initial_seed()}", flush=True)
     logger = []
     if args.tensorboard:
-        name = f"{args.dataset}-{args.preset}/{tasks.slug(method)}-{torch.initial_seed()}"
+        name = f"{args.dataset}-{args.preset}/{experiments.slug(method)}-{torch.initial_seed()}"
         logger = [TensorBoardCB(args.tensorboard, name)]
     learn = train(method, PRESETS[args.preset], dls, folder, logger)
     return {
@@ -244,8 +244,8 @@ def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -
         f"document 000, new or kept optimizers between sessions, preset {args.preset}",
         first["data"],
         first["n_images"],
-        tasks.seeds_of(args),
-        tasks.made_by(args, results),
+        experiments.seeds_of(args),
+        experiments.made_by(args, results),
         n_epochs=PRESETS[args.preset].n_epochs,
         rows=rows,
         histories=histories,
@@ -261,14 +261,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tensorboard", type=Path, metavar="FOLDER", help="also log there, for tensorboard --logdir FOLDER"
     )
-    tasks.add_options(parser, "optimizer_state", list(METHODS))
+    experiments.add_options(parser, "optimizer_state", list(METHODS))
     return parser
 
 
 def main() -> None:
     """Run as a script."""
     args = parser().parse_args()
-    tasks.main(args, __file__, list(METHODS), args.work / args.dataset / args.preset, run, finish)
+    experiments.main(args, __file__, list(METHODS), args.work / args.dataset / args.preset, run, finish)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import experiments
 import report
-import tasks
 import torch
 from differences import Difference, paired
 from report import said
@@ -242,7 +242,7 @@ def draw(result: dict[str, Any], out: Path, name: str) -> None:
         if optimizer == LOCAL:
             timeline = SwitchPointsCB()
             timeline.load_state_dict(of_runs[0])
-            timeline.plot().savefig(out / f"{name}_switches_{tasks.slug(model)}.png", dpi=90)
+            timeline.plot().savefig(out / f"{name}_switches_{experiments.slug(model)}.png", dpi=90)
 
 
 def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
@@ -271,8 +271,8 @@ def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -
         f"document 004, SWATS and AdaBound, preset {args.preset}",
         first["data"],
         first["n_images"],
-        tasks.seeds_of(args),
-        tasks.made_by(args, results),
+        experiments.seeds_of(args),
+        experiments.made_by(args, results),
         preset=args.preset,
         n_epochs=preset.n_epochs,
         threshold=preset.threshold,
@@ -288,14 +288,14 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
     parser = report.parser_of(__doc__, "cifar10.tgz, cifar10 or cifar-10-batches-py")
     parser.add_argument("--preset", choices=PRESETS, default="small", help="(default: small)")
-    tasks.add_options(parser, "swats", NAMES)
+    experiments.add_options(parser, "swats", NAMES)
     return parser
 
 
 def main() -> None:
     """Run as a script."""
     args = parser().parse_args()
-    tasks.main(args, __file__, NAMES, args.work / args.preset, run, finish)
+    experiments.main(args, __file__, NAMES, args.work / args.preset, run, finish)
 
 
 if __name__ == "__main__":

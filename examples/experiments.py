@@ -1,4 +1,4 @@
-"""Experiments as tasks: each gives a JSON file, and several run at once in separate processes."""
+"""Long experiments: each run gives a JSON file, and several run at once in separate processes."""
 
 from __future__ import annotations
 
