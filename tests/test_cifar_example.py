@@ -60,6 +60,7 @@ def test_document_001_is_run_experiment_for_experiment(script, main, shorten, tm
     assert "one cycle, then SWA    3 epochs" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_what_was_run_already_is_not_run_again(main, shorten, tmp_path, capsys):
     shorten("small")
     main("--only", "cosine")
@@ -95,7 +96,7 @@ def test_full_preset_runs(script, main, shorten, tmp_path):
         assert result_of(tmp_path, "full")["rows"][name]["n_epochs"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_averages_of_the_wider_network_follow_a_whole_cycle(script, main, shorten, tmp_path):
     shorten("cpu")
     main("--preset", "cpu", "--only", script.WIDER)

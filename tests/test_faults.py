@@ -238,6 +238,7 @@ def test_table_has_each_event():
     assert {event for event, _ in PLACES} == set(events())
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("event", "phase", "order"), WITH_ORDERS)
 def test_fault_comes_out_as_it_is_and_leaves_nothing_behind(make, event, phase, order):
     cb = fault_cb(event, order)
@@ -254,6 +255,7 @@ def test_fault_comes_out_as_it_is_and_leaves_nothing_behind(make, event, phase, 
         check_clean(learn, found_in(learn))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("event", "phase"), PLACES)
 def test_run_goes_on_from_the_folder_bit_for_bit_after_a_fault(make, check_resumed, event, phase):
     cb = fault_cb(event)

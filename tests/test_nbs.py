@@ -25,15 +25,8 @@ def data(tmp_path_factory, write_idx, write_cifar, write_imagenet):
     return folder
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(p, marks=pytest.mark.full if p.stem[:3] in ("000", "001", "002", "004") else ())
-        for p in NBS
-    ],
-    ids=lambda path: path.stem,
-)
-@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.parametrize("path", NBS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Jupyter's own
 def test_notebook_runs_from_top_to_bottom(path, data, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -134,7 +134,7 @@ def test_missing_imagewoof_ends_with_what_to_fetch(main, tmp_path):
         main("--dataset", "imagewoof", "--preset", "cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_first_look_without_data_runs_on_the_built_in_set(main, short, tmp_path, capsys):
     main("--dataset", "imagewoof", "--only", "kept optimizer")
     assert "Running on the built-in set of drawn shapes instead" in capsys.readouterr().out

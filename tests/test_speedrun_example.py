@@ -140,7 +140,7 @@ def test_ten_views_are_weighted_and_moved(script):
     torch.testing.assert_close(said, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_it_learns(script, monkeypatch):
     monkeypatch.setattr(script, "CompileCB", partial(CompileCB, backend="eager"))  # no compiler is needed
     monkeypatch.setattr(script, "SpeedNet", partial(script.SpeedNet, widths=(8, 8, 8)))

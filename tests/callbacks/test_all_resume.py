@@ -795,6 +795,7 @@ def straight_end():
     return state_of(learn)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("n", range(1, n_places(**SHORT) + 1))
 def test_interrupted_fit_resumes_from_its_folder(tmp_path, n):
     learn = stopped_and_resumed(tmp_path, several, n)

@@ -767,6 +767,7 @@ def fail_in(at, scopes, event="after_predict", order=75):
     return at(event, fail, order)
 
 
+@pytest.mark.dealt
 @BOTH
 @pytest.mark.parametrize("order", [-10, 75])
 @pytest.mark.parametrize(

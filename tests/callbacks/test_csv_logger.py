@@ -45,6 +45,7 @@ def crash(n, n_epochs=2, **kwargs):
 SELDOM = {"every_minutes": 99}
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("every", [{"every_steps": 1}, {"every_steps": 2}, {}, SELDOM])
 @pytest.mark.parametrize("ns", [(1,), (5,), (6,), (8,), (11,), (12,), (8, 8, 8), (11, 1, 9)])
 def test_each_line_is_there_once_after_any_crashes(ns, every):
@@ -129,6 +130,7 @@ def test_second_fit_that_dies_before_its_first_checkpoint(n):
     assert places() == epochs(0, 1, 2)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("more", [(), (8,), (11, 8), (3, 9)])
 @pytest.mark.parametrize("n", [2, 5, 7, 8, 11])
 @pytest.mark.parametrize("every", [{"every_steps": 1}, {}, SELDOM])

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toolbox import StopCB, SyncCounter, every_rest, noisy_learner, state_of, stop
+from toolbox import StopCB, SyncCounter, dealt, every_rest, noisy_learner, state_of, stop
 from torch.optim import SGD
 
 from minilearn import CSVLoggerCB, GradientAccumulationCB, MetricsCB, ThroughputCB
@@ -54,7 +54,7 @@ def test_phase_that_is_resumed_has_all_its_samples(tmp_path):
 
     straight = make(1)
     straight.fit(2)
-    for n in range(1, 2 * (3 + 2 + 1) + 1):
+    for n in dealt(range(1, 2 * (3 + 2 + 1) + 1)):
         folder = tmp_path / str(n)
         stop(make(1, every_rest(folder), StopCB(n)))
         learn = make(2, every_rest(folder))

@@ -557,7 +557,7 @@ def test_two_processes_are_one(in_two, case):
         torch.testing.assert_close(two[part], alone[part], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("of", TASKS)
 def test_accumulated_batches_in_two_processes_are_one_of_32(in_two, of):
     expected = net(of)
@@ -566,7 +566,7 @@ def test_accumulated_batches_in_two_processes_are_one_of_32(in_two, of):
     torch.testing.assert_close(weights, dict(expected.state_dict()), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_processes_resume_bit_for_bit(in_two):
     straight, resumed = in_two[0]["straight"], in_two[0]["resumed"]
     assert same(straight["weights"], resumed["weights"])

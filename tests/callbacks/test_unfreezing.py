@@ -7,6 +7,7 @@ import torch
 from toolbox import (
     MOM_SGD,
     at,
+    dealt,
     drawn,
     every_rest,
     fail_at,
@@ -270,7 +271,7 @@ def test_a_run_of_two_fits_is_resumed_bit_for_bit_from_each_place(tmp_path, name
     expected = state_of(straight, "CheckpointCB")
     paths = checkpoints_in(tmp_path / "all")
     assert len(paths) > 8
-    for i, path in enumerate(paths):
+    for i, path in dealt(list(enumerate(paths))):
         folder = tmp_path / str(i)
         folder.mkdir()
         (folder / path.name).write_bytes(path.read_bytes())

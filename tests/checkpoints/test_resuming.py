@@ -324,6 +324,7 @@ CANCELS = [
 ]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("n", [1, 4, 8])
 @pytest.mark.parametrize(("event", "cancel"), CANCELS, ids=lambda x: getattr(x, "__name__", x))
 def test_what_a_callback_cancels_is_cancelled_in_the_resumed_fit(folder, at, event, cancel, n):

@@ -194,6 +194,7 @@ IN_TRAINING = [
 ]
 
 
+@pytest.mark.dealt
 @EACH
 @pytest.mark.parametrize("event", IN_TRAINING)
 def test_step_is_finished_and_saved(make, check_resumed, capfd, event, number):

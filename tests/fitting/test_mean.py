@@ -529,6 +529,7 @@ UNEQUAL = {
 UNEVEN = rows(F.cross_entropy, (5, 2, 4, 1, 6))
 
 
+@pytest.mark.dealt
 @pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize("case", UNEQUAL)
 @pytest.mark.parametrize("n", [1, 2, 4, 6, 8])  # of 5 or 4 batches an epoch in groups of 3
