@@ -55,12 +55,18 @@ def report(result: dict[str, Any], said: Callable[[dict[str, Any]], str], out: P
 def run(
     doc: str | None,
     name: str,
-    measure: Callable[[torch.device, int, int], dict[str, Any]],
+    measure: Callable[..., dict[str, Any]],
     said: Callable[[dict[str, Any]], str],
     n_steps: int,
     rounds: int,
+    **numbers: int,
 ) -> None:
-    """Read --steps, --rounds and --out; measure on the CPU, and on CUDA if it is there: a table for each."""
+    """Read the options; measure on the CPU, and on CUDA if it is there: a table for each.
+
+    Args:
+        measure: (device, steps, rounds, and `numbers` by name) -> the table of a device.
+        numbers: more options, by their defaults.
+    """
     parser = parser_of(doc)
     parser.add_argument(
         "--steps", type=positive, default=n_steps, help=f"steps in a round (default: {n_steps})"
@@ -68,12 +74,17 @@ def run(
     parser.add_argument(
         "--rounds", type=positive, default=rounds, help=f"rounds that count (default: {rounds})"
     )
-    args = parser.parse_args()
-    result = about(name, seeds=[SEED], steps=args.steps, rounds=args.rounds)
     kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    devices = [torch.device(kind) for kind in kinds]
+    parser.add_argument("--device", choices=kinds, help="this one only")
+    for option, default in numbers.items():
+        parser.add_argument(f"--{option}", type=positive, default=default, help=f"default: {default}")
+    args = parser.parse_args()
+    own = {option: getattr(args, option) for option in numbers}
+    result = about(name, seeds=[SEED], steps=args.steps, rounds=args.rounds)
+    devices = [torch.device(kind) for kind in ([args.device] if args.device else kinds)]
     result["tables"] = [
-        {"device": device_name(device.type), **measure(device, args.steps, args.rounds)} for device in devices
+        {"device": device_name(device.type), **measure(device, args.steps, args.rounds, **own)}
+        for device in devices
     ]
     report(result, said, args.out)
 

@@ -170,8 +170,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--redraw", action="store_true", help="write page and chart again, from --out's peers.json"
     )
-    for name in ("--one", "--device"):
-        parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="this one only (default: both, if there)")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     for name in ("--seed", "--workers"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -199,7 +199,8 @@ def main() -> None:
     if not args.redraw:
         workloads = [args.workload] if args.workload else list(WORKLOADS)
         check(args.only, workloads)
-        for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        for device in [args.device] if args.device else there:
             for workload in workloads:
                 table = measure(workload, device, args)
                 print(page.text_of(table), flush=True)

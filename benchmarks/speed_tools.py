@@ -58,11 +58,11 @@ def variants(device: torch.device) -> dict[str, list[Any]]:
     return found
 
 
-def learner(tools: list[Any], device: torch.device, n_steps: int) -> Learner:
+def learner(tools: list[Any], device: torch.device, n_steps: int, bs: int) -> Learner:
     """Return a learner over `n_steps` batches that are ready on the device."""
     set_seed(SEED)
-    xs = torch.randn(n_steps, BS, 3, 32, 32, device=device)
-    ys = torch.randint(10, (n_steps, BS), device=device)
+    xs = torch.randn(n_steps, bs, 3, 32, 32, device=device)
+    ys = torch.randint(10, (n_steps, bs), device=device)
     dls = DataLoaders(list(zip(xs, ys, strict=True)))
     schedule = BatchSchedulerCB(torch.optim.lr_scheduler.OneCycleLR, cycle_momentum=False)  # for the graph
     cbs = [DeviceCB(device), MetricsCB(), schedule, *tools]
@@ -70,9 +70,9 @@ def learner(tools: list[Any], device: torch.device, n_steps: int) -> Learner:
     return Learner(resnet20(), dls, lr=0.1, cbs=cbs, opt_func=opt_func, default_cbs=False)
 
 
-def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
+def measure(device: torch.device, n_steps: int, rounds: int, bs: int = BS) -> dict[str, Any]:
     """Return milliseconds per batch of each variant in each round."""
-    learners = {name: learner(tools, device, n_steps) for name, tools in variants(device).items()}
+    learners = {name: learner(tools, device, n_steps, bs) for name, tools in variants(device).items()}
     times_ms: dict[str, list[float]] = {name: [] for name in learners}
     names = list(learners)
     for i in range(rounds + 1):
@@ -83,7 +83,7 @@ def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
                 torch.cuda.synchronize()
             if i:
                 times_ms[name].append((time.perf_counter() - start_s) / n_steps * 1e3)
-    return {"bs": BS, "times_ms": times_ms}
+    return {"bs": bs, "times_ms": times_ms}
 
 
 def said(result: dict[str, Any]) -> str:
@@ -103,4 +103,4 @@ def said(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run(__doc__, "speed_tools", measure, said, n_steps=4, rounds=7)
+    run(__doc__, "speed_tools", measure, said, n_steps=4, rounds=7, bs=BS)

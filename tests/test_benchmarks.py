@@ -174,9 +174,8 @@ def test_ratio_is_the_median_over_the_rounds_that_count(optimizers, monkeypatch)
 
 def test_speed_tools_measure_each_variant_and_say_its_gain(monkeypatch):
     module = load("speed_tools")
-    monkeypatch.setattr(module, "BS", 2)
     monkeypatch.setattr(module, "variants", lambda device: {module.PLAIN: [], "a tool": []})
-    table = module.measure(CPU, n_steps=1, rounds=2)
+    table = module.measure(CPU, n_steps=1, rounds=2, bs=2)
     assert {name: len(ms) for name, ms in table["times_ms"].items()} == {module.PLAIN: 2, "a tool": 2}
     table["times_ms"] = {module.PLAIN: [4.0, 8.0], "a tool": [2.0, 8.0]}
     header, plain, tool = module.said(result_of(table, rounds=2, steps=1)).splitlines()
@@ -185,6 +184,85 @@ def test_speed_tools_measure_each_variant_and_say_its_gain(monkeypatch):
     assert re.split("  +", tool.strip()) == [
         *("a tool", "5.0 ms a batch", "(min 2.0, max 8.0)", "gain 1.50 (min 1.00, max 2.00)")
     ]
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """Run gpu.py with the given parts; give its exit code and gpu.json."""
+    load("peers")
+    module = load("gpu")
+
+    def run(parts, *args):
+        monkeypatch.setattr(module, "parts_of", lambda call, device: parts(module.Part))
+        monkeypatch.setattr(sys, "argv", ["gpu.py", "cifar10", "--smoke", "--out", str(tmp_path), *args])
+        code = None
+        try:
+            module.main()
+        except SystemExit as end:
+            code = end.code
+        return code, json.loads((tmp_path / "gpu.json").read_text())["parts"]
+
+    return run
+
+
+def test_parts_of_a_gpu_call_end_as_is_said(gpu, tmp_path):
+    (tmp_path / "writes.py").write_text("import sys; open(sys.argv[1] + '/a.json', 'w').write('{}')")
+
+    def parts(part):
+        return {
+            "good": part((str(tmp_path / "writes.py"), "{out}"), result="a.json"),
+            "broken": part(("-c", "raise SystemExit('no such thing')")),
+            "silent": part(("-c", "pass"), result="b.json"),
+        }
+
+    code, found = gpu(parts)
+    assert code == 1
+    ends = {name: part["end"] for name, part in found.items()}
+    assert ends == {
+        "good": "done",
+        "broken": "exit code 1: no such thing",
+        "silent": "wrote no b.json",
+    }
+
+
+def test_a_second_gpu_call_runs_what_is_missing(gpu, tmp_path):
+    def counts(part):
+        script = f"open({str(tmp_path / 'n')!r}, 'a').write('x')"
+        return {"first": part(("-c", script)), "second": part(("-c", "raise SystemExit(1)"))}
+
+    assert gpu(counts)[0] == 1
+    assert gpu(counts)[0] == 1
+    assert (tmp_path / "n").read_text() == "x"
+
+
+def test_a_gpu_part_without_time_is_skipped_and_one_that_takes_long_is_stopped(gpu, monkeypatch):
+    def parts(part):
+        endless = ("-c", "import time; print('it trains', flush=True); time.sleep(60)")
+        return {"long": part(endless, takes_rest=True), "late": part(("-c", "pass"))}
+
+    monkeypatch.setattr(sys.modules["gpu"], "END_S", 59.0)  # of the call's minute
+    code, found = gpu(parts, "--minutes", "1")
+    assert code == 1
+    assert "when the call's time was up" in found["long"]["end"]
+    assert "skipped" in found["late"]["end"]
+
+
+@pytest.mark.full
+def test_gpu_runs_a_few_steps_of_each_part(tmp_path, write_cifar, monkeypatch):
+    write_cifar(tmp_path / "data", n_train=80, n_valid=20)
+    monkeypatch.setenv("MINILEARN_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = [
+        sys.executable,
+        FOLDER / "gpu.py",
+        "--smoke",
+        "--out",
+        tmp_path / "out",
+        "--work",
+        tmp_path / "work",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + (tmp_path / "out" / "gpu.log").read_text()[-2000:]
 
 
 def test_ninety_keeps_the_tries_below_90_percent_and_stops_at_the_first_above(monkeypatch):
