@@ -79,6 +79,7 @@ from .events import (
     cancel_exception,
 )
 from .host import CallbackHost, with_cbs
+from .inference import Prediction, Predictor, load_predictor
 from .learner import Learner
 from .models import (
     MLP,
@@ -147,6 +148,8 @@ __all__ = [
     "Monitor",
     "NormStatisticsCB",
     "Order",
+    "Prediction",
+    "Predictor",
     "ProfileCB",
     "ProgressCB",
     "RecorderCB",
@@ -175,6 +178,7 @@ __all__ = [
     "imagenette",
     "imagewoof",
     "init_leaky",
+    "load_predictor",
     "mix",
     "mnist",
     "optim",

@@ -538,6 +538,15 @@ class Learner(Fields):
         """
         weights.load(self.model, path)
 
+    def export(self, path: str | Path, example: Any = None, **kwargs: Any) -> None:
+        """Write the model as one file that `minilearn.load_predictor` reads without the model's source.
+
+        Args: see `minilearn.inference.exporting.export_learner`.
+        """
+        from .inference.exporting import export_learner
+
+        export_learner(self, path, example, **kwargs)
+
     def freeze(self, *which: str | type[nn.Module]) -> None:
         """Stop training the chosen modules: no gradients, and their BatchNorms keep their statistics.
 

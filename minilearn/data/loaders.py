@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..arguments import instances, text, unless_none
+from ..arguments import instances, shown, text, unless_none
 from .adapters import Adapter, adapter_of
 from .adapters.adapter import short
 from .adapters.continued import Continued
 from .adapters.iterables import StreamAdapter
+from .augment import Normalize
 
 _NAMES = ("train", "valid", "test")
 _TAKEN = ("train", "valid", "test", "iterate")  # by other rows, or other loaders
@@ -89,6 +90,8 @@ class DataLoaders:
             each is validated in each epoch and has a row of its name; dls.valid is then the first one.
         classes: the names of the classes, in the order of the targets, where there are any.
         source: where the data came from, for reports.
+        transform: the Normalize that made inputs of the pixels of images, for `learn.export`. An ImageLoader
+            has its own.
 
     Attributes:
         adapters: the adapter of each loader, under "train", "valid" and "test", and "valid/NAME" for each
@@ -107,6 +110,7 @@ class DataLoaders:
         test: Any = None,
         classes: Sequence[str] | None = None,
         source: str = "",
+        transform: Normalize | None = None,
     ) -> None:
         if train is None:
             raise ValueError(
@@ -118,6 +122,9 @@ class DataLoaders:
         self.train, self.valid, self.test = train, valid, test
         self.classes = unless_none(instances, "classes", classes, str, "names of classes")
         self.source = text("source", source) if source != "" else ""
+        if not isinstance(transform, Normalize | None):
+            raise TypeError(f"transform={shown(transform)}: expected minilearn.data.Normalize(mean, std)")
+        self.transform = transform
 
     def __getitem__(self, name: str) -> Any:
         if name in self.set_names:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..augment import Normalize
 from ..loaders import DataLoaders
 from ..resumable import TensorLoader
 from .download import check_set, not_found, places_of, reason_of, waiting_at_most
@@ -87,6 +88,7 @@ def _idx_loaders(
         TensorLoader(*load(True), bs=bs, shuffle=True, seed=seed, device=device),
         TensorLoader(*load(False), bs=bs, device=device),
         classes=[c.split(" - ")[-1] for c in dataset.classes],
+        transform=Normalize([mean_std[0]], [mean_std[1]]),
     )
 
 
