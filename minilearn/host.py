@@ -34,9 +34,11 @@ def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             result = None
             self.scopes.append(scope)
             try:
-                self.callback(before)
+                if before in self._hooks:
+                    self.callback(before)
                 result = method(self, *args, **kwargs)
-                self.callback(after)
+                if after in self._hooks:
+                    self.callback(after)
             except cancel as error:
                 self.left(scope, error)
             except BaseException as error:
@@ -55,7 +57,8 @@ def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                     self.is_failing = outer
                 raise
             try:
-                self.callback(cleanup)
+                if cleanup in self._hooks:
+                    self.callback(cleanup)
             except cancel:
                 pass  # the scope is being left already
             finally:
