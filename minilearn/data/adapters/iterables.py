@@ -49,7 +49,7 @@ class SequenceAdapter(Adapter):
         kinds = {(target.dtype, target.device, target.layout) for _, target in pairs}
         if len(kinds) != 1 or kinds.pop()[2] is not torch.strided:
             return None
-        parts = [target.detach().reshape(-1) for _, target in pairs]
+        parts = [target.flatten() for _, target in pairs]
         return (torch.cat(parts[i : i + _JOINED]) for i in range(0, len(parts), _JOINED))
 
     def smallest(self) -> int | None:
