@@ -66,9 +66,10 @@ class Learner(Fields):
     Fields for callbacks to read, each with exactly one writer:
         batch (the loader, then DeviceCB), xb and yb (its inputs and target, by unpack), preds and loss (the
         owners of predict and get_loss), loss_count (what the loss is a mean over, by `counting.Count` unless
-        the owner of get_loss sets it; None until then), opt, dl, training, phase ("train" or "eval"), phases
-        (those of this fit), epoch (0, 1, ... in this fit), n_epochs, batch_idx, n_steps (optimizer steps
-        taken in this fit), epoch_steps (planned, a list) and total_steps (their sum; None if a loader has no
+        the owner of get_loss sets it; None until then), loss_by (the loss_func that computed the loss; None
+        if something else did), opt, dl, training, phase ("train" or "eval"), phases (those of this fit),
+        epoch (0, 1, ... in this fit), n_epochs, batch_idx, n_steps (optimizer steps taken in this fit),
+        epoch_steps (planned, a list) and total_steps (their sum; None if a loader has no
         length), schedule_epochs (how many epochs the lr schedules cover), n_epochs_trained (epochs begun in
         the learner's life), history (a dict per epoch and phase, by MetricsCB), is_accumulating (whether more
         batches will add their gradients before the step, by GradientAccumulationCB), loss_weight (the factor
@@ -111,6 +112,7 @@ class Learner(Fields):
         self.preds: Any = None
         self.loss: Any = None
         self.loss_count: Any = None
+        self.loss_by: Any = None
         self._set_phase(None, training=False)
         self._begin()
         super().__init__(cbs, [DeviceCB(), MetricsCB(), ProgressCB()] if default_cbs else [])
@@ -182,8 +184,7 @@ class Learner(Fields):
                 self._update()
 
     def _forward_from_nothing(self) -> None:
-        self.preds = self.loss = self.loss_count = None
-        self.mean.forget()
+        self.preds = self.loss = self.loss_count = self.loss_by = None
         if not self._forward():  # it was cancelled, perhaps after a loss was set
             self.mean.take(self)
 
@@ -289,8 +290,7 @@ class Learner(Fields):
             loss_func = self._infer_loss(target)
         if self.batch_idx == 0 and self.epoch == 0:
             check_targets(loss_func, self.preds, target, self.dl)
-        self.loss = loss_func(self.preds, target)
-        self.mean.is_of(loss_func)
+        self.loss, self.loss_by = loss_func(self.preds, target), loss_func
 
     @default_step
     def backward(self) -> None:
@@ -390,7 +390,7 @@ class Learner(Fields):
             for a backward in a pass that does not train.
         """
         caller = check_again(self, backward)
-        own = self.preds, self.loss, self.loss_count
+        own = self.preds, self.loss, self.loss_count, self.loss_by
         try:
             with self.without(caller), self.mean.aside():
                 self._forward_from_nothing()
@@ -400,7 +400,7 @@ class Learner(Fields):
                     self.callback("backward")
             return self.preds, self.loss
         finally:
-            self.preds, self.loss, self.loss_count = own
+            self.preds, self.loss, self.loss_count, self.loss_by = own
 
     def log(self, name: str, value: Any, count: Any = None) -> None:
         """Add a named value of the batch, from a hook or a step; its mean over the phase is in the row.
@@ -687,7 +687,7 @@ class Learner(Fields):
     @contextmanager
     def _batch_aside(self) -> Iterator[None]:
         """Use other batches inside a `with`, those of a nested phase."""
-        of_batch = ("batch_idx", "_current", "preds", "loss", "loss_count", "is_accumulating")
+        of_batch = ("batch_idx", "_current", "preds", "loss", "loss_count", "loss_by", "is_accumulating")
         with self.kept(*of_batch), self.mean.aside():
             self._current = CurrentBatch()
             yield

@@ -41,7 +41,6 @@ class StepMean:
     def begin(self) -> None:
         """Begin a fit."""
         self.count = Count()
-        self._is_loss_funcs = False  # whether the batch's loss came from loss_func, not from another owner
         self._given: tuple[Tensor, int] | None = None  # a target without ignored values, and its version
         self._common = 0.0  # the unit that several processes share
         self._rule: list[Any] | None = None  # a Rule, found in the first batch
@@ -73,20 +72,10 @@ class StepMean:
         """Note a target in which the loss ignores nothing, unless a hook changes it."""
         self._given = target, target._version
 
-    def forget(self) -> None:
-        """Begin a forward, which has no loss yet."""
-        self._is_loss_funcs = False
-
-    def is_of(self, loss_func: Any) -> None:
-        """Note that loss_func computed the batch's loss."""
-        self._is_loss_funcs = True
-        self._count_of(loss_func)
-
     def _count_of(self, loss_func: Any) -> None:
-        if self.count.loss_func is not loss_func:
-            self.count = Count(loss_func)
-            if self._rule is not None:
-                self.count.use(Rule(*self._rule))
+        self.count = Count(loss_func)
+        if self._rule is not None:
+            self.count.use(Rule(*self._rule))
 
     def found(self, rule: Rule | None) -> None:
         """Take what the loss was seen to do in the first batch, for the rest of the pass."""
@@ -96,28 +85,35 @@ class StepMean:
 
     def take(self, learn: Learner) -> None:
         """Set what a batch's loss is a mean over, unless the owner of get_loss set it."""
-        if learn.loss is None:  # this pass computes no loss
+        loss, loss_func = learn.loss, learn.loss_by
+        if loss is None:  # this pass computes no loss
             return
-        if self._is_loss_funcs:
-            if not isinstance(learn.loss, Tensor) or learn.loss.ndim:
-                check_one_number(learn.loss_func, learn.loss)
+        if loss_func is not None:
+            if self.count.loss_func is not loss_func:
+                self._count_of(loss_func)
+            if not isinstance(loss, Tensor) or loss.ndim:
+                check_one_number(loss_func, loss)
             if learn.training and learn.batch_idx == learn.epoch == 0:
                 check_gradient(learn)
-        elif not isinstance(learn.loss, Tensor) and learn.training and learn.has_default("backward"):
-            check_one_number(None, learn.loss)
+        elif not isinstance(loss, Tensor) and learn.training and learn.has_default("backward"):
+            check_one_number(None, loss)
         count = learn.loss_count
         learn.loss_count = count = self._counted(learn) if count is None else on_host(count)
-        if not isinstance(count, Tensor):
-            if count == 0:  # the mean over nothing is nan, which would spread
-                learn.loss = zero_of(learn.loss if learn.preds is None else learn.preds)
-        elif learn.training and not self.count.is_safe:
-            only_counted(learn.preds, count)
+        is_empty = False
+        if isinstance(count, Tensor):
+            if learn.training and not self.count.is_safe:
+                only_counted(learn.preds, count)
+        elif count == 0:  # the mean over nothing is nan, which would spread
+            is_empty, learn.loss = True, zero_of(loss if learn.preds is None else learn.preds)
         if learn.training:
-            self._weigh(learn, count)
+            self._is_empty, self.weight = is_empty, None
+            if learn.is_accumulating or self.n or learn.processes.n_shards > 1:
+                self._weigh(learn, count)
 
     def _counted(self, learn: Learner) -> Any:
-        if not self._is_loss_funcs:
-            self._count_of(None)
+        if learn.loss_by is None:
+            if self.count.loss_func is not None:
+                self._count_of(None)
             part = learn.batch
             if learn.is_unpacked or is_pair(part):
                 part = learn.xb if learn.yb is None else learn.yb
@@ -132,7 +128,7 @@ class StepMean:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Run another forward inside a `with`, of this batch or of a nested pass."""
-        names = ("count", "weight", "_is_loss_funcs", "_given", "_is_empty")
+        names = ("count", "weight", "_given", "_is_empty")
         own = {name: getattr(self, name) for name in names}
         try:
             yield
@@ -142,11 +138,9 @@ class StepMean:
     # The step -------------------------------------------------------------------------------------
 
     def _weigh(self, learn: Learner, count: Any) -> None:
+        """Set the factor for the loss of a batch that is not the only one of its step."""
         n_processes = learn.processes.n_shards
-        self._is_empty = not isinstance(count, Tensor) and count == 0
-        if not (learn.is_accumulating or self.n or n_processes > 1):
-            self.weight = None
-        elif self.count.is_sum:
+        if self.count.is_sum:
             self._unit = 1.0
             self.weight = None if n_processes == 1 else torch.full_like(learn.loss, n_processes)
         else:
