@@ -41,6 +41,26 @@ from .processes import Processes, whole
 from .seeding import kept_rng
 
 
+def _part(i: int, doc: str) -> property:
+    """Return the property for one part of the batch: 0, its inputs, or 1, its target."""
+
+    def read(self: Learner) -> Any:
+        current = self._current
+        batch, parts = current.batch, current.parts
+        if parts is None and type(batch) in (tuple, list) and len(batch) == 2 and self.unpacks_by_form:
+            return batch[i]  # the usual batch: not kept, because a hook may change a list
+        return (parts or self._unpacked())[i]
+
+    def write(self: Learner, value: Any) -> None:
+        current = self._current
+        parts = current.parts or self._unpacked()
+        parts[i] = value
+        if self.unpacks_by_form and not current.is_unpacking and is_pair(current.batch):
+            self.batch = packed(current.batch, *parts)  # which then holds them
+
+    return property(read, write, doc=doc)
+
+
 class Learner(Fields):
     """Train a model on data with callbacks.
 
@@ -621,36 +641,8 @@ class Learner(Fields):
         if not self._current.is_unpacking:  # the owner of unpack may replace it
             self._current.parts = None
 
-    @property
-    def xb(self) -> Any:
-        """The batch's inputs. What a hook sets stays until the batch is set; a pair is updated too."""
-        return self._part(0)
-
-    @xb.setter
-    def xb(self, inputs: Any) -> None:
-        self._set_part(0, inputs)
-
-    @property
-    def yb(self) -> Any:
-        """The batch's target; None if it has none. What a hook sets stays, as for `xb`."""
-        return self._part(1)
-
-    @yb.setter
-    def yb(self, target: Any) -> None:
-        self._set_part(1, target)
-
-    def _part(self, i: int) -> Any:
-        batch, parts = self._current.batch, self._current.parts
-        if parts is None and type(batch) in (tuple, list) and len(batch) == 2 and self.unpacks_by_form:
-            return batch[i]  # the usual batch: not kept, because a hook may change a list
-        return (parts or self._unpacked())[i]
-
-    def _set_part(self, i: int, value: Any) -> None:
-        current = self._current
-        parts = current.parts or self._unpacked()
-        parts[i] = value
-        if self.unpacks_by_form and not current.is_unpacking and is_pair(current.batch):
-            self.batch = packed(current.batch, *parts)  # which then holds them
+    xb = _part(0, "The batch's inputs. What a hook sets stays until the batch is set; a pair is updated too.")
+    yb = _part(1, "The batch's target; None if it has none. What a hook sets stays, as for `xb`.")
 
     def _unpacked(self) -> list[Any]:
         current, parts = self._current, [None, None]
