@@ -396,6 +396,23 @@ def test_preds_loss_and_count_of_the_batch_stay_and_are_none_before():
     assert results == [[None] * 3, [None] * 3, [True] * 5]
 
 
+def test_loss_by_of_the_batch_stays_after_a_second_forward_that_was_cancelled():
+    class CallCB(Callback):
+        def after_forward(self, learn):
+            learn.again()
+            results.append(learn.loss_by is learn.loss_func)
+
+    class StopCB(Callback):
+        def before_forward(self, learn):
+            if learn.is_again:
+                learn.loss = learn.model(learn.xb).sum()
+                raise CancelForwardException
+
+    results = []
+    make_learner(1, cbs=[CallCB(), StopCB()]).fit(valid=False)
+    assert results == [True]
+
+
 def test_weight_of_the_batch_is_its_own_after_a_forward_that_counts_otherwise():
     class TwiceCB(Callback):
         """Own get_loss, and count all but the first time as ten times as much."""

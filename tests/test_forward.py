@@ -76,6 +76,23 @@ def test_preds_loss_and_count_are_none_before_and_of_this_batch_after():
     ]
 
 
+def test_loss_by_is_none_where_a_hook_set_the_loss():
+    class SecondCB(Callback):
+        def before_forward(self, learn):
+            seen.append(learn.loss_by)
+            if learn.batch_idx == 1:
+                learn.loss = learn.model(learn.xb).sum()
+                raise CancelForwardException
+
+        def after_batch(self, learn):
+            seen.append(learn.loss_by)
+
+    seen = []
+    learn = make_learner(2, cbs=[SecondCB()])
+    learn.fit(valid=False)
+    assert seen == [None, learn.loss_func, None, None]
+
+
 def test_nested_validation_in_the_forward_leaves_its_preds_loss_and_count():
     class NestedCB(Callback):
         def after_loss(self, learn):
@@ -87,6 +104,17 @@ def test_nested_validation_in_the_forward_leaves_its_preds_loss_and_count():
     learn.fit(2)
     assert same(tensors_of(straight.model), tensors_of(learn.model))
     assert len(learn.history) == 4
+
+
+def test_nested_prediction_in_the_forward_leaves_what_computed_the_loss():
+    class NestedCB(Callback):
+        def after_loss(self, learn):
+            learn.predict(learn.dls.valid)
+            seen.append(learn.loss_by is learn.loss_func)
+
+    seen = []
+    make_learner(1, cbs=[NestedCB()]).fit(valid=False)
+    assert seen == [True]
 
 
 # Cancelled --------------------------------------------------------------------------------------------
