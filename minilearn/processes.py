@@ -117,11 +117,23 @@ class Processes:
     n_shards: int = 1
     clock_s: float | None = None
     is_idle: bool = False
+    _put: Callable[[], None] | None = None
 
     def are(self, rank: int, n: int, n_shards: int | None = None) -> None:
         """Set which process this is, of how many, and into how many parts a batch is divided (None: n)."""
         self.rank, self.n, self.clock_s, self.is_idle = rank, n, None, False
+        self._put = None
         self.n_shards = n if n_shards is None else n_shards
+
+    def after_restore(self, put: Callable[[], None]) -> None:
+        """Take what puts back this process's own state, once all of a checkpoint is restored."""
+        self._put = put
+
+    def restored(self) -> None:
+        """Put it back: a checkpoint's random numbers, which are the first process's, are in place by now."""
+        put, self._put = self._put, None
+        if put is not None:
+            put()
 
     def tick(self, clock_s: float) -> None:
         """Take the first process's clock."""

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from ..data.adapters import Adapter, adapter_of
 from ..optim.groups import params_of
 from ..parameters import extra_params, loss_tensors, roots_of
 from ..processes import Processes, ask, fail, is_part, join
-from ..seeding import rng_state, seed_of, set_rng_state
+from ..seeding import packed_rng, rng_state, seed_of, set_rng_state
 from ..weights import tensors_by_name
 from .device import DeviceCB, default_device
 from .joining import check_joinable
@@ -115,7 +115,6 @@ class DistributedCB(Callback):
         self._is_inside: dict[int, Any] = {}  # the models to put back after predict, by depth
         self._extra: list[Any] = []  # trained parameters outside the model
         self._asked: Any = None  # the exchange that is under way
-        self._rng: Any = None  # random numbers to continue with
         self._is_seeded = False
         self._seeded: list[Any] = []  # loaders that already have the first process's seed
         self._is_alone = False  # in a predict outside a fit, which one process may run without others
@@ -250,7 +249,7 @@ class DistributedCB(Callback):
         loaders += learn.dls.sets.values() if "eval" in learn.phases else ()
         for loader in loaders:  # now, to refuse what cannot be sharded, or differs, before any training
             self._shard_of(learn, loader)
-        self._asked, self._rng = None, None
+        self._asked = None
 
     def _check_plan(self, learn: Learner) -> None:
         plans = self._processes.all_gather(learn.epoch_steps)
@@ -320,9 +319,6 @@ class DistributedCB(Callback):
     def before_batch(self, learn: Learner) -> None:
         if self.n_processes == 1:
             return
-        if self._rng is not None and not learn.is_nested:
-            _put_rng(self._rng)
-            self._rng = None
         adapter = self._adapters.get(id(learn.dl))
         sizes = None if adapter is None else adapter.sizes(learn.batch_idx)
         learn.processes.are_idle(sizes is not None and sizes[0] == 0)
@@ -433,9 +429,10 @@ class DistributedCB(Callback):
             return
         states = state.get("rng", [])
         same = len(states) == self.n_processes
-        self._rng = states[self.rank] if same else seed_of(torch.initial_seed(), self.rank)
+        rng = states[self.rank] if same else seed_of(torch.initial_seed(), self.rank)
         if not same and self.parallelize is not None and states:
-            self._rng = states[0]  # the same in all
+            rng = states[0]  # the same in all
+        self._processes.after_restore(partial(_put_rng, rng))
 
 
 def _nothing(learn: Learner) -> None:
@@ -465,17 +462,19 @@ def _digest(tensor: torch.Tensor) -> str:
 
 
 def _rng() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state() if _has_cuda() else None
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+    """Return the state of this process's generators, with that of its own GPU only."""
+    return packed_rng(devices=False) | {"own_cuda": torch.cuda.get_rng_state() if _has_cuda() else None}
 
 
 def _put_rng(state: Any) -> None:
     if isinstance(state, int):
         torch.manual_seed(state)
         return
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and _has_cuda():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+    if "cpu" in state:  # written by version 0.1, without python's and numpy's
+        state = rng_state(devices=False) | {"torch": state["cpu"], "own_cuda": state["cuda"]}
+    set_rng_state(state)
+    if state["own_cuda"] is not None and _has_cuda():
+        torch.cuda.set_rng_state(state["own_cuda"].cpu())
 
 
 def _has_cuda() -> bool:

@@ -92,6 +92,7 @@ class Source:
         restore(learn, self.saved)
         restore_loaders(learn, self.saved["loaders"])
         set_rng_state(_loaded(self.saved["rng"]))
+        learn.processes.restored()
         self.is_put = True
 
     def restore_beginning(self, learn: Learner, what: str) -> None:

@@ -7,7 +7,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from ..callback import Callback, Order
@@ -16,7 +15,7 @@ from ..optim.groups import keep_order_of_memory, params_of
 from ..parameters import check_brought, elsewhere, extra_params
 from ..plan import Position
 from ..processes import like
-from ..seeding import rng_state, set_rng_state
+from ..seeding import packed_rng, set_rng_state
 from ..weights import SUFFIX, plain_name, tensors_by_name
 from .begun import Before, Begun, owner_of, put_attributes
 from .best import bests_in
@@ -174,7 +173,7 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
         "frozen_norms": [plain_name(model, k) for k, m in model.named_modules() if m in norms],
         "cbs": cbs,
         "loaders": {k: saver.save(state_of(learn, loader), k) for k, loader in loaders_of(learn).items()},
-        "rng": saver.save(_packed(rng_state()), "rng"),
+        "rng": saver.save(packed_rng(), "rng"),
     }
 
 
@@ -212,7 +211,7 @@ def capture_beginning(learn: Learner) -> Saved:
             "loaders": {
                 name: saver.save(state_of(learn, loader), name) for name, loader in loaders_of(learn).items()
             },
-            "rngs": [saver.save(state, "rng") for state in learn.processes.all_gather(_packed(rng_state()))],
+            "rngs": [saver.save(state, "rng") for state in learn.processes.all_gather(packed_rng())],
         }
     )
 
@@ -268,12 +267,6 @@ def restore_loaders(learn: Learner, saved: Saved) -> None:
     for name, part in loaders_of(learn).items():
         if saved.get(name):
             learn.dls.adapter_of(part).load_state(loader.load(saved[name], None, ""))
-
-
-def _packed(rng: Saved) -> Saved:
-    """Return the generators' state with python's 625 numbers as one array, which saves quickly."""
-    version, words, gauss = rng["python"]
-    return rng | {"python": (version, np.array(words, dtype=np.uint32), gauss)}
 
 
 def keyed(cbs: tuple[Callback, ...]) -> dict[str, Callback]:
