@@ -78,7 +78,8 @@ class Callback:
             launch kernels on the device and do nothing else.
         in_each_process: False for one that writes or shows something once, even if DistributedCB trains with
             several processes: its hooks then run in the first process only.
-        logs: the names that it gives to `learn.log`, so that monitors know them before training.
+        logs: the names that it gives to `learn.log`, so that monitors know them before training. None for one
+            whose names come from the model: monitors look for them in the first epoch's rows.
         needs_target: True for one that needs the target of a batch.
         shows_progress: True for one that shows the progress of a fit, so that others may print too.
         may_come_and_go: True for one that a resumed fit may add or leave out, with a warning: a logger, or
@@ -98,7 +99,7 @@ class Callback:
     in_lr_find: ClassVar[bool] = True
     in_graph: ClassVar[bool] = False
     in_each_process: ClassVar[bool] = True
-    logs: ClassVar[tuple[str, ...]] = ()
+    logs: ClassVar[tuple[str, ...] | None] = ()
     needs_target: ClassVar[bool] = False
     shows_progress: ClassVar[bool] = False
     may_come_and_go: ClassVar[bool] = False

@@ -348,6 +348,71 @@ def test_training_without_targets_is_refused(batch):
         learn.fit()
 
 
+def detector_learner(*cbs, model=None, **kwargs):
+    model = Detector(p=0.0) if model is None else model
+    return Learner(model, detection(), lr=0.0, cbs=[DetectionCB(), *cbs], default_cbs=False, **kwargs)
+
+
+def test_each_loss_has_its_mean_over_the_images_in_rows_of_training():
+    learn = detector_learner(MetricsCB(), opt_func=torch.optim.SGD)
+    learn.fit()
+    sums = {"loss_box": 0.0, "loss_label": 0.0}
+    sizes = []
+    for images, targets in learn.dls.train:
+        sizes.append(len(images))
+        for name, loss in learn.model.train()(images, targets).items():
+            sums[name] += loss.item() * len(images)
+    assert len(set(sizes)) == 2  # the last batch is smaller
+    train, valid = learn.history
+    for name, total in sums.items():
+        assert train[name] == pytest.approx(total / N, rel=1e-6)
+        assert name not in valid
+    assert train["loss"] == pytest.approx(train["loss_box"] + train["loss_label"], rel=1e-6)
+
+
+class NamedLosses(Detector):
+    """Call the losses otherwise."""
+
+    def __init__(self, *names):
+        super().__init__(p=0.0)
+        self.names = names
+
+    def forward(self, images, targets=None):
+        found = super().forward(images, targets)
+        return dict(zip(self.names, found.values(), strict=False)) if self.training else found
+
+
+def test_a_loss_that_is_called_like_a_column_of_the_row_has_another_name():
+    learn = detector_learner(MetricsCB(), model=NamedLosses("loss", "epoch"))
+    learn.fit()
+    row = learn.history[0]
+    assert row["epoch"] == 0
+    assert row["loss"] == pytest.approx(row["model_loss"] + row["model_epoch"], rel=1e-6)
+
+
+def test_the_only_loss_has_no_column_beside_the_loss():
+    learn = detector_learner(MetricsCB(), model=NamedLosses("loss_ctc"))
+    learn.fit()
+    assert sorted(learn.history[0]) == ["epoch", "loss", "time_s", "train"]
+
+
+def test_losses_are_not_logged_without_rows():
+    learn = detector_learner()
+    learn.fit()
+    assert learn.history == []
+
+
+def test_a_monitor_may_name_a_loss_and_a_wrong_name_is_found_in_the_first_epoch():
+    stop = EarlyStoppingCB("train/loss_box", mode="min", patience=1, min_delta=1e-3)
+    learn = detector_learner(MetricsCB(), stop)
+    learn.fit(5)
+    assert learn.epoch == 1  # lr=0: nothing becomes better
+    learn = detector_learner(MetricsCB(), EarlyStoppingCB("train/box_regression", mode="min"))
+    with pytest.raises(ValueError, match=mentions("train/box_regression ... loss_box, loss_label")):
+        learn.fit(5)
+    assert learn.epoch == 0
+
+
 def test_a_model_that_gives_no_losses_is_refused():
     class Wrong(Detector):
         def forward(self, images, targets=None):
@@ -430,7 +495,7 @@ def test_metrics_of_a_detector_are_those_of_the_validation():
     learn = Learner(**job.make(0.0), cbs=[DetectionCB(), MetricsCB(n=Boxes())], default_cbs=False)
     learn.fit()
     assert [sorted(row) for row in learn.history] == [
-        ["epoch", "loss", "time_s", "train"],
+        ["epoch", "loss", "loss_box", "loss_label", "time_s", "train"],
         ["epoch", "n", "time_s", "train"],
     ]
     assert learn.history[1]["n"] == N

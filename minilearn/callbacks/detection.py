@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..batches import Samples, inputs_and_target
 from ..callback import Callback
+from .metrics import OWN, MetricsCB
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -29,12 +30,18 @@ class DetectionCB(Callback):
     so no metrics. In evaluation it gets the images, `model(images)`, and computes no loss: the row has none,
     so a monitor names a metric, or "train/loss". `learn.loss_count` is the number of images.
 
+    With a MetricsCB, each loss of a dict has a column in the rows of training, under its name, such as
+    "loss_classifier": its mean over the images. One with the name of a column that each row has, such as
+    "loss", is "model_loss" there, and one that is the only loss has no column. A monitor may name them.
+
     Runs at: cleanup_forward. Owns: unpack, predict, get_loss. Reads: batch. Writes: xb, yb (lists, as
         Samples), preds, loss, loss_count.
     State: none.
     Raises: ValueError for a batch that is not (images, targets), in training; TypeError for a model that
         returns no dict of losses there.
     """
+
+    logs = None  # the model says which
 
     def __init__(self) -> None:
         self._losses: Any = None  # of the forward that is running
@@ -73,6 +80,9 @@ class DetectionCB(Callback):
         learn.loss = sum(losses.values())
         if learn.loss_count is None:  # 0 in a process that has no sample
             learn.loss_count = len(learn.xb)
+        if len(losses) > 1 and any(isinstance(cb, MetricsCB) for cb in learn.cbs):
+            for name, value in losses.items():
+                learn.log(f"model_{name}" if name in OWN else name, value)
 
     def cleanup_forward(self, learn: Learner) -> None:
         self._losses = None

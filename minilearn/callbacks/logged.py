@@ -168,12 +168,14 @@ def declared(cbs: Iterable[Callback]) -> list[str]:
     """
     found: dict[str, None] = {}
     for cb in cbs:
-        if not _is_names(type(cb).logs):
+        if type(cb).logs is not None and not _is_names(type(cb).logs):
             raise TypeError(
                 f"{type(cb).__name__}.logs = {shown(type(cb).logs)}: expected a tuple of the names that it "
-                "gives to learn.log, such as ('kl',)"
+                "gives to learn.log, such as ('kl',), or None if they come from the model"
             )
-        if _is_names(cb.logs):  # an attribute of an instance may be something of its own
+        if cb.logs is not None and _is_names(
+            cb.logs
+        ):  # an attribute of an instance may be something of its own
             found |= dict.fromkeys(cb.logs)
     return [*found]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..learner import Learner
 
 
-_OWN = ("loss", "epoch", "train", "time_s", "lr")  # columns of each row, or of its line in a CSV file
+OWN = ("loss", "epoch", "train", "time_s", "lr")  # columns of each row, or of its line in a CSV file
 _MAX_COLUMNS = 1000  # of one metric
 _OF_PHASE = ("metrics", "_others", "_sum", "_n", "_logged", "_start_s", "_has_batches", "_has_preds")
 
@@ -406,7 +406,7 @@ def _check_name(name: str, other: str = "", is_logged: bool = False) -> None:
     what, write = ("metric", f"MetricsCB(my_{name}=...)")
     if is_logged:
         what, write = ("logged value", f"learn.log('my_{name}', ...)")
-    if name in _OWN:
+    if name in OWN:
         other = "the row itself"
     if other:
         raise ValueError(

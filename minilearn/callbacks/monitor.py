@@ -21,8 +21,8 @@ class Monitor:
     A bare name means validation's value, or training's in a fit without validation. Of several validation
     sets, {"clean": a, "shifted": b}, "shifted/loss" is the value of one; a bare name means the first one's.
     The name is checked before training, unless code of the user's may log it: `learn.log` in a callback that
-    does not declare it, in a subclass of the Learner, or in a loss function. Then it is looked for in the
-    first epoch's rows.
+    does not declare it, in a subclass of the Learner, or in a loss function; or a callback may whose names
+    come from the model. Then it is looked for in the first epoch's rows.
 
     Args:
         mode: "min" or "max", whichever is better; it is known for a loss.
@@ -113,8 +113,13 @@ def _phases(learn: Learner) -> list[str]:
 
 
 def _may_log(learn: Learner) -> bool:
-    """Whether code that is not minilearn's own runs in a batch, and so may call learn.log."""
+    """Whether a name may be logged that is not known before training.
+
+    That is where code that is not minilearn's own runs in a batch, and where names come from the model.
+    """
     objects = [learn, *learn.cbs]
+    if any(cb.logs is None for cb in learn.cbs):
+        return True
     if any(type(found).__module__.partition(".")[0] != __name__.partition(".")[0] for found in objects):
         return True
     return learn.loss_func is not None and not is_torchs(learn.loss_func)
