@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -130,16 +130,47 @@ def named_params(learn: Learner) -> dict[str, nn.Parameter]:
 # That all of them are trained -------------------------------------------------------------------------
 
 
+def values_in(learn: Learner, only: Callable[[Callback], bool] = lambda cb: True) -> dict[str, Any]:
+    """Return what callbacks, and the learner's own fields, keep as attributes or one level inside of these.
+
+    Args:
+        only: which callbacks are meant.
+
+    By name, such as "GANCB.opt", "GANCB.opts[0]" or "learn.opts['critic']".
+    """
+    n_of = Counter[str]()
+    holders: list[tuple[str, dict[str, Any]]] = []
+    for cb in learn.cbs:
+        kind = type(cb).__name__
+        n_of[kind] += 1
+        if only(cb):
+            holders.append((f"{kind} {n_of[kind]}" if n_of[kind] > 1 else kind, vars(cb)))
+    found: dict[str, Any] = {}
+    for owner, values in [*holders, ("learn", learn.own_fields())]:
+        for name, value in values.items():
+            parts: Iterable[tuple[Any, Any]] = ()
+            if isinstance(value, dict):
+                parts = value.items()
+            elif isinstance(value, list | tuple):
+                parts = enumerate(value)
+            found |= {f"{owner}.{name}": value} | {f"{owner}.{name}[{key!r}]": part for key, part in parts}
+    return found
+
+
+def optimizers_elsewhere(
+    learn: Learner, only: Callable[[Callback], bool] = lambda cb: True
+) -> dict[str, torch.optim.Optimizer]:
+    """Return the other optimizers, kept by callbacks or on the learner, by name; `only` as in values_in."""
+    found: dict[int, tuple[str, torch.optim.Optimizer]] = {}
+    for name, value in values_in(learn, only).items():
+        if isinstance(value, torch.optim.Optimizer) and value is not learn.opt:
+            found.setdefault(id(value), (name, value))
+    return dict(found.values())
+
+
 def elsewhere(learn: Learner) -> set[int]:
     """Return the ids of parameters in other optimizers, kept by callbacks or on the learner."""
-    holders = [*(vars(cb) for cb in learn.cbs), learn.own_fields()]
-    found: set[int] = set()
-    for value in [value for holder in holders for value in holder.values()]:
-        parts = value.values() if isinstance(value, dict) else value
-        for opt in parts if isinstance(value, dict | list | tuple) else [value]:
-            if isinstance(opt, torch.optim.Optimizer) and opt is not learn.opt:
-                found |= {id(p) for p in params_of(opt)}
-    return found
+    return {id(p) for opt in optimizers_elsewhere(learn).values() for p in params_of(opt)}
 
 
 def check_trained(learn: Learner) -> None:

@@ -25,6 +25,7 @@ from ..weights import tensors_by_name
 from .device import DeviceCB, default_device
 from .joining import check_joinable
 from .metrics import MetricsCB
+from .other_optimizers import OtherOptimizers
 from .precision import MixedPrecisionCB
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class DistributedCB(Callback):
     A loss that is a module, and parameters that callbacks add, start each fit with the first process's
     values. Their gradients are averaged like the model's; one that a process lacks counts as 0.
 
+    So do optimizers beside the learner's, such as a GAN's second one, that callbacks or the learner keep as
+    attributes, and the modules with their parameters. A backward of yours on a loss that is a mean over the
+    samples of the batch is weighted by the samples of this process (do not multiply it by learn.loss_weight),
+    and gradients are averaged before the optimizer's step. All processes have to take that step.
+
     All processes have to call fit and validate. Any one may call predict, which returns all predictions
     (except if the model is sharded).
 
@@ -77,12 +83,14 @@ class DistributedCB(Callback):
         target), and for a metric that cannot be merged; ValueError for a DistributedSampler that gives
         samples twice, the wrong kind of device, processes that resume from different checkpoints, with
         shard= for parameters outside the model, and with parallelize= for a model without DTensors, or whose
-        other tensors differ between the processes.
-        In training: RuntimeError for processes that are out of sync.
-    Differs: from the usual scripts, where the batch size is that of one process. A backward of your own must
-        multiply the loss by learn.loss_weight if it is not None. A callback that cancels has to do so in all
-        processes: by the history or the number of steps, not by its own batch. If one process takes another
-        path, all end with an error, at the latest after waiting for timeout_s.
+        other tensors differ between the processes; for other optimizers that differ, or have parameters of
+        the model.
+        In training: RuntimeError for processes that are out of sync; for another optimizer that was not found
+        before, steps with a closure, or with gradients of the learner's loss.
+    Differs: from the usual scripts, where the batch size is that of one process. A callback that owns
+        backward must multiply the loss by learn.loss_weight if it is not None. A callback that cancels has to
+        do so in all processes: by the history or the number of steps, not by its own batch. If one process
+        takes another path, all end with an error, at the latest after waiting for timeout_s.
     """
 
     order = Order.PROCESSES
@@ -114,6 +122,7 @@ class DistributedCB(Callback):
         self._adapters: dict[int, Adapter] = {}  # of the loaders that are shards
         self._is_inside: dict[int, Any] = {}  # the models to put back after predict, by depth
         self._extra: list[Any] = []  # trained parameters outside the model
+        self._others = OtherOptimizers(self._sizes)
         self._asked: Any = None  # the exchange that is under way
         self._is_seeded = False
         self._seeded: list[Any] = []  # loaders that already have the first process's seed
@@ -216,10 +225,10 @@ class DistributedCB(Callback):
 
     def wrap_hook(self, name: str, hook: Hook) -> Hook:
         if self.n_processes > 1 and name.endswith(".backward"):
-            return self._then_average(hook)
+            return self._then_average(self._others.in_learners(hook))
         owner = getattr(inspect.unwrap(hook), "__self__", None)
-        if self.rank and isinstance(owner, Callback) and not owner.in_each_process:
-            return _nothing
+        if self.n_processes > 1 and isinstance(owner, Callback) and not owner.in_each_process:
+            return _nothing if self.rank else self._others.apart(hook)
         return hook
 
     def before_fit(self, learn: Learner) -> None:
@@ -243,6 +252,7 @@ class DistributedCB(Callback):
         if "train" in learn.phases:  # a fit without training plans no steps
             self._check_plan(learn)
             self._find_extra(learn)
+            self._others.begin(learn)
         if self.parallelize is not None:
             self._extra = []  # all have the same gradients
         loaders = [learn.dls.train] * ("train" in learn.phases)
@@ -297,6 +307,7 @@ class DistributedCB(Callback):
             return
         for root in roots_of(learn):
             self._processes.broadcast_into(root.buffers())
+        self._others.join_buffers(learn)
         self._use_shard(learn)
 
     def _use_shard(self, learn: Learner) -> None:
@@ -319,9 +330,13 @@ class DistributedCB(Callback):
     def before_batch(self, learn: Learner) -> None:
         if self.n_processes == 1:
             return
-        adapter = self._adapters.get(id(learn.dl))
-        sizes = None if adapter is None else adapter.sizes(learn.batch_idx)
+        sizes = self._sizes(learn)
         learn.processes.are_idle(sizes is not None and sizes[0] == 0)
+
+    def _sizes(self, learn: Learner) -> tuple[int, int] | None:
+        """Return how many samples the batch has here, and in all processes; None if not known."""
+        adapter = self._adapters.get(id(learn.dl))
+        return None if adapter is None else adapter.sizes(learn.batch_idx)
 
     def before_forward(self, learn: Learner) -> None:
         if self.n_processes == 1:
@@ -402,6 +417,7 @@ class DistributedCB(Callback):
             self._leave(learn)
 
     def release(self, learn: Learner) -> None:
+        self._others.end()
         self._shards, self._adapters, self._is_inside, self._extra = {}, {}, {}, []
         # The next fit makes a new one: an old one may abort the process at exit, see processes.py.
         self._ddp = self._ddp_of = None
