@@ -86,7 +86,8 @@ class DistributedCB(Callback):
         other tensors differ between the processes; for other optimizers that differ, or have parameters of
         the model.
         In training: RuntimeError for processes that are out of sync; for another optimizer that was not found
-        before, steps with a closure, or with gradients of the learner's loss.
+        before, steps with a closure, or with gradients of the learner's loss; for a step by gradients of the
+        model from another backward than the learner's, except if the model is sharded.
     Differs: from the usual scripts, where the batch size is that of one process. A callback that owns
         backward must multiply the loss by learn.loss_weight if it is not None. A callback that cancels has to
         do so in all processes: by the history or the number of steps, not by its own batch. If one process
@@ -226,6 +227,8 @@ class DistributedCB(Callback):
     def wrap_hook(self, name: str, hook: Hook) -> Hook:
         if self.n_processes > 1 and name.endswith(".backward"):
             return self._then_average(self._others.in_learners(hook))
+        if self.n_processes > 1 and name.endswith(".step"):
+            return self._others.checked(hook)
         owner = getattr(inspect.unwrap(hook), "__self__", None)
         if self.n_processes > 1 and isinstance(owner, Callback) and not owner.in_each_process:
             return _nothing if self.rank else self._others.apart(hook)
@@ -252,7 +255,7 @@ class DistributedCB(Callback):
         if "train" in learn.phases:  # a fit without training plans no steps
             self._check_plan(learn)
             self._find_extra(learn)
-            self._others.begin(learn)
+            self._others.begin(learn, is_averaged=self.shard is None and self.parallelize is None)
         if self.parallelize is not None:
             self._extra = []  # all have the same gradients
         loaders = [learn.dls.train] * ("train" in learn.phases)

@@ -1,4 +1,4 @@
-"""Optimizers beside the learner's, such as a GAN's second one, over several processes; for DistributedCB."""
+"""Backwards and optimizers beside the learner's own, over several processes; for DistributedCB."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..callback import Hook
 from ..optim.groups import params_of
-from ..parameters import optimizers_elsewhere, values_in
+from ..parameters import named_params, optimizers_elsewhere, values_in
 from ..weights import tensors_by_name
 
 if TYPE_CHECKING:
@@ -38,11 +38,15 @@ class OtherOptimizers:
         self._handles: list[Any] = []
         self._of_learner: set[int] = set()  # the parameters, in the learner's backward, that got its gradient
         self._is_learners = False  # whether the learner's backward is running
+        self._outside: dict[int, Any] = {}  # gradients of the learner's parameters from other backwards
         self._is_apart = False  # whether a hook runs that only the first process has
         self._steps: dict[int, tuple[Any, Any]] = {}  # of optimizers that were not found: themselves, place
 
-    def begin(self, learn: Learner) -> None:
+    def begin(self, learn: Learner, is_averaged: bool = True) -> None:
         """Find the other optimizers, at the beginning of a fit.
+
+        Args:
+            is_averaged: whether it is the learner's backward that averages the gradients of the model.
 
         Raises: ValueError for one that has parameters of the model, and where the processes differ.
         """
@@ -68,8 +72,14 @@ class OtherOptimizers:
         learn.processes.broadcast_into(params.values())
         for module in self._modules:
             learn.processes.broadcast_into(t for t in tensors_by_name(module).values() if id(t) not in params)
-        self._handles = [_weigh(p, self._weighing(learn, p)) for p in params.values()]
+        self._handles = [_hooked(p, p.register_hook, self._weighing(learn, p)) for p in params.values()]
         self._handles.append(register_optimizer_step_pre_hook(self._stepping(learn)))
+        if is_averaged:
+            of_learner = {id(p): p for p in [*learn.model.parameters(), *params_of(learn.opt)]}
+            self._handles += [
+                _hooked(p, p.register_post_accumulate_grad_hook, self._noting(learn))
+                for p in of_learner.values()
+            ]
 
     def end(self) -> None:
         """Forget them, and leave no hook on anything."""
@@ -77,6 +87,7 @@ class OtherOptimizers:
             handle.remove()
         self._opts, self._modules, self._handles, self._steps = {}, [], [], {}
         self._of_learner.clear()
+        self._outside.clear()
         self._is_learners = self._is_apart = False
 
     def join_buffers(self, learn: Learner) -> None:
@@ -111,6 +122,33 @@ class OtherOptimizers:
                 self._is_apart = False
 
         return alone
+
+    def checked(self, step: Hook) -> Hook:
+        """Return the learner's step, which refuses gradients that are not averaged."""
+
+        @wraps(step)
+        def stepping(learn: Learner) -> None:
+            for name, p in named_params(learn).items() if self._outside else ():
+                if p.grad is not None and p.grad is self._outside.get(id(p)):
+                    raise RuntimeError(
+                        f"{name} has a gradient of another backward than the learner's, and several "
+                        "processes average only the learner's: expected that loss added to learn.loss in "
+                        "after_loss, or learn.again(backward=True); torch.autograd.grad gives gradients that "
+                        "are not for a step"
+                    )
+            self._outside.clear()
+            step(learn)
+
+        return stepping
+
+    def _noting(self, learn: Learner) -> Callable[[Tensor], None]:
+        """Return what notes a gradient of a batch that was added outside the learner's backward."""
+
+        def note(p: Tensor) -> None:
+            if not self._is_learners and learn.training and "batch" in learn.scopes:
+                self._outside[id(p)] = p.grad
+
+        return note
 
     def _weighing(self, learn: Learner, p: Tensor) -> Callable[[Tensor], Tensor]:
         """Return what a gradient that is about to be added to p.grad is replaced by."""
@@ -203,11 +241,11 @@ def _check_apart(learn: Learner, opts: dict[str, Any]) -> None:
             )
 
 
-def _weigh(p: Tensor, function: Callable[[Tensor], Tensor]) -> Any:
-    """Call a function with each new gradient of a parameter, also if it is frozen now and not later."""
+def _hooked(p: Tensor, register: Callable[..., Any], function: Callable[[Tensor], Any]) -> Any:
+    """Register a hook on the gradients of a parameter, also if it is frozen now and not later."""
     is_trained = p.requires_grad
     p.requires_grad_(True)
     try:
-        return p.register_hook(function)  # type: ignore[no-untyped-call]
+        return register(function)
     finally:
         p.requires_grad_(is_trained)

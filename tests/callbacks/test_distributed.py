@@ -473,3 +473,4 @@ def test_loaders_that_cannot_be_divided_are_refused_before_training(phases):
             pytest.raises(TypeError, match=mentions("Generated ... DatasetLoader")) if bad else nullcontext()
         ):
             cb.before_fit(learn)
+        cb.release(learn)

@@ -33,6 +33,8 @@ class JoinedCB(Callback):
     def wrap_hook(self, name, hook):
         if name.endswith(".backward"):
             return self.others.in_learners(hook)
+        if name.endswith(".step"):
+            return self.others.checked(hook)
         return self.others.apart(hook) if name.startswith("ProbeCB") else hook
 
 
@@ -227,3 +229,38 @@ def test_other_optimizers_in_each_process_are_refused_before_training(monkeypatc
     with pytest.raises(ValueError, match=mentions("different optimizers ... SecondCB.opt")):
         learn.fit()
     assert learn.n_steps == 0
+
+
+# Gradients of the model -------------------------------------------------------------------------------
+
+
+def own_backward(learn, **kwargs):
+    if learn.training:
+        learn.model(learn.xb).square().mean().backward(**kwargs)
+
+
+@pytest.mark.parametrize(
+    "event",
+    ["before_batch", "before_forward", "after_predict", "after_loss", "after_backward", "before_step"],
+)
+def test_a_step_by_gradients_of_another_backward_is_refused(at, event):
+    with pytest.raises(RuntimeError, match=mentions("weight ... another backward ... learn.again")):
+        fit(at(event, own_backward))
+
+
+def test_gradients_of_another_backward_may_be_looked_at(at):
+    def look(learn):
+        if learn.training:
+            own_backward(learn)
+            learn.opt.zero_grad()
+            torch.autograd.grad(learn.model(learn.xb).square().mean(), learn.model.weight)
+
+    assert fit(at("before_batch", look), at("after_step", own_backward)).n_steps == 6
+
+
+def test_another_backward_of_the_learners_is_no_other(at):
+    def again(learn):
+        learn.opt.zero_grad()
+        learn.again(backward=True)
+
+    assert fit(at("before_step", again)).n_steps == 6
