@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from copy import deepcopy
 from functools import wraps
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..arguments import whole_number
 from ..batches import map_tensors, tensors_in
 from ..callback import Callback, Hook, Order
+from ..events import CancelException
 from ..optim.base import Optimizer
 from ..optim.groups import params_of
 from ..parameters import roots_of
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from ..learner import Learner
 
 _INSIDE = ("after_predict", "after_loss", "after_backward", "before_step")
+_AT_END = ("after_forward", "cleanup_forward")
 _STEP = (
     *("predict", "after_predict", "get_loss", "after_loss", "after_forward", "cleanup_forward"),
     *("backward", "after_backward", "before_step", "step"),
@@ -36,8 +39,9 @@ class CUDAGraphCB(Callback):
     If a model's kernels are short, most of the time goes into launching them one by one; a graph launches
     them all at once. The lr becomes a tensor on the device, into which schedules write, so that each replay
     uses the lr of its step; after the fit it is a number again. Metrics, records and schedules run at
-    after_step and after_batch as always. Validation, and a batch of another shape, such as the last, run
-    without the graph. With the data on the device too (`cifar10(device="cuda")`), nothing else waits.
+    after_step and after_batch as always, and so do hooks at after_forward and cleanup_forward, once the step
+    is taken. Validation, and a batch of another shape, such as the last, run without the graph. With the data
+    on the device too (`cifar10(device="cuda")`), nothing else waits.
 
     Args:
         warmup: batches before the capture, for what is set up on first use, >= 1.
@@ -48,7 +52,7 @@ class CUDAGraphCB(Callback):
         of torch's, accumulated gradients, and a callback with a hook between predict and step that does not
         declare `in_graph = True`: such a hook may only launch kernels, because its Python runs only once.
         During training: ValueError if a hyperparameter other than the lr changes, and for `learn.log` in
-        what is captured.
+        what is captured; RuntimeError for a cancel in after_forward, when the step is taken.
     Source: torch's notes on CUDA graphs, whole-network capture.
     """
 
@@ -133,6 +137,8 @@ class CUDAGraphCB(Callback):
     def wrap_hook(self, name: str, hook: Hook) -> Hook:
         """Return a hook or step that does nothing during a replay, and a predict that replays."""
         event = name.rpartition(".")[2]
+        if event in _AT_END:
+            return self._at_end(name, hook)
         if event not in (*_INSIDE, "predict", "get_loss", "backward", "step"):
             return hook
 
@@ -145,6 +151,31 @@ class CUDAGraphCB(Callback):
             return None
 
         return replayed
+
+    def _at_end(self, name: str, hook: Hook) -> Hook:
+        """Return a hook at the end of a forward, which runs in each batch and is not captured.
+
+        Except if it may be: MixedPrecisionCB has to leave autocast before the backward that is captured.
+        """
+        cb = getattr(inspect.unwrap(hook), "__self__", None)
+        if isinstance(cb, Callback) and cb.in_graph:
+            return hook
+
+        @wraps(hook)
+        def outside(learn: Learner) -> Any:
+            if self._is_capturing:
+                return None
+            try:
+                return hook(learn)
+            except CancelException as cancel:
+                if not self._is_replaying:
+                    raise
+                raise RuntimeError(
+                    f"{self!r}: {name} cancels the {cancel.scope}, but its step is in the graph and was "
+                    "taken: expected it in before_batch or before_forward"
+                ) from cancel
+
+        return outside
 
     def before_batch(self, learn: Learner) -> None:
         self._is_replaying = False
@@ -217,7 +248,8 @@ class CUDAGraphCB(Callback):
         if _n_logged(learn) > n_logged:
             raise ValueError(
                 f"{self!r}: learn.log was called between predict and step, whose Python runs only once: "
-                "expected it in after_step or after_batch; keep the value in an attribute until then"
+                "expected it in after_forward, after_step or after_batch; keep the value in an attribute "
+                "until then"
             )
         self._preds, self._loss = map_tensors(Tensor.detach, learn.preds), learn.loss.detach()
         for group in learn.opt.param_groups:

@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from toolbox import untimed_rows
+from toolbox import mentions, untimed_rows
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minilearn import (
     BatchSchedulerCB,
     Callback,
+    CancelBatchException,
     CUDAGraphCB,
     DataLoaders,
     DeviceCB,
@@ -20,6 +21,7 @@ from minilearn import (
     MixedPrecisionCB,
     RecorderCB,
     TensorLoader,
+    TerminateOnNaNCB,
     optim,
     resnet20,
     set_seed,
@@ -244,3 +246,42 @@ def test_what_is_logged_after_the_step_is_of_each_step(hook):
 def test_what_is_logged_inside_it_is_refused_because_it_would_be_logged_once():
     with pytest.raises(ValueError, match=r"learn\.log.*after_step"):
         uneven_learner([LogsCB("get_loss"), TapeCB()]).fit()
+
+
+class ForwardCB(Callback):
+    """Note each forward when it ends, on the device and in Python."""
+
+    def __init__(self):
+        self.total, self.losses, self.events = torch.zeros(()), [], []
+
+    def before_forward(self, learn):
+        self.events.append(("before", learn.training, learn.batch_idx))
+
+    def after_forward(self, learn):
+        self.total += learn.loss.detach()
+        self.losses.append(learn.loss.item())
+        learn.log("l1", learn.preds.abs().mean())
+
+    def cleanup_forward(self, learn):
+        self.events.append(("cleanup", learn.training, learn.preds.sum().item()))
+
+
+def test_hooks_at_the_end_of_a_forward_run_once_for_each_batch_with_its_own_values():
+    plain, captured = both(lambda: [ForwardCB(), MixedPrecisionCB(), TerminateOnNaNCB()])
+    a, b = (next(cb for cb in learn.cbs if isinstance(cb, ForwardCB)) for learn in (plain, captured))
+    assert a.events == b.events
+    assert a.losses == b.losses
+    assert torch.equal(a.total, b.total)
+    assert untimed_rows(plain) == untimed_rows(captured)
+    assert len(b.losses) == 28  # 7 batches of training and 7 of validation, twice
+
+
+def test_a_cancel_at_the_end_of_a_forward_is_refused_because_the_step_was_taken(at):
+    def cancel(learn):
+        if learn.training and learn.batch_idx == 4:
+            raise CancelBatchException
+
+    uneven_learner([at("before_forward", cancel), TapeCB()]).fit()
+    uneven_learner([at("after_forward", cancel), TapeCB(warmup=9)]).fit()  # without a graph
+    with pytest.raises(RuntimeError, match=mentions("after_forward cancels the batch ... before_batch")):
+        uneven_learner([at("after_forward", cancel), TapeCB()]).fit()
