@@ -361,10 +361,12 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+CLOCKS = ("time_s", "samples_per_s", "memory_mb")  # columns that differ from run to run
+
+
 def untimed_rows(learn):
     """Return the learner's history without the times, and what ThroughputCB adds."""
-    clocks = ("time_s", "samples_per_s", "memory_mb")
-    return [{name: value for name, value in row.items() if name not in clocks} for row in learn.history]
+    return [{name: value for name, value in row.items() if name not in CLOCKS} for row in learn.history]
 
 
 def state_of(learn, *left_out):
@@ -380,9 +382,11 @@ def state_of(learn, *left_out):
             state.pop("elapsed_s")
         if key.startswith("CSVLoggerCB"):
             for line in state["_lines"]:
-                line.pop("time_s")
+                for name in CLOCKS:
+                    line.pop(name, None)
         if key.startswith("TensorBoardCB"):
-            state["_rows"] = {tag: value for tag, value in state["_rows"].items() if "time_s" not in tag}
+            rows = state["_rows"].items()
+            state["_rows"] = {tag: value for tag, value in rows if tag.partition("/")[0] not in CLOCKS}
     saved["cbs"] = {key: state for key, state in saved["cbs"].items() if state and key not in left_out}
     saved["fit"].pop("index")  # only runs with checkpoints count it
     saved.pop("attributes")  # and only they know what has changed

@@ -11,7 +11,7 @@ from toolbox import same, tensors_of
 from torch.nn import functional as F
 from torch.optim import SGD
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 
 
 @pytest.fixture(scope="module")
