@@ -74,7 +74,8 @@ class CheckpointCB(Callback):
         keep_best: with a monitor, also keep `best-epoch-0007.pt` and the like, the checkpoints of so many
             best epochs, >= 1. `best.pt` is then a second name of the best one, a hard link where the file
             system has these. One that is no longer among the best is removed after the next checkpoint, when
-            no resumed run can need it.
+            no resumed run can need it. A resumed run whose folder lacks one warns at the end of its first
+            epoch, and the next good epoch takes its place.
         signals: more signals that stop the fit as SIGTERM does, such as (signal.SIGUSR1,), which a batch
             system sends before the job's time is up. With several processes, any one may get it.
 
@@ -142,6 +143,7 @@ class CheckpointCB(Callback):
             self._bests = Bests(self.keep_best, self.monitor.is_better)
         self.best: float | None = None
         self._is_best = self._is_good = False  # of the epoch that ends: the best, or one of the best
+        self._are_loaded = False  # whether the best epochs are of the resumed run, with files not looked for
         self._last_step, self._last_s = 0, 0.0
         self._at_validation: Saved | None = None
         self._is_untried = False  # whether nothing was captured in this kind of phase yet
@@ -170,6 +172,7 @@ class CheckpointCB(Callback):
         self.best = state["best"] if is_same or "best_of" not in state else None
         if self._bests is not None and is_same and "bests" in state:
             self._bests.load_state_dict(state["bests"])
+            self._are_loaded = True
 
     # Hooks ----------------------------------------------------------------------------------------
 
@@ -228,6 +231,8 @@ class CheckpointCB(Callback):
             self._at_validation = deepcopy(capture_rest(learn, here))
 
     def after_epoch(self, learn: Learner) -> None:
+        if self._bests is not None and self._are_loaded:
+            self._forget_missing(learn, self._bests)
         if self.monitor is not None:
             value, best = self.monitor.value(learn), self.monitor.worst if self.best is None else self.best
             if self.monitor.is_better(value, best):
@@ -311,6 +316,28 @@ class CheckpointCB(Callback):
                 self._check_run(learn, found[-1])  # another run may have begun to write here
             write_torch(path, saved)
         return path
+
+    def _forget_missing(self, learn: Learner, bests: Bests) -> None:
+        """Warn of best epochs whose files are gone from the folder of the resumed run, and forget them."""
+        self._are_loaded, source = False, learn.run.source
+        if source is None or source.path.parent.resolve() != self.folder.resolve():
+            return  # they are in the folder that the run was resumed from
+        here = bests.missing_in(self.folder), (self.folder / BEST).is_file()
+        missing, has_best = learn.processes.broadcast(here)
+        if not missing:
+            return
+        bests.forget(missing)
+        if not has_best:
+            self.best = bests.kept[0][0] if bests.kept else None
+        if learn.rank:
+            return
+        if not has_best and bests.kept:
+            give_name(self.folder / best_name(bests.kept[0][1]), BEST)
+        warnings.warn(
+            f"{self!r}: {', '.join(map(best_name, missing))} of the resumed run is no longer there: was it "
+            "deleted, or moved? The next good epoch takes its place",
+            stacklevel=2,
+        )
 
     def _rest_of(self, learn: Learner, position: Position) -> Saved:
         """Return the state without weights. Raises: TypeError for what could not be loaded."""

@@ -46,6 +46,14 @@ class Bests:
         for epoch in self.dropped:
             (folder / best_name(epoch)).unlink(missing_ok=True)
 
+    def missing_in(self, folder: Path) -> list[int]:
+        """Return the best epochs that have no file in the folder."""
+        return [epoch for _, epoch in self.kept if not (folder / best_name(epoch)).is_file()]
+
+    def forget(self, epochs: list[int]) -> None:
+        """Forget epochs, so that the next good ones take their places."""
+        self.kept = [(value, epoch) for value, epoch in self.kept if epoch not in epochs]
+
     def state_dict(self) -> dict[str, Any]:
         """Return the epochs, with their values."""
         return {"kept": [list(pair) for pair in self.kept], "dropped": list(self.dropped)}

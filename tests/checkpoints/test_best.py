@@ -172,9 +172,42 @@ def test_damaged_one_is_set_aside(make_learner, tmp_path):
     data = path.read_bytes()
     path.unlink()
     path.write_bytes(data[:100])
-    with pytest.warns(UserWarning, match=r"best-epoch-0000\.pt is damaged"):
+    with (
+        pytest.warns(UserWarning, match=r"best-epoch-0000\.pt is damaged"),
+        pytest.warns(UserWarning, match=r"best-epoch-0000\.pt .* place"),
+    ):
         make().fit(3, resume=True)
+    assert {best_name(1), best_name(2)} <= {*names_in(tmp_path)}
     assert (tmp_path / f"{best_name(0)}.damaged").exists()
+
+
+@pytest.mark.parametrize(
+    ("deleted", "kept", "best"),
+    [
+        ([best_name(0)], [1, 2], 1),
+        ([best_name(1)], [0, 2], 1),
+        ([best_name(0), best_name(1)], [2, 3], 1),
+        ([best_name(1), "best.pt"], [0, 2], 0),
+        ([best_name(0), best_name(1), "best.pt"], [2, 3], 2),
+    ],
+)
+def test_in_a_resumed_run_good_epochs_take_the_places_of_those_deleted(
+    make_learner, tmp_path, deleted, kept, best
+):
+    def make(*cbs):
+        return make_learner(cbs=[scripted([2, 1, 3, 4]), saver(tmp_path), *cbs])
+
+    with pytest.raises(ZeroDivisionError):
+        make(at("before_batch", fail_at(7))).fit(4)
+    assert goods(tmp_path) == [0, 1]
+    for name in deleted:
+        (tmp_path / name).unlink()
+    with pytest.warns(UserWarning, match=r"place") as warned:
+        make().fit(4, resume=True)
+    (said,) = (str(one.message) for one in warned)
+    assert all(name in said for name in deleted if name != "best.pt")
+    assert goods(tmp_path) == kept
+    assert read(tmp_path / "best.pt")["position"]["epoch"] == best + 1
 
 
 def test_without_a_monitor_it_is_refused(tmp_path):
