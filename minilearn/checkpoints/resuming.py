@@ -423,6 +423,9 @@ class _RestoreCB(Callback):
 
     def before_epoch(self, learn: Learner) -> None:
         if not self.source.is_put and self.source.position.phase == "eval":
+            if "train" in learn.phases:  # the training pass is over, and validation may read the same loader
+                n_trained = self.source.saved["fields"]["n_epochs_trained"]
+                learn.dls.adapters["train"].begin_epoch(n_trained - 1, learn.epoch)
             self.source.restore_beginning(learn, "validation")
 
     def before_train(self, learn: Learner) -> None:

@@ -16,12 +16,13 @@ from toolbox import (
     every_rest,
     names_in,
     noisy_learner,
+    resumed_from_each_rest,
     samples,
     state_of,
     stop,
 )
 from torch import nn, optim
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from minilearn import (
     BatchSizeCB,
@@ -34,6 +35,7 @@ from minilearn import (
     CancelValidateException,
     CheckpointCB,
     DataLoaders,
+    DatasetLoader,
     EarlyStoppingCB,
     Learner,
     MetricsCB,
@@ -1157,3 +1159,41 @@ def test_folder_can_be_moved(folder, tmp_path):
     trace = TraceCB()
     new(trace, every_rest(moved)).fit(N_EPOCHS, resume=True)
     assert len(trace.seen) == 8
+
+
+class OwnLoader:
+    """A loader with batches(start) whose order depends on the epoch."""
+
+    def __init__(self, x, y):
+        self.x, self.y, self.epoch = x, y, 0
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return self.batches()
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def batches(self, start=0):
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(self.epoch)).split(4)
+        return ((self.x[index], self.y[index]) for index in order[start:])
+
+
+BOTH = {
+    "tensors": partial(TensorLoader, bs=4, shuffle=True),
+    "data set": lambda x, y: DatasetLoader(TensorDataset(x, y), 4, shuffle=True),
+    "sampler": lambda x, y: DatasetLoader(TensorDataset(x, y), 4, sampler=RandomSampler(range(12))),
+    "own": OwnLoader,
+}
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_loader_to_train_and_to_validate_on_is_resumed_bit_for_bit(tmp_path, kind):
+    def make(*cbs):
+        set_seed(1)
+        loader = BOTH[kind](*samples(12))
+        return noisy_learner(MetricsCB(), *cbs, dls=DataLoaders(loader, loader))
+
+    assert len([*resumed_from_each_rest(make, tmp_path)]) == 2 * (3 + 3 + 1) + 1
