@@ -388,7 +388,8 @@ class Learner(Fields):
         n_epochs = check_fit(self, n_epochs, train, valid, resume, lr, reset_opt)
         check_steps(n_epochs, n_steps, epoch_steps, train)
         valid = valid and self.dls.valid is not None
-        with fit_of(self, cbs, purpose, train), in_steps(self, n_epochs, n_steps, epoch_steps) as n_epochs:
+        steps = in_steps(self, n_epochs, n_steps, epoch_steps, valid)
+        with fit_of(self, cbs, purpose, train), steps as n_epochs:
             plan(self, n_epochs, train, valid)
             if train:
                 self.opt = opt_for(self, lr, reset_opt)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import unless_none, whole_number
 from ..callback import Callback
+from ..data.adapters.adapter import short
 from ..data.adapters.continued import Continued, Place
 from ..plan import Plan
 
@@ -44,14 +45,23 @@ def steps_of_epochs(learn: Learner, n_epochs: int, n_steps: int | None, epoch_st
 
 
 @contextmanager
-def in_steps(learn: Learner, n_epochs: int, n_steps: int | None, epoch_steps: int | None) -> Iterator[int]:
+def in_steps(
+    learn: Learner, n_epochs: int, n_steps: int | None, epoch_steps: int | None, valid: bool
+) -> Iterator[int]:
     """Read the training data in epochs of so many steps inside a `with`, which gets the number of epochs.
 
-    Raises: ValueError if the callbacks do not take these steps from any number of batches.
+    Raises: ValueError if the callbacks do not take these steps from any number of batches, and if the loader
+        is to be validated on too.
     """
     if n_steps is epoch_steps is None:
         yield n_epochs
         return
+    if valid and any(loader is learn.dls.train for loader in learn.dls.sets.values()):
+        raise ValueError(
+            f"fit(n_steps={n_steps}, epoch_steps={epoch_steps}): {short(learn.dls.train)} is both dls.train "
+            "and a validation set, and its pass, which continues from epoch to epoch, cannot be read in "
+            "between: expected another loader of the same data to validate on"
+        )
     learn._set_plan(Plan(n_epochs, ("train",)))  # for callbacks that plan steps
     adapters, train = learn.dls.adapters, learn.dls.adapters["train"]
     steps = steps_of_epochs(learn, n_epochs, n_steps, epoch_steps)

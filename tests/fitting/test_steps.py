@@ -404,6 +404,16 @@ def test_steps_that_cannot_be_are_refused_before_training(kwargs, error, said):
     assert learn.n_steps == 4
 
 
+def test_a_loader_to_train_and_to_validate_on_is_refused():
+    learn = make_learner(4)
+    learn.dls.valid = learn.dls.train
+    with pytest.raises(ValueError, match=mentions("n_steps=6 ... TensorLoader ... dls.train ... validat")):
+        learn.fit(n_steps=6, epoch_steps=2)
+    assert learn.n_steps == 0
+    learn.fit(n_steps=6, epoch_steps=2, valid=False)
+    assert learn.n_steps == 6
+
+
 @pytest.mark.parametrize("n_good", [0, 4])
 def test_an_iterable_that_ends_for_good_is_an_error(n_good):
     batches = iter([(X[:2], Y[:2])] * n_good)
