@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from toolbox import StopCB, every_rest, mentions, noisy_learner, rng_states, state_of, stop
+from toolbox import (
+    StopCB,
+    every_rest,
+    mentions,
+    noisy_learner,
+    resumed_from_each_rest,
+    rng_states,
+    samples,
+    state_of,
+    stop,
+    untimed_rows,
+)
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -93,6 +104,20 @@ class Stateful:
 
     def load_state_dict(self, state):
         self.i = state["i"]
+
+
+class Laps(Stateful):
+    """One whose state after a pass is that before the next one."""
+
+    def __iter__(self):
+        while True:
+            self.i += 1
+            yield self.batch(self.i - 1)
+            if self.i % 3 == 0:
+                return
+
+    def batch(self, i):
+        return BATCHES[i % 3]
 
 
 class OneSource:
@@ -209,6 +234,7 @@ KINDS_OF = {
     "tuple": Kind(lambda: tuple(BATCHES), INDEX),
     "indexed": Kind(Indexed, INDEX),
     "stateful": Kind(Stateful, STATE, "", "Stateful ... DatasetLoader", None),
+    "stateful, laps": Kind(Laps, STATE, "", "Laps ... DatasetLoader", None),
     "iterable": Kind(Drawing, START, "", "Drawing ... DatasetLoader", None),
     "one source": Kind(OneSource, ONCE, "", "OneSource ... DatasetLoader", None),
     "generator": Kind(lambda: iter(list(BATCHES)), ONCE, "", "iterator ... DatasetLoader", None),
@@ -258,7 +284,7 @@ def test_pass_from_each_batch_on_is_the_rest_of_the_whole(kind):
 
 @that(lambda kind: kind.begins == STATE)
 def test_pass_from_each_state_on_is_the_rest_of_the_whole(kind):
-    for start in range(3):
+    for start in range(4):
         set_seed(5)
         adapter, other = adapter_of(kind.make()), adapter_of(kind.make())
         batches = adapter.read()
@@ -268,6 +294,18 @@ def test_pass_from_each_state_on_is_the_rest_of_the_whole(kind):
         assert other.why_not_resumable() == ""
         set_seed(5)
         assert begun + ids(other.read(start)) == whole(kind)
+        assert len(ids(other.read())) == 3
+
+
+@that(lambda kind: kind.begins == STATE)
+def test_a_state_that_is_asked_for_leaves_the_pass_and_all_random_numbers(kind):
+    set_seed(5)
+    adapter, seen = adapter_of(kind.make()), []
+    for batch in adapter.read():
+        seen.append(batch)
+        before = rng_states(), adapter.state()
+        assert (rng_states(), adapter.state()) == before
+    assert ids(seen) == whole(kind)
 
 
 @that(lambda kind: kind.begins in (START, ONCE))
@@ -726,6 +764,39 @@ def test_a_fit_that_validates_on_an_iterable_is_resumed_bit_for_bit(n, tmp_path)
     resumed.fit(2, resume=True)
     left_out = "CheckpointCB"
     assert first_difference(state_of(straight, left_out), state_of(resumed, left_out)) == ""
+
+
+class DrawingLaps(Laps):
+    def batch(self, i):
+        x, y = samples(4, rng=torch.Generator().manual_seed(i))
+        return x + torch.rand(()), y
+
+
+@pytest.mark.parametrize("names", [["train"], ["valid"], ["train", "valid"]])
+def test_a_fit_on_passes_that_end_by_themselves_is_resumed_bit_for_bit(names, tmp_path):
+    def make(*cbs):
+        loaders = {"train": TensorLoader(*samples(12), bs=4), "valid": TensorLoader(*samples(12), bs=4)}
+        return noisy_learner(
+            MetricsCB(), *cbs, dls=DataLoaders(**loaders | {n: DrawingLaps() for n in names})
+        )
+
+    runs = [*resumed_from_each_rest(make, tmp_path)]
+    assert len(runs) == 2 * (3 + 3 + 1) + 1
+    plain = make()
+    plain.fit(2)
+    assert untimed_rows(plain) == untimed_rows(runs[0][0])  # checkpoints change nothing
+
+
+def test_checkpoints_of_a_fit_in_steps_lose_no_batch_of_a_stream(tmp_path):
+    seen = []
+    for cbs in ([], [every_rest(tmp_path)]):
+        dls = DataLoaders(DrawingLaps(), TensorLoader(*samples(8), bs=4))
+        learn = noisy_learner(*cbs, dls=dls)
+        learn.fit(n_steps=4, epoch_steps=2)
+        learn.fit(n_steps=4, epoch_steps=2)
+        seen.append((dls.train.i, learn.model[0].weight.tolist()))
+    assert seen[0] == seen[1]
+    assert seen[0][0] == 8
 
 
 def test_one_source_loses_no_batch():

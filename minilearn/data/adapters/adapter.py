@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...seeding import rng_state, set_rng_state
+
 MEND = (
     "expected a TensorLoader, a DatasetLoader, a list of batches, or a loader with batches(start), or with "
     "state_dict() and load_state_dict()"
@@ -152,6 +154,16 @@ class Adapter:
         own = [getattr(part, "generator", None) for part in self.parts()]
         return list({id(g): g for g in own if isinstance(g, torch.Generator)}.values())
 
+    def drawn(self) -> Any:
+        """Return the states of all random numbers that reading may draw."""
+        return rng_state(), [generator.get_state() for generator in self.generators()]
+
+    def draw(self, drawn: Any) -> None:
+        """Put all random numbers in these states."""
+        set_rng_state(drawn[0])
+        for generator, state in zip(self.generators(), drawn[1], strict=True):
+            generator.set_state(state)
+
     def agree(self, broadcast: Callable[[Any], Any]) -> None:
         """Take the order of the first of several processes, if possible."""
 
@@ -187,6 +199,10 @@ class Adapter:
     def state(self) -> Any:
         """Return the loader's state; None if it has none."""
         return self.loader.state_dict() if has_state(self.loader) else None
+
+    def state_now(self) -> Any:
+        """Return the loader's state, without asking whether a pass is over."""
+        return self.state()
 
     def load_state(self, state: Any) -> None:
         """Give the loader a state."""

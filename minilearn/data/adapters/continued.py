@@ -196,7 +196,7 @@ class Continued(Adapter):
 
     def state(self) -> Any:
         """Return the loader's state; with the number of its pass, if it moves on while it is read."""
-        state = self.inner.state()
+        state = self.inner.state_now()
         return {"loader": state, "passed": self.place.passed} if self.moves_on else state
 
     def load_state(self, state: Any) -> None:

@@ -6,18 +6,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...batches import is_pair, n_samples
-from ...seeding import is_same_state, kept_rng, rng_state, set_rng_state
+from ...seeding import is_same_state, kept_rng
 from ..workers import begin
 from .adapter import MEND, Adapter, has_state
+from .open_passes import OpenPasses
 from .shards import Shard
 
 _END = object()
+_OVER = "minilearn: this pass is over"  # a key of a state
 _JOINED = 64  # batches whose targets are joined
 
 
@@ -67,10 +69,68 @@ class SequenceAdapter(Adapter):
         return Shard(self, rank, n)
 
 
+class _Ahead(NamedTuple):
+    """A batch that was read before it was asked for, and the random numbers that this drew."""
+
+    batch: Any  # _END if there is none
+    state: Any  # of the loader before it; if there is none, after it
+    before: Any  # random numbers
+    after: Any
+
+
+class _Pass:
+    """Give the batches of a pass; see `StatefulAdapter.state` for the one that may be read ahead."""
+
+    def __init__(self, adapter: StatefulAdapter, batches: Iterator[Any], n: int) -> None:
+        self.adapter, self.batches, self.n = adapter, batches, n  # n: how many it has given
+        self.ahead: _Ahead | None = None
+        self.is_over = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        ahead, self.ahead = self.ahead, None
+        if ahead is None:
+            batch = next(self.batches, _END)
+        else:
+            batch = ahead.batch
+            if is_same_state(self.adapter.drawn(), ahead.before):
+                self.adapter.draw(ahead.after)
+        if batch is _END:
+            self.is_over = True
+            raise StopIteration
+        self.n += 1
+        return batch
+
+    def look_ahead(self) -> _Ahead:
+        """Read the batch that comes next, and leave all random numbers as they are."""
+        if self.ahead is None:
+            adapter = self.adapter
+            state, before = deepcopy(adapter.state_now()), adapter.drawn()
+            with kept_rng(*adapter.generators()):
+                batch, after = next(self.batches, _END), adapter.drawn()
+            if batch is _END:
+                state = deepcopy(adapter.state_now())
+            self.ahead = _Ahead(batch, state, before, after)
+        return self.ahead
+
+
 class StatefulAdapter(Adapter):
-    """Adapt an iterable that knows its position, with state_dict and load_state_dict."""
+    """Adapt an iterable that knows its position, with state_dict and load_state_dict.
+
+    Its state after the last batch of a pass may be the one with which the next pass begins, so that it does
+    not tell whether the pass is over. So `state` asks for the batch that comes next: the pass gives that
+    batch later, and the state is the one before it. If there is none, the state says so, and with that state
+    loaded the pass that `read` begins is empty. The loader of a fit that stops then is one batch ahead.
+    """
 
     moves_on = True
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__(loader)
+        self._passes = OpenPasses()
+        self._is_over = False  # the pass that is read next, by the loaded state
 
     @staticmethod
     def takes(loader: Any) -> bool:
@@ -78,22 +138,44 @@ class StatefulAdapter(Adapter):
         return has_state(loader)
 
     def read(self, start: int = 0) -> Iterator[Any]:
-        """Read from the position of its loaded state."""
-        return begin(self.loader)
+        """Read from the position of its loaded state; `start` is that position."""
+        if self._is_over:
+            self._is_over = False
+            return iter(())
+        one = _Pass(self, begin(self.loader), start)
+        self._passes.add(one)
+        return one
 
     def peek(self, epoch: int | None = None) -> Any:
         """Return the first batch, and restore the state."""
         with kept_rng(*self.generators()), self.unmoved():
             return next(begin(self.loader), None)
 
+    def state(self) -> Any:
+        """Return the loader's state, which in a pass also says whether the pass is over."""
+        one: _Pass | None = self._passes.newest()
+        if one is None or one.is_over or not one.n or self.n_batches not in (None, one.n):
+            return self.state_now()
+        ahead = one.look_ahead()
+        return {_OVER: ahead.state} if ahead.batch is _END else ahead.state
+
+    def state_now(self) -> Any:
+        """Return the loader's state."""
+        return self.loader.state_dict()
+
+    def load_state(self, state: Any) -> None:
+        """Give the loader a state."""
+        self._is_over = isinstance(state, dict) and state.keys() == {_OVER}
+        self.loader.load_state_dict(state[_OVER] if self._is_over else state)
+
     @contextmanager
     def unmoved(self) -> Iterator[None]:
         """Restore the state, because it moves on while it is read."""
-        state = deepcopy(self.state())
+        state = deepcopy(self.state_now())
         try:
             yield
         finally:
-            self.load_state(state)
+            self.loader.load_state_dict(state)
 
     def why_not_resumable(self) -> str:
         """Return "": its state has its position."""
@@ -147,8 +229,8 @@ class IterableAdapter(Adapter):
         return begin(self.loader) if opened is None else self._continued(opened)
 
     def _continued(self, opened: _Opened) -> Iterator[Any]:
-        if is_same_state(self._drawn(), opened.before):
-            self._draw(opened.after)
+        if is_same_state(self.drawn(), opened.before):
+            self.draw(opened.after)
         if opened.batch is not _END:
             yield opened.batch
             yield from opened.rest
@@ -158,20 +240,12 @@ class IterableAdapter(Adapter):
         if epoch is not None:
             self.set_epoch(epoch)
         if self._opened is None:
-            before = self._drawn()
+            before = self.drawn()
             with kept_rng(*self.generators()):
                 rest = begin(self.loader)
                 batch = next(rest, _END)
-                self._opened = _Opened(batch, rest, epoch, before, self._drawn())
+                self._opened = _Opened(batch, rest, epoch, before, self.drawn())
         return None if self._opened.batch is _END else self._opened.batch
-
-    def _drawn(self) -> Any:
-        return rng_state(), [generator.get_state() for generator in self.generators()]
-
-    def _draw(self, drawn: Any) -> None:
-        set_rng_state(drawn[0])
-        for generator, state in zip(self.generators(), drawn[1], strict=True):
-            generator.set_state(state)
 
     def why_not_resumable(self) -> str:
         """Say that its position is not known."""
