@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .data.adapters.adapter import short
 from .data.loaders import DataLoaders
 from .host import CallbackHost
 from .optim.groups import check_lrs
@@ -90,16 +91,27 @@ class Fields(CallbackHost):
         return "train" if self.training else "eval"
 
     @property
-    def index(self) -> Tensor | None:
-        """Return which samples of the data set are in the batch, (n,) int64 on the CPU; None if not known.
+    def index(self) -> Tensor:
+        """Return which samples of the data set are in the batch, (n,) int64 on the CPU.
 
         These are the numbers of its rows, as the loader gave them, in this process. They are known of a
-        TensorLoader, a DatasetLoader, your own loader with `index_of(i)`, and of a torch DataLoader that does
-        not shuffle. Mixing and augmentation change the samples, and not their numbers.
+        TensorLoader, a DatasetLoader, your own loader with `index_of(i)`, and of a torch DataLoader, except
+        one over a stream. Mixing and augmentation change the samples, and not their numbers.
+
+        Raises: RuntimeError outside a batch; ValueError where the loader does not say it.
         """
-        if self.dl is None or self.batch_idx < 0:
-            return None
-        return self.dls.adapter_of(self.dl).index(self.batch_idx)
+        if self.dl is None or "batch" not in self.scopes:
+            raise RuntimeError(
+                "learn.index outside a batch: expected a hook of a batch, such as before_batch"
+            )
+        adapter = self.dls.adapter_of(self.dl)
+        if (index := adapter.index(self.batch_idx)) is None:
+            raise ValueError(
+                f"learn.index: {short(self.dl)} does not say which samples are in batch {self.batch_idx}: "
+                "expected a TensorLoader, a DatasetLoader, your own loader with index_of(i), or a torch "
+                "DataLoader, without in_order=False, over a data set with an index"
+            )
+        return index
 
     @property
     def loss_weight(self) -> Tensor | None:

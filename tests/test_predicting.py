@@ -19,7 +19,17 @@ from toolbox import (
     untimed_rows,
 )
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from minilearn import (
     EMACB,
@@ -344,8 +354,8 @@ class WatchCB(Callback):
 
     def before_batch(self, learn):
         index = learn.index
-        self.seen.append(None if index is None else index.tolist())
-        if index is not None and not torch.equal(self.x[index], learn.xb):
+        self.seen.append(index.tolist())
+        if not torch.equal(self.x[index], learn.xb):
             self.wrong.append((learn.epoch, learn.phase, learn.batch_idx))
 
 
@@ -356,6 +366,15 @@ KNOWN = {
     "data set, sampler": lambda: DatasetLoader(DATA, 4, sampler=[3, 1, 3, 2, 0], seed=0),
     "data set, plan": lambda: DatasetLoader(DATA, plan=by_length([1] * N, 4), seed=0),
     "torch": lambda: DataLoader(DATA, 4),
+    "torch, shuffled": lambda: DataLoader(DATA, 4, shuffle=True),
+    "torch, shuffled, workers": lambda: DataLoader(DATA, 2, shuffle=True, num_workers=2),
+    "torch, workers that stay": lambda: DataLoader(
+        DATA, 2, shuffle=True, drop_last=True, num_workers=1, persistent_workers=True
+    ),
+    "torch, weighted": lambda: DataLoader(DATA, 4, sampler=WeightedRandomSampler([1.0, 2.0] * 5, 12)),
+    "torch, random batches": lambda: DataLoader(
+        DATA, batch_sampler=BatchSampler(RandomSampler(DATA), 3, False)
+    ),
     "torch, listed": lambda: DataLoader(DATA, 4, sampler=[5, 4, 1, 0, 2]),
     "torch, listed batches": lambda: DataLoader(DATA, batch_sampler=[[1, 2], [9, 0, 3]]),
     "torch, shards": lambda: DataLoader(DATA, 4, sampler=DistributedSampler(DATA, 1, 0, shuffle=True)),
@@ -366,26 +385,73 @@ KNOWN = {
 def test_index_says_which_samples_are_in_the_batch(kind):
     learn = make_learner(dls=DataLoaders(KNOWN[kind](), KNOWN[kind]()), cbs=(watch := WatchCB()))
     learn.fit(2)
-    assert None not in watch.seen
     assert watch.wrong == []
     assert len({str(seen) for seen in watch.seen}) > 1
-
-
-@pytest.mark.parametrize(
-    "make",
-    [pairs, lambda: DataLoader(DATA, 4, shuffle=True), lambda: IterLoader()],
-    ids=["list", "torch", "own"],
-)
-def test_index_is_none_where_it_is_not_known(make):
-    learn = make_learner(dls=DataLoaders(make()), cbs=(watch := WatchCB()))
-    learn.fit(1)
-    assert set(watch.seen) == {None}
-    assert learn.index is None
 
 
 class IterLoader:
     def __iter__(self):
         return iter(pairs())
+
+
+class StreamOfAll(IterableDataset):
+    def __iter__(self):
+        return iter([*DATA])
+
+
+class OwnIterLoader(DataLoader):
+    def __iter__(self):
+        return iter(list(super().__iter__()))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (pairs, "list"),
+        (IterLoader, "IterLoader"),
+        (lambda: DataLoader(StreamOfAll(), 4), "DataLoader"),
+        (lambda: DataLoader(DATA, 4, shuffle=True, num_workers=2, in_order=False), "in_order=False"),
+        (lambda: OwnIterLoader(DATA, 4, shuffle=True), "OwnIterLoader"),
+    ],
+)
+def test_index_that_is_not_known_is_refused(make, said):
+    learn = make_learner(dls=DataLoaders(make()), cbs=WatchCB())
+    with pytest.raises(ValueError, match=mentions(f"learn.index: ... {said}")):
+        learn.fit(1)
+
+
+def test_index_outside_a_batch_is_refused():
+    learn = make_learner(
+        dls=DataLoaders(KNOWN["tensors"]()), cbs=at("before_train", lambda learn: learn.index)
+    )
+    with pytest.raises(RuntimeError, match=r"learn\.index outside a batch"):
+        learn.fit(1)
+    with pytest.raises(RuntimeError, match=r"learn\.index outside a batch"):
+        learn.index  # noqa: B018
+
+
+def test_index_is_that_of_the_running_pass_though_others_read_the_loader():
+    class NestedCB(Callback):
+        def after_step(self, learn):
+            before = learn.index
+            learn.validate(learn.dls.train, cbs=WatchCB())
+            assert torch.equal(learn.index, before)
+
+    dls = DataLoaders(KNOWN["torch, shuffled"](), KNOWN["torch, shuffled, workers"]())
+    learn = make_learner(dls=dls, cbs=[watch := WatchCB(), NestedCB(), BatchSizeCB({1: 5})])
+    learn.fit(2)
+    assert watch.wrong == []
+    assert max(map(len, watch.seen)) == 5
+
+
+def test_noting_what_a_sampler_gives_changes_no_random_number():
+    set_seed(3)
+    loader = DataLoader(DATA, 4, shuffle=True)
+    plain = [torch.cat([x, torch.rand(len(x), 1)], 1) for _ in range(2) for x, _ in loader]
+    set_seed(3)
+    adapter = DataLoaders(loader).adapters["train"]
+    noted = [torch.cat([x, torch.rand(len(x), 1)], 1) for _ in range(2) for x, _ in adapter.read()]
+    assert all(map(torch.equal, plain, noted))
 
 
 def test_index_is_right_in_a_resumed_run(tmp_path):

@@ -1,6 +1,7 @@
 """Fits that are planned in steps: epochs of so many steps, over passes that continue."""
 
 import math
+from functools import partial
 from itertools import count, islice
 
 import pytest
@@ -254,15 +255,16 @@ def test_other_passes_over_the_data_change_nothing(name):
     assert epochs == [batch for epoch in plain for batch in epoch]
 
 
-@pytest.mark.parametrize("name", ["tensors", "dataset", "dataset, plan"])
+@pytest.mark.parametrize("name", ["tensors", "dataset", "dataset, plan", "torch"])
 def test_index_says_which_samples_are_in_the_batch(name):
-    found = []
+    found, shuffled = [], partial(DataLoader, DATA, BS, shuffle=True)
 
     def note(learn):
         if learn.training:
             found.append((learn.index.tolist(), learn.xb[:, 0].int().tolist()))
 
-    seen_by(LOADERS[name](), at("after_batch", note), n_epochs=3, epoch_steps=5)
+    make = shuffled if name == "torch" else LOADERS[name]
+    seen_by(make(), at("after_batch", note), n_epochs=3, epoch_steps=5)
     assert len(found) == 15
     assert all(index == sample for index, sample in found)
 

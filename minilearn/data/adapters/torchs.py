@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from copy import copy, deepcopy
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from ..resumable import spans_of
 from ..workers import begin
 from .adapter import MEND, Adapter, found, has_state
 from .iterables import IterableAdapter, StatefulAdapter
+from .open_passes import OpenPasses
 from .shards import Shard
 
 # What `resized` has to pass on, besides dataset, sampler and drop_last.
@@ -40,7 +43,7 @@ class TorchAdapter(Adapter):
         """Begin a pass."""
         if start:
             raise TypeError(f"{self!r} cannot begin at batch {start}: {self.why_not_resumable()}")
-        return begin(self.loader)
+        return _begin_noting(self.loader)
 
     def why_not_resumable(self) -> str:
         """Say what to write instead."""
@@ -80,7 +83,7 @@ class TorchAdapter(Adapter):
         return batches.sampler if _is_torchs(batches, BatchSampler) else batches
 
     def index(self, i: int) -> Tensor | None:
-        """Follow a SequentialSampler, a DistributedSampler, or a sampler or batch sampler that is a list."""
+        """Follow a sampler that is a list or has a fixed order; of any other, tell what it gave this pass."""
         if self._is_stream() or self._why_not_steady():
             return None
         sampler, batches = self._sampler(), self.loader.batch_sampler
@@ -89,13 +92,11 @@ class TorchAdapter(Adapter):
         elif _is_torchs(sampler, DistributedSampler):  # a pure function of its seed and epoch
             sampler = list(sampler)
         if not isinstance(sampler, Sequence) or isinstance(sampler, str):
-            return None
+            running = _PASSES[self.loader].newest() if self.loader in _PASSES else None
+            return None if running is None else _indices(running._index_sampler.given(i))
         if not isinstance(batches, BatchSampler):  # its items are batches, or each sample is one
-            index = sampler[i]
-        else:
-            index = sampler[i * batches.batch_size : (i + 1) * batches.batch_size]
-        found = torch.as_tensor(list(index) if isinstance(index, Sequence) else [index])
-        return found if found.dtype == torch.int64 else None
+            return _indices(sampler[i])
+        return _indices(sampler[i * batches.batch_size : (i + 1) * batches.batch_size])
 
     # peek -----------------------------------------------------------------------------------------
 
@@ -207,6 +208,63 @@ class TorchStatefulAdapter(StatefulAdapter, TorchAdapter):
     def peek(self, epoch: int | None = None) -> Any:
         """Return two samples; for a stream, the first batch."""
         return (StatefulAdapter if self._is_stream() else TorchAdapter).peek(self, epoch)
+
+
+class _Noting:
+    """A sampler that notes the newest of what it gives in a pass: indices, or lists of them."""
+
+    def __init__(self, sampler: Any, n_kept: int) -> None:
+        self.sampler, self.n_given = sampler, 0
+        self.newest = deque[Any](maxlen=n_kept)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.newest.clear()
+        self.n_given = 0
+        return self._noted(iter(self.sampler))
+
+    def _noted(self, items: Iterator[Any]) -> Iterator[Any]:
+        for item in items:
+            self.newest.append(item)
+            self.n_given += 1
+            yield item
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def given(self, i: int) -> Any:
+        """Return item i of the pass; None if it was not given yet, or is no longer kept."""
+        place = i - self.n_given + len(self.newest)
+        return self.newest[place] if 0 <= place < len(self.newest) else None
+
+
+_PASSES: WeakKeyDictionary[DataLoader[Any], OpenPasses] = WeakKeyDictionary()  # whose samplers note
+
+
+def _begin_noting(loader: DataLoader[Any]) -> Any:
+    """Begin a pass whose sampler notes what it gives, unless the loader has an __iter__ of its own."""
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        return begin(loader)
+    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+    own = getattr(loader, name)
+    n_ahead = loader.num_workers * (loader.prefetch_factor or 0)
+    vars(loader)[name] = _Noting(own, n_ahead + 2)  # torch does not allow setting it
+    try:
+        batches: Any = begin(loader)
+    finally:
+        vars(loader)[name] = own
+    if isinstance(getattr(batches, "_index_sampler", None), _Noting):  # which workers that stay keep
+        _PASSES.setdefault(loader, OpenPasses()).add(batches)
+    return batches
+
+
+def _indices(index: Any) -> Tensor | None:
+    """Return what a sampler gave for a batch, (n,) int64; None if that is no index."""
+    try:
+        found = torch.as_tensor(list(index) if isinstance(index, Sequence) else index).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):  # such as keys of a mapping
+        return None
+    is_flat = not isinstance(index, Sequence) or len(found) == len(index)
+    return found if found.dtype == torch.int64 and is_flat else None
 
 
 def _is_torchs(part: Any, *kinds: type) -> bool:
