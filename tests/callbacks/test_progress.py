@@ -42,7 +42,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in ("progress", "pace"):
+    for module in ("progress", "progress_views", "pace"):
         monkeypatch.setattr(f"minilearn.callbacks.{module}.time", clock)
     return clock
 

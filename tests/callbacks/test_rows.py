@@ -26,7 +26,7 @@ from minilearn import (
     TerminateOnNaNCB,
     plot_history,
 )
-from minilearn.callbacks.progress import _table
+from minilearn.callbacks.progress_views import table
 
 
 class Constant:
@@ -255,7 +255,7 @@ def test_rows_of_other_columns_are_shown_with_their_names(make_learner):
     metric.value = 1
     learn.fit(valid=False)
     assert len(plot_history(learn.history).axes) == 3
-    assert "<th>m_1</th>" in (html := _table(learn.history))
+    assert "<th>m_1</th>" in (html := table(learn.history))
     assert html.count("<td>") == 2 * 6
 
 

@@ -1,0 +1,224 @@
+"""How ProgressCB shows a fit: plain lines, bars in a terminal, or HTML in a notebook."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from ..optim.groups import groups_of
+from ..plot import plot_history
+from .pace import Pace, time_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..learner import Learner
+
+_MIN_WAIT_S = 0.1  # at most 10 refreshes a second
+_MAX_SHARE = 0.01  # and at most this share of the time spent on drawing
+
+
+def _cell(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_cell("", item) for item in value) + "]"
+    if name in ("time_s", "samples_per_s", "memory_mb"):
+        return f"{value:.1f}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+class Lines:
+    """Print one plain line per epoch, and others inside a long one."""
+
+    def __init__(self, console: Console, pace: Pace, every_s: float) -> None:
+        self.console, self.pace, self.every_s = console, pace, every_s
+        self.next_s = time.perf_counter() + every_s
+
+    def begin(self) -> None:
+        pass
+
+    def advance(self, learn: Learner, loss: float | None) -> None:
+        pace, values = self.pace, list[str]()
+        if loss is not None:
+            values.append(f"loss {loss:.4f}")
+        if learn.training and (lr := groups_of(learn.opt)[0].get("lr")) is not None:
+            values.append(f"lr {float(lr):.3g}")
+        of = "" if pace.n_batches is None else f"/{pace.n_batches}"
+        where = f"{self._head(max(learn.n_epochs_trained - 1, 0), learn.epoch)}  {pace.row} {pace.n}{of}: "
+        left_s = pace.left_of_fit(learn)
+        left = [] if left_s is None else [f"{time_text(left_s)} left"]
+        self._print([where + ", ".join(values), pace.speed(), *left])
+
+    def _head(self, number: int, epoch: int) -> str:
+        return f"epoch {number} ({epoch + 1}/{self.pace.n_epochs})"
+
+    def _print(self, parts: list[str]) -> None:
+        print("  ".join(parts), file=self.console.file, flush=True)  # rich would wrap it
+        self.next_s = time.perf_counter() + self.every_s
+
+    def end_train(self, rows: Callable[[], list[dict[str, Any]]]) -> None:
+        pass
+
+    def end_epoch(self, epoch: int, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        parts = [self._head(rows[0]["epoch"], epoch)]
+        for row in rows:
+            values = [f"{k} {_cell(k, v)}" for k, v in row.items() if k not in ("epoch", "train", "time_s")]
+            parts.append(f"{row['train']}: {', '.join(values)}")
+        parts.append(f"{sum(row['time_s'] for row in rows):.1f} s")
+        self._print(parts)
+
+    def stop(self) -> None:
+        pass
+
+
+class Bars:
+    """Show two bars of rich in a terminal, with the rows printed above them."""
+
+    def __init__(self, console: Console, pace: Pace) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (
+            "{task.description:>6}",
+            BarColumn(30),
+            MofNCompleteColumn(),
+            "[progress.remaining]{task.fields[left]}",
+            "{task.fields[info]}",
+        )
+        self.console, self.pace = console, pace
+        self.head: tuple[str, ...] = ()  # the names above the rows printed last
+        # Refreshed by hand: rich's own thread would compete for the interpreter.
+        self.progress = Progress(
+            *(TextColumn(c) if isinstance(c, str) else c for c in columns),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+        )
+        self.rows: list[dict[str, Any]] = []  # not drawn yet
+        unknown: dict[str, Any] = {"info": "", "left": time_text(None)}
+        self.epochs = self.progress.add_task("epochs", total=pace.n_epochs, **unknown)
+        self.batches = self.progress.add_task("", total=None, **unknown)
+        self.batch: dict[str, Any] = {"info": ""}
+        self.is_new = False
+        self.next_s = 0.0
+        self._open()
+
+    def _open(self) -> None:
+        self.progress.start()
+
+    def begin(self) -> None:
+        pace = self.pace
+        self.batch = {"description": pace.row, "total": pace.n_batches, "completed": pace.first}
+        self.batch |= {"info": "", "left": time_text(None)}
+        self.is_new = True
+        self._draw_if_due()
+
+    def advance(self, learn: Learner, loss: float | None) -> None:
+        pace, info = self.pace, self.pace.speed()
+        info = info if loss is None else f"loss {loss:.4f}  {info}"
+        self.batch |= {"completed": pace.n, "info": info, "left": time_text(pace.left_of_phase())}
+        self.progress.update(self.epochs, left=time_text(pace.left_of_fit(learn)))
+        self._draw_if_due()
+
+    def end_train(self, rows: Callable[[], list[dict[str, Any]]]) -> None:
+        self.add(rows())
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        self.rows.extend(rows)
+        self._draw_if_due()
+
+    def end_epoch(self, epoch: int, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+        self.progress.update(self.epochs, completed=epoch + 1)
+        self.add(rows)
+
+    def _draw_if_due(self) -> None:
+        if (start_s := time.perf_counter()) >= self.next_s:
+            self._draw()
+            now_s = time.perf_counter()
+            self.next_s = now_s + max(_MIN_WAIT_S, (now_s - start_s) / _MAX_SHARE)
+
+    def _draw(self) -> None:
+        if self.rows:
+            self._print_rows()
+        self._update_bars()
+
+    def _update_bars(self) -> None:
+        if self.is_new:  # a new task, because only a new one can have no total; making it also draws
+            self.progress.remove_task(self.batches)
+            self.batches = self.progress.add_task(**self.batch)
+            self.is_new = False
+        else:
+            self.progress.update(self.batches, refresh=True, **self.batch)
+
+    def _print_rows(self) -> None:
+        from rich.text import Text
+
+        lines = []
+        for row in self.rows:
+            widths = {name: max(len(name), 8) for name in row}
+            if self.head != tuple(row):
+                self.head = tuple(row)
+                lines.append(Text("  ".join(f"{name:>{w}}" for name, w in widths.items()), "bold"))
+            line = "  ".join(f"{_cell(name, row[name]):>{w}}" for name, w in widths.items())
+            lines.append(Text(line, "dim" if row["train"] == "train" else ""))
+        self.rows.clear()
+        self.console.print(Text("\n").join(lines))
+
+    def stop(self) -> None:
+        self.progress.stop()
+        if self.rows:
+            self._print_rows()
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return rows as an HTML table, with a column for each name."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    lines = ["".join(f"<th>{escape(name)}</th>" for name in names)] if rows else []
+    cells = ({k: escape(_cell(k, v)) for k, v in row.items()} for row in rows)
+    lines += ["".join(f"<td>{row.get(name, '')}</td>" for name in names) for row in cells]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+class Notebook(Bars):
+    """Show the same as HTML, in one output that is replaced."""
+
+    def __init__(self, console: Console, pace: Pace, plot: bool) -> None:
+        self.plot = plot
+        self.figure: Any = None
+        super().__init__(console, pace)
+
+    def _open(self) -> None:
+        from IPython.display import HTML, display
+
+        self.output = display(HTML(""), display_id=True)
+
+    def _draw(self, bars: bool = True) -> None:
+        from IPython.display import HTML
+        from rich.console import Console
+
+        text = io.StringIO()
+        if bars:
+            self._update_bars()
+            console = Console(file=text, width=100, force_jupyter=False, force_terminal=False)
+            console.print(self.progress.get_renderable())
+        self.output.update(HTML(f"{table(self.rows)}<pre>{escape(text.getvalue())}</pre>"))
+
+    def end_epoch(self, epoch: int, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+        super().end_epoch(epoch, rows, history)
+        if self.plot and history:
+            self._show_figure(history)
+
+    def _show_figure(self, history: list[dict[str, Any]]) -> None:
+        from IPython.display import display
+
+        figure = plot_history(history)
+        if self.figure is None:
+            self.figure = display(figure, display_id=True)
+        else:
+            self.figure.update(figure)
+
+    def stop(self) -> None:
+        self._draw(bars=False)
