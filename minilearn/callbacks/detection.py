@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..batches import Samples, inputs_and_target
 from ..callback import Callback
-from .metrics import OWN, MetricsCB
+from .columns import OWN
+from .metrics import MetricsCB
 
 if TYPE_CHECKING:
     from ..learner import Learner

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from copy import deepcopy
 from itertools import islice
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +20,7 @@ from ..counting import argument_of, is_cross_entropy, is_torchs, known_count
 from ..processes import Processes
 from .accuracy import MulticlassAccuracy
 from .at_end import AtEnd
+from .columns import check_name, columns_of
 from .functions import BatchMean, sum_dtype
 from .joining import joined, saved, take_share
 from .logged import Logged, declared
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from ..learner import Learner
 
 
-OWN = ("loss", "epoch", "train", "time_s", "lr")  # columns of each row, or of its line in a CSV file
-_MAX_COLUMNS = 1000  # of one metric
 _OF_PHASE = ("metrics", "_others", "_sum", "_n", "_logged", "_start_s", "_has_batches", "_has_preds")
 
 
@@ -103,7 +100,7 @@ class MetricsCB(Callback):
         self._others: dict[str, Any] = {}  # of resumed metrics: what no process continues, see `joining`
         self._merged = [name for name in unnamed if hasattr(self.metrics[name], "keys")]
         for name in self.names[:-1]:
-            _check_name(name, (self.names[:-1].count(name) > 1) * "another metric")
+            check_name(name, (self.names[:-1].count(name) > 1) * "another metric")
         self._infer = not self.metrics
         self._outer: list[tuple[Any, ...]] = []
         self._has_batches = self._has_preds = False  # whether this phase had any
@@ -264,7 +261,7 @@ class MetricsCB(Callback):
         return len(self._logged.waiting)
 
     def _check_logged(self, name: str) -> None:
-        _check_name(name, (name in self.names[:-1]) * "a metric", is_logged=True)
+        check_name(name, (name in self.names[:-1]) * "a metric", is_logged=True)
 
     def _update(self, name: str, metric: Any, preds: Any, target: Any) -> None:
         try:
@@ -321,14 +318,14 @@ class MetricsCB(Callback):
         row: dict[str, Any] = {}
         metrics = self._measured_in(learn.training) if has_preds else {}
         for name, metric in joined(learn.processes, metrics, self._others).items():
-            for column, value in _columns(name, metric.compute(), name in self._merged).items():
-                _check_name(column, (column in row) * f"another metric than {name}")
+            for column, value in columns_of(name, metric.compute(), name in self._merged).items():
+                check_name(column, (column in row) * f"another metric than {name}")
                 row[column] = value
         for metric in metrics.values():
             if isinstance(metric, AtEnd):
                 metric.reset()  # frees all predictions, which later checkpoints would have too
         for name, value in (self._logged.joined(learn.processes) if has_logged else {}).items():
-            _check_name(name, (name in row) * "a metric", is_logged=True)
+            check_name(name, (name in row) * "a metric", is_logged=True)
             row[name] = value
         row |= {
             **({"loss": loss} if has_loss else {}),
@@ -354,66 +351,3 @@ class MetricsCB(Callback):
 def _may_lack(learn: Learner) -> bool:
     """Whether a batch may have no loss: in validation, where the owner of get_loss sets none."""
     return not learn.training and not learn.has_default("get_loss") and "forward" not in learn.cancelled_by
-
-
-def _columns(name: str, value: Any, is_merged: bool = False) -> dict[str, float]:
-    """Return what a metric computed as numbers under the names of their columns."""
-    found: dict[str, float] = {}
-    for column, number in _numbers(name, value, is_merged):
-        if column in found:
-            raise ValueError(f"metric {name} computes two values that would be called {column}: rename one")
-        found[column] = number
-        if len(found) > _MAX_COLUMNS:
-            raise ValueError(
-                f"metric {name} computes more than {_MAX_COLUMNS} numbers, each of them a column: expected a "
-                "summary; keep the rest on the metric, and read it in after_validate"
-            )
-    return found
-
-
-def _numbers(name: str, value: Any, is_merged: bool = False) -> Iterator[tuple[str, float]]:
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        if value.size == 1 if not isinstance(value, Tensor) else value.numel() == 1:
-            value = value.item()
-        else:
-            value = value.tolist() or math.nan  # nan for an empty one, as there is no value yet
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _numbers(str(key) if is_merged else f"{name}_{key}", part)
-    elif isinstance(value, tuple | list) and value:
-        for key, part in zip(getattr(value, "_fields", range(len(value))), value, strict=True):
-            yield from _numbers(f"{name}_{key}", part)
-    elif isinstance(value, Integral):
-        yield name, int(value)
-    elif isinstance(value, Real):
-        yield name, float(value)
-    elif isinstance(value, tuple | list):
-        yield name, math.nan
-    else:
-        raise TypeError(
-            f"metric {name} computes {value!r}, a {type(value).__name__}: expected a number, or a tensor, "
-            "list, tuple or mapping of numbers"
-        )
-
-
-def _check_name(name: str, other: str = "", is_logged: bool = False) -> None:
-    """Raise ValueError for a name that a column of a row cannot have.
-
-    Args:
-        other: what has the name already, if anything does.
-        is_logged: whether it is the name of a logged value, not of a metric.
-    """
-    what, write = ("metric", f"MetricsCB(my_{name}=...)")
-    if is_logged:
-        what, write = ("logged value", f"learn.log('my_{name}', ...)")
-    if name in OWN:
-        other = "the row itself"
-    if other:
-        raise ValueError(
-            f"a {what} is called {name!r}, as is a column of {other}: expected another name, {write}"
-        )
-    if not name.strip() or name.startswith(("train/", "eval/")):
-        raise ValueError(
-            f"a {what} is called {name!r}: expected a name that is not empty, without the phase, which "
-            "monitors add: 'train/f1' and 'eval/f1' are the values of 'f1'"
-        )
