@@ -17,9 +17,9 @@ from ..arguments import number, unless_none, whole_number
 from ..arguments import path as checked_path
 from ..callback import Callback, Order
 from ..checkpoints.begun import Begun
-from ..checkpoints.best import Bests, best_name, bests_in, give_name
-from ..checkpoints.lock import Lock
+from ..checkpoints.best import Bests, best_name, give_name
 from ..checkpoints.run_file import bit_differences, made_by, run_facts, write_run_file
+from ..checkpoints.run_folder import RunFolder
 from ..checkpoints.settings import setting_differences, settings_of
 from ..checkpoints.snapshot import (
     BEST,
@@ -29,13 +29,11 @@ from ..checkpoints.snapshot import (
     capture_weights,
     check_opt,
     checkpoints_in,
-    is_at,
-    is_damaged,
     name_of,
     position_of,
     without_what_is_the_same,
 )
-from ..files import SIDE, DamagedError, check_folder, read_torch, write_torch
+from ..files import write_torch
 from ..plan import Position
 from ..processes import whole_in_first
 from ..weights import tensors_by_name
@@ -127,7 +125,7 @@ class CheckpointCB(Callback):
             raise ValueError(f"mode={mode!r} without monitor: expected the name of the value to monitor")
         self.folder, self._as_given = checked_path("CheckpointCB(folder", folder).absolute(), str(folder)
         self.signals = _checked(signals)
-        self._lock: Lock | None = None
+        self._in_folder = RunFolder(self.folder, repr(self))
         if (every_steps, every_epochs, every_minutes) == (None, None, None):
             every_epochs = 1
         self.every_steps, self.every_epochs, self.every_minutes = every_steps, every_epochs, every_minutes
@@ -177,6 +175,7 @@ class CheckpointCB(Callback):
     # Hooks ----------------------------------------------------------------------------------------
 
     def prepare(self, learn: Learner) -> None:
+        self._in_folder = RunFolder(self.folder, repr(self))
         learn.run.saved_by(self.at_rest)
         self._check_signals()
         learn.run.stopped_by(self.signals)
@@ -184,16 +183,16 @@ class CheckpointCB(Callback):
         if any(cb.folder.resolve() == self.folder.resolve() for cb in others):
             raise ValueError(f"two callbacks write to {str(self.folder)!r}: expected a folder for each")
         if self.folder.is_dir():  # now, before anything there is read or changed
-            self._take_folder(learn)
+            self._in_folder.take(learn)
 
     def release(self, learn: Learner) -> None:
-        if self._lock is not None:
-            self._lock.free()
-            self._lock = None
+        self._in_folder.free()
 
     def before_fit(self, learn: Learner) -> None:
         self._check(learn)
-        self._check_folder(learn)
+        learn.run.named(learn.processes.broadcast(learn.run_id or uuid.uuid4().hex))
+        if learn.rank == 0:
+            self._in_folder.check(learn)
         self._last_step, self._last_s = 0, learn.processes.broadcast(time.monotonic())
         begin(learn)
         self._needs, self._settings = {False: _needs_of(learn)}, settings_of(learn)
@@ -275,18 +274,6 @@ class CheckpointCB(Callback):
         if learn.scopes[-1:] == ["fit"]:
             learn.run.began("epoch", capture_beginning(learn))
 
-    def _take_folder(self, learn: Learner) -> None:
-        """Make the folder if necessary and lock it, once in a fit."""
-        if learn.rank or self._lock is not None:
-            return
-        check_folder(self, self.folder)
-        self._lock = Lock(self.folder)
-        if who := self._lock.take():
-            raise RuntimeError(
-                f"{self!r}: {who} is training there: was the script started twice? Wait until it ends, or "
-                "choose another folder"
-            )
-
     # Its parts ------------------------------------------------------------------------------------
 
     def _is_due(self, learn: Learner) -> bool:
@@ -313,7 +300,7 @@ class CheckpointCB(Callback):
         saved = rest | capture_weights(learn) | best | more  # in all processes, to collect their shards
         if learn.rank == 0:
             if (found := checkpoints_in(self.folder)) and found[-1] != learn.saved_to:
-                self._check_run(learn, found[-1])  # another run may have begun to write here
+                self._in_folder.check_run(learn, found[-1])  # another run may have begun to write here
             write_torch(path, saved)
         return path
 
@@ -363,65 +350,6 @@ class CheckpointCB(Callback):
         if self.monitor is not None:
             self.monitor.check(learn)
 
-    def _check_run(self, learn: Learner, path: Path) -> None:
-        if not path.exists():
-            return
-        saved = read_torch(path, check=False)
-        if not isinstance(saved, dict) or saved.get("run") != learn.run_id:  # perhaps the user's own file
-            raise ValueError(
-                f"{self!r}: {path.name} there is of another run, which would be lost: resume it, "
-                f"fit(..., resume={str(self.folder)!r}), or choose another folder"
-            )
-
-    def _check_folder(self, learn: Learner) -> None:
-        learn.run.named(learn.processes.broadcast(learn.run_id or uuid.uuid4().hex))
-        if learn.rank:
-            return
-        self._take_folder(learn)
-        self._leave_out_damaged(learn)
-        source, found = learn.run.source, checkpoints_in(self.folder)
-        if source is not None and found and is_at(found[-1]) > is_at(_place_of(source)):
-            raise ValueError(
-                f"{self!r} has a later checkpoint, {found[-1].name}, than the one to resume from, "
-                f"{source.path.name}: choose another folder, or move the later ones away"
-            )
-        if self._lock is not None and self._lock.is_held:
-            for side in self.folder.glob(f".*{SIDE}"):  # left by a process that was killed while writing
-                side.unlink()
-
-    def _leave_out_damaged(self, learn: Learner) -> None:
-        """Rename damaged checkpoints, if the folder is known to be of this run; else raise ValueError."""
-        damaged: list[Path] = []
-        is_known = learn.run.source is not None
-        for path in reversed(checkpoints_in(self.folder)):
-            if not self._is_damaged(learn, path):
-                is_known = True
-                break
-            damaged.append(path)
-        bests = [self.folder / BEST, *bests_in(self.folder)]
-        damaged += [path for path in bests if self._is_damaged(learn, path)]
-        if damaged and not is_known:
-            raise ValueError(
-                f"{self!r}: {damaged[0].name} there is damaged, so its run is not known: move it away, or "
-                "choose another folder"
-            )
-        for path in damaged:
-            _leave_out(path)
-
-    def _is_damaged(self, learn: Learner, path: Path) -> bool:
-        """Whether a checkpoint is damaged; raise ValueError if it is of another run."""
-        source = learn.run.source
-        is_later = (
-            source is not None and not path.name.startswith("best") and is_at(path) > is_at(_place_of(source))
-        )
-        if path.resolve() in learn.run.damaged or (is_later and is_damaged(path)):
-            return True
-        try:
-            self._check_run(learn, path)
-        except DamagedError:
-            return True
-        return False
-
     def _check_signals(self) -> None:
         if self.signals and threading.current_thread() is not threading.main_thread():
             raise ValueError(
@@ -456,26 +384,12 @@ def _checked(signals: Iterable[int]) -> tuple[signal.Signals, ...]:
 _NOT_FOR_STOPPING = ("SIGKILL", "SIGSTOP", "SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGCHLD")
 
 
-def _leave_out(path: Path) -> None:
-    number, to = 1, path.with_name(f"{path.name}.damaged")
-    while to.exists():
-        number += 1
-        to = path.with_name(f"{path.name}.damaged-{number}")
-    path.rename(to)
-    warnings.warn(f"{path} is damaged, and is now called {to.name}", stacklevel=2)
-
-
 def _now_s(learn: Learner) -> float:
     """Return this process's time, or with several processes the first one's as of the last step."""
     if learn.n_processes == 1:
         return time.monotonic()
     clock_s = learn.processes.clock_s
     return -math.inf if clock_s is None else clock_s
-
-
-def _place_of(source: Any) -> Path:
-    """Return the name that a checkpoint would have by its position; it may be best.pt, or a copy."""
-    return Path(name_of(source.saved["fields"]["n_epochs_trained"], source.position))
 
 
 def begin(learn: Learner) -> None:
