@@ -436,6 +436,11 @@ def test_index_is_that_of_the_running_pass_though_others_read_the_loader():
             before = learn.index
             learn.validate(learn.dls.train, cbs=WatchCB())
             assert torch.equal(learn.index, before)
+            learn.validate(learn.dls.train, cbs=at("after_batch", cancel))
+            assert torch.equal(learn.index, before)
+
+    def cancel(learn):
+        raise CancelValidateException
 
     dls = DataLoaders(KNOWN["torch, shuffled"](), KNOWN["torch, shuffled, workers"]())
     learn = make_learner(dls=dls, cbs=[watch := WatchCB(), NestedCB(), BatchSizeCB({1: 5})])

@@ -172,7 +172,10 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
         "in_eval": [plain_name(model, name) for name, m in model.named_modules() if not learn.modes.of(m)],
         "frozen_norms": [plain_name(model, k) for k, m in model.named_modules() if m in norms],
         "cbs": cbs,
-        "loaders": {k: saver.save(state_of(learn, loader), k) for k, loader in loaders_of(learn).items()},
+        "loaders": {
+            name: saver.save(state_of(learn, loader, position.is_inside), name)
+            for name, loader in loaders_of(learn).items()
+        },
         "rng": saver.save(packed_rng(), "rng"),
     }
 
@@ -288,9 +291,16 @@ def loaders_of(learn: Learner) -> dict[str, Any]:
     return found | ({"now": learn.dl} if is_inside else {})
 
 
-def state_of(learn: Learner, loader: Any) -> Any:
-    """Return the state of a loader; None if it has none."""
-    return None if loader is None else learn.dls.adapter_of(loader).state()
+def state_of(learn: Learner, loader: Any, is_inside: bool = False) -> Any:
+    """Return the state of a loader; None if it has none.
+
+    Args:
+        is_inside: whether the learner is at rest in a phase, which reads on: not if the phase was cancelled.
+    """
+    if loader is None:
+        return None
+    adapter = learn.dls.adapter_of(loader)
+    return adapter.state() if is_inside else adapter.state_now()
 
 
 def _others(learn: Learner) -> dict[str, torch.Tensor]:

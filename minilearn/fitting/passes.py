@@ -150,6 +150,8 @@ def reading(learn: Learner, first: int) -> Iterator[Iterator[tuple[int, Any]]]:
     except StopFetchError:  # also one that comes just after the batch was read
         learn.run.save(learn)  # at_rest has already fired; only saving is left
         raise stopped(learn) from None
+    finally:
+        adapter.end(read)
     if learn.batch_idx < 0:
         name = learn.plan.row_of(learn)
         raise ValueError(f"the {name} loader gave no batch in epoch {learn.epoch}: expected at least one")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from toolbox import (
     StopCB,
+    at,
     every_rest,
     mentions,
     noisy_learner,
@@ -36,6 +37,7 @@ from minilearn.checkpoints.codec import first_difference
 from minilearn.data import Adapter, DatasetLoader, ImageLoader, ResumableLoader, adapter_of
 from minilearn.data.adapters import KINDS
 from minilearn.data.adapters.iterables import StreamAdapter
+from minilearn.events import cancel_exception
 
 N, BS = 7, 3  # samples, and how many are in a batch
 X = torch.arange(float(N))[:, None]
@@ -775,10 +777,9 @@ class DrawingLaps(Laps):
 @pytest.mark.parametrize("names", [["train"], ["valid"], ["train", "valid"]])
 def test_a_fit_on_passes_that_end_by_themselves_is_resumed_bit_for_bit(names, tmp_path):
     def make(*cbs):
-        loaders = {"train": TensorLoader(*samples(12), bs=4), "valid": TensorLoader(*samples(12), bs=4)}
-        return noisy_learner(
-            MetricsCB(), *cbs, dls=DataLoaders(**loaders | {n: DrawingLaps() for n in names})
-        )
+        loaders = {name: TensorLoader(*samples(12), bs=4, seed=0) for name in ("train", "valid")}
+        dls = DataLoaders(**loaders | {name: DrawingLaps() for name in names})
+        return noisy_learner(MetricsCB(), *cbs, dls=dls)
 
     runs = [*resumed_from_each_rest(make, tmp_path)]
     assert len(runs) == 2 * (3 + 3 + 1) + 1
@@ -787,10 +788,26 @@ def test_a_fit_on_passes_that_end_by_themselves_is_resumed_bit_for_bit(names, tm
     assert untimed_rows(plain) == untimed_rows(runs[0][0])  # checkpoints change nothing
 
 
+@pytest.mark.parametrize("scope", ["batch", "train", "epoch", "fit"])
+def test_checkpoints_of_a_pass_that_is_cancelled_lose_no_batch_of_a_stream(scope, tmp_path):
+    def cancel(learn):
+        if learn.training and learn.batch_idx == 1:
+            raise cancel_exception(scope)
+
+    seen = []
+    for cbs in ([], [every_rest(tmp_path)]):
+        dls = DataLoaders(DrawingLaps(), TensorLoader(*samples(8), bs=4, seed=0))
+        learn = noisy_learner(*cbs, at("after_loss", cancel), dls=dls)
+        learn.fit(2)
+        learn.fit(1)
+        seen.append((dls.train.i, learn.model[0].weight.tolist()))
+    assert seen[0] == seen[1]
+
+
 def test_checkpoints_of_a_fit_in_steps_lose_no_batch_of_a_stream(tmp_path):
     seen = []
     for cbs in ([], [every_rest(tmp_path)]):
-        dls = DataLoaders(DrawingLaps(), TensorLoader(*samples(8), bs=4))
+        dls = DataLoaders(DrawingLaps(), TensorLoader(*samples(8), bs=4, seed=0))
         learn = noisy_learner(*cbs, dls=dls)
         learn.fit(n_steps=4, epoch_steps=2)
         learn.fit(n_steps=4, epoch_steps=2)

@@ -65,6 +65,9 @@ class Adapter:
         """
         raise NotImplementedError
 
+    def end(self, batches: Iterator[Any]) -> None:
+        """Take note that a pass, as `read` returned it, is not read any further."""
+
     def peek(self, epoch: int | None = None) -> Any:
         """Return a batch of the loader, perhaps a small one; None if it has none.
 

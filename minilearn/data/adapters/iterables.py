@@ -146,6 +146,10 @@ class StatefulAdapter(Adapter):
         self._passes.add(one)
         return one
 
+    def end(self, batches: Iterator[Any]) -> None:
+        """Ask a pass that was left no more for a batch ahead."""
+        self._passes.remove(batches)
+
     def peek(self, epoch: int | None = None) -> Any:
         """Return the first batch, and restore the state."""
         with kept_rng(*self.generators()), self.unmoved():

@@ -7,9 +7,10 @@ from typing import Any
 
 
 class OpenPasses:
-    """Know the passes over a loader that are being read; a pass is over when nobody holds it any more.
+    """Know the passes over a loader that are being read.
 
-    A copy knows none, because a pass cannot be copied.
+    A pass is over when it is removed, or when nobody holds it any more: an error, such as one that cancels
+    the pass, may hold it for a while. A copy knows none, because a pass cannot be copied.
     """
 
     def __init__(self) -> None:
@@ -20,8 +21,12 @@ class OpenPasses:
 
     def add(self, one: Any) -> None:
         """Add a pass, or make it the newest again."""
-        self._refs = [ref for ref in self._refs if ref() is not None and ref() is not one]
+        self.remove(one)
         self._refs.append(weakref.ref(one))
+
+    def remove(self, one: Any) -> None:
+        """Remove a pass, if it is there."""
+        self._refs = [ref for ref in self._refs if ref() is not None and ref() is not one]
 
     def newest(self) -> Any:
         """Return the pass that was begun last; None if there is none."""

@@ -50,8 +50,16 @@ class Shard(Adapter):
 
     def read(self, start: int = 0) -> Iterator[Any]:
         """Give this process's rows of the batches from number `start` on."""
-        for batch in self.whole.read(start):
-            yield self._cut(batch)
+        batches = self.whole.read(start)
+        try:
+            for batch in batches:
+                yield self._cut(batch)
+        finally:
+            self.whole.end(batches)
+
+    def end(self, batches: Any) -> None:
+        """End the pass of the whole loader."""
+        batches.close()
 
     def peek(self, epoch: int | None = None) -> Any:
         """Return a whole batch."""

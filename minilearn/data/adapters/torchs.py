@@ -45,6 +45,11 @@ class TorchAdapter(Adapter):
             raise TypeError(f"{self!r} cannot begin at batch {start}: {self.why_not_resumable()}")
         return _begin_noting(self.loader)
 
+    def end(self, batches: Iterator[Any]) -> None:
+        """Let `index` tell again of the pass that this one was nested in."""
+        if self.loader in _PASSES:
+            _PASSES[self.loader].remove(batches)
+
     def why_not_resumable(self) -> str:
         """Say what to write instead."""
         return (
