@@ -1,11 +1,8 @@
 """What works without torcheval, which is no longer developed, and torchmetrics, and imports neither."""
 
-import ast
 import subprocess
 import sys
-import tomllib
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -143,23 +140,6 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_works_without_torcheval_and_torchmetrics_and_without_a_warning(name, results):
     assert results[name] == "ok"
-
-
-def test_what_is_installed_with_minilearn_is_what_it_imports():
-    folder = Path(__file__).parents[1]
-    found = set()
-    for path in (folder / "minilearn").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                found.add(node.module.partition(".")[0])
-    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-    assert {line.partition(">")[0] for line in project["dependencies"]} == found - {
-        *sys.stdlib_module_names,
-        "PIL",  # installed with torchvision
-        *("IPython", "mlflow", "wandb"),  # optional
-    }
 
 
 def test_metrics_of_torcheval_still_work(make_learner):
