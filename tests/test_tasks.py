@@ -20,6 +20,7 @@ sys.path.insert(0, str(TASKS))
 
 from jobs import JOBS  # noqa: E402  found on the path of the line above
 from run import load, n_lines  # noqa: E402
+from table import page  # noqa: E402
 
 sys.path.remove(str(TASKS))
 
@@ -62,8 +63,13 @@ def test_results_are_those_of_the_jobs():
     for job, result in found.items():
         assert (result["job"], result["bar"]) == (JOBS[job].title, JOBS[job].bar)
         assert result["n"] >= 3
+        assert result["lines"] == n_lines(TASKS / job / "train.py")
         assert set(JOBS[job].shown) <= set(result["measures"])
         assert (TASKS / job / "picture.png").is_file()
+
+
+def test_table_is_that_of_the_results():
+    assert page() == (TASKS / "README.md").read_text()
 
 
 @pytest.mark.full
