@@ -85,7 +85,9 @@ def p_text(p: float) -> str:
     return f"p = {p:.2f}" if p >= 0.01 and f"{p:.2f}" != f"{ALPHA:.2f}" else f"p = {p:.4f}"
 
 
-def paired(rows: Rows, pairs: Mapping[str, tuple[str, str]]) -> list[Difference]:
+def paired(
+    rows: Rows, pairs: Mapping[str, tuple[str, str]], measures: Sequence[str] = MEASURES
+) -> list[Difference]:
     """Return the family of the differences a - b of paired runs, in every measure.
 
     Args:
@@ -93,7 +95,7 @@ def paired(rows: Rows, pairs: Mapping[str, tuple[str, str]]) -> list[Difference]
     """
     found = []
     for name, (a, b) in pairs.items():
-        for measure in MEASURES:
+        for measure in measures:
             values = [rows[experiment][measure]["each"] for experiment in (a, b)]
             each = tuple(x - y for x, y in zip(*values, strict=True))
             difference = Difference(name, measure, each, statistics.mean(values[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -17,9 +18,63 @@ from typing import Any
 import report
 import torch
 
-from minilearn import set_seed
+from minilearn import Callback, Learner, set_seed
+from minilearn.provenance import device_name
 
 Result = dict[str, Any]
+
+
+class HashesCB(Callback):
+    """Record a hash of the weights at each checkpoint, in hashes.jsonl beside it.
+
+    A run that was killed and resumed is compared with one that was not, see soak.py. The weights are hashed
+    when the next batch begins, before which nothing changes them, or when the fit ends.
+    """
+
+    may_come_and_go = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the file has what was recorded."""
+        return {}
+
+    def before_fit(self, learn: Learner) -> None:
+        """Record the checkpoint from which the fit continues."""
+        self._last: Path | None = None
+
+    def before_batch(self, learn: Learner) -> None:
+        """Record a checkpoint that was written since the last batch."""
+        if learn.saved_to not in (None, self._last):
+            self._last = learn.saved_to
+            self._record(learn, self._last)
+
+    def cleanup_fit(self, learn: Learner) -> None:
+        """Record the last checkpoint."""
+        self.before_batch(learn)
+
+    def _record(self, learn: Learner, path: Path) -> None:
+        digest = hashlib.sha256()
+        for name, t in sorted(learn.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        line = {"checkpoint": path.name, "steps": learn.n_steps, "sha256": digest.hexdigest()}
+        with (path.parent / "hashes.jsonl").open("a") as file:
+            file.write(json.dumps(line | {"cpu": device_name("cpu")}) + "\n")
+
+
+class FirstLossesCB(Callback):
+    """Keep the losses of the first steps of each fit, in `losses`, a list for each fit."""
+
+    def __init__(self, n: int = 100) -> None:
+        self.n, self.losses = n, list[list[float]]()
+
+    def before_fit(self, learn: Learner) -> None:
+        """Begin a list."""
+        self.losses.append([])
+
+    def after_step(self, learn: Learner) -> None:
+        """Add the loss of the step."""
+        if len(self.losses[-1]) < self.n:
+            self.losses[-1].append(float(learn.loss.detach()))
 
 
 def add_options(parser: argparse.ArgumentParser, script: str, names: Sequence[str]) -> None:

@@ -2,8 +2,9 @@
 
 A network is trained in three sessions, of 10, 10 and 5 epochs, with Adam. For each session the optimizer is
 new or kept, with its averages and its count of steps, and the lr is constant or goes through one cycle.
-Presets: `full` is the document's (ResNet50, images of 128 pixels), for a GPU; `cpu` has the same design with
-a small residual network and images of 64 pixels; `small` is for a first look, in a minute.
+Presets: `full` is the document's (ResNet50, images of 128 pixels), for a GPU; `resnet50` has images of 64
+pixels; `cpu` has the same design with a small residual network on images of 64 pixels; `small` is for a first
+look, in a minute. A first session that two methods share is trained once.
 
 Every run writes checkpoints: start the same command again, and it resumes where it stopped.
 
@@ -15,6 +16,8 @@ tested in every measure.
 from __future__ import annotations
 
 import argparse
+import shutil
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +47,7 @@ from minilearn import (
     imagewoof,
     shapes,
 )
+from minilearn.checkpoints.snapshot import checkpoints_in
 from minilearn.data import peek
 from minilearn.plot import new_figure
 from minilearn.provenance import provenance
@@ -64,6 +68,7 @@ PAIRS = {
     CONSTANT: ("kept optimizer", "new optimizer"),
     ONE_CYCLE: ("kept optimizer, one cycle", "new optimizer, one cycle"),
 }
+AT_BOUNDARY = "loss of the first 100 steps of session 2"
 LRS = (1e-3, 5e-4, 2.5e-4)  # of the sessions
 DATASETS: dict[str, Callable[..., DataLoaders]] = {"imagenette": imagenette, "imagewoof": imagewoof}
 
@@ -98,19 +103,40 @@ class Preset:
 
 PRESETS = {
     "full": Preset(resnet50, 128),
+    "resnet50": Preset(resnet50, 64),
     "cpu": Preset(partial(ResNet, (1, 1, 1, 1), (16, 32, 64, 128), stem_stride=2), 64),
     "small": Preset(partial(ResNet, (1, 1), (8, 16), stem_stride=2), 32, (2, 2, 1), n_images=2000),
 }
 
 
-def train(method: str, preset: Preset, dls: DataLoaders, folder: Path, extra_cbs: Any = ()) -> Learner:
-    """Train a network in sessions with one method, resuming from the checkpoints in the folder."""
+def train(
+    method: str, preset: Preset, dls: DataLoaders, folder: Path, extra_cbs: Any = ()
+) -> tuple[Learner, list[list[float]]]:
+    """Train a network in sessions with one method, resuming from the checkpoints in the folder.
+
+    Until the first session ends, new and kept are one: it is trained once, in a folder beside, and copied.
+
+    Returns: the learner, and the losses of the first steps of each session.
+    """
+    shared = folder.parent / ("first-one-cycle" if "one cycle" in method else "first-constant-lr")
+    if not checkpoints_in(folder):
+        _sessions(method, preset, dls, shared, extra_cbs, n=1)
+        shutil.copytree(shared, folder, dirs_exist_ok=True)
+    return _sessions(method, preset, dls, folder, extra_cbs, len(LRS))
+
+
+def _sessions(
+    method: str, preset: Preset, dls: DataLoaders, folder: Path, extra_cbs: Any, n: int
+) -> tuple[Learner, list[list[float]]]:
+    """Train the first n sessions."""
+    first = experiments.FirstLossesCB()
     model = preset.model(n_channels=peek(dls.train)[0].shape[1])
-    cbs = [MixedPrecisionCB(), ChannelsLastCB(), CheckpointCB(folder, keep=1), *extra_cbs]
+    kept: list[Any] = [CheckpointCB(folder, keep=2), experiments.HashesCB(), first]
+    cbs = [MixedPrecisionCB(), ChannelsLastCB(), *kept, *extra_cbs]
     learn = Learner(model, dls, opt_func=torch.optim.Adam, cbs=cbs)
-    for n_epochs, lr in zip(preset.n_epochs, LRS, strict=True):
+    for n_epochs, lr in zip(preset.n_epochs[:n], LRS[:n], strict=True):
         METHODS[method](learn, n_epochs, lr, resume=True)
-    return learn
+    return learn, first.losses
 
 
 def load(args: argparse.Namespace) -> DataLoaders:
@@ -136,11 +162,12 @@ def run(method: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if args.tensorboard:
         name = f"{args.dataset}-{args.preset}/{experiments.slug(method)}-{torch.initial_seed()}"
         logger = [TensorBoardCB(args.tensorboard, name)]
-    learn = train(method, PRESETS[args.preset], dls, folder, logger)
+    learn, losses = train(method, PRESETS[args.preset], dls, folder, logger)
     return {
         "data": dls.source,
         "n_images": report.n_images(dls),
         "history": learn.history,
+        "first_losses": losses,
         "ran_on": provenance(),
     }
 
@@ -218,10 +245,37 @@ def plot(histories: dict[str, list[report.History]], n_epochs: list[int]) -> Any
     return figure
 
 
+def after_boundary(losses: dict[str, list[list[float]]]) -> list[Difference]:
+    """Return kept - new of the mean loss right after the first boundary, where the state must matter most.
+
+    Args:
+        losses: method -> of each run, those of the first steps of the second session.
+    """
+    rows = {
+        method: {AT_BOUNDARY: report.mean_sd([statistics.mean(run) for run in of_runs])}
+        for method, of_runs in losses.items()
+    }
+    return paired(rows, PAIRS, (AT_BOUNDARY,))
+
+
+def plot_boundary(losses: dict[str, list[list[float]]]) -> Any:
+    """Draw kept - new of the loss over the first steps of the second session, with 95 % intervals."""
+    figure, axes = new_figure(1, len(PAIRS), 4.5, 3)
+    for ax, (name, pair) in zip(axes.flat, PAIRS.items(), strict=True):
+        runs = zip(*(losses[method] for method in pair), strict=True)
+        report.draw_interval(ax, [[x - y for x, y in zip(a, b, strict=True)] for a, b in runs], "C0", name)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set(title=name, xlabel="step of the second session", ylabel="loss, kept - new")
+        ax.grid(alpha=0.3)
+    return figure
+
+
 def draw(result: dict[str, Any], out: Path, name: str) -> None:
     """Write the picture of a result, if it has all methods."""
     if set(METHODS) <= set(result["histories"]):
         plot(result["histories"], result["n_epochs"]).savefig(out / f"{name}.png", dpi=90)
+        if "second_session" in result:
+            plot_boundary(result["second_session"]).savefig(out / f"{name}_boundary.png", dpi=90)
 
 
 def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
@@ -237,6 +291,10 @@ def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -
         for difference in family:
             print(f"  {difference.name}, {difference.measure}: {difference.cell}")
         print(f"  {conclusion(family)}")
+    second = {method: [run["first_losses"][1] for run in of_runs] for method, of_runs in results.items()}
+    if len(rows) == len(METHODS):
+        for difference in after_boundary(second):
+            print(f"  {difference.name}, {difference.measure}: {difference.cell}")
     name = f"optimizer_state_{args.dataset}_{args.preset}"
     result = report.write(
         args.out,
@@ -248,6 +306,7 @@ def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -
         experiments.made_by(args, results),
         n_epochs=PRESETS[args.preset].n_epochs,
         rows=rows,
+        second_session=second,
         histories=histories,
     )
     draw(result, args.out, name)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from matplotlib.image import imread
-from toolbox import StopCB, StoppedError
+from toolbox import StopCB, StoppedError, same
 
 from minilearn import set_seed
 
@@ -90,7 +90,8 @@ def test_methods_begin_alike(script, short, tmp_path):
     for i, method in enumerate(["new optimizer", "kept optimizer"]):
         set_seed(3)
         preset = replace(script.PRESETS["small"], n_epochs=(1, 1, 1))
-        learn = script.train(method, preset, script.report.some_of(dls, 64), tmp_path / str(i))
+        folder = tmp_path / str(i) / "run"  # each with a first session of its own
+        learn, _ = script.train(method, preset, script.report.some_of(dls, 64), folder)
         first.append([row["loss"] for row in learn.history[:2]])
     assert first[0] == first[1]
 
@@ -102,13 +103,43 @@ def test_run_that_broke_off_goes_on_in_its_session(script, short, tmp_path):
 
     def losses(folder, *cbs):
         set_seed(0)
-        learn = script.train("new optimizer, one cycle", preset, dls, folder, cbs)
-        return [row["loss"] for row in learn.history]
+        learn, first = script.train("new optimizer, one cycle", preset, dls, folder / "run", cbs)
+        return [row["loss"] for row in learn.history], first
 
     straight = losses(tmp_path / "straight")
     with pytest.raises(StoppedError):
         losses(tmp_path / "stopped", StopCB(12))  # in the second session
     assert losses(tmp_path / "stopped") == straight
+
+
+def test_methods_share_their_first_session_and_part_after_it(script, short, tmp_path):
+    preset = replace(script.PRESETS["small"], n_epochs=(1, 1, 1))
+    found = {}
+    for method in ("new optimizer", "kept optimizer", "new optimizer, alone"):
+        set_seed(3)
+        dls = script.report.some_of(script.shapes(16), 64)
+        folder = tmp_path / ("alone" if "alone" in method else "shared") / method
+        found[method] = script.train(method.removesuffix(", alone"), preset, dls, folder)
+    losses = {method: first for method, (_, first) in found.items()}
+    new, kept, alone = losses.values()
+    assert new == alone
+    assert [len(run) for run in new] == [4, 4, 4]
+    assert kept[0] == new[0]
+    assert kept[1][0] == new[1][0]  # before the first step of the session
+    assert kept[1][1:] != new[1][1:]
+    weights = [learn.model.state_dict() for learn, _ in found.values()]
+    assert same(weights[0], weights[2])
+    lines = (tmp_path / "shared" / "first-constant-lr" / "hashes.jsonl").read_text().splitlines()
+    assert [json.loads(line)["steps"] for line in lines] == [4]
+
+
+def test_what_follows_the_boundary_is_tested_in_pairs(script):
+    losses = {method: [[1.0, 2.0], [2.0, 4.0]] for method in script.METHODS}
+    losses["kept optimizer"] = [[0.5, 1.5], [1.5, 3.0]]
+    constant, cycle = script.after_boundary(losses)
+    assert constant.each == (-0.5, -0.75)
+    assert cycle.each == (0.0, 0.0)
+    assert script.plot_boundary(losses).axes[0].get_title() == script.CONSTANT
 
 
 def test_runs_are_logged_for_tensorboard(script, main, short, tmp_path, write_imagenet):
