@@ -148,7 +148,7 @@ def load(args: argparse.Namespace) -> DataLoaders:
     except FileNotFoundError as error:
         if args.data is not None or args.preset != "small":
             sys.exit(str(error))
-        print(f"{str(error).splitlines()[0]} Running on the built-in set of drawn shapes instead.")
+        print(f"{str(error).partition(' Tried')[0]} Running on the built-in set of drawn shapes instead.")
         dls = shapes(bs)
         dls.source = "built-in shapes"
     return report.some_of(dls, preset.n_images)

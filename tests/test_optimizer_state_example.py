@@ -1,6 +1,9 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -209,3 +212,19 @@ def test_committed_result_is_of_four_methods_and_several_seeds(example, script):
     found = example("tables").result("optimizer_state_imagenette_cpu")
     assert list(found["rows"]) == list(script.METHODS)
     assert found["n"] >= 3
+
+
+@pytest.mark.full
+def test_killed_run_has_the_weights_of_the_unbroken_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINILEARN_DATA", str(tmp_path))  # without data: on the built-in set
+    examples = Path(__file__).parents[1] / "examples"
+    work = ("--work", "{work}", "--out", tmp_path / "out")
+    script = (examples / "optimizer_state.py", "--preset", "small", "--only", "kept optimizer", *work)
+    command = [sys.executable, examples / "soak.py", "--work", tmp_path / "work", "--seconds", "1"]
+    command += ["--out", tmp_path / "soak.jsonl", "--", *script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "soak.jsonl").read_text())
+    assert (found["equal"], found["same_cpu"]) == (True, True)
+    assert found["compared"] > found["killed_after"]
+    assert not (tmp_path / "work-unbroken").exists()

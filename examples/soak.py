@@ -1,0 +1,132 @@
+"""Kill a long experiment on purpose, resume it, and run the interval around the kill again unbroken.
+
+The experiment is a script with checkpoints, hashes of their weights (`experiments.HashesCB`) and an option
+for its folder. It is started, killed by SIGKILL at a random moment after its second checkpoint, and
+started again until it is done. Then a copy of the folder as it was, without its newest checkpoint, is resumed from
+the one before, and runs through the moment of the kill: the hashes of the next checkpoint have to be equal.
+
+Run: python examples/soak.py --work runs/soak -- examples/optimizer_state.py --preset small --work {work}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from minilearn.checkpoints.snapshot import checkpoints_in
+from minilearn.provenance import provenance
+
+Lines = list[dict[str, Any]]
+
+
+def start(words: list[str], work: Path) -> subprocess.Popen[bytes]:
+    """Start the script with a folder, in a process group of its own."""
+    command = [sys.executable, *(word.replace("{work}", str(work)) for word in words)]
+    return subprocess.Popen(command, start_new_session=True)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a script with all its processes."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def hashes_of(folder: Path) -> Lines:
+    """Return what is recorded in a folder of checkpoints; a line that was cut short is left out."""
+    path = folder / "hashes.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def first_with_two(work: Path) -> Path | None:
+    """Return the folder, somewhere in `work`, in which two checkpoints were just written."""
+    folders = [path.parent for path in work.rglob("hashes.jsonl")]
+    ready = [folder for folder in folders if len(checkpoints_in(folder)) > 1]
+    return max(ready, key=lambda folder: (folder / "hashes.jsonl").stat().st_mtime, default=None)
+
+
+def wait_for(process: subprocess.Popen[bytes], found: Any, every_s: float = 0.2) -> Any:
+    """Return what `found()` gives when it gives something; None if the script ends before."""
+    while (value := found()) is None:
+        if process.poll() is not None:
+            return found()
+        time.sleep(every_s)
+    return value
+
+
+def soak(words: list[str], work: Path, longest_s: float, seed: int) -> dict[str, Any]:
+    """Run, kill, resume and compare once; return what was found."""
+    rng = random.Random(seed)
+    process = start(words, work)
+    folder = wait_for(process, lambda: first_with_two(work))
+    if folder is None:
+        raise SystemExit(f"the script ended with code {process.returncode} before its second checkpoint")
+    wait_s = rng.uniform(0, longest_s)
+    time.sleep(wait_s)
+    if process.poll() is not None:
+        raise SystemExit(f"the script ended before it was killed, {wait_s:.1f} s after its second checkpoint")
+    end(process)
+    folder = first_with_two(work) or folder
+    copy = work.with_name(f"{work.name}-unbroken")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(work, copy)
+    inside = copy / folder.relative_to(work)
+    newest = checkpoints_in(inside)[-1]
+    newest.unlink()
+    (inside / "hashes.jsonl").unlink()
+
+    process = start(words, work)
+    if process.wait():
+        raise SystemExit(f"the script that was started again ended with code {process.returncode}")
+    expected = [line for line in hashes_of(folder) if line["checkpoint"] > newest.name]
+
+    def compared() -> dict[str, Any] | None:
+        names = {line["checkpoint"]: line for line in expected}
+        return next((line for line in hashes_of(inside) if line["checkpoint"] in names), None)
+
+    process = start(words, copy)
+    unbroken = wait_for(process, compared)
+    if process.poll() is None:
+        end(process)
+    shutil.rmtree(copy)
+    broken = next((x for x in expected if unbroken and x["checkpoint"] == unbroken["checkpoint"]), None)
+    return {
+        "killed_after": newest.name,
+        "folder": str(folder.relative_to(work)),
+        "compared": unbroken["checkpoint"] if unbroken else None,
+        "equal": bool(broken and unbroken and broken["sha256"] == unbroken["sha256"]),
+        "same_cpu": bool(broken and unbroken and broken["cpu"] == unbroken["cpu"]),
+        "ran_on": provenance(),
+    }
+
+
+def main() -> None:
+    """Run as a script."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="for {work} in the script's arguments")
+    parser.add_argument("--seconds", type=float, default=60, help="kill at most so late (default: 60)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moment (default: 0)")
+    parser.add_argument("--out", type=Path, help="add the result to this file, a line of JSON")
+    parser.add_argument("script", nargs="+", help="-- the script and its arguments")
+    args = parser.parse_args()
+    found = soak(args.script, args.work.resolve(), args.seconds, args.seed)
+    print(json.dumps({key: value for key, value in found.items() if key != "ran_on"}))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with args.out.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+    if not found["equal"]:
+        sys.exit("the weights of the killed run and of the unbroken one differ")
+
+
+if __name__ == "__main__":
+    main()
