@@ -38,6 +38,7 @@ def run(seed=42, small=False):
     dls, chars = data(seed, small)
     model = GPT(len(chars))
     opt = torch.optim.AdamW(decay_matrices(model), lr=4e-3, betas=(0.9, 0.99), fused=True)
+    params = [p for group in opt.param_groups for p in group["params"]]
     n_steps, epoch_steps = (6, 3) if small else (N_STEPS, EPOCH_STEPS)
     begin = time.perf_counter()
     for step, (x, y) in zip(range(n_steps), dls.train, strict=False):  # less than one pass over the text
@@ -46,7 +47,7 @@ def run(seed=42, small=False):
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_func(model(x).float(), y)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
         opt.step()
         opt.zero_grad()
         if (step + 1) % epoch_steps == 0:

@@ -1,9 +1,9 @@
 """Train a GPT of characters on the text of Python's help topics, the last tenth held out.
 
 The fit counts steps, `n_steps` and `epoch_steps`, and ScheduleCB gives the lr a warm-up and a cosine.
-GradientClippingCB clips, `param_groups` lets only matrices decay, and MixedPrecisionCB computes in bfloat16. A
-callback of the job's own prints a sample of text after each epoch and keeps it. The bits per character of all of
-the held-out text are compared with those of an interpolated five-gram.
+GradientClippingCB clips, `param_groups` lets only matrices decay, and MixedPrecisionCB computes in bfloat16.
+A callback of the job's own prints a sample of text after each epoch and keeps it. The bits per character of
+all of the held-out text are compared with those of an interpolated five-gram.
 """
 
 from functools import partial
@@ -52,12 +52,8 @@ def learner(seed=42, small=False):
     """Return the learner of the job."""
     set_seed(seed)
     dls, chars = data(seed, small)
-    cbs = [
-        ScheduleCB("lr", warm_cosine),
-        GradientClippingCB(1.0),
-        MixedPrecisionCB(torch.bfloat16),
-        SampleCB(chars, n=20 if small else 600),
-    ]
+    sampler = SampleCB(chars, n=20 if small else 600)
+    cbs = [ScheduleCB("lr", warm_cosine), GradientClippingCB(1.0), MixedPrecisionCB(torch.bfloat16), sampler]
     opt_func = partial(torch.optim.AdamW, betas=(0.9, 0.99))
     return Learner(GPT(len(chars)), dls, loss_func, 4e-3, cbs, opt_func, param_groups=decay_matrices)
 
