@@ -9,7 +9,7 @@ import time
 import torch
 from model import GPT, data, decay_matrices, loss_func
 
-N_STEPS, EPOCH_STEPS = 1000, 100
+N_STEPS, EPOCH_STEPS = 1500, 300
 
 
 def lr_at(step, n_steps, lr=4e-3):

@@ -25,7 +25,7 @@ from minilearn import (
 )
 from minilearn.schedules import cosine, sequence, warm_up
 
-STEPS = {"n_steps": 1000, "epoch_steps": 100}
+STEPS = {"n_steps": 1500, "epoch_steps": 300}
 SMALL = {"n_steps": 6, "epoch_steps": 3}
 ROWS = {"train": "GPT, training text", "eval": "GPT, held-out text"}
 
@@ -52,10 +52,11 @@ def learner(seed=42, small=False):
     """Return the learner of the job."""
     set_seed(seed)
     dls, chars = data(seed, small)
-    sampler = SampleCB(chars, n=20 if small else 600)
+    sampler = SampleCB(chars, n=20 if small else 400)
     cbs = [ScheduleCB("lr", warm_cosine), GradientClippingCB(1.0), MixedPrecisionCB(torch.bfloat16), sampler]
     opt_func = partial(torch.optim.AdamW, betas=(0.9, 0.99))
-    return Learner(GPT(len(chars)), dls, loss_func, 4e-3, cbs, opt_func, param_groups=decay_matrices)
+    model, groups = GPT(len(chars)), decay_matrices
+    return Learner(model, dls, loss_func, lr=4e-3, cbs=cbs, opt_func=opt_func, param_groups=groups)
 
 
 def run(seed=42, folder=Path("runs/char_gpt"), small=False):
@@ -70,7 +71,7 @@ def run(seed=42, folder=Path("runs/char_gpt"), small=False):
     for name, label in ROWS.items():
         left.plot(bits[name], marker="o", label=label)
     left.axhline(five_gram, color="black", linestyle="--", label="five-gram, held-out text")
-    left.set(xlabel="epoch", ylabel="bits per character")
+    left.set(xlabel="epoch of 300 steps", ylabel="bits per character")
     left.legend()
     right.text(0, 1, sampler.samples[-1], family="monospace", fontsize=8, va="top", parse_math=False)
     right.set_axis_off()
