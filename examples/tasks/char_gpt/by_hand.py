@@ -9,10 +9,10 @@ import time
 import torch
 from model import GPT, data, decay_matrices, loss_func
 
-N_STEPS, EPOCH_STEPS = 1500, 300
+N_STEPS, EPOCH_STEPS = 1200, 200
 
 
-def lr_at(step, n_steps, lr=4e-3):
+def lr_at(step, n_steps, lr=6e-3):
     """Return the lr of a step: a tenth of them to rise, then a cosine."""
     up = max(n_steps // 10, 1)
     if step < up:
@@ -37,7 +37,7 @@ def run(seed=42, small=False):
     torch.manual_seed(seed)
     dls, chars = data(seed, small)
     model = GPT(len(chars))
-    opt = torch.optim.AdamW(decay_matrices(model), lr=4e-3, betas=(0.9, 0.99), fused=True)
+    opt = torch.optim.AdamW(decay_matrices(model), lr=6e-3, betas=(0.9, 0.99), fused=True)
     params = [p for group in opt.param_groups for p in group["params"]]
     n_steps, epoch_steps = (6, 3) if small else (N_STEPS, EPOCH_STEPS)
     begin = time.perf_counter()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from minilearn import DataLoaders, TensorLoader
 
-LENGTH = 128  # characters that the model sees
+LENGTH = 64  # characters that the model sees
 
 
 def texts(small=False):
@@ -28,7 +28,7 @@ def data(seed, small=False):
     ids = torch.tensor([number[char] for char in train + held_out])
     windows = ids[: len(train)].unfold(0, LENGTH + 1, 1)  # one begins at each character; a view, not a copy
     return DataLoaders(
-        TensorLoader(windows[:, :-1], windows[:, 1:], bs=8, shuffle=True, seed=seed),
+        TensorLoader(windows[:, :-1], windows[:, 1:], bs=16, shuffle=True, seed=seed),
         TensorLoader(*held_out_windows(ids, len(train)), bs=64),
         source="pydoc_data.topics",
     ), chars

@@ -25,7 +25,7 @@ from minilearn import (
 )
 from minilearn.schedules import cosine, sequence, warm_up
 
-STEPS = {"n_steps": 1500, "epoch_steps": 300}
+STEPS = {"n_steps": 1200, "epoch_steps": 200}
 SMALL = {"n_steps": 6, "epoch_steps": 3}
 ROWS = {"train": "GPT, training text", "eval": "GPT, held-out text"}
 
@@ -56,7 +56,7 @@ def learner(seed=42, small=False):
     cbs = [ScheduleCB("lr", warm_cosine), GradientClippingCB(1.0), MixedPrecisionCB(torch.bfloat16), sampler]
     opt_func = partial(torch.optim.AdamW, betas=(0.9, 0.99))
     model, groups = GPT(len(chars)), decay_matrices
-    return Learner(model, dls, loss_func, lr=4e-3, cbs=cbs, opt_func=opt_func, param_groups=groups)
+    return Learner(model, dls, loss_func, lr=6e-3, cbs=cbs, opt_func=opt_func, param_groups=groups)
 
 
 def run(seed=42, folder=Path("runs/char_gpt"), small=False):
@@ -71,7 +71,7 @@ def run(seed=42, folder=Path("runs/char_gpt"), small=False):
     for name, label in ROWS.items():
         left.plot(bits[name], marker="o", label=label)
     left.axhline(five_gram, color="black", linestyle="--", label="five-gram, held-out text")
-    left.set(xlabel="epoch of 300 steps", ylabel="bits per character")
+    left.set(xlabel="epoch of 200 steps", ylabel="bits per character")
     left.legend()
     right.text(0, 1, sampler.samples[-1], family="monospace", fontsize=8, va="top", parse_math=False)
     right.set_axis_off()

@@ -9,7 +9,7 @@ import time
 import torch
 from model import GPT, data, is_hidden, loss_func
 
-N_STEPS, EPOCH_STEPS = 600, 50
+N_STEPS, EPOCH_STEPS = 400, 25
 
 
 def share_at(step, n_steps):
@@ -42,9 +42,9 @@ def run(seed=42, small=False):
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     opts = [
         torch.optim.Muon(hidden, lr=0.04, weight_decay=0.1),
-        torch.optim.AdamW(groups, lr=4e-3, betas=(0.9, 0.99), fused=True),
+        torch.optim.AdamW(groups, lr=6e-3, betas=(0.9, 0.99), fused=True),
     ]
-    lrs = [0.04, 4e-3]
+    lrs = [0.04, 6e-3]
     n_steps, epoch_steps = (6, 3) if small else (N_STEPS, EPOCH_STEPS)
     begin = time.perf_counter()
     for step, (x, y) in zip(range(n_steps), dls.train, strict=False):  # less than one pass over the text

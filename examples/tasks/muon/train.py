@@ -1,8 +1,9 @@
 """Train the GPT of ../char_gpt with Muon for the matrices of its blocks and AdamW for the rest.
 
-The text is that of Python's help topics. Combined makes one optimizer of the two, so the schedule, the clipping,
-the groups and the checkpoints are as with one. The same GPT is trained with AdamW alone, for as many steps and
-with the same batches. What is measured is how many steps Muon takes to the held-out loss that AdamW ends with.
+The text is that of Python's help topics. Combined makes one optimizer of the two, so the schedule, the
+clipping, the groups and the checkpoints are as with one. The same GPT is trained with AdamW alone, for as many
+steps and with the same batches. What is measured is how many steps Muon takes to the held-out loss that AdamW
+ends with.
 """
 
 from functools import partial
@@ -17,7 +18,7 @@ from minilearn import CheckpointCB, GradientClippingCB, Learner, MixedPrecisionC
 from minilearn.optim import Combined
 from minilearn.schedules import cosine, sequence, warm_up
 
-STEPS = {"n_steps": 600, "epoch_steps": 50}
+STEPS = {"n_steps": 400, "epoch_steps": 25}
 SMALL = {"n_steps": 6, "epoch_steps": 3}
 ADAMW = partial(torch.optim.AdamW, betas=(0.9, 0.99))
 MUON = Combined((is_hidden, partial(torch.optim.Muon, lr=0.04)), ADAMW)
@@ -35,7 +36,7 @@ def learner(seed=42, small=False, opt_func=MUON):
     dls, chars = data(seed, small)
     model, groups = GPT(len(chars)), decay_matrices
     cbs = [ScheduleCB("lr", warm_cosine), GradientClippingCB(1.0), MixedPrecisionCB(torch.bfloat16)]
-    return Learner(model, dls, loss_func, lr=4e-3, cbs=cbs, opt_func=opt_func, param_groups=groups)
+    return Learner(model, dls, loss_func, lr=6e-3, cbs=cbs, opt_func=opt_func, param_groups=groups)
 
 
 def run(seed=42, folder=Path("runs/muon"), small=False):
