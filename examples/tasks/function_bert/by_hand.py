@@ -6,7 +6,7 @@ import torch
 from model import bert, data
 from torch.optim.lr_scheduler import OneCycleLR
 
-N_EPOCHS = 10
+N_EPOCHS = 8
 
 
 @torch.no_grad()

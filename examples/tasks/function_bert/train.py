@@ -26,7 +26,7 @@ from minilearn import (
     set_seed,
 )
 
-N_EPOCHS = 10
+N_EPOCHS = 8
 
 
 def learner(seed=42, small=False):

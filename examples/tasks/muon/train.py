@@ -1,9 +1,9 @@
 """Train the GPT of ../char_gpt with Muon for the matrices of its blocks and AdamW for the rest.
 
 The text is that of Python's help topics. Combined makes one optimizer of the two, so the schedule, the
-clipping, the groups and the checkpoints are as with one. The same GPT is trained with AdamW alone, for as many
-steps and with the same batches. What is measured is how many steps Muon takes to the held-out loss that AdamW
-ends with.
+clipping, the groups and the checkpoints are as with one. The same GPT is trained with AdamW alone, for as
+many steps and with the same batches. What is measured is how many steps Muon takes to the held-out loss with
+which AdamW ends.
 """
 
 from functools import partial
