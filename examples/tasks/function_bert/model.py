@@ -31,7 +31,9 @@ def functions():
     found = {}
     for label, package in enumerate(PACKAGES):
         folder = Path(sysconfig.get_path("stdlib")) / package
-        for path in sorted(set(folder.rglob("*.py")) - set(folder.rglob("test/*.py"))):
+        for path in sorted(folder.rglob("*.py")):
+            if "test" in path.parts:
+                continue
             text = path.read_text(encoding="utf-8")
             lines = text.splitlines()
             for node in ast.walk(ast.parse(text)):
