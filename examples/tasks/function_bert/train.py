@@ -56,8 +56,9 @@ def run(seed=42, folder=Path("runs/function_bert"), small=False):
     left.axhline(bag_of_words, color="black", linestyle="--", label="logistic regression on counts of words")
     left.set(xlabel="epoch", ylabel="accuracy, held-out functions")
     left.legend()
+    names, look = PACKAGES, {"cmap": "Blues", "colorbar": False, "xticks_rotation": "vertical", "ax": right}
     ConfusionMatrixDisplay.from_predictions(
-        targets, preds.argmax(-1), labels=range(10), display_labels=PACKAGES, xticks_rotation=45, ax=right
+        targets, preds.argmax(-1), labels=range(len(names)), display_labels=names, **look
     )
     figure.savefig(folder / "picture.png", dpi=100)
     return {
