@@ -2,6 +2,7 @@
 
 import ast
 import sysconfig
+from functools import cache
 from pathlib import Path
 from textwrap import dedent
 
@@ -26,6 +27,7 @@ PACKAGES = [
 MOST_TOKENS = 96  # of a function; the rest is cut off
 
 
+@cache
 def functions():
     """Return the source of each function, without copies, and the number of its package, in two lists."""
     found = {}
