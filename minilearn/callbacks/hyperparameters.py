@@ -59,8 +59,8 @@ class ScheduleCB(Callback):
         order 65, after the recorder and the schedulers. Writes: the groups. After the fit they have their
         earlier values; what a function has set stays as it is.
     Raises: before the first batch: ValueError for a name that is not in the groups, an epoch that the fit
-        does not have, a value out of range, a multiplier of 0, and two callbacks that would write the
-        same one; later, ValueError for a multiplier that leads out of range.
+        does not have, a value out of range, a value of 0 that a function is to multiply, and two callbacks
+        that would write the same one; later, ValueError for a multiplier that leads out of range.
     Source: document 002, which changes momentum and lr in `param_groups` by hand.
     """
 
