@@ -252,6 +252,8 @@ class DatasetLoader(ResumableLoader):
         """
         self._check_planned(state)
         super().load_state_dict(state)
+        if self.plan is not None:
+            self.set_epoch(state["planned"][0])  # no pass may follow that would choose it
         if self.sampler is None:
             return
         self._drawn = state.get("drawn")

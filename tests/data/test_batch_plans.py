@@ -316,6 +316,14 @@ def test_a_fit_resumes_at_every_rest(tmp_path, more):
         assert untimed_rows(learn) == untimed_rows(straight)
 
 
+def test_a_loader_stands_at_the_epoch_of_the_state_it_takes():
+    saved, resumed = loader(), loader(seed=9)
+    saved.set_epoch(2)
+    resumed.load_state_dict(saved.state_dict())
+    assert resumed.state_dict() == saved.state_dict()
+    assert len(resumed) == len(saved) == 7
+
+
 def sized(epoch, rng):
     """Give a random number of batches."""
     return np.array_split(rng.permutation(N), rng.integers(2, 9))
