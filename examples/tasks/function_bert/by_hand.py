@@ -1,4 +1,7 @@
-"""The training of train.py as a loop in plain torch, from the same weights, with the same batches."""
+"""The training of train.py as a loop in plain torch, from the same weights, with the same batches.
+
+Its accuracy is that of train.py. It does not log to W&B, whose start train.py counts too.
+"""
 
 import time
 
