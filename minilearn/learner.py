@@ -81,7 +81,8 @@ class Learner(Fields):
         default_cbs: whether to add DeviceCB, MetricsCB and ProgressCB. A callback of the same kind in `cbs`
             replaces the default.
         unpack: batch -> (inputs, target), for batches that do not say which is which; see
-            `minilearn.batches.inputs_and_target`.
+            `minilearn.batches.inputs_and_target`. With (inputs, None), a loss_func of your own gets
+            (preds, None).
 
     Fields for callbacks to read, each with exactly one writer:
         batch (the loader, then DeviceCB), xb and yb (its inputs and target, by unpack), preds and loss (the

@@ -40,6 +40,7 @@ from minilearn import (
     Learner,
     MetricsCB,
     MixedPrecisionCB,
+    MixupCB,
     TensorLoader,
     plot_history,
     set_seed,
@@ -558,6 +559,32 @@ def test_three_parts_without_unpack_are_refused_with_what_to_write():
     learn = Learner(norm_net(), loaders(X, Y, W), default_cbs=False)
     with pytest.raises(ValueError, match=mentions("tuple of 3 ... unpack= ... (batch[0], batch[1:])")):
         learn.fit()
+
+
+def test_a_loss_over_predictions_gets_none_from_unpack():
+    def spread(preds, target):
+        assert target is None
+        return preds.var(0).mean()
+
+    learn = Learner(nn.Linear(3, 3), loaders(X, Y), spread, unpack=lambda batch: (batch[0], None))
+    assert learn.validate()["loss"] == pytest.approx(
+        sum(len(x) * spread(learn.model(x), None).item() for x in X.split(BS)) / N
+    )
+    learn.fit()
+    assert set(learn.history[-1]) == {"loss", "epoch", "train", "time_s"}
+    assert learn.verify_resume(at=2)
+
+
+def test_unpack_without_a_target_is_refused_for_a_loss_that_needs_one():
+    def learner(loss_func, **kwargs):
+        unpack = lambda batch: (batch[0], None)  # noqa: E731
+        return Learner(nn.Linear(3, 3), loaders(X, Y), loss_func, unpack=unpack, **kwargs)
+
+    for loss_func in (None, F.cross_entropy, nn.MSELoss()):
+        with pytest.raises(ValueError, match=mentions("unpack= ... without a target ... loss_func needs")):
+            learner(loss_func).fit()
+    with pytest.raises(ValueError, match=mentions("without a target ... MixupCB")):
+        learner(lambda preds, target: preds.mean(), cbs=MixupCB()).fit()
 
 
 def test_inputs_alone_without_unpack_are_refused_with_what_to_write():

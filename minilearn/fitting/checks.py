@@ -162,18 +162,24 @@ def check_batch(learn: Learner) -> None:
         raise ValueError("the loader gave no batch: expected at least one")
     if learn.yb is not None:
         return
+    needy = next((repr(cb) for cb in learn.cbs if cb.needs_target), "")
+    is_own = learn.loss_func is not None and not is_torchs(learn.loss_func)
+    if learn.unpack_func is not None and is_own and not needy:
+        return  # unpack says that there is none, and a loss of the user's own may read only predictions
     batch = learn.batch
-    found = f"a {type(batch).__name__}"
+    found = f"the loader gives a {type(batch).__name__}"
     if isinstance(batch, Mapping):
         found += f" with {', '.join(map(repr, batch))}"
     elif isinstance(batch, tuple | list):
         found += f" of {len(batch)}"
-    needy = next((repr(cb) for cb in learn.cbs if cb.needs_target), "loss_func")
+    if learn.unpack_func is not None:
+        found += ", of which unpack= makes inputs"
     raise ValueError(
-        f"the loader gives {found}, without a target, which {needy} needs: expected batches (inputs, "
+        f"{found}, without a target, which {needy or 'loss_func'} needs: expected batches (inputs, "
         "target), where inputs may be a tuple or a dict, or a dict with 'labels' or 'target'; say what the "
         "target is, Learner(..., unpack=lambda batch: (inputs, target)), such as (inputs, inputs) for an "
-        "autoencoder, or write a callback that owns get_loss"
+        "autoencoder, or (inputs, None) with a loss of your own that reads only predictions, or write a "
+        "callback that owns get_loss"
     )
 
 
