@@ -1,6 +1,6 @@
 """The three trainings of train.py as loops in plain torch.
 
-Weights and batches are the same, and so are the accuracies, to the last digit.
+Weights and batches are the same, and so are the accuracies, to rounding.
 """
 
 import time
