@@ -236,3 +236,14 @@ def no_workers_left_by_other_tests():
 @pytest.fixture(autouse=True)
 def no_scopes_left_by_other_tests(monkeypatch):
     monkeypatch.setattr(events, "_cancels", dict(events._cancels))
+
+
+@pytest.fixture
+def unimported(monkeypatch):
+    """Return a function that has a package imported again when it is next needed."""
+
+    def forget(package):
+        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+            monkeypatch.delitem(sys.modules, name)
+
+    return forget

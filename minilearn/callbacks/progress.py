@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..arguments import flag, number, shown
 from ..callback import Callback, Order
+from ..seeding import kept_rng
 from .pace import Pace
 from .progress_views import Bars, Lines, Notebook
 
@@ -71,7 +72,8 @@ class ProgressCB(Callback):
     def _open(self, learn: Learner) -> None:
         if self.quiet:
             return
-        from rich.console import Console
+        with kept_rng(devices=False):  # rich draws a number of python's when it is first imported
+            from rich.console import Console
 
         console = self.console or Console()
         if self.plot and not console.is_jupyter:

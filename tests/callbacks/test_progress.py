@@ -1,4 +1,6 @@
+import random
 import re
+import sys
 from io import StringIO
 from types import SimpleNamespace
 
@@ -144,6 +146,14 @@ def test_default_console_is_standard_output(make_learner, capsys):
 
 def every_batch(at, clock, train_s=1.0, eval_s=1.0):
     return at("before_batch", lambda learn: clock.advance(train_s if learn.training else eval_s), -10)
+
+
+def test_first_import_of_rich_draws_no_random_number(make_learner, unimported):
+    unimported("rich")
+    before = random.getstate()
+    make_learner(cbs=ProgressCB()).fit(1)
+    assert "rich.style" in sys.modules
+    assert random.getstate() == before
 
 
 def test_long_epoch_gets_a_line_now_and_then(make_learner, at, clock):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
+from ...seeding import kept_rng
 from .archives import Total, check_end, check_name, is_zip, naming_damage
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
@@ -267,8 +268,9 @@ def tree_of(source: Path, part: str) -> Iterator[FolderTree | ArchiveTree]:
 
     Raises: ValueError, with its name, for what is neither.
     """
-    from rich.console import Console
-    from rich.progress import open as opened
+    with kept_rng(devices=False):  # rich draws a number of python's when it is first imported
+        from rich.console import Console
+        from rich.progress import open as opened
 
     shown = Console()
     console = shown if shown.is_terminal or shown.is_jupyter else None

@@ -2,6 +2,8 @@
 
 import io
 import os
+import random
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -410,3 +412,11 @@ def test_other_names_stay_as_they_are(name, tmp_path):
     classes = image_folder(source).classes
     assert classes == tuple(sorted(["cat", "dog", "fish", name]))
     assert image_folder(source).classes == classes  # from the cache
+
+
+def test_first_import_of_rich_draws_no_random_number(tmp_path, unimported):
+    unimported("rich")
+    before = random.getstate()
+    with trees.tree_of(tmp_path, "train"):
+        assert "rich.style" in sys.modules
+    assert random.getstate() == before
