@@ -58,7 +58,7 @@ def every(n: int, bs: int, *augment: Augment) -> DataLoaders:
 
 
 class SimCLR(nn.Module):
-    """Encode and project two views of each image: (N, 2, 3, H, W) -> (2 N, 64), one after the other."""
+    """Encode and project two views of each image: (N, 2, 3, H, W) -> (N, 2, 64)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class SimCLR(nn.Module):
 
     def forward(self, views: Tensor) -> Tensor:
         """Return the projections."""
-        return self.projection(self.encoder(views.flatten(0, 1)))
+        return self.projection(self.encoder(views.flatten(0, 1))).unflatten(0, views.shape[:2])
 
 
 def nt_xent(projections: Tensor, target: None = None, temperature: float = 0.5) -> Tensor:
@@ -76,7 +76,7 @@ def nt_xent(projections: Tensor, target: None = None, temperature: float = 0.5) 
 
     Source: Chen et al. 2020, equation 1.
     """
-    z = F.normalize(projections, dim=1)
+    z = F.normalize(projections.flatten(0, 1), dim=1)
     similarity = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
     other = torch.arange(len(z), device=z.device) ^ 1  # 1, 0, 3, 2, ...
     return F.cross_entropy(similarity, other)
