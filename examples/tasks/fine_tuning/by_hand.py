@@ -1,6 +1,6 @@
 """The pretraining and the gradual unfreezing of train.py as loops in plain torch.
 
-Weights, batches and augmentation are the same, and so are the accuracies, to the last digit.
+Weights, batches and augmentation are the same, and so are the accuracies, to rounding.
 """
 
 import time
