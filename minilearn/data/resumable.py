@@ -134,6 +134,9 @@ class TensorLoader(ResumableLoader):
             the same in a resumed run.
         device: keep the tensors there, and index there too.
 
+    Attributes:
+        tensors: all of them, as given, in the order of the data.
+
     Shapes: a batch is a tuple of tensors (bs, ...), one for each of `tensors`. They are copies, so that
         changing a batch in place leaves the data as it is.
     """

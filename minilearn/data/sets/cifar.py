@@ -46,7 +46,9 @@ def cifar10(
         augment: for the normalized training images.
 
     Returns: loaders, with `source` saying where the data came from: images that were coded as JPEG are not
-        bit for bit the published ones, and accuracies come out a little lower.
+        bit for bit the published ones, and accuracies come out a little lower. In `train.tensors` of a folder
+        or an archive they are in the order of their classes, so the first 5,000 show airplanes: for a part
+        of the data, take every n-th, or choose at random.
     Shapes: batches of (bs, 3, 32, 32) float32, normalized to mean 0 and standard deviation 1 over the
         training set, and (bs,) int64 from 0 to 9.
     Raises: FileNotFoundError that says where it looked; ValueError for broken files.
