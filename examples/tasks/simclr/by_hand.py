@@ -17,7 +17,7 @@ def run(seed=42, small=False):
     start_s = time.perf_counter()
     set_seed(seed)
     dls = every(1_000, 8, TWO_VIEWS) if small else every(8, 256, TWO_VIEWS)
-    model, n_epochs = SimCLR(), 2 if small else 4
+    model, n_epochs = SimCLR(), 2
     opt = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
     schedule = OneCycleLR(opt, 3e-3, total_steps=n_epochs * len(dls.train))
     loss = 0.0
