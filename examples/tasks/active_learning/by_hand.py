@@ -21,7 +21,7 @@ def run(seed=42, small=False):
     """Train in rounds; return the last accuracy."""
     x, y, test = data(small)
     labelled, seconds = random_order(seed, small)[:100], 0.0
-    n_epochs, n_rounds = (2, 3) if small else (20, 10)
+    n_epochs, n_rounds = (2, 3) if small else (20, 8)
     for _ in range(n_rounds):
         set_seed(seed)
         loader = TensorLoader(x[labelled], y[labelled], bs=32, shuffle=True)

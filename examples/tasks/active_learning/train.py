@@ -25,7 +25,7 @@ from minilearn import (
     set_seed,
 )
 
-N_EPOCHS, N_ROUNDS, N_ADDED = 20, 10, 100
+N_EPOCHS, N_ROUNDS, N_ADDED = 20, 8, 100
 
 
 def learner(seed=42, small=False, labelled=None):

@@ -33,7 +33,7 @@ def run(seed=42, small=False):
     opt = torch.optim.AdamW(policy.parameters(), lr=1e-2, fused=True)
     best, best_epoch, best_weights = -1, 0, None
     start_s = time.perf_counter()
-    for epoch in range(2 if small else 15):
+    for epoch in range(2 if small else 10):
         train.set_epoch(epoch)
         for batch in train:
             loss_of(policy, batch).backward()

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from minilearn import MLP, Callback, CheckpointCB, DataLoaders, EarlyStoppingCB, Learner, set_seed
 
-N_EPOCHS = 15
+N_EPOCHS = 10
 
 
 class ReturnCB(Callback):

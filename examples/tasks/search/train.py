@@ -19,7 +19,7 @@ from optuna.samplers import TPESampler
 from minilearn import MLP, Callback, CancelFitException, CheckpointCB, Learner, ProgressCB, set_seed
 
 DEFAULTS = {"lr": 1e-3, "width": 32, "dropout": 0.0, "weight_decay": 1e-2}  # lr of Learner, decay of AdamW
-N_FOLDS, N_EPOCHS, N_TRIALS = 5, 15, 25
+N_FOLDS, N_EPOCHS, N_TRIALS = 5, 15, 20
 
 
 class PruneCB(Callback):
