@@ -42,7 +42,7 @@ def draw(n_added, accuracies, images, classes):
     ax.legend()
     right.suptitle("least certain after the last round, with their labels")
     for ax, image, label in zip(right.subplots(4, 8).flat, images, classes, strict=False):
-        ax.imshow(image[0], cmap="gray_r")
+        ax.imshow(image[0].numpy(), cmap="gray_r")
         ax.set_title(label.item(), fontsize=8)
         ax.axis("off")
     return figure

@@ -66,7 +66,7 @@ def draw(history, trained, untrained, seed):
     for ax, policy, title in zip(axes[1:], (untrained, trained), ("untrained", "trained"), strict=True):
         states, _, is_played = Games(policy, 1, 8, seed).play(seed)
         for game in range(8):
-            ax.plot(states[:, game, 2][is_played[:, game]].rad2deg(), linewidth=1)
+            ax.plot(states[:, game, 2][is_played[:, game]].rad2deg().numpy(), linewidth=1)
         for angle in (-12, 12):
             ax.axhline(angle, color="grey", linewidth=1, linestyle="--")
         ax.set(xlabel="step", xlim=(0, 500), title=f"angle of the pole in 8 games, {title}", ylabel="degrees")
