@@ -366,7 +366,9 @@ class Learner(Fields):
                 `state_dict` names them, and else from the script, paths and functions always; each that
                 differs is warned of. If the CheckpointCB's folder is still empty, the fit starts from the
                 beginning. A finished fit of the same run is skipped, so a script that
-                passes resume to each of its fits can be started any number of times.
+                passes resume to each of its fits can be started any number of times. The learner then has
+                the weights and rows of the newest checkpoint, perhaps of a later fit: a script that measures
+                or chooses something between its fits needs a folder for each.
 
         Raises: before the first step, for input that cannot work. Errors from callbacks and the model pass
             through unchanged, with a note that says where in the loop they were raised.

@@ -164,7 +164,10 @@ def _find(learn: Learner, resume: str | Path | bool) -> Position | None:
         _skip(learn, saved)
         if learn.rank == 0:
             this, other = learn.n_fits + 1, index + 1
-            print(f"Left out fit {this} of this run, which is finished: {path} is of fit {other}")
+            print(
+                f"Left out fit {this} of this run, which is finished: weights and rows are those of {path}, "
+                f"of fit {other}"
+            )
         return None
     _check(learn, saved, path)
     source = Source(learn, path, saved)

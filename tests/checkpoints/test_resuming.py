@@ -870,7 +870,8 @@ def test_finished_fits_are_left_out_and_said_so(folder, capsys):
     assert trace.seen == []
     path = folder / "epoch-0004-train-000000.pt"
     assert capsys.readouterr().out.splitlines() == [
-        f"Left out fit {i} of this run, which is finished: {path} is of fit 3" for i in (1, 2)
+        f"Left out fit {i} of this run, which is finished: weights and rows are those of {path}, of fit 3"
+        for i in (1, 2)
     ]
     assert learn.n_fits == 3
 
