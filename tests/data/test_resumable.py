@@ -986,5 +986,6 @@ def test_plain_dataloader_is_told_what_to_write():
 def test_stream_that_does_not_tell_its_position_is_told_what_to_have(made, kind):
     assert adapter_of(made).why_not_resumable() == (
         f"{kind} does not tell its position: expected a TensorLoader, a DatasetLoader, a list of batches, "
-        "or a loader with batches(start), or with state_dict() and load_state_dict()"
+        "or a class with __getitem__ and __len__, with batches(start), or with state_dict() and "
+        "load_state_dict()"
     )

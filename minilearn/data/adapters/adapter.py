@@ -16,8 +16,8 @@ from torch import Tensor
 from ...seeding import rng_state, set_rng_state
 
 MEND = (
-    "expected a TensorLoader, a DatasetLoader, a list of batches, or a loader with batches(start), or with "
-    "state_dict() and load_state_dict()"
+    "expected a TensorLoader, a DatasetLoader, a list of batches, or a class with __getitem__ and "
+    "__len__, with batches(start), or with state_dict() and load_state_dict()"
 )
 
 
