@@ -80,7 +80,7 @@ def draw(frame, scores):
         of_table = scores.loc[table]
         ax.plot([0, 1], of_table[["prediction", "boosting"]].T, ".-", color="grey", alpha=0.6)
         ax.plot([0, 1], of_table[["prediction", "boosting"]].mean(), "o-", color="black", linewidth=3)
-        ax.set(title=f"{table}: {name} of each fold, and their mean")
+        ax.set(title=f"{table}: {name} of the folds, and mean")
         ax.set_xticks([0, 1], [LABELS["prediction"], LABELS["boosting"]])
         ax.set_xlim(-0.3, 1.3)
         ax.grid(alpha=0.3)

@@ -21,6 +21,7 @@ from minilearn import (
     CheckpointCB,
     DataLoaders,
     EarlyStoppingCB,
+    InValidation,
     Learner,
     MetricsCB,
     ProgressCB,
@@ -45,8 +46,9 @@ def learner(seed=42, small=False, table="cancer", fold=0):
     model = MLP(train[0].shape[1], 32, 1, dropout=0.2)
     cbs = [EarlyStoppingCB("eval/loss", patience=10), ProgressCB(quiet=True)]
     if table == "diabetes":
-        return Learner(model, dls, lr=3e-3, cbs=[*cbs, MetricsCB(r2=AtEnd(r2_score))])
-    cbs += [MetricsCB(auroc=(AtEnd(roc_auc_score), lambda preds, target: (preds, target[0])))]
+        return Learner(model, dls, lr=3e-3, cbs=[*cbs, MetricsCB(r2=InValidation(AtEnd(r2_score)))])
+    auroc = (AtEnd(roc_auc_score), lambda preds, target: (preds, target[0]))
+    cbs += [MetricsCB(auroc=InValidation(auroc))]
     return Learner(model, dls, weighted_loss, lr=3e-3, cbs=cbs, unpack=lambda batch: (batch[0], batch[1:]))
 
 
