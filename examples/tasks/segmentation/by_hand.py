@@ -12,9 +12,9 @@ from torchmetrics.classification import MulticlassJaccardIndex
 def run(seed=42, small=False):
     """Train and measure."""
     torch.manual_seed(seed)
-    n, size, n_epochs, bs = (64, 24, 2, 32) if small else (1500, 48, 8, 32)
+    n, size, n_epochs, bs = (64, 24, 2, 32) if small else (1000, 48, 6, 32)
     images, classes, depths = scenes(n, size, seed)
-    valid = scenes(n // 3, size, seed + 1000)
+    valid = scenes(n // 2, size, seed + 1000)
     model = UNet()
     opt = torch.optim.AdamW(model.parameters(), lr=5e-3)
     sched = OneCycleLR(opt, max_lr=5e-3, total_steps=n_epochs * -(-n // bs))

@@ -1,6 +1,6 @@
 """Segment drawn scenes, and say how far away each pixel is.
 
-The data are 1,500 scenes drawn by code, disks, squares and triangles behind each other in a haze, and 500
+The data are 1,000 scenes drawn by code, disks, squares and triangles behind each other in a haze, and 500
 others to validate. Each pixel has a class and a depth; the outlines are void, and no loss or metric counts
 them as a class. A small U-Net has a head for each. `TwoLossesCB` owns `get_loss`: it adds the two losses, and
 `learn.log` puts each into the rows of history. The mean intersection over union is that of torchmetrics,
@@ -52,8 +52,8 @@ def mean_iou():
 def learner(seed=42, small=False):
     """Return the learner: the scenes, the network and its callbacks."""
     set_seed(seed)
-    n, size = (64, 24) if small else (1500, 48)
-    train, valid = scenes(n, size, seed), scenes(n // 3, size, seed + 1000)
+    n, size = (64, 24) if small else (1000, 48)
+    train, valid = scenes(n, size, seed), scenes(n // 2, size, seed + 1000)
     dls = DataLoaders(TensorLoader(*train, bs=32, shuffle=True), TensorLoader(*valid, bs=50))
     metrics = MetricsCB(iou=InValidation((mean_iou(), 0)))  # of the first output and the first target
     cbs = [TwoLossesCB(), metrics, BatchSchedulerCB(OneCycleLR)]
@@ -64,7 +64,7 @@ def run(seed=42, folder=Path("runs/segmentation"), small=False):
     """Train, measure and draw."""
     learn = learner(seed, small)
     start_s = time.perf_counter()
-    learn.fit(2 if small else 8, cbs=CheckpointCB(folder / "checkpoints", every_minutes=1), resume=True)
+    learn.fit(2 if small else 6, cbs=CheckpointCB(folder / "checkpoints", every_minutes=1), resume=True)
     seconds = time.perf_counter() - start_s
     (scores, depths), (classes, true_depths) = learn.predict(learn.dls.valid, with_targets=True)
     images = learn.dls.valid.tensors[0]

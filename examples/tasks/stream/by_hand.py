@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 def run(seed=42, small=False):
     """Train and measure."""
     torch.manual_seed(seed)
-    n, n_steps, epoch_steps = (64, 9, 3) if small else (1000, 1500, 100)
+    n, n_steps, epoch_steps = (64, 9, 3) if small else (1000, 800, 100)
     rng = torch.Generator().manual_seed(seed + 1000)
     sets = {name: signals(n, rng, noise) for name, noise in (("clean", 0.5), ("shifted", 1.0))}
     model, stream = cleaner(), iter(Signals(64, seed))

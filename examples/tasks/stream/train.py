@@ -2,7 +2,7 @@
 
 `Signals` draws each batch when it is read, and no signal twice. It has a `state_dict`, so a run that was
 killed resumes with the batch that would have come next. There are no passes over the data:
-`fit(n_steps=1500, epoch_steps=100)` validates after every 100 steps. There are two sets to validate, each
+`fit(n_steps=800, epoch_steps=100)` validates after every 100 steps. There are two sets to validate, each
 with rows of its own: signals as in the stream, and signals under twice the noise. The loop by hand reads the
 same stream.
 """
@@ -31,7 +31,7 @@ def learner(seed=42, small=False):
 def run(seed=42, folder=Path("runs/stream"), small=False):
     """Train, measure and draw."""
     learn = learner(seed, small)
-    steps = SMALL if small else {"n_steps": 1500, "epoch_steps": 100}
+    steps = SMALL if small else {"n_steps": 800, "epoch_steps": 100}
     start_s = time.perf_counter()
     learn.fit(**steps, cbs=CheckpointCB(folder / "checkpoints", every_minutes=1), resume=True)
     seconds = time.perf_counter() - start_s
