@@ -37,15 +37,15 @@ def without_links(seed=42, small=False):
 def run(seed=42, folder=Path("runs/graphs"), small=False):
     """Train both, measure and draw."""
     steps = SMALL if small else {"n_steps": 300, "epoch_steps": 25}
-    learns = {"graph": learner(seed, small), "mlp": without_links(seed, small)}
-    seconds = {}
-    for name, learn in learns.items():
+    preds, histories, seconds = {}, {}, {}
+    for name, make in {"graph": learner, "mlp": without_links}.items():
+        learn = make(seed, small)
         start_s = time.perf_counter()
         learn.fit(**steps, cbs=CheckpointCB(folder / name, every_minutes=1), resume=True)
         seconds[name] = time.perf_counter() - start_s
-    preds = {name: learn.predict(learn.dls.valid).argmax(1) for name, learn in learns.items()}
-    histories = {name: learn.history for name, learn in learns.items()}
-    draw(learns["graph"].dls.valid[0], preds, histories).savefig(folder / "picture.png")
+        preds[name] = learn.predict(learn.dls.valid).argmax(1)
+        histories[name] = learn.history
+    draw(learn.dls.valid[0], preds, histories).savefig(folder / "picture.png")
     accuracies = {name: history[-1]["MulticlassAccuracy"] for name, history in histories.items()}
     return accuracies | {"seconds": seconds["graph"]}
 
