@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 def run(seed=42, small=False):
     """Train and measure."""
     torch.manual_seed(seed)
-    n, size, n_epochs, bs = (64, 24, 2, 32) if small else (1000, 48, 6, 32)
+    n, size, n_epochs, bs = (64, 24, 2, 16) if small else (1000, 32, 6, 16)
     images, classes, depths = scenes(n, size, seed)
     valid = scenes(n // 2, size, seed + 1000)
     model = UNet()

@@ -10,7 +10,7 @@ VOID = 255  # the outlines, which belong to no class, as in the masks of PASCAL 
 
 
 def scenes(n, size, seed):
-    """Draw n scenes of up to four shapes, the near ones larger, in front, and less hazy.
+    """Draw n scenes of up to three shapes, the near ones larger, in front, and less hazy.
 
     Returns: images (n, 3, size, size); classes (n, size, size), with VOID; depths (n, size, size), from 0,
         near, to 1, the background.
@@ -25,9 +25,9 @@ def scenes(n, size, seed):
     images = haze + uniform(-0.15, 0.15, 1, 1, 1) * x + uniform(-0.15, 0.15, 1, 1, 1) * y
     classes = torch.zeros(n, size, size, dtype=torch.int64)
     depths = torch.ones(n, size, size)
-    for i in range(4):  # from far to near
-        near = (i + uniform(0, 1)) / 4
-        radius, angle = 0.15 + 0.3 * near, uniform(0, 6.3)
+    for i in range(3):  # from far to near
+        near = (i + uniform(0, 1)) / 3
+        radius, angle = 0.25 + 0.25 * near, uniform(0, 6.3)
         dx, dy = (x - uniform(-0.8, 0.8)) / radius, (y - uniform(-0.8, 0.8)) / radius
         u, v = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin()
         disk, square = u.hypot(v) - 1, torch.maximum(u.abs(), v.abs()) - 0.85
@@ -35,12 +35,12 @@ def scenes(n, size, seed):
         kind = torch.randint(3, (n, 1, 1), generator=rng)
         distance = torch.where(kind == 0, disk, torch.where(kind == 1, square, triangle)) * radius
         is_there = uniform(0, 1) < 0.7
-        inside, outline = is_there & (distance < 0), is_there & (distance.abs() < 1.5 / size)
-        colour = haze + (uniform(0, 1, 3, 1, 1) - haze) * (0.3 + 0.7 * near[:, None])
+        inside, outline = is_there & (distance < 0), is_there & (distance.abs() < 1.2 / size)
+        colour = haze + (uniform(0, 1, 3, 1, 1) - haze) * (0.5 + 0.5 * near[:, None])
         images = torch.where(inside[:, None], colour, images)
         depths = torch.where(inside, 1 - near, depths)
         classes = torch.where(inside, kind + 1, classes).masked_fill(outline, VOID)
-    return images + 0.08 * torch.randn(n, 3, size, size, generator=rng) - 0.5, classes, depths
+    return images + 0.05 * torch.randn(n, 3, size, size, generator=rng) - 0.5, classes, depths
 
 
 def block(n_in, n_out):

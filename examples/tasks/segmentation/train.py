@@ -52,9 +52,9 @@ def mean_iou():
 def learner(seed=42, small=False):
     """Return the learner: the scenes, the network and its callbacks."""
     set_seed(seed)
-    n, size = (64, 24) if small else (1000, 48)
+    n, size = (64, 24) if small else (1000, 32)
     train, valid = scenes(n, size, seed), scenes(n // 2, size, seed + 1000)
-    dls = DataLoaders(TensorLoader(*train, bs=32, shuffle=True), TensorLoader(*valid, bs=50))
+    dls = DataLoaders(TensorLoader(*train, bs=16, shuffle=True), TensorLoader(*valid, bs=50))
     metrics = MetricsCB(iou=InValidation((mean_iou(), 0)))  # of the first output and the first target
     cbs = [TwoLossesCB(), metrics, BatchSchedulerCB(OneCycleLR)]
     return Learner(UNet(), dls, lr=5e-3, cbs=cbs, unpack=lambda batch: (batch[0], batch[1:]))

@@ -18,7 +18,7 @@ def run(seed=42, small=False):
     n, n_steps, epoch_steps = (64, 9, 3) if small else (1000, 800, 100)
     rng = torch.Generator().manual_seed(seed + 1000)
     sets = {name: signals(n, rng, noise) for name, noise in (("clean", 0.5), ("shifted", 1.0))}
-    model, stream = cleaner(), iter(Signals(64, seed))
+    model, stream = cleaner(), iter(Signals(32, seed))
     opt = torch.optim.AdamW(model.parameters(), lr=5e-3, fused=True)
     sched = OneCycleLR(opt, max_lr=5e-3, total_steps=n_steps)
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 
-def signals(n, rng, noise=0.5, length=128):
+def signals(n, rng, noise=0.5, length=64):
     """Draw n sums of three waves; return them noisy, and as they are, both (n, 1, length)."""
     t = torch.linspace(0, 1, length)
-    frequency, phase = 1 + 7 * torch.rand(n, 3, 1, generator=rng), 6.3 * torch.rand(n, 3, 1, generator=rng)
+    frequency, phase = 1 + 5 * torch.rand(n, 3, 1, generator=rng), 6.3 * torch.rand(n, 3, 1, generator=rng)
     height = torch.rand(n, 3, 1, generator=rng)
     clean = (height * torch.sin(6.3 * frequency * t + phase)).sum(1, keepdim=True)
     return clean + noise * torch.randn(clean.shape, generator=rng), clean

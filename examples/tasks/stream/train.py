@@ -24,7 +24,7 @@ def learner(seed=42, small=False):
     set_seed(seed)
     n, rng = 64 if small else 1000, torch.Generator().manual_seed(seed + 1000)
     clean, shifted = (TensorLoader(*signals(n, rng, noise), bs=250) for noise in (0.5, 1.0))
-    dls = DataLoaders(Signals(64, seed), {"clean": clean, "shifted": shifted})
+    dls = DataLoaders(Signals(32, seed), {"clean": clean, "shifted": shifted})
     return Learner(cleaner(), dls, lr=5e-3, cbs=BatchSchedulerCB(OneCycleLR))
 
 
