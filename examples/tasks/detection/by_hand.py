@@ -12,9 +12,9 @@ from torchmetrics.detection import MeanAveragePrecision
 def run(seed=42, small=False):
     """Train and measure."""
     torch.manual_seed(seed)
-    n, size, n_epochs = (24, 32, 2) if small else (2000, 64, 15)
+    n, size, n_epochs = (24, 32, 2) if small else (1500, 64, 6)
     train = DataLoader(drawings(n, size, seed), 16, shuffle=True, collate_fn=collate)
-    valid = DataLoader(drawings(n // 8, size, seed + 1000), 50, collate_fn=collate)
+    valid = DataLoader(drawings(n // 6, size, seed + 1000), 50, collate_fn=collate)
     model = detector(size)
     opt = torch.optim.AdamW(model.parameters(), lr=2e-3)
     sched = OneCycleLR(opt, max_lr=2e-3, total_steps=n_epochs * len(train))
