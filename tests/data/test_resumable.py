@@ -973,6 +973,18 @@ def test_plain_dataloader_is_told_what_to_write():
     )
 
 
+def test_dataloader_with_a_collate_function_of_its_own_is_told_to_pass_it_on():
+    class OfLists(DataLoader):
+        """As torch_geometric's, which collates graphs."""
+
+        def __init__(self, dataset):
+            super().__init__(dataset, collate_fn=list)
+
+    loader = OfLists([{1}, {2}])
+    assert "num_workers=2, collate_fn=loader.collate_fn)" in adapter_of(loader).why_not_resumable()
+    assert list(DatasetLoader(loader.dataset, bs=2, collate_fn=loader.collate_fn)) == [[{1}, {2}]]
+
+
 @pytest.mark.parametrize(
     ("made", "kind"),
     [

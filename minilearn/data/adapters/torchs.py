@@ -10,7 +10,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+    default_convert,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 from ...seeding import kept_rng
@@ -52,9 +60,12 @@ class TorchAdapter(Adapter):
 
     def why_not_resumable(self) -> str:
         """Say what to write instead."""
+        is_usual = self.loader.collate_fn in (default_collate, default_convert)
+        collate = "" if is_usual else ", collate_fn=loader.collate_fn"  # a subclass's own, such as for graphs
         return (
             "a torch DataLoader draws its order and its workers' seeds again at each pass: write "
-            "DatasetLoader(dataset, bs=64, shuffle=True, num_workers=2), which takes its other arguments too"
+            f"DatasetLoader(dataset, bs=64, shuffle=True, num_workers=2{collate}), which takes its other "
+            "arguments too"
         )
 
     def smallest(self) -> int | None:
