@@ -77,13 +77,15 @@ def collate(samples):
 
 
 def draw(images, found, n=12):
-    """Return a figure of the first images with the boxes that were found."""
+    """Return a figure of the first images with the boxes that the model is surest of."""
     figure, axes = plt.subplots(2, n // 2, figsize=(1.6 * n / 2, 3.4), layout="constrained")
     for ax, image, objects in zip(axes.flat, images, found, strict=False):
         ax.imshow(image.permute(1, 2, 0).numpy())
         ax.axis("off")
         of_each = (objects[name].tolist() for name in ("boxes", "labels", "scores"))
         for (x0, y0, x1, y1), label, score in zip(*of_each, strict=True):
+            if score < 0.4:
+                continue
             ax.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, color="white"))
             text = f"{CLASSES[label]} {score:.2f}"
             ax.text(x0, y0, text, fontsize=6, color="white", bbox={"color": "black", "pad": 1})
