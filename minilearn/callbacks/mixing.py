@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import number
+from ..batches import items_of, rebuilt
 from ..callback import Callback, Order
 from ..fitting.checks import check_one_number
 
@@ -139,12 +140,21 @@ class CutMixCB(BaseMixingCB):
     State: none; the rectangle comes from python's random numbers, the permutation from torch's; checkpoints
         hold both.
     Raises: before training, ValueError if a callback or a subclass owns get_loss, because then there is no
-        loss_func to mix; TypeError for inputs that are not images.
+        loss_func to mix, and for targets that are maps of the images; TypeError for inputs that are not
+        images.
     Source: Yun et al. 2019; torchvision's v2.CutMix has the same rectangles.
     """
 
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__(alpha)
+
+    def before_fit(self, learn: Learner) -> None:
+        super().before_fit(learn)
+        if isinstance(learn.yb, Tensor) and _is_map(learn.yb, learn.xb):
+            raise ValueError(
+                f"{self!r}: the targets are {_said(learn.yb)}, maps of the images, and would be wrong in the "
+                "rectangle: expected one target for each image, such as its class; MixupCB takes maps"
+            )
 
     def mixed(self, xb: Tensor, order: Tensor, share: float) -> tuple[Tensor, float]:
         """Return images with a rectangle of others, and the share of the former in the pixels."""
@@ -170,9 +180,14 @@ def _span(size: int, share: float) -> tuple[int, int]:
 class TestTimeFlipCB(Callback):
     """Validate and predict with the mean of the predictions for each image and its mirror image.
 
+    Those of one or two dimensions, such as scores of classes, are taken to be the same for both. Maps of the
+    image, such as those of segmentation, are mirrored back first.
+
     Runs at: before_fit, after_predict; order -40. Reads: xb. Writes: preds. In training it does nothing.
-    Shapes: inputs (N, C, H, W), mirrored along W.
-    Raises: TypeError before training, or at the first batch, for inputs that are not images.
+    Shapes: inputs (N, C, H, W), mirrored along W. Predictions (N,), (N, K), or maps (N, H, W), of the image's
+        size, and (N, K, H', W'); also several, in tuples, lists and mappings.
+    Raises: TypeError before training, or at the first batch, for inputs that are not images; TypeError for
+        other predictions, such as boxes.
     """
 
     order = Order.VIEWS
@@ -198,8 +213,27 @@ class TestTimeFlipCB(Callback):
             learn.callback("predict")  # its owner, whoever that is
         finally:
             learn.xb = xb
+        learn.preds = self._mean(preds, learn.preds, xb)
+
+    def _mean(self, preds: Any, mirrored: Any, xb: Tensor) -> Any:
+        """Return the mean of predictions for images and for their mirror images, however nested."""
+        if items := items_of(preds):
+            others = items_of(mirrored) or {}
+            return rebuilt(preds, {key: self._mean(part, others.get(key), xb) for key, part in items.items()})
+        is_floats = isinstance(preds, Tensor) and preds.is_floating_point()
+        if not is_floats or preds.shape != mirrored.shape or (preds.ndim > 2 and not _is_map(preds, xb)):
+            raise TypeError(
+                f"{self!r}: the predictions are {_said(preds)}: expected floats that do not depend on left "
+                "and right, (N,) or (N, K), or maps of the image, (N, H, W) or (N, K, H, W)"
+            )
         dtype = torch.promote_types(preds.dtype, torch.float32)
-        learn.preds = (preds.to(dtype) + learn.preds.to(dtype)) / 2
+        back = mirrored.flip(-1) if preds.ndim > 2 else mirrored
+        return (preds.to(dtype) + back.to(dtype)) / 2
+
+
+def _is_map(part: Tensor, xb: Tensor) -> bool:
+    """Whether predictions or targets are maps of the images: four-dimensional ones may be smaller."""
+    return part.ndim == 4 or (part.ndim == 3 and part.shape[1:] == xb.shape[-2:])
 
 
 def _check_inputs(cb: Callback, xb: Any, n_dims: int | None = None) -> None:

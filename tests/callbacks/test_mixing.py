@@ -362,6 +362,16 @@ def test_what_is_no_image_cannot_be_cut(inputs):
         learn.fit()
 
 
+@pytest.mark.parametrize("target", [torch.zeros(4, 6, 6).long(), torch.zeros(4, 3, 6, 6)])
+def test_cutting_refuses_targets_that_are_maps_of_the_images(target):
+    batches, loss_func = [(torch.zeros(4, 3, 6, 6), target)], nn.L1Loss() if target.ndim == 4 else None
+    learn = Learner(nn.Conv2d(3, 3, 1), DataLoaders(batches), loss_func, cbs=CutMixCB())
+    said = mentions(f"CutMixCB(1.0) ... {tuple(target.shape)} ... one target for each image ... MixupCB")
+    with pytest.raises(ValueError, match=said):
+        learn.fit()
+    Learner(nn.Conv2d(3, 3, 1), DataLoaders(batches), loss_func, cbs=MixupCB()).fit()
+
+
 # TestTimeFlipCB ---------------------------------------------------------------------------------------
 
 
@@ -416,6 +426,61 @@ def test_batches_that_are_namedtuples_are_flipped():
     learn = of_images(TestTimeFlipCB())
     xb, yb = learn.dls.valid.tensors
     torch.testing.assert_close(learn.predict([Batch(xb, yb)]), mean_of_both(learn, xb))
+
+
+class Heads(nn.Module):
+    """A model that sees left from right, and gives what `make` makes of a map (N, 2, H, W)."""
+
+    def __init__(self, make):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.make = nn.Conv2d(1, 2, 3, padding=1), make
+
+    def forward(self, x):
+        return self.make(self.conv(x))
+
+
+MAPS = {
+    "map": lambda x: x,
+    "map of one channel": lambda x: x[:, 0],
+    "smaller map": lambda x: x[..., ::2],
+    "tuple": lambda x: (x, x[:, 0], x.mean((2, 3))),
+    "dict": lambda x: {"map": x, "scores": x.mean((2, 3))},
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_are_mirrored_back(name):
+    def flipped(part):
+        return part.flip(-1) if part.ndim > 2 else part
+
+    learn = Learner(Heads(MAPS[name]), cbs=TestTimeFlipCB())
+    xb = torch.randn(4, 1, 2, 3)
+    with torch.no_grad():
+        plain, other = learn.model(xb), learn.model(xb.flip(3))
+    found = learn.predict(xb)
+    assert type(found) is type(plain)
+    if isinstance(plain, torch.Tensor):
+        plain, other, found = [plain], [other], [found]
+    for key in plain if isinstance(plain, dict) else range(len(plain)):
+        torch.testing.assert_close(found[key], (plain[key] + flipped(other[key])) / 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.argmax(1),
+        lambda x: x.mean((2, 3)).argmax(1),
+        lambda x: x.flatten(2),
+        lambda x: [{"boxes": part.flatten(1), "labels": torch.ones(2).long()} for part in x],
+        lambda x: {"map": x, "name": "x"},
+    ],
+    ids=["classes of pixels", "classes", "sequences", "boxes", "text"],
+)
+def test_predictions_without_a_mean_are_refused(make):
+    learn = Learner(Heads(make), cbs=TestTimeFlipCB())
+    with pytest.raises(TypeError, match=mentions("TestTimeFlipCB() ... predictions ... maps of the image")):
+        learn.predict(torch.randn(4, 1, 2, 3))
 
 
 def test_predictions_in_float64_stay_so():
