@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import number
-from ..batches import items_of, rebuilt
+from ..batches import items_of, map_tensors, rebuilt, tensors_in
 from ..callback import Callback, Order
 from ..fitting.checks import check_one_number
 
@@ -74,7 +74,7 @@ class BaseMixingCB(Callback):
         xb, yb = learn.xb, learn.yb
         order = torch.randperm(len(xb), device=xb.device)
         share = random.betavariate(self.alpha, self.alpha)
-        self._other = yb[order]
+        self._other = map_tensors(lambda t: t[order], yb)
         learn.xb, self._share = self.mixed(xb, order, share)
 
     def after_loss(self, learn: Learner) -> None:
@@ -150,9 +150,9 @@ class CutMixCB(BaseMixingCB):
 
     def before_fit(self, learn: Learner) -> None:
         super().before_fit(learn)
-        if isinstance(learn.yb, Tensor) and _is_map(learn.yb, learn.xb):
+        if maps := [t for t in tensors_in(learn.yb) if _is_map(t, learn.xb)]:
             raise ValueError(
-                f"{self!r}: the targets are {_said(learn.yb)}, maps of the images, and would be wrong in the "
+                f"{self!r}: the targets are {_said(maps[0])}, maps of the images, and would be wrong in the "
                 "rectangle: expected one target for each image, such as its class; MixupCB takes maps"
             )
 

@@ -362,14 +362,44 @@ def test_what_is_no_image_cannot_be_cut(inputs):
         learn.fit()
 
 
-@pytest.mark.parametrize("target", [torch.zeros(4, 6, 6).long(), torch.zeros(4, 3, 6, 6)])
-def test_cutting_refuses_targets_that_are_maps_of_the_images(target):
-    batches, loss_func = [(torch.zeros(4, 3, 6, 6), target)], nn.L1Loss() if target.ndim == 4 else None
-    learn = Learner(nn.Conv2d(3, 3, 1), DataLoaders(batches), loss_func, cbs=CutMixCB())
-    said = mentions(f"CutMixCB(1.0) ... {tuple(target.shape)} ... one target for each image ... MixupCB")
+def both(preds, target):
+    return F.cross_entropy(preds, target[0]) + F.l1_loss(preds.mean((1, 2, 3)), target[1])
+
+
+PIXELS = torch.zeros(4, 6, 6).long()
+
+
+@pytest.mark.parametrize(
+    ("target", "loss_func", "shape"),
+    [
+        (PIXELS, F.cross_entropy, (4, 6, 6)),
+        (torch.zeros(4, 3, 6, 6), F.l1_loss, (4, 3, 6, 6)),
+        ((PIXELS, torch.zeros(4)), both, (4, 6, 6)),
+    ],
+)
+def test_cutting_refuses_targets_that_are_maps_of_the_images(target, loss_func, shape):
+    dls = DataLoaders([(torch.zeros(4, 3, 6, 6), target)])
+    said = mentions(f"CutMixCB(1.0) ... {shape} ... one target for each image ... MixupCB")
     with pytest.raises(ValueError, match=said):
-        learn.fit()
-    Learner(nn.Conv2d(3, 3, 1), DataLoaders(batches), loss_func, cbs=MixupCB()).fit()
+        Learner(nn.Conv2d(3, 3, 1), dls, loss_func, cbs=CutMixCB()).fit()
+    Learner(nn.Conv2d(3, 3, 1), dls, loss_func, cbs=MixupCB()).fit()
+
+
+def test_several_targets_are_mixed_in_one_order(fixed, at):
+    def loss_func(preds, target):
+        seen.append(target)
+        return both(preds, target)
+
+    seen = []
+    target = torch.arange(4 * 36).reshape(4, 6, 6) % 3, torch.arange(4.0)
+    dls = DataLoaders([(torch.randn(4, 3, 6, 6), target)])
+    losses, hook = record(at, "preds", "loss")
+    Learner(nn.Conv2d(3, 3, 1), dls, loss_func, lr=0.0, cbs=[MixupCB(0.4), hook]).fit()
+    other = seen[-1]
+    assert torch.equal(other[0], target[0][ORDER])
+    assert torch.equal(other[1], target[1][ORDER])
+    _, preds, loss = losses[0]
+    torch.testing.assert_close(loss, M * both(preds, target) + (1 - M) * both(preds, other))
 
 
 # TestTimeFlipCB ---------------------------------------------------------------------------------------
