@@ -38,6 +38,7 @@ from minilearn import (
     CancelValidateException,
     DataLoaders,
     DatasetLoader,
+    DetectionCB,
     Learner,
     MetricsCB,
     MixedPrecisionCB,
@@ -46,6 +47,7 @@ from minilearn import (
     by_length,
     set_seed,
 )
+from minilearn.batches import Samples
 
 N = 10
 X, Y = samples(N)
@@ -174,6 +176,52 @@ def test_samples_are_collated_as_those_of_validation():
     preds = learn.predict(Sentences())
     assert torch.equal(learn.predict(["ab", "abab", "ababab"]), preds)
     assert torch.equal(learn.predict([*Sentences()]), preds)
+
+
+class Finder(nn.Module):
+    """A detection model, which takes images of different sizes and finds one box in each."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = nn.Parameter(torch.ones(()))
+
+    def forward(self, images, targets=None):
+        assert [image.ndim for image in images] == [3] * len(images)
+        if targets is not None:
+            return {"size": sum((self.size - len(t["boxes"])) ** 2 for t in targets)}
+        return [{"boxes": torch.tensor([[0.0, 0.0, *image.shape[1:]]])} for image in images]
+
+
+IMAGES = [(torch.rand(3, 4 + i, 5), {"boxes": torch.zeros(1 + i % 2, 4)}) for i in range(7)]
+
+
+def apart(items):
+    return tuple(zip(*items, strict=True))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_boxes_are_of_each_image_where_a_batch_has_as_many_images_as_each_has_boxes(n):
+    class FinderOfN(Finder):
+        def forward(self, images):
+            return [{"boxes": found["boxes"].repeat(n, 1)} for found in super().forward(images)]
+
+    images = [image for image, _ in IMAGES]
+    batches = [images[i : i + n] for i in range(0, 6, n)]
+    for settings in ({"cbs": DetectionCB()}, {"unpack": lambda batch: (Samples(batch), None)}):
+        found = Learner(FinderOfN(), default_cbs=False, **settings).predict(batches)
+        assert [one["boxes"].tolist() for one in found] == [[[0, 0, *x.shape[1:]]] * n for x in images[:6]]
+    stacked = [torch.rand(n, 3, 4, 5)] * 2  # one tensor of images
+    assert len(Learner(FinderOfN(), cbs=DetectionCB(), default_cbs=False).predict(stacked)) == 2 * n
+
+
+@pytest.mark.parametrize("with_targets", [True, False])
+def test_batches_that_keep_samples_apart_stay_batches(with_targets):
+    dls = DataLoaders(DatasetLoader(IMAGES, 4, collate_fn=apart), DatasetLoader(IMAGES, 3, collate_fn=apart))
+    learn = Learner(Finder(), dls, cbs=DetectionCB(), default_cbs=False)
+    batches = [apart(IMAGES[:2]), apart(IMAGES[2:])]
+    given = batches if with_targets else [list(images) for images, _ in batches]
+    expected = [[0, 0, *image.shape[1:]] for image, _ in IMAGES]
+    assert [found["boxes"][0].tolist() for found in learn.predict(given)] == expected
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..arguments import flag
-from ..batches import items_of, map_tensors, n_samples, rebuilt, tensors_in
+from ..batches import Samples, items_of, map_tensors, n_samples, rebuilt, tensors_in
 from ..callback import Callback, Order
 from ..events import CancelBatchException
 
@@ -42,8 +42,9 @@ class PredictionsCB(Callback):
 
     def after_predict(self, learn: Learner) -> None:
         if not learn.is_again:
-            _check_samples_first(learn)
-            self._preds.append(learn.preds)
+            preds = _per_sample(learn.preds, learn.xb)
+            _check_samples_first(learn, preds)
+            self._preds.append(preds)
             self._sizes.append(n_samples(learn.xb))
             if self.with_targets:
                 self._targets.append(_target_of(learn))
@@ -97,11 +98,17 @@ def _target_of(learn: Learner) -> Any:
     return learn.yb
 
 
-def _check_samples_first(learn: Learner) -> None:
+def _per_sample(preds: Any, inputs: Any) -> Any:
+    """Return the predictions as Samples where the inputs are that and there are as many."""
+    is_listed = isinstance(inputs, Samples) and isinstance(preds, list) and len(preds) == len(inputs)
+    return Samples(preds) if is_listed else preds
+
+
+def _check_samples_first(learn: Learner, preds: Any) -> None:
     n = n_samples(learn.xb if learn.yb is None else learn.yb)
-    if _is_per_sample(learn.preds, n):
+    if _is_per_sample(preds, n):
         return
-    shapes = [tuple(t.shape) for t in tensors_in(learn.preds) if t.ndim]
+    shapes = [tuple(t.shape) for t in tensors_in(preds) if t.ndim]
     odd = [shape for shape in shapes if shape[:1] != (n,) and n in shape[1:]]
     if not odd and len({shape[:1] for shape in shapes}) > 1:  # parts of one prediction
         odd = [shape for shape in shapes if shape[:1] != shapes[0][:1]]
@@ -118,6 +125,8 @@ def _is_per_sample(part: Any, size: int | None) -> bool:
     """Whether predictions are a list with an item for each sample, such as the boxes in each image."""
     if not isinstance(part, list) or len(part) != size:
         return False
+    if isinstance(part, Samples):
+        return True
     found = [*tensors_in(part)]
     return not found or not all(t.ndim and len(t) == size for t in found)
 
