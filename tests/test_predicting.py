@@ -199,6 +199,16 @@ def apart(items):
     return tuple(zip(*items, strict=True))
 
 
+@pytest.mark.parametrize("data", [IMAGES, IMAGES[:2], tuple(IMAGES), [IMAGES[1]]], ids=len)
+def test_samples_of_batches_that_keep_them_apart_are_collated(data):
+    dls = DataLoaders(DatasetLoader(IMAGES, 4, collate_fn=apart), DatasetLoader(IMAGES, 3, collate_fn=apart))
+    learn = Learner(Finder(), dls, cbs=DetectionCB(), default_cbs=False)
+    expected = [[0, 0, *image.shape[1:]] for image, _ in data]
+    assert [found["boxes"][0].tolist() for found in learn.predict(data)] == expected
+    learn.fit(1)
+    assert [found["boxes"][0].tolist() for found in learn.predict(data)] == expected
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_boxes_are_of_each_image_where_a_batch_has_as_many_images_as_each_has_boxes(n):
     class FinderOfN(Finder):

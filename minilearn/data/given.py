@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from ..arguments import shown, unless_none, whole_number
 from ..batches import parts_in
@@ -26,8 +27,8 @@ def loader_of(data: Any, dls: DataLoaders, bs: int | None, dtype: torch.dtype) -
 
     A loader is returned as it is. A tensor or an array has a sample in each row. The samples of a data set,
     or of a list, are collated as those of dls.valid are, or else those of dls.train. The items of a list are
-    batches if they have as many dimensions as a batch of these loaders, and samples if they have one less; a
-    list of nested lists of numbers is an array.
+    batches if they have as many dimensions as a batch of these loaders, and samples if they have one less, or
+    the form of a sample where batches are lists of such; a list of nested lists of numbers is an array.
 
     Args:
         bs: samples in a batch. None: that of dls.valid, or else of dls.train, or 64.
@@ -102,6 +103,8 @@ def _is_samples(data: Any, dls: DataLoaders) -> bool:
     if n_dims is None:
         return _is_plain(item)
     expected = _dims_of(dls)
+    if n_dims == expected and _is_formed_as_a_sample(item, dls):
+        return True
     if expected is None or n_dims >= expected:  # batches, as in any list; the model decides about their form
         return False
     if n_dims == expected - 1:
@@ -110,6 +113,31 @@ def _is_samples(data: Any, dls: DataLoaders) -> bool:
         f"a {type(data).__name__} of items of {n_dims} dimensions: expected {expected}, as in the batches of "
         f"the learner's loaders, or {expected - 1} for single samples"
     )
+
+
+def _is_formed_as_a_sample(item: Any, dls: DataLoaders) -> bool:
+    """Whether an item is like a sample of the learner's data, and their batches are not.
+
+    This tells samples that are collated to lists, such as images of different sizes with their boxes.
+    """
+    for loader in (dls.valid, dls.train):
+        if isinstance(loader, DatasetLoader) and loader.collate is not default_collate:
+            apart = copy(loader)
+            apart.collate = list
+            form = _form(item)
+            return bool(
+                (samples := apart.peek()) and form == _form(samples[0]) and form != _form(loader.peek())
+            )
+    return False
+
+
+def _form(item: Any) -> Any:
+    """Return the dimensions of the tensors in an item, in its containers."""
+    if isinstance(item, Tensor | np.ndarray):
+        return item.ndim
+    if isinstance(item, Mapping):
+        return {key: _form(part) for key, part in item.items()}
+    return [_form(part) for part in item] if isinstance(item, list | tuple) else type(item)
 
 
 def _n_dims(item: Any) -> int | None:
