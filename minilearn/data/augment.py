@@ -20,11 +20,13 @@ class Augment:
 
     A subclass says in `n_random` how many numbers it needs per image, and in `__call__` what it does with
     them. The loader draws them, so that they are a pure function of (seed, epoch, index). If `alternates` is
-    True, an image has the same numbers u in each even epoch, and 1 - u in each odd one.
+    True, an image has the same numbers u in each even epoch, and 1 - u in each odd one. If `moves_pixels` is
+    True, targets that are maps of the images are refused, because they stay as they are.
     """
 
     n_random: int = 0
     alternates: bool = False
+    moves_pixels: bool = False
 
     def __call__(self, images: Tensor, random: Tensor) -> Tensor:
         """Return the images changed.
@@ -51,6 +53,7 @@ class RandomCrop(Augment):
     """
 
     n_random = 2
+    moves_pixels = True
     padding_mode = "constant"
 
     def __init__(self, padding: int = 4, padding_mode: str = "constant") -> None:
@@ -83,6 +86,7 @@ class RandomResizedCrop(Augment):
     """
 
     n_random = 4
+    moves_pixels = True
 
     def __init__(
         self,
@@ -128,6 +132,7 @@ class HorizontalFlip(Augment):
     """
 
     n_random = 1
+    moves_pixels = True
 
     def __init__(self, p: float = 0.5, alternates: bool = False) -> None:
         self.p = number("HorizontalFlip(p", p, low=0, high=1)

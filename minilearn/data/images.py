@@ -25,12 +25,14 @@ class ImageLoader(TensorLoader):
 
     Args:
         images: (N, C, H, W) uint8; may be memory-mapped. Floats that are scaled already need no Normalize.
-        targets: (N, ...).
+        targets: (N, ...). They are not augmented, so maps of the images, such as the classes of their pixels,
+            go only with what leaves pixels where they are.
         augment: what is done to a batch, in this order; the first is usually Normalize.
         bs, shuffle, drop_last, seed, device: see TensorLoader.
 
     Shapes: a batch is (images (bs, C, H, W) as `augment` leaves them, targets (bs, ...)).
-    Raises: TypeError for Normalize, which divides by 255, with images that are not uint8.
+    Raises: TypeError for Normalize, which divides by 255, with images that are not uint8; ValueError for what
+        moves pixels, with targets of the images' height and width.
     """
 
     def __init__(
@@ -43,6 +45,13 @@ class ImageLoader(TensorLoader):
                 raise TypeError(
                     f"{one!r} divides by 255, but images is {images.dtype}: expected torch.uint8. "
                     "Scale them to 0 to 255 and convert them, or scale them yourself and leave Normalize out"
+                )
+
+            if one.moves_pixels and targets.ndim > 2 and targets.shape[-2:] == images.shape[-2:]:
+                raise ValueError(
+                    f"{one!r} would move the pixels of the images, and not those of the targets, of shape "
+                    f"{tuple(targets.shape)}, maps of them: expected one target for each image; change both "
+                    "in the __getitem__ of a data set, DatasetLoader(dataset, ...)"
                 )
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:

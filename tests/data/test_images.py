@@ -5,7 +5,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from toolbox import StopCB, StoppedError, same
+from toolbox import StopCB, StoppedError, mentions, same
 from torch import nn
 
 from minilearn import CheckpointCB, DataLoaders, Learner
@@ -16,6 +16,7 @@ from minilearn.data import (
     ImageLoader,
     Normalize,
     RandomCrop,
+    RandomResizedCrop,
     adapter_of,
     peek,
 )
@@ -184,6 +185,19 @@ FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 def test_pixels_that_normalize_would_scale_wrongly_are_refused(dtype, augment):
     with pytest.raises(TypeError, match=rf"Normalize.*255.*{dtype}.*torch.uint8.*leave Normalize out"):
         ImageLoader(PIXELS.to(dtype), TARGETS, augment)
+
+
+MOVING = [RandomCrop(1), RandomResizedCrop(4), HorizontalFlip()]
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (3, 8, 6)])
+@pytest.mark.parametrize("augment", MOVING, ids=repr)
+def test_moving_the_pixels_of_images_and_not_of_their_maps_is_refused(augment, shape):
+    images = torch.zeros(4, 3, 8, 6, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=mentions(f"{augment!r} ... {(4, *shape)} ... DatasetLoader")):
+        ImageLoader(images, torch.zeros(4, *shape), [augment])
+    ImageLoader(images, torch.zeros(4, *shape), [Normalize([0.5] * 3, [0.5] * 3), Cutout(2)])
+    ImageLoader(images, torch.zeros(4, 6), [augment])
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
