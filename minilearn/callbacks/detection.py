@@ -35,8 +35,8 @@ class DetectionCB(Callback):
     "loss_classifier": its mean over the images. One with the name of a column that each row has, such as
     "loss", is "model_loss" there, and one that is the only loss has no column. A monitor may name them.
 
-    Runs at: cleanup_forward. Owns: unpack, predict, get_loss. Reads: batch. Writes: xb, yb, preds (lists, as
-        Samples), loss, loss_count.
+    Runs at: cleanup_forward. Owns: unpack, predict, get_loss. Reads: batch. Writes: xb, yb (lists, as
+        Samples), preds, loss, loss_count.
     State: none.
     Raises: ValueError for a batch that is not (images, targets), in training; TypeError for a model that
         returns no dict of losses there.
@@ -58,7 +58,7 @@ class DetectionCB(Callback):
     def predict(self, learn: Learner) -> None:
         if not learn.training:
             preds = learn.model(learn.xb)
-            learn.preds = Samples(preds) if isinstance(preds, list) else preds
+            learn.preds = Samples(preds) if isinstance(preds, list) else preds  # an item for each image
             return
         if learn.yb is None:
             raise ValueError(
