@@ -106,3 +106,10 @@ class TestJob:
         by_hand = load(job, "by_hand").run(3, small=True)
         assert by_hand["seconds"] > 0
         assert set(by_hand) <= set(measures)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("train", ["sequences"], indirect=True)
+def test_the_packed_sequences_can_be_resumed_too(train):
+    set_seed(3)
+    assert train.wave_learner(3, small=True).verify_resume(at=2, n_epochs=2)
