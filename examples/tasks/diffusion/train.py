@@ -42,7 +42,7 @@ def run(seed=42, folder=Path("runs/diffusion"), small=False):
     steps = SMALL if small else {"n_steps": 2400, "epoch_steps": 200}
     learn.fit(**steps, cbs=CheckpointCB(folder / "checkpoints", every_minutes=1), resume=True)
     set_seed(seed)  # the same samples, if it was resumed
-    samples = sample(learn.model, 1000)
+    samples = sample(learn.model, 20 if small else 1000)
     confidence, n_classes = verdict("fashion_mnist", samples)
     plot_images(samples[:60], n_cols=12, size=0.7).savefig(folder / "picture.png")
     return {
