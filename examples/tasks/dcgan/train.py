@@ -65,7 +65,7 @@ def predict(learn):
 def run(seed=42, folder=Path("runs/dcgan"), small=False):
     """Train, and return what the judge says of 1,000 samples."""
     learn = learner(seed, small)
-    learn.fit(2 if small else 3, cbs=CheckpointCB(folder / "checkpoints", every_minutes=1), resume=True)
+    learn.fit(2, cbs=CheckpointCB(folder / "checkpoints", every_minutes=1), resume=True)
     set_seed(seed)  # the same samples, if it was resumed
     digits = (learn.predict(torch.randn(1000, N_LATENT)) + 1) / 2  # pixels from 0 to 1
     confidence, n_classes = verdict("mnist", digits)

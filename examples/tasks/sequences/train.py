@@ -13,7 +13,15 @@ import matplotlib.pyplot as plt
 from model import TextGRU, WaveGRU, text_data, wave_data
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from minilearn import BatchSchedulerCB, Callback, CheckpointCB, GradientClippingCB, Learner, set_seed
+from minilearn import (
+    BatchSchedulerCB,
+    Callback,
+    CheckpointCB,
+    GradientClippingCB,
+    Learner,
+    RecorderCB,
+    set_seed,
+)
 
 
 class CarriedStateCB(Callback):
@@ -43,19 +51,18 @@ def wave_learner(seed=42, small=False):
 
 def run(seed=42, folder=Path("runs/sequences"), small=False):
     """Train both; return their losses on validation data."""
-    waves, n_waves = wave_learner(seed, small), 2 if small else 6
-    waves.fit(n_waves, cbs=CheckpointCB(folder / "waves", every_minutes=1), resume=True)
-    text, n_texts = learner(seed, small), 2 if small else 3
-    text.fit(n_texts, cbs=CheckpointCB(folder / "text", every_minutes=1), resume=True)
+    waves = wave_learner(seed, small)
+    waves.fit(2 if small else 5, cbs=CheckpointCB(folder / "waves", every_minutes=1), resume=True)
+    text, recorder = learner(seed, small), RecorderCB()
+    text.fit(2, cbs=[recorder, CheckpointCB(folder / "text", every_minutes=1)], resume=True)
     preds, targets = waves.predict(waves.dls.valid, with_targets=True)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     left.scatter(targets / 10, preds / 10, s=3, alpha=0.5)
     left.plot([0.05, 0.25], [0.05, 0.25], color="black", linewidth=0.7)
     left.set(title="waves of 10 to 60 values", xlabel="frequency", ylabel="predicted")
-    for phase in ("train", "eval"):
-        losses = [row["loss"] for row in text.history if row["train"] == phase]
-        right.plot(range(1, n_texts + 1), losses, marker=".", label=phase)
-    right.set(title="text, with carried state", xlabel="epochs", ylabel="nats per character")
+    right.plot(recorder.recs["loss"], linewidth=0.7, label="train")
+    right.axhline(text.history[-1]["loss"], color="black", linewidth=0.7, label="validation, at the end")
+    right.set(title="text, with carried state", xlabel="steps", ylabel="nats per character")
     right.legend()
     figure.savefig(folder / "picture.png")
     return {
