@@ -23,7 +23,7 @@ adam = partial(Adam, betas=(0.5, 0.999))
 class GANCB(Callback):
     """Train a discriminator beside the generator, which is the learner's model."""
 
-    in_evaluation = False  # learn.predict gives the images of what it is given, latents
+    in_evaluation = False  # so learn.predict takes latents
     logs = ("discriminator_loss",)
 
     def __init__(self, discriminator, lr):
