@@ -1,4 +1,7 @@
-"""The training of train.py as a loop in plain torch, on the same batches."""
+"""The training of train.py as a loop in plain torch, on the same batches.
+
+Its losses are those of train.py bit for bit.
+"""
 
 import time
 
