@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from minilearn import DataLoaders, TensorLoader
 
 sys.path.append(str(Path(__file__).parents[1]))  # for the judge
-from judge.judge import images_of, verdict  # noqa: F401
+from judge.judge import images_of, judge, verdict  # noqa: F401
 
 
 def data(small=False):
@@ -23,16 +23,20 @@ def data(small=False):
     return DataLoaders(train, TensorLoader(2 * test[:n_test] - 1, test_classes[:n_test], bs=250))
 
 
-def noised(images):
-    """Return noisy images and their angles, which the model sees, and v, its target.
+NO_CLASS = 10
+
+
+def noised(images, classes):
+    """Return what the model sees (noisy images, their angles and classes), and v, its target.
 
     The cosine schedule, with an angle from 0 to pi / 2 for each image:
     noisy = cos(angle) * image + sin(angle) * noise, v = cos(angle) * noise - sin(angle) * image,
-    and so image = cos(angle) * noisy - sin(angle) * v.
+    and so image = cos(angle) * noisy - sin(angle) * v. One class in ten is not told.
     """
     angles, noise = torch.rand(len(images)) * math.pi / 2, torch.randn_like(images)
     cos, sin = angles.cos().view(-1, 1, 1, 1), angles.sin().view(-1, 1, 1, 1)
-    return (cos * images + sin * noise, angles), cos * noise - sin * images
+    told = torch.where(torch.rand(len(images)) < 0.1, NO_CLASS, classes)
+    return (cos * images + sin * noise, angles, told), cos * noise - sin * images
 
 
 class Block(nn.Module):
@@ -51,42 +55,58 @@ class Block(nn.Module):
         return x + self.conv2(F.silu(self.norm2(out) * (1 + scale) + shift))
 
 
+class Attention(nn.Module):
+    """Add self-attention between the places of (N, C, H, W)."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.norm, self.attend = nn.GroupNorm(8, n), nn.MultiheadAttention(n, 4, batch_first=True)
+
+    def forward(self, x):
+        places = self.norm(x).flatten(2).transpose(1, 2)
+        out, _ = self.attend(places, places, places, need_weights=False)
+        return x + out.transpose(1, 2).view_as(x)
+
+
 class UNet(nn.Module):
-    """Predict v: noisy images (N, 1, 28, 28), angles (N,) and perhaps classes (N,) -> (N, 1, 28, 28).
+    """Predict v: noisy images (N, 1, 28, 28), angles (N,) and classes (N,) -> (N, 1, 28, 28).
 
     The network sees 2 x 2 pixels as channels, so it works on 14 x 14 and 7 x 7.
     """
 
-    def __init__(self, width=32, n_embedding=64, n_classes=None):
+    def __init__(self, width=32, n_embedding=64):
         super().__init__()
         self.embed = nn.Sequential(nn.Linear(16, n_embedding), nn.SiLU(), nn.Linear(n_embedding, n_embedding))
-        self.embed_class = nn.Embedding(n_classes, n_embedding) if n_classes else None
+        self.embed_class = nn.Embedding(NO_CLASS + 1, n_embedding)
         self.enter = nn.Conv2d(4, width, 3, padding=1)
+        self.first, self.last = Block(width, n_embedding), Block(width, n_embedding)
         self.down = nn.Conv2d(width, 2 * width, 2, stride=2)
+        self.middle, self.attend = Block(2 * width, n_embedding), Attention(2 * width)
+        self.middle2 = Block(2 * width, n_embedding)
         self.up = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
-        self.blocks = nn.ModuleList(Block(n, n_embedding) for n in (width, 2 * width, 2 * width, width))
         self.leave = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 4, 3, padding=1))
 
-    def forward(self, noisy, angles, classes=None):
+    def forward(self, noisy, angles, classes):
         turns = angles[:, None] * 2 ** torch.arange(8)
-        embedding = self.embed(torch.cat([turns.sin(), turns.cos()], dim=1))
-        if classes is not None:
-            embedding = embedding + self.embed_class(classes)
-        first = self.blocks[0](self.enter(F.pixel_unshuffle(noisy, 2)), embedding)
-        x = self.down(first)
-        for block in self.blocks[1:-1]:
-            x = block(x, embedding)
-        x = self.blocks[-1](self.up(x) + first, embedding)
+        embedding = self.embed(torch.cat([turns.sin(), turns.cos()], dim=1)) + self.embed_class(classes)
+        fine = self.first(self.enter(F.pixel_unshuffle(noisy, 2)), embedding)
+        coarse = self.attend(self.middle(self.down(fine), embedding))
+        x = self.last(fine + self.up(self.middle2(coarse, embedding)), embedding)
         return F.pixel_shuffle(self.leave(x), 2)
 
 
 @torch.no_grad()
-def sample(model, n, n_steps=20, classes=None):
-    """Return n new images by DDIM, with pixels from 0 to 1; the model is in evaluation mode."""
+def sample(model, classes, n_steps=20, guidance=1.0):
+    """Return a new image of each class by DDIM, with pixels from 0 to 1; the model is in evaluation mode.
+
+    guidance: how far to go beyond the prediction for the class, away from that without one.
+    """
     model.eval()
-    x, angles = torch.randn(n, 1, 28, 28), torch.linspace(math.pi / 2, 0, n_steps + 1)
+    x, angles = torch.randn(len(classes), 1, 28, 28), torch.linspace(math.pi / 2, 0, n_steps + 1)
+    both = torch.cat([classes, torch.full_like(classes, NO_CLASS)])
     for now, following in pairwise(angles):
-        v = model(x, now.expand(n), *([] if classes is None else [classes]))
+        told, untold = model(torch.cat([x, x]), now.expand(len(both)), both).chunk(2)
+        v = told + guidance * (told - untold)
         image = (now.cos() * x - now.sin() * v).clamp(-1, 1)
         noise = (x - now.cos() * image) / now.sin()
         x = following.cos() * image + following.sin() * noise
