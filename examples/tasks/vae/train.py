@@ -23,9 +23,9 @@ class BoundCB(Callback):
     logs = ("bound", "likelihood", "kl")
 
     def get_loss(self, learn):
-        logits, mean, log_var = learn.preds
+        logits, log_posterior, log_prior = learn.preds
         likelihood = -F.binary_cross_entropy_with_logits(logits, learn.xb, reduction="sum") / len(learn.xb)
-        kl = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum(1).mean()
+        kl = (log_posterior - log_prior).mean()
         learn.log("bound", likelihood - kl)
         learn.log("likelihood", likelihood)
         learn.log("kl", kl)
