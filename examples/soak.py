@@ -1,8 +1,8 @@
 """Kill a long experiment on purpose, resume it, and run the interval around the kill again unbroken.
 
 The experiment is a script with checkpoints, hashes of their weights (`experiments.HashesCB`) and an option
-for its folder. It is started, killed by SIGKILL at a random moment after its second checkpoint, and
-started again until it is done. Then a copy of the folder as it was, without its newest checkpoint, is resumed from
+for its folder. It is started, killed by SIGKILL at a random moment after its second checkpoint, and started
+again until it is done. Then a copy of the folder as it was, without its newest checkpoint, is resumed from
 the one before, and runs through the moment of the kill: the hashes of the next checkpoint have to be equal.
 
 Run: python examples/soak.py --work runs/soak -- examples/optimizer_state.py --preset small --work {work}
