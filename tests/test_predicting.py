@@ -224,6 +224,34 @@ def test_boxes_are_of_each_image_where_a_batch_has_as_many_images_as_each_has_bo
     assert len(Learner(FinderOfN(), cbs=DetectionCB(), default_cbs=False).predict(stacked)) == 2 * n
 
 
+class Words(nn.Module):
+    """Gives a list with as many numbers for each sample as it says."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return [row.repeat(int(row)) for row in x]
+
+
+@pytest.mark.parametrize("lengths", [[1, 2, 3], [2, 1, 1], [2, 2, 3, 3, 1], [4, 2, 2, 2]])
+@pytest.mark.parametrize("bs", [1, 2])
+def test_lists_are_of_each_sample_if_one_batch_shows_it(bs, lengths):
+    x = torch.tensor(lengths).float()[:, None]
+    found = Learner(Words()).predict(list(x.split(bs)))
+    assert [one.tolist() for one in found] == [[n] * n for n in lengths]
+
+
+def test_dicts_are_of_each_sample_without_a_callback_for_detection():
+    class Found(Words):
+        def forward(self, x):
+            return [{"words": words} for words in super().forward(x)]
+
+    found = Learner(Found()).predict(list(torch.ones(3, 1).split(1)))
+    assert [one["words"].tolist() for one in found] == [[1.0]] * 3
+
+
 @pytest.mark.parametrize("with_targets", [True, False])
 def test_batches_that_keep_samples_apart_stay_batches(with_targets):
     dls = DataLoaders(DatasetLoader(IMAGES, 4, collate_fn=apart), DatasetLoader(IMAGES, 3, collate_fn=apart))

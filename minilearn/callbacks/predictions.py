@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,7 +66,8 @@ class PredictionsCB(Callback):
         return self._joined(self._targets, "targets")
 
     def _joined(self, parts: list[Any], name: str) -> Any:
-        is_listed = all(map(_is_per_sample, parts, self._sizes))
+        # One batch can tell what the others leave open, such as one of a single image with a single box.
+        is_listed = all(map(_is_as_long, parts, self._sizes)) and any(map(_is_per_sample, parts, self._sizes))
         if is_listed:
             found = [map_tensors(_on_cpu, item) for part in parts for item in part]
         else:
@@ -121,11 +123,16 @@ def _check_samples_first(learn: Learner, preds: Any) -> None:
         )
 
 
+def _is_as_long(part: Any, size: int | None) -> bool:
+    """Whether predictions are a list with as many items as samples; these may be as many outputs."""
+    return isinstance(part, list) and len(part) == size
+
+
 def _is_per_sample(part: Any, size: int | None) -> bool:
     """Whether predictions are a list with an item for each sample, such as the boxes in each image."""
-    if not isinstance(part, list) or len(part) != size:
+    if not _is_as_long(part, size):
         return False
-    if isinstance(part, Samples):
+    if isinstance(part, Samples) or all(isinstance(item, Mapping) for item in part):
         return True
     found = [*tensors_in(part)]
     return not found or not all(t.ndim and len(t) == size for t in found)
