@@ -30,6 +30,7 @@ from ..checkpoints.snapshot import (
     check_opt,
     checkpoints_in,
     name_of,
+    needs_of,
     position_of,
     without_what_is_the_same,
 )
@@ -147,7 +148,7 @@ class CheckpointCB(Callback):
         self._is_untried = False  # whether nothing was captured in this kind of phase yet
         self._settings: Saved = {}  # when the fit began
         self._made_by: Saved = {}  # versions and hardware
-        self._needs: dict[bool, set[str]] = {}  # inside a phase or not -> see _needs_of
+        self._needs: dict[bool, set[str]] = {}  # inside a phase or not -> see needs_of
 
     def __repr__(self) -> str:
         return f"CheckpointCB({self._as_given!r})"
@@ -195,13 +196,14 @@ class CheckpointCB(Callback):
             self._in_folder.check(learn)
         self._last_step, self._last_s = 0, learn.processes.broadcast(time.monotonic())
         begin(learn)
-        self._needs, self._settings = {False: _needs_of(learn)}, settings_of(learn)
+        self._needs, self._settings = {False: set()}, settings_of(learn)
+        capture_rest(learn, Position(0), self._needs[False])
         self._made_by = made_by(learn)
         if learn.run.source is not None:
             saved = learn.run.source.saved
             for text in (*setting_differences(learn, saved, self._settings), *bit_differences(learn, saved)):
                 warnings.warn(text, stacklevel=2)
-        capture_weights(learn)  # raises now for what a checkpoint cannot hold
+        capture_weights(learn)  # raises now for what a checkpoint cannot hold, as capture_rest does
         learn.run.began("epoch", capture_beginning(learn))
         if learn.rank == 0:
             write_run_file(self.folder, run_facts(learn, self._settings))
@@ -210,7 +212,7 @@ class CheckpointCB(Callback):
         # A callback may have replaced dls.train.
         if why := learn.dls.adapter_of(learn.dl).why_not_resumable():
             raise ValueError(f"{self!r} cannot keep the position in the training loader: {why}")
-        self._needs[True] = _needs_of(learn)
+        self._needs[True] = needs_of(learn)
         self._is_untried = learn.epoch == learn.plan.start.epoch and not learn.is_nested
 
     def cleanup_train(self, learn: Learner) -> None:
@@ -222,7 +224,7 @@ class CheckpointCB(Callback):
             learn.run.began("validation", capture_beginning(learn))
 
     def before_validate(self, learn: Learner) -> None:
-        self._needs[True] = _needs_of(learn)
+        self._needs[True] = needs_of(learn)
         self._is_untried = learn.epoch == learn.plan.start.epoch and not learn.is_nested
         self._at_validation = None  # of an earlier set
         if learn.dls.adapter_of(learn.dl).why_not_resumable():  # it has to start again, from this state
@@ -399,10 +401,3 @@ def begin(learn: Learner) -> None:
         learn.run.has_begun(begun)
         capture_rest(learn, Position(0))
         begun.is_beginning = False
-
-
-def _needs_of(learn: Learner) -> set[str]:
-    """Return the paths of what can only be loaded into existing objects, which exist now."""
-    needs: set[str] = set()
-    capture_rest(learn, Position(0), needs)
-    return needs

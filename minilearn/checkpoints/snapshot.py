@@ -145,12 +145,8 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
     Args:
         needs: is filled with the paths of objects in callbacks that can only be loaded into existing ones.
     """
-    savers, cbs = Savers(learn), {}
-    for key, cb in keyed(learn.cbs).items():
-        saver = savers.of(cb)
-        cbs[key] = saver.save(cb.state_dict(), key)
-        if needs is not None:
-            needs |= saver.needs
+    savers = Savers(learn)
+    cbs = _of_callbacks(learn, savers, set() if needs is None else needs)
     saver, model = savers.of(learn, _OWN_ADVICE), learn.model
     norms = set(learn.modes.frozen_norms)
     return {
@@ -178,6 +174,26 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
         },
         "rng": saver.save(packed_rng(), "rng"),
     }
+
+
+def needs_of(learn: Learner) -> set[str]:
+    """Return the paths of objects in callbacks that exist now and can only be loaded into existing ones.
+
+    It looks at callbacks only: the rows of history, of which each epoch adds some, cost more each time.
+    """
+    needs: set[str] = set()
+    _of_callbacks(learn, Savers(learn), needs)
+    return needs
+
+
+def _of_callbacks(learn: Learner, savers: Savers, needs: set[str]) -> Saved:
+    """Return the states of the callbacks; add to `needs` what can only be loaded into existing objects."""
+    cbs = {}
+    for key, cb in keyed(learn.cbs).items():
+        saver = savers.of(cb)
+        cbs[key] = saver.save(cb.state_dict(), key)
+        needs |= saver.needs
+    return cbs
 
 
 def capture_fit(learn: Learner) -> Saved:

@@ -352,8 +352,23 @@ def test_ordinary_step_waits_for_no_device_and_captures_nothing(make_learner, tm
             learn.fit()
         counts.append((counter.n, len(captured)))
     assert counts[0] == counts[1]
-    # What is there when the fit begins, twice, and the phase; a trial after the first batch; the file.
-    assert counts[0][1] == 5
+    # What is there when the fit begins, twice; a trial after the first batch; the file.
+    assert counts[0][1] == 4
+
+
+def test_epoch_without_a_checkpoint_saves_no_rows(make_learner, tmp_path, monkeypatch):
+    def capture_rest(learn, *args):
+        captured.append(len(learn.history))
+        return real(learn, *args)
+
+    real = module.capture_rest
+    monkeypatch.setattr(module, "capture_rest", capture_rest)
+    for i, n_epochs in enumerate((2, 9)):
+        captured = []
+        learn = make_learner(cbs=[MetricsCB(), CheckpointCB(tmp_path / str(i), every_minutes=99)])
+        learn.fit(n_epochs)
+        # When the fit begins, twice; a trial in the first training and validation; the file.
+        assert captured == [0, 0, 0, 1, 2 * n_epochs]
 
 
 # The best ---------------------------------------------------------------------------------------------
