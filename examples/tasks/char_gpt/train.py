@@ -73,7 +73,9 @@ def run(seed=42, folder=Path("runs/char_gpt"), small=False):
     left.axhline(five_gram, color="black", linestyle="--", label="five-gram, held-out text")
     left.set(xlabel="epoch of 200 steps", ylabel="bits per character")
     left.legend()
-    right.text(0, 1, sampler.samples[-1], family="monospace", fontsize=8, va="top", parse_math=False)
+    first, last = ("\n".join(line[:85] for line in sampler.samples[i].splitlines()) for i in (0, -1))
+    text = f"AFTER THE FIRST EPOCH\n\n{first}\n\n\nAFTER THE LAST ONE\n\n{last}"
+    right.text(0, 1, text, family="monospace", fontsize=8, va="top", parse_math=False)
     right.set_axis_off()
     figure.savefig(folder / "picture.png", dpi=100)
     seconds = sum(row["time_s"] for row in learn.history)
