@@ -9,7 +9,7 @@ import torch
 from model import bert, data
 from torch.optim.lr_scheduler import OneCycleLR
 
-N_EPOCHS = 8
+N_EPOCHS = 6
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from minilearn import (
     set_seed,
 )
 
-N_EPOCHS = 8
+N_EPOCHS = 6
 
 
 def learner(seed=42, small=False):
