@@ -65,11 +65,11 @@ def run(seed=42, small=False):
     set_seed(seed)
     model, dls = WaveGRU(), wave_data(small)
     start_s = time.perf_counter()
-    packed_loss = fit_waves(model, dls, 2 if small else 5)
+    packed_loss = fit_waves(model, dls, 2 if small else 4)
     seconds = time.perf_counter() - start_s
     set_seed(seed)
     model, dls = TextGRU(), text_data(small)
     start_s = time.perf_counter()
-    truncated_loss = fit_text(model, dls, 2)
+    truncated_loss = fit_text(model, dls, 2 if small else 1)
     seconds += time.perf_counter() - start_s
     return {"packed_loss": packed_loss, "truncated_loss": truncated_loss, "seconds": seconds}

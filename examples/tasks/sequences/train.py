@@ -52,9 +52,9 @@ def wave_learner(seed=42, small=False):
 def run(seed=42, folder=Path("runs/sequences"), small=False):
     """Train both; return their losses on validation data."""
     waves = wave_learner(seed, small)
-    waves.fit(2 if small else 5, cbs=CheckpointCB(folder / "waves", every_minutes=1), resume=True)
+    waves.fit(2 if small else 4, cbs=CheckpointCB(folder / "waves", every_minutes=1), resume=True)
     text, recorder = learner(seed, small), RecorderCB()
-    text.fit(2, cbs=[recorder, CheckpointCB(folder / "text", every_minutes=1)], resume=True)
+    text.fit(2 if small else 1, cbs=[recorder, CheckpointCB(folder / "text", every_minutes=1)], resume=True)
     preds, targets = waves.predict(waves.dls.valid, with_targets=True)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     left.scatter(targets / 10, preds / 10, s=3, alpha=0.5)
