@@ -21,10 +21,10 @@ def parts(model, images):
 def run(seed=42, small=False):
     """Train; return the bound on the test images."""
     set_seed(seed)
-    model, dls, n_epochs = VAE(), data(small), 2 if small else 6
+    model, dls, n_epochs = VAE(), data(small), 2 if small else 4
     start_s = time.perf_counter()
-    opt = AdamW(model.parameters(), lr=2e-3, fused=True)
-    sched = OneCycleLR(opt, 2e-3, n_epochs * len(dls.train))
+    opt = AdamW(model.parameters(), lr=4e-3, fused=True)
+    sched = OneCycleLR(opt, 4e-3, n_epochs * len(dls.train))
     for epoch in range(n_epochs):
         dls.train.set_epoch(epoch)
         model.train()

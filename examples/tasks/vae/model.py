@@ -16,7 +16,7 @@ from judge.judge import images_of, verdict  # noqa: F401
 def data(small=False):
     """Return batches of images without their classes."""
     (train, _), (test, _) = images_of("fashion_mnist")
-    n, n_test, bs = (256, 64, 64) if small else (60_000, 10_000, 128)
+    n, n_test, bs = (256, 64, 64) if small else (60_000, 10_000, 256)
     return DataLoaders(TensorLoader(train[:n], bs=bs, shuffle=True), TensorLoader(test[:n_test], bs=1000))
 
 
@@ -35,7 +35,7 @@ class VAE(nn.Module):
         encoder's Gaussian and under the prior, both (N,).
     """
 
-    def __init__(self, n_latent=16, width=512, n_parts=100):
+    def __init__(self, n_latent=16, width=256, n_parts=100):
         super().__init__()
         self.encode = nn.Sequential(
             *(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()),

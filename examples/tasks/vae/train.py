@@ -35,13 +35,13 @@ class BoundCB(Callback):
 def learner(seed=42, small=False):
     """Return the learner of the job."""
     set_seed(seed)
-    return Learner(VAE(), data(small), lr=2e-3, cbs=[BoundCB(), BatchSchedulerCB(OneCycleLR)])
+    return Learner(VAE(), data(small), lr=4e-3, cbs=[BoundCB(), BatchSchedulerCB(OneCycleLR)])
 
 
 def run(seed=42, folder=Path("runs/vae"), small=False):
     """Train, sample, and return the bound and what the judge says."""
     learn = learner(seed, small)
-    learn.fit(2 if small else 6, cbs=CheckpointCB(folder / "checkpoints", every_minutes=1), resume=True)
+    learn.fit(2 if small else 4, cbs=CheckpointCB(folder / "checkpoints", every_minutes=1), resume=True)
     set_seed(seed)  # the same samples, if it was resumed
     samples = learn.model.sample(1000)
     confidence, n_classes = verdict("fashion_mnist", samples)
