@@ -43,7 +43,7 @@ def run(seed=42, small=False):
     """Train; return the loss of the averaged weights on validation images."""
     set_seed(seed)
     model, dls = UNet(), data(small)
-    n_steps, every = (8, 3) if small else (800, 200)
+    n_steps, every = (8, 3) if small else (1600, 200)
     start_s = time.perf_counter()
     average = AveragedModel(model, multi_avg_fn=ema)
     average.update_parameters(model)  # the weights before the first step

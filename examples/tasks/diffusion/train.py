@@ -42,7 +42,7 @@ def predict(learn):
 def run(seed=42, folder=Path("runs/diffusion"), small=False):
     """Train, sample, and return what the judge says."""
     learn = learner(seed, small)
-    steps = SMALL if small else {"n_steps": 800, "epoch_steps": 200}
+    steps = SMALL if small else {"n_steps": 1600, "epoch_steps": 200}
     learn.fit(**steps, cbs=CheckpointCB(folder / "checkpoints", every_minutes=1), resume=True)
     set_seed(seed)  # the same samples, if it was resumed
     classes = torch.arange(20 if small else 1000) % 10
