@@ -1,4 +1,7 @@
-"""The training and validation of train.py as a loop in plain torch, on the same batches."""
+"""The training and validation of train.py as a loop in plain torch, on the same batches.
+
+The bound is that of train.py to rounding.
+"""
 
 import time
 
