@@ -1,6 +1,6 @@
 """The training of train.py as a loop in plain torch.
 
-Weights and views are the same, and so is the loss on unseen images, to rounding.
+Weights and views are the same, and so is the loss on unseen images, bit for bit.
 """
 
 import time
