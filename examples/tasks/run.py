@@ -106,13 +106,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each job (default: 3)")
     parser.add_argument("--seed", type=int, default=42, help="the first one's seed (default: 42)")
     parser.add_argument("--work", type=Path, default=Path("runs/tasks"), help="default: runs/tasks")
+    parser.add_argument(
+        "--out", type=Path, default=FOLDER, help="for the results (default: beside the scripts)"
+    )
     args = parser.parse_args()
     for name in args.jobs:
         seeds = range(args.seed, args.seed + args.seeds)
         result = result_of(name, JOBS[name], seeds, args.work)
-        (FOLDER / name / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        (args.out / name).mkdir(parents=True, exist_ok=True)
+        (args.out / name / "result.json").write_text(json.dumps(result, indent=1) + "\n")
         picture = args.work / name / str(args.seed) / "picture.png"
-        shutil.copyfile(picture, FOLDER / name / "picture.png")
+        shutil.copyfile(picture, args.out / name / "picture.png")
         print(f"{name}: {result['bar']}: {result['reached']}")
         for key, value in result["measures"].items():
             print(f"  {key}: {value}")
