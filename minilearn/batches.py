@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+
+if TYPE_CHECKING:
+    from .learner import Learner
 
 TARGETS = ("labels", "label", "target", "targets")  # names of the target in a mapping
 
@@ -123,6 +126,31 @@ def n_samples(part: Any) -> int | None:
         return next((n for n in map(n_samples, parts) if n is not None), None)
     n: int | None = getattr(part, "num_graphs", None)  # of a batch of graphs
     return n
+
+
+def samples_of(learn: Learner | None, inputs: Any, target: Any) -> int | None:
+    """Return the number of samples in the learner's batch, None if it cannot be told.
+
+    It is the target's, or else the inputs' (in a metric, the predictions'). Where the two differ, as when the
+    first dimension of one is time, or when it has the labels of several sequences one after the other, it is
+    the one that the loader gave.
+    """
+    of_target = None if target is None else n_samples(target)
+    of_inputs = n_samples(inputs)
+    if of_target is None or of_target == of_inputs:
+        return of_inputs
+    return of_inputs if of_inputs is not None and _given(learn) == of_inputs else of_target
+
+
+def _given(learn: Learner | None) -> int | None:
+    """Return how many samples the loader gave this process in the batch, None if it does not say."""
+    if learn is None or learn.dl is None or "batch" not in learn.scopes:
+        return None
+    adapter = learn.dls.adapter_of(learn.dl)
+    if (sizes := adapter.sizes(learn.batch_idx)) is not None:
+        return sizes[0]
+    index = adapter.index(learn.batch_idx)
+    return None if index is None else len(index)
 
 
 # What is in it, however nested --------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import n_samples, tensors_in
+from .batches import samples_of, tensors_in
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -144,16 +144,17 @@ class Count:
         elif is_elementwise(loss_func):
             self._count, self.is_safe = (_of_elements if is_torchs(loss_func) else _of_equals), True
 
-    def __call__(self, preds: Any, target: Any, inputs: Any) -> float | Tensor:
+    def __call__(self, preds: Any, target: Any, inputs: Any, learn: Learner | None = None) -> float | Tensor:
         """Return how many values the loss of a batch is a mean over; a tensor if the count is on a device.
+
+        Args:
+            learn: whose batch it is, see `batches.samples_of`.
 
         Raises: TypeError if neither target nor inputs tell how many samples there are.
         """
         count = None if self._count is None else self._count(preds, target)
         if count is None:
-            count = n_samples(inputs if target is None else target)
-        if count is None:
-            count = n_samples(inputs)
+            count = samples_of(learn, inputs, target)
         if count is None:
             raise TypeError(
                 f"a batch of {type(inputs).__name__} and {type(target).__name__} does not tell how many "

@@ -4,11 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from toolbox import generator, make_learner, mentions
+from toolbox import at, generator, make_learner, mentions
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader
 
+from minilearn import DatasetLoader, Learner, MetricsCB
 from minilearn.counting import Count, on_host, only_counted, zero_of
 
 G = generator()
@@ -324,3 +326,46 @@ def test_a_loss_is_called_safe_only_if_its_gradients_over_nothing_are_0(case):
     loss(preds, target).backward(torch.zeros(()))
     assert preds.grad.isfinite().all() or not Count(loss).is_safe
     assert Count(CE()).is_safe
+
+
+# Where the first dimension of the target is not the samples ----------------------------------------------
+
+
+class Spoken(torch.utils.data.Dataset):
+    """Samples of two frames, with one to three labels each."""
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, i):
+        return torch.full((2, 3), float(i)), torch.full((1 + i % 3,), i % 2)
+
+
+def as_time_first(samples):
+    return torch.stack([x for x, _ in samples], 1), torch.cat([labels[:1] for _, labels in samples])
+
+
+def as_joined(samples):
+    """Put the labels of all samples one after the other, as torch's CTC loss takes them."""
+    return torch.stack([x for x, _ in samples]), torch.cat([labels for _, labels in samples])
+
+
+@pytest.mark.parametrize("collate", [as_joined, as_time_first])
+@pytest.mark.parametrize("torchs", [False, True])
+def test_the_loader_says_which_are_the_samples(collate, torchs):
+    def loss(preds, target):
+        return preds.sum() / 1000 + target.float().mean()
+
+    make = DataLoader if torchs else DatasetLoader
+    loader = make(Spoken(), 3, collate_fn=collate)
+    counts = []
+    count = at("after_forward", lambda learn: counts.append(learn.loss_count))
+    metrics = MetricsCB(mean_target=lambda preds, target: target.float().mean())
+    dls = {"train": loader, "eval": loader}
+    learn = Learner(nn.Linear(3, 1), dls, loss_func=loss, lr=0.0, cbs=[metrics, count])
+    learn.fit(1)
+    assert counts == [3, 3, 1] * 2
+    means = [target.float().mean().item() for _, target in loader]
+    expected = sum(n * mean for n, mean in zip((3, 3, 1), means, strict=True)) / 7
+    for row in learn.history:
+        assert row["mean_target"] == pytest.approx(expected)

@@ -6,15 +6,18 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..arguments import shown
-from ..batches import n_samples
+from ..batches import samples_of
 from ..counting import on_host
+
+if TYPE_CHECKING:
+    from ..learner import Learner
 
 # Names of a function's parameters, which tell what it takes first. sklearn, scipy and Keras have the target
 # first; torch, torchmetrics and torcheval the predictions.
@@ -99,16 +102,19 @@ class BatchMean(Mean):
         if isinstance(self.function, nn.Module):
             self.function.to(device)
 
-    def update(self, preds: Any, target: Any) -> None:
-        """Add a batch; without waiting for the device if the function does not."""
-        n = self._count(preds, target)
+    def update(self, preds: Any, target: Any, learn: Learner | None = None) -> None:
+        """Add a batch; without waiting for the device if the function does not.
+
+        Args:
+            learn: whose batch it is, which knows the samples where preds and target differ.
+        """
+        n = self._count(preds, target, learn)
         self.add(self._value(preds, target), n)
 
-    def _count(self, preds: Any, target: Any) -> Any:
+    def _count(self, preds: Any, target: Any, learn: Learner | None) -> Any:
         if callable(count := getattr(self.function, "count", None)):
             return on_host(count(preds, target))
-        n = n_samples(preds if target is None else target)
-        n = n_samples(preds) if n is None else n
+        n = samples_of(learn, preds, target)
         if n is None:
             raise TypeError(
                 f"{label_of(self.function)} was given preds, a {type(preds).__name__}, and a target, a "

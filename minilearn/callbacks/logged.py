@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..arguments import is_number, shown
-from ..batches import n_samples
+from ..batches import n_samples, samples_of
 from ..callback import Callback
 from ..counting import on_host
 from ..processes import Processes
@@ -151,8 +151,8 @@ def _count_of_loss(learn: Learner, name: str) -> Any:
     """Return what the batch's loss is a mean over; of a batch without a loss, the samples."""
     if learn.loss_count is not None:
         return on_host(learn.loss_count)
-    parts = (learn.yb, learn.xb, learn.batch) if learn.loss is None else ()
-    count = next((n for n in map(n_samples, parts) if n is not None), None)
+    count = samples_of(learn, learn.xb, learn.yb) if learn.loss is None else None
+    count = n_samples(learn.batch) if learn.loss is None and count is None else count
     if count is None:
         raise TypeError(
             f"learn.log({name!r}, ...): a batch of {type(learn.batch).__name__} does not tell how many "

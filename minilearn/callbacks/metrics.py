@@ -243,7 +243,7 @@ class MetricsCB(Callback):
             preds = preds.detach() if isinstance(preds, Tensor) else map_tensors(Tensor.detach, preds)
             for name, metric in self.metrics.items():
                 if not (learn.training and name in self._in_validation):
-                    self._update(name, metric, preds, learn.yb)
+                    self._update(learn, name, metric, preds, learn.yb)
         self._logged.batch_idx = learn.batch_idx
         if self._logged.waiting:
             self._logged.weigh(learn)
@@ -263,12 +263,13 @@ class MetricsCB(Callback):
     def _check_logged(self, name: str) -> None:
         check_name(name, (name in self.names[:-1]) * "a metric", is_logged=True)
 
-    def _update(self, name: str, metric: Any, preds: Any, target: Any) -> None:
+    def _update(self, learn: Learner, name: str, metric: Any, preds: Any, target: Any) -> None:
         try:
-            if name in self._picks:
-                metric.update(*picked(self._picks[name], preds, target))
+            parts = picked(self._picks[name], preds, target) if name in self._picks else (preds, target)
+            if isinstance(metric, BatchMean):
+                metric.update(*parts, learn)
             else:
-                metric.update(preds, target)
+                metric.update(*parts)
         except Exception as error:
             explain(error, name, preds, target, name in self._picks)
             raise

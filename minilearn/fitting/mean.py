@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..batches import is_pair, n_samples
+from ..batches import is_pair, n_samples, samples_of
 from ..counting import Count, Rule, known_count, on_host, only_counted, zero_of
 from ..optim.groups import params_of
 from ..parameters import extra_params
@@ -114,16 +114,16 @@ class StepMean:
         if learn.loss_by is None:
             if self.count.loss_func is not None:
                 self._count_of(None)
-            part = learn.batch
-            if learn.is_unpacked or is_pair(part):
-                part = learn.xb if learn.yb is None else learn.yb
-            return n_samples(part) or n_samples(learn.batch)
+            found = None
+            if learn.is_unpacked or is_pair(learn.batch):
+                found = samples_of(learn, learn.xb, learn.yb)
+            return found or n_samples(learn.batch)
         target = learn.yb
         if self._given is not None and self.count.is_by_class:
             given, version = self._given
             if target is given and target._version == version:
                 return target.numel()
-        return self.count(learn.preds, target, learn.xb)
+        return self.count(learn.preds, target, learn.xb, learn)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
