@@ -45,7 +45,8 @@ class DatasetLoader(ResumableLoader):
 
     Args:
         dataset: with __getitem__ and __len__.
-        bs, shuffle, drop_last, seed: see ResumableLoader.
+        bs, shuffle, drop_last, seed: see ResumableLoader. Without a seed, loaders for validation and testing
+            draw other random numbers than the one for training: DataLoaders gives each its own.
         sampler: an iterable of indices with a length, instead of shuffle; it may use the generators of
             python, numpy and torch, or its own. Because it may give a sample twice, augmentation then also
             depends on the sample's place in the epoch. A checkpoint has the order of the running epoch, and
@@ -102,6 +103,7 @@ class DatasetLoader(ResumableLoader):
             _check_plan(plan, dataset, beside | {"sampler": sampler})
         n_samples = len(dataset if sampler is None else sampler) if plan is None or _has_len(dataset) else 0
         super().__init__(n_samples, bs, shuffle, drop_last, seed)
+        self._is_free = seed is None  # to draw other random numbers for validation
         self.plan = plan
         self._planned: dict[tuple[int, int], Planned] = {}  # by seed and epoch: the last two
         self._lengths: dict[tuple[int, int], int] = {}
@@ -116,6 +118,18 @@ class DatasetLoader(ResumableLoader):
         self._loader: DataLoader[Any] | None = self._make()
         if plan is not None:
             self._check_pure()
+
+    def serve(self, role: str) -> None:
+        """Draw the random numbers of a role, if no seed was given; the first one stays.
+
+        A data set that draws its samples would otherwise validate on those that it was trained on.
+
+        Args:
+            role: "train", "valid", "valid/NAME" of a further validation set, or "test".
+        """
+        if self._is_free and role != "train":
+            self.seed = seed_of(self.seed, *role.encode())
+        self._is_free = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_loader": None, "_keys": _Keys()}  # running workers are not copied

@@ -34,7 +34,9 @@ class _Loader:
         found = {}
         for i, (name, one) in enumerate(sets.items()):
             said = f"dls {self.name}" + (f"[{name!r}]" if is_sets else "")
-            found[f"{self.name}/{name}" if i else self.name] = _read_again(dls, one, said)
+            key = f"{self.name}/{name}" if i else self.name
+            found[key] = _read_again(dls, one, said)
+            found[key].serve(key)
         for key in [key for key in dls.adapters if key.partition("/")[0] == self.name]:
             dls.adapters.pop(key)
         dls.adapters |= found
@@ -168,7 +170,9 @@ class DataLoaders:
         dls = self._without_train()
         dls.classes, dls.source = self.classes, self.source
         # The first, because the loader of a training that continues over passes is read here in one pass.
-        dls.adapters["valid"] = self.adapter_of(loader, "dls valid").one_pass()
+        adapter = self.adapter_of(loader, "dls valid")
+        adapter.serve("valid")
+        dls.adapters["valid"] = adapter.one_pass()
         dls.adapters |= {name: adapter for name, adapter in self.adapters.items() if name == "train"}
         dls.set_names = ("eval",)
         return dls

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from toolbox import rng_states
+from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -19,7 +20,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from minilearn import DataLoaders, TensorLoader, set_seed
+from minilearn import Callback, DataLoaders, DatasetLoader, Learner, TensorLoader, set_seed
 from minilearn.data import adapter_of, peek, to_device
 
 TRAIN, VALID, TEST = [("train", 0)], [("valid", 0)], [("test", 0)]
@@ -602,3 +603,57 @@ def test_to_device_asks_a_batch_class_of_the_users_own():
             return device
 
     assert to_device([Graph()], META) == [META]
+
+
+class Coins(torch.utils.data.Dataset):
+    """Samples that are drawn when they are read, with labels that nothing can predict."""
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, i):
+        return torch.randn(4), int(torch.randint(2, ()))
+
+
+def coins(**kwargs):
+    return DatasetLoader(Coins(), bs=100, **kwargs)
+
+
+def drawn_by(loader):
+    return next(iter(loader))[0]
+
+
+def test_samples_that_are_drawn_differ_by_the_role_of_their_loader():
+    set_seed(3)
+    train, valid, other, test = (coins() for _ in range(4))
+    assert torch.equal(drawn_by(train), drawn_by(valid))
+    before = drawn_by(train)
+    DataLoaders(train, {"a": valid, "b": other}, test)
+    draws = [drawn_by(loader) for loader in (train, valid, other, test)]
+    assert torch.equal(draws[0], before)
+    assert not any(torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
+    set_seed(3)  # a second start of the script draws the same
+    again = [coins() for _ in range(4)]
+    DataLoaders(again[0], {"a": again[1], "b": again[2]}, again[3])
+    assert all(torch.equal(draw, drawn_by(loader)) for draw, loader in zip(draws, again, strict=True))
+
+
+def test_a_seed_that_is_given_and_a_role_that_is_taken_stay():
+    train, valid = coins(seed=1), coins(seed=1)
+    dls = DataLoaders(train, valid)
+    assert torch.equal(drawn_by(train), drawn_by(valid))
+    both = coins()
+    before = drawn_by(both)
+    DataLoaders(both, both)
+    assert torch.equal(drawn_by(both), before)
+    dls.valid = both
+    assert torch.equal(drawn_by(both), before)
+
+
+def test_a_loader_given_to_validate_draws_other_samples_than_training():
+    set_seed(3)
+    learn = Learner(nn.Linear(4, 2), DataLoaders(coins()), default_cbs=False)
+    seen = []
+    look = type("Look", (Callback,), {"before_batch": lambda self, learn: seen.append(learn.batch[0])})
+    learn.validate(coins(), cbs=look())
+    assert not torch.equal(seen[0], drawn_by(learn.dls.train))

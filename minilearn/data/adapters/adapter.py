@@ -116,6 +116,9 @@ class Adapter:
                 stacklevel=2,
             )
 
+    def serve(self, role: str) -> None:
+        """Take the role in which the loader is read first: "train", "valid", "valid/NAME" or "test"."""
+
     def sizes(self, i: int) -> tuple[int, int] | None:
         """Return how many samples batch i has in this shard, and in all; None if not known."""
         return None

@@ -56,6 +56,11 @@ class OursAdapter(Adapter):
             return super().lengths(first, n_epochs)
         return [self.loader.length_of(epoch) for epoch in range(first, first + n_epochs)]
 
+    def serve(self, role: str) -> None:
+        """Tell a loader that draws random numbers by its role."""
+        if hasattr(self.loader, "serve"):
+            self.loader.serve(role)
+
     def sizes(self, i: int) -> tuple[int, int] | None:
         """Return what the loader says."""
         return self.loader.sizes(i) if hasattr(self.loader, "sizes") else None
