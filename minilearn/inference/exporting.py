@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,8 @@ def export(
     """Write a model's program and weights, with what a predictor needs beside them.
 
     Args:
-        example: inputs of a batch, a tensor or a tuple of tensors, the samples in dimension 0. The file takes
-            batches of any size.
+        example: inputs of a batch, a tensor, a tuple of tensors, or a dict of them by the names of the
+            model's arguments; the samples in dimension 0. The file takes batches of any size.
         classes: the names of the classes, for a model that returns a score for each.
         transform: how the bytes of an image become an input.
         version: minilearn's.
@@ -49,14 +49,18 @@ def export(
     path = checked_path("path", path)
     if path.suffix != ".pt2":
         raise ValueError(f"path={str(path)!r}: expected a name that ends in .pt2")
-    inputs = _inputs_of(example)
+    names, inputs = _inputs_of(example)
     kinds = [{"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch.")} for x in inputs]
+    if names is not None:
+        kinds = [kind | {"name": name} for name, kind in zip(names, kinds, strict=True)]
     model = copy.deepcopy(unwrapped(model)).cpu().eval().requires_grad_(False)
+    name = f"{type(model).__module__}.{type(model).__qualname__}"
+    model = model if names is None else _ByName(model, names)
     with torch.no_grad():
         found = model(*inputs)
     if not isinstance(found, Tensor) and not _are_tensors(found):
         raise ValueError(
-            f"export: {type(model).__name__} returns {type(found).__name__}: expected a tensor or a tuple of "
+            f"export: {_name_of(model)} returns {type(found).__name__}: expected a tensor or a tuple of "
             "tensors; export a module that returns these"
         )
     if classes is not None and not (isinstance(found, Tensor) and found.shape[1:] == (len(classes),)):
@@ -68,7 +72,7 @@ def export(
         "format": FORMAT,
         "minilearn": version,
         "torch": torch.__version__,
-        "model": f"{type(model).__module__}.{type(model).__qualname__}",
+        "model": name,
         "inputs": kinds,
         "classes": None if classes is None else list(classes),
         "transform": None if transform is None else transform.as_plain(),
@@ -80,17 +84,31 @@ def export(
         file.write(made.getvalue())
 
 
-def _inputs_of(example: Any) -> tuple[Tensor, ...]:
-    """Return the inputs as a tuple of tensors on the CPU, of two samples or more."""
-    given = example if isinstance(example, tuple | list) else (example,)
+class _ByName(nn.Module):
+    """Call a model by the names of its arguments."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.model(**dict(zip(self.names, inputs, strict=True)))
+
+
+def _inputs_of(example: Any) -> tuple[list[str] | None, tuple[Tensor, ...]]:
+    """Return the names of the inputs, if they have some, and the inputs, on the CPU, two samples or more."""
+    names = [str(name) for name in example] if isinstance(example, Mapping) else None
+    given = list(example.values()) if isinstance(example, Mapping) else example
+    given = given if isinstance(given, tuple | list) else (given,)
     if not given or not all(isinstance(x, Tensor) and x.ndim for x in given):
         raise TypeError(
-            f"example={shown(example)}: expected the inputs of a batch, a tensor or a tuple of tensors"
+            f"example={shown(example)}: expected the inputs of a batch, a tensor, a tuple or a dict of tensors"
         )
     if len({len(x) for x in given}) != 1:
         raise ValueError(f"example: its inputs have {[len(x) for x in given]} samples: expected one number")
     # torch.export takes a size of 0 or 1 for one that never changes
-    return tuple(x.detach().cpu() if len(x) > 1 else torch.cat([x.detach().cpu()] * 2) for x in given)
+    grown = (x.detach().cpu() if len(x) > 1 else torch.cat([x.detach().cpu()] * 2) for x in given)
+    return names, tuple(grown)
 
 
 def _are_tensors(found: Any) -> bool:
@@ -103,16 +121,22 @@ def _shapes(found: Any) -> str:
 
 def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     """Return torch's program of the model, for any number of samples."""
-    sizes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    sizes: Any = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    if isinstance(model, _ByName):  # whose forward takes *inputs
+        sizes = (sizes,)
     try:
         return torch.export.export(model, inputs, dynamic_shapes=sizes, strict=False)
     except Exception as error:  # torch raises many kinds
         said = str(error).strip().splitlines()
         raise ValueError(
-            f"export: torch cannot trace {type(model).__name__}{_part_in(error)}: {said[0] if said else ''}. "
+            f"export: torch cannot trace {_name_of(model)}{_part_in(error)}: {said[0] if said else ''}. "
             "A step that depends on values of tensors, or on the number of samples, has to be written "
             "another way; python -c 'import torch; help(torch.export.export)' says how"
         ) from error
+
+
+def _name_of(model: nn.Module) -> str:
+    return type(model.model if isinstance(model, _ByName) else model).__name__
 
 
 def _part_in(error: BaseException) -> str:
@@ -129,7 +153,7 @@ def _check(made: io.BytesIO, expected: Any, inputs: tuple[Tensor, ...], model: n
     try:
         program, _ = read(made)
     except ValueError as error:
-        raise ValueError(f"export: {type(model).__name__} has {error}") from error
+        raise ValueError(f"export: {_name_of(model)} has {error}") from error
     with torch.no_grad():
         one = model(*(x[:1] for x in inputs))
     for batch, wanted in ((inputs, expected), (tuple(x[:1] for x in inputs), one)):
@@ -158,7 +182,8 @@ def export_learner(
 
     Args:
         path: ends in ".pt2".
-        example: inputs of a batch as the model gets them, a tensor or a tuple of tensors. None: of the data.
+        example: inputs of a batch as the model gets them, a tensor, or a tuple or a dict of tensors. None: of
+            the data.
         transform: `minilearn.data.Normalize(mean, std)`, for pixels of 0 to 255. Left out: that of the
             learner's data, if they have one. None: the predictor takes only the model's inputs.
         classes: the names of the classes. Left out: those of the data. None: the predictor returns the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +76,7 @@ class Predictor:
             data: an image, a list of images, or a batch of the model's own inputs. An image is a path, a PIL
                 image, or bytes: an array (H, W) or (H, W, C), or a tensor (H, W) or (C, H, W), of uint8; with
                 one dimension more it is several. Floats are the model's inputs as it was trained on them: a
-                tensor or array (N, ...), or a tuple of them for several inputs.
+                tensor or array (N, ...), or for several inputs a tuple of them, or a dict by their names.
             bs: samples at once.
 
         Returns: for a model with classes, a Prediction for one image, and a list of them for several; for
@@ -107,6 +107,11 @@ class Predictor:
 
     def _inputs_of(self, data: Any) -> tuple[tuple[Tensor, ...], bool]:
         """Return the inputs of the model, and whether they are of one image."""
+        if isinstance(data, Mapping):
+            names = [one.get("name", str(i)) for i, one in enumerate(self.about["inputs"])]
+            if set(data) != set(names):
+                raise ValueError(f"inputs named {list(data)}: expected {names}")
+            data = tuple(data[name] for name in names)
         if isinstance(data, tuple):
             return self._checked(tuple(torch.as_tensor(one) for one in data)), False
         if isinstance(data, Tensor | np.ndarray) and not _are_bytes(data):

@@ -189,6 +189,27 @@ def test_several_inputs_and_outputs(tmp_path):
         torch.testing.assert_close(part, torch.cat(parts))
 
 
+def test_inputs_by_name(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 2), nn.Embedding(5, 2)
+
+        def forward(self, ids, x):
+            return self.a(x) + self.b(ids)
+
+    model = drawn(Net())
+    batch = {"x": torch.randn(4, 3), "ids": torch.tensor([0, 4, 1, 1]), "labels": torch.randn(4, 2)}
+    learn = Learner(model, {"train": [batch]})
+    learn.export(tmp_path / "a.pt2")
+    predictor = load_predictor(tmp_path / "a.pt2")
+    expected = model(batch["ids"], batch["x"])
+    torch.testing.assert_close(predictor({"ids": batch["ids"], "x": batch["x"]}), expected)
+    torch.testing.assert_close(predictor((batch["x"], batch["ids"])), expected)  # in the order of the example
+    with pytest.raises(ValueError, match=mentions("'y' ... ['x', 'ids']")):
+        predictor({"y": batch["x"], "ids": batch["ids"]})
+
+
 def test_learner_stays_as_it_was(tmp_path):
     learn = make_learner()
     learn.fit(1)
