@@ -68,13 +68,16 @@ def plot_history(history: Sequence[Mapping[str, Any]], width: float = 4.0, heigh
     names = [name for name in columns if name not in ("epoch", "train", "time_s")]
     if not names:
         raise ValueError("plot_history: the history has no row yet")
+    # "iterate": the weights whose average "eval" measures. Validation sets may have other names.
+    found = {row["train"] for row in history}
+    phases = [phase for phase in ("train", "iterate", "eval") if phase in found]
+    phases = list(dict.fromkeys([*phases, *(row["train"] for row in history)]))
     figure, axes = new_figure(1, len(names), width, height)
     for ax, name in zip(axes[0], names, strict=True):
-        # "iterate": the weights whose average "eval" measures. Validation sets may have other names.
-        for phase in dict.fromkeys(["train", "iterate", "eval", *(row["train"] for row in history)]):
-            rows = [row for row in history if row["train"] == phase and name in row]
-            if rows:
-                ax.plot([row["epoch"] for row in rows], [row[name] for row in rows], marker=".", label=phase)
+        for i, phase in enumerate(phases):  # in the same color in each panel
+            if rows := [row for row in history if row["train"] == phase and name in row]:
+                values = [row["epoch"] for row in rows], [row[name] for row in rows]
+                ax.plot(*values, marker=".", color=f"C{i}", label=phase)
         ax.set(xlabel="epoch", title=name)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)

@@ -419,3 +419,15 @@ def test_a_function_of_n_steps_is_drawn_as_what_it_makes(sched):
 def test_nothing_to_draw_is_refused(sched, n_steps, message):
     with pytest.raises(ValueError, match=message):
         plot_scheduler(sched, n_steps)
+
+
+def test_plot_history_gives_a_phase_one_color_in_all_panels():
+    rows = [{"loss": 1.0, "epoch": 0, "train": phase} for phase in ("train", "clean", "shifted")]
+    for row in rows[1:]:
+        row["f1"] = 0.5  # of validation only
+    colors = [
+        {line.get_label(): line.get_color() for line in ax.get_lines()} for ax in plot_history(rows).axes
+    ]
+    assert colors[0].keys() == {"train", "clean", "shifted"}
+    assert len(set(colors[0].values())) == 3
+    assert colors[1] == {name: colors[0][name] for name in ("clean", "shifted")}

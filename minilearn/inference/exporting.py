@@ -102,7 +102,7 @@ def _inputs_of(example: Any) -> tuple[list[str] | None, tuple[Tensor, ...]]:
     given = given if isinstance(given, tuple | list) else (given,)
     if not given or not all(isinstance(x, Tensor) and x.ndim for x in given):
         raise TypeError(
-            f"example={shown(example)}: expected the inputs of a batch, a tensor, a tuple or a dict of tensors"
+            f"example={shown(example)}: expected the inputs of a batch: a tensor, a tuple or dict of tensors"
         )
     if len({len(x) for x in given}) != 1:
         raise ValueError(f"example: its inputs have {[len(x) for x in given]} samples: expected one number")
