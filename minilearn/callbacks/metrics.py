@@ -17,6 +17,7 @@ from ..arguments import text
 from ..batches import map_tensors, tensors_in
 from ..callback import Callback, Order
 from ..counting import argument_of, is_cross_entropy, is_torchs, known_count
+from ..fitting.joins import Joins, eager, is_compiled
 from ..processes import Processes
 from .accuracy import MulticlassAccuracy
 from .at_end import AtEnd
@@ -75,9 +76,10 @@ class MetricsCB(Callback):
         the states of the metrics.
     Raises: TypeError for what is no metric, a class where an instance is expected, a lambda or partial
         without a name, a function whose parameters have the target first, and a metric that computes
-        something else than numbers; ValueError for a name that a row has already, and for one object under
-        two names. An error of a metric
-        passes through, with a note on what it was given if that is not two tensors.
+        something else than numbers; ValueError for a name that a row has already, for one object under two
+        names, and, in the first batch of a phase, for a function that joins every sample with every other
+        one, (N, 1) over (N,). An error of a metric passes through, with a note on what it was given if that
+        is not two tensors.
     Warns: once in a fit, at the end of the phase, of a loss that is not finite.
     Source: document 003, whose tables have these rows.
     """
@@ -239,11 +241,12 @@ class MetricsCB(Callback):
         if loss is not None or not _may_lack(learn):
             self._add(learn, loss)
         if self.metrics and not learn.processes.is_idle and learn.preds is not None:
+            update = self._update if self._has_preds else self._watch
             self._has_preds, preds = True, learn.preds
             preds = preds.detach() if isinstance(preds, Tensor) else map_tensors(Tensor.detach, preds)
             for name, metric in self.metrics.items():
                 if not (learn.training and name in self._in_validation):
-                    self._update(learn, name, metric, preds, learn.yb)
+                    update(learn, name, metric, preds, learn.yb)
         self._logged.batch_idx = learn.batch_idx
         if self._logged.waiting:
             self._logged.weigh(learn)
@@ -262,6 +265,15 @@ class MetricsCB(Callback):
 
     def _check_logged(self, name: str) -> None:
         check_name(name, (name in self.names[:-1]) * "a metric", is_logged=True)
+
+    def _watch(self, learn: Learner, name: str, metric: Any, preds: Any, target: Any) -> None:
+        """Update a metric with the first batch of a phase, and refuse one that joins all samples."""
+        if isinstance(metric, BatchMean) and not is_compiled(metric.function):
+            where = f"in the metric, or in a pick, {name}=(metric, lambda preds, target: ...)"
+            with eager(), Joins(f"metric {name}", [preds, target], where):
+                self._update(learn, name, metric, preds, target)
+        else:
+            self._update(learn, name, metric, preds, target)
 
     def _update(self, learn: Learner, name: str, metric: Any, preds: Any, target: Any) -> None:
         try:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import sys
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from ..batches import tensors_in
-from ..counting import ELEMENTWISE, OF_CLASSES, Rule, calls_of, is_torchs
-from .checks import check_classes, check_one_number, shapes_of
+from ..counting import ELEMENTWISE, OF_CLASSES, Rule, is_torchs
+from .checks import check_classes, check_one_number
+from .joins import Joins, eager, is_compiled
 
 if TYPE_CHECKING:
     from ..learner import Learner
 
-_EXPLICIT = (torch.einsum, torch.tensordot)  # functions whose caller names the dimensions
-_JOINING = (F.cosine_similarity, F.pairwise_distance, torch.dist, Tensor.dist)  # they broadcast, then reduce
 _SAME_DTYPE = (F.binary_cross_entropy, F.huber_loss)  # functions that take no mixture of dtypes
 _FLOATS = (*_SAME_DTYPE, F.binary_cross_entropy_with_logits, F.kl_div)
 _NO_BOOL = (*_FLOATS, F.l1_loss, F.gaussian_nll_loss, F.soft_margin_loss, F.multilabel_soft_margin_loss)
@@ -46,14 +41,14 @@ def watched(learn: Learner) -> Iterator[None]:
     name, owner, _ = learn._hooks["get_loss"][0]
     is_default = learn.has_default("get_loss")
     losses = [learn.loss_func] if is_default else [owner, learn.loss_func]
-    if any(_is_compiled(f) for loss in losses for f in calls_of(loss)):
+    if any(map(is_compiled, losses)):
         yield
     else:
         # Another owner need not read the target: it may be the only one that can unpack the batch.
         target = [learn.batch, *([learn.xb, learn.yb] if learn.is_unpacked else [])]
         said = f"loss_func={learn.loss_func!r}" if is_default else name
-        watch = _Watch(said, [*tensors_in([learn.preds, target])], is_torchs(learn.loss_func))
-        with _eager(), watch:
+        watch = _Watch(said, [learn.preds, target], is_torchs(learn.loss_func))
+        with eager(), watch:
             yield
         if is_default and not is_torchs(learn.loss_func):
             learn.mean.found(watch.rule(learn.loss, learn.yb))
@@ -61,38 +56,12 @@ def watched(learn: Learner) -> Iterator[None]:
         check_one_number(learn.loss_func, None)
 
 
-def _is_compiled(function: Any) -> bool:
-    """Whether torch.compile made a function or module, directly."""
-    return hasattr(function, "_torchdynamo_orig_callable") or (
-        isinstance(function, nn.Module)
-        and (hasattr(function, "_orig_mod") or getattr(function, "_compiled_call_impl", None) is not None)
-    )
+class _Watch(Joins):
+    """Check what torch's losses get as well, and note the cross-entropies."""
 
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    """Compile nothing inside a `with`, because torch.compile would compile the watching too."""
-    if "torch._dynamo" not in sys.modules:  # then nothing can be compiled
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
-class _Watch(TorchFunctionMode):
-    """Follow the tensors of preds and target through the operations of a loss.
-
-    A tensor that an operation makes comes from the same tensors as its arguments, unless it has more
-    dimensions than they have: a loss that adds a dimension means to broadcast.
-    """
-
-    def __init__(self, said: str, tensors: Iterable[Tensor], is_checked: bool) -> None:
-        super().__init__()
-        self._said = said  # what the loss is called in messages
+    def __init__(self, said: str, parts: Any, is_checked: bool) -> None:
+        super().__init__(said, parts, "in the loss")
         self._is_checked = is_checked  # whether its class numbers are checked already
-        self._from: dict[int, tuple[Any, frozenset[int]]] = {}  # by id: the tensor, and where it comes from
-        for t in tensors:
-            self._note(t, frozenset([id(t)]))
         self._calls: list[tuple[dict[str, Any], Any]] = []  # of cross-entropy: arguments and result
 
     def rule(self, loss: Any, target: Any) -> Rule | None:
@@ -114,69 +83,15 @@ class _Watch(TorchFunctionMode):
                 return Rule(ignored, part is not target, is_safe)
         return None
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        found = [(t, self._from[id(t)][1]) for t in _tensors((args, kwargs.values())) if self._knows(t)]
-        if found and func in (*ELEMENTWISE, *_JOINING):
-            self._check_joined(found)
+    def before(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if func in ELEMENTWISE:
             _check_dtypes(func, args, kwargs)
-        elif found and func in OF_CLASSES and not self._is_checked:
+        elif func in OF_CLASSES and not self._is_checked:
             _check_classes_of(func, args, kwargs)
-        out = func(*args, **kwargs)
-        if found and func in OF_CLASSES:
+
+    def after(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+        if func in OF_CLASSES:
             self._calls.append((_bound(func, args, kwargs), out))
-        if found:
-            made = [*_tensors([out])]
-            if len(found) > 1 and len(made) == 1 and func not in _EXPLICIT:
-                self._check_joined(found, made[0].shape)
-            n_dims = max(t.ndim for t, _ in found)
-            origins = frozenset().union(*(origin for _, origin in found))
-            for t in made:
-                if t.ndim <= n_dims and not self._knows(t):
-                    self._note(t, origins)
-        return out
-
-    def _note(self, t: Tensor, origins: frozenset[int]) -> None:
-        self._from[id(t)] = weakref.ref(t), origins
-
-    def _knows(self, t: Tensor) -> bool:
-        return id(t) in self._from and self._from[id(t)][0]() is t
-
-    def _check_joined(self, found: list[tuple[Tensor, frozenset[int]]], shape: Any = None) -> None:
-        """Raise ValueError if two tensors of different origin are broadcast over each other."""
-        for i, (a, from_a) in enumerate(found):
-            for b, from_b in found[:i]:
-                if from_a == from_b or a.ndim == b.ndim or not _expands_both(a, b, shape):
-                    continue
-                wide, flat = (a, b) if a.ndim > b.ndim else (b, a)
-                raise ValueError(
-                    f"{self._said} joins values of {shapes_of(wide, flat)}, and would "
-                    f"broadcast them to {tuple(_joint(a, b))}, every sample with "
-                    "every other one: expected the same shape; squeeze one, preds.squeeze(1), or, if every "
-                    "pair is meant, add the dimension in the loss, target[None]"
-                )
-
-
-def _expands_both(a: Tensor, b: Tensor, shape: Any) -> bool:
-    try:
-        joint = _joint(a, b)
-    except RuntimeError:  # torch refuses the operation, or it is not elementwise
-        return False
-    return joint.numel() > max(a.numel(), b.numel()) and shape in (None, joint)
-
-
-def _joint(a: Tensor, b: Tensor) -> torch.Size:
-    return torch.Size(torch.broadcast_shapes(a.shape, b.shape))  # type: ignore[no-untyped-call]
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list) or type(value) is type({}.values()):
-            yield from _tensors(value)
 
 
 def _bound(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -236,6 +236,96 @@ def rmse_of_classes(preds, target):
     return F.mse_loss(preds[:, 0], target.float()).sqrt()
 
 
+def sign_accuracy(preds, target):
+    return ((preds > 0).float() == target).float().mean()
+
+
+COLUMNS = {
+    "a function": sign_accuracy,
+    "torch's": F.l1_loss,
+    "a module": nn.MSELoss(),
+    "with a pick": (sign_accuracy, lambda preds, target: (preds.sigmoid(), target)),
+    "in validation": InValidation(sign_accuracy),
+}
+SQUEEZED = {
+    "a function": lambda preds, target: sign_accuracy(preds.squeeze(1), target),
+    "by index": lambda preds, target: sign_accuracy(preds[:, 0], target),
+    "like the target": lambda preds, target: sign_accuracy(preds.view_as(target), target),
+    "a pick": (sign_accuracy, lambda preds, target: (preds.squeeze(1), target)),
+    "the target's dimension": lambda preds, target: sign_accuracy(preds, target[:, None]),
+}
+
+
+def of_column(preds, target):
+    return (preds[:, 0] - target).square().mean()
+
+
+def columns_against_rows():
+    """Make predictions (N, 1) and targets (N,), half of which have the sign of the prediction."""
+    g = torch.Generator().manual_seed(0)
+    return [(torch.randn(n, 1, generator=g), (torch.arange(n) % 2).float()) for n in (4, 4, 1)]
+
+
+@pytest.mark.parametrize("metric", COLUMNS.values(), ids=COLUMNS)
+def test_a_function_that_joins_every_sample_with_every_other_one_is_refused(metric):
+    said = "metric acc joins ... (4, 1) ... (4,) ... (4, 4) ... squeeze ... acc=(metric, lambda ... [None]"
+    with pytest.raises(ValueError, match=mentions(said)):
+        validated(MetricsCB(acc=metric), columns_against_rows(), loss_func=of_column)
+
+
+def test_it_is_refused_in_the_first_batch_of_training():
+    batches = columns_against_rows()
+    metrics = MetricsCB(acc=sign_accuracy)
+    learn = Learner(nn.Linear(1, 1), {"train": batches}, of_column, cbs=[metrics], default_cbs=False)
+    with pytest.raises(ValueError, match=mentions("acc joins ... (4, 1) ... (4,)")):
+        learn.fit()
+    assert learn.n_steps == 1
+
+
+@pytest.mark.parametrize("metric", SQUEEZED.values(), ids=SQUEEZED)
+def test_a_function_that_squeezes_by_itself_is_accepted(metric):
+    batches = columns_against_rows()
+    preds, target = joint(batches)
+    row = validated(MetricsCB(acc=metric), batches, loss_func=of_column)
+    assert row["acc"] == pytest.approx(sign_accuracy(preds[:, 0], target).item(), rel=1e-6)
+
+
+def test_a_function_that_means_every_pair_is_accepted():
+    batches = columns_against_rows()[:1]
+    row = validated(MetricsCB(acc=lambda p, t: sign_accuracy(p, t[None])), batches, loss_func=of_column)
+    preds, target = batches[0]
+    assert row["acc"] == pytest.approx(sign_accuracy(preds, target[None]).item(), rel=1e-6)
+
+
+def test_functions_are_watched_in_the_first_batch_of_each_phase_only():
+    seen = []
+
+    def modes(preds, target):
+        seen.append(torch._C._len_torch_function_stack())
+        return 0.0
+
+    learn = Learner(
+        nn.Linear(3, 2), {"train": uneven(), "eval": uneven()}, cbs=[MetricsCB(modes)], default_cbs=False
+    )
+    learn.fit()
+    assert seen == [1, 0, 0] * 2
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_a_compiled_function_is_compiled_in_the_first_batch():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(1)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(sign_accuracy, backend=backend, fullgraph=True)
+    metrics = MetricsCB(acc=lambda preds, target: compiled(preds[:, 0], target))
+    validated(metrics, columns_against_rows()[:1], loss_func=of_column)
+    assert graphs == [1]
+
+
 # Picks --------------------------------------------------------------------------------------------
 
 Two = namedtuple("Two", ["age", "sex"])
