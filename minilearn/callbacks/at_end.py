@@ -13,6 +13,7 @@ from torch import Tensor
 from ..arguments import said
 from ..batches import map_tensors, tensors_in
 from ..processes import Processes
+from .arrays import followed
 from .functions import label_of, signature_of, takes_target_first
 
 _CHUNK_BYTES = 2**25  # of samples that stay on a device before they are copied to the CPU together
@@ -40,7 +41,8 @@ class AtEnd:
         other dimensions in all batches.
     State: the predictions and targets so far.
     Raises: TypeError for a function whose parameters do not say what comes first, and for predictions or
-        targets that are neither tensor, array nor list; ValueError for shapes that cannot be joined.
+        targets that are neither tensor, array nor list; ValueError for shapes that cannot be joined, and for
+        a function that joins every sample with every other one, (N, 1) with (N,).
     """
 
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
@@ -114,7 +116,7 @@ class AtEnd:
         if not self._sizes:
             return math.nan
         self._copy()
-        preds, target = (_as_array(_joined(parts)) for parts in zip(*self._chunks, strict=True))
+        preds, target = followed(*(_as_array(_joined(parts)) for parts in zip(*self._chunks, strict=True)))
         try:
             return self.function(target, preds) if self.is_target_first else self.function(preds, target)
         except Exception as error:

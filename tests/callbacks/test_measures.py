@@ -631,6 +631,56 @@ def test_at_end_waits_for_no_step(make_learner):
     assert waits(3) == waits(30)
 
 
+AT_END_JOINED = {
+    "a comparison": lambda preds, target: ((preds > 0) == target).mean(),
+    "a difference": lambda preds, target: np.abs(preds - target).mean(),
+    "after other operations": lambda preds, target: np.mean((preds.clip(0, 1).copy() - target * 2) ** 2),
+    "a choice": lambda preds, target: np.where(preds > 0, target, preds).mean(),
+}
+AT_END_ACCEPTED = {
+    "by index": lambda preds, target: ((preds[:, 0] > 0) == target).mean(),
+    "flattened": lambda preds, target: ((preds.ravel() > 0) == target).mean(),
+    "the target's dimension": lambda preds, target: ((preds > 0) == target[:, None]).mean(),
+    "a column of it": lambda preds, target: ((preds > 0) == target.reshape(-1, 1)).mean(axis=0),
+    "of torch": lambda preds, target: (
+        ((torch.tensor(preds)[:, 0] > 0) == torch.tensor(target)).float().mean()
+    ),
+    "in place": lambda preds, target: np.equal(preds[:, 0] > 0, target, out=np.empty(len(target))).mean(),
+    "sklearn's": lambda preds, target: sklearn.accuracy_score(target, preds > 0),
+}
+
+
+@pytest.mark.parametrize("function", AT_END_JOINED.values(), ids=AT_END_JOINED)
+def test_a_function_at_the_end_that_joins_all_samples_is_refused(function):
+    said = "(9, 1) ... (9,) ... every sample with every other one ... preds.squeeze(1) ... target[None]"
+    with pytest.raises(ValueError, match=mentions(said)):
+        validated(MetricsCB(acc=AtEnd(function)), columns_against_rows(), loss_func=of_column)
+
+
+@pytest.mark.parametrize("function", AT_END_ACCEPTED.values(), ids=AT_END_ACCEPTED)
+def test_a_function_at_the_end_that_squeezes_by_itself_is_accepted(function):
+    batches = columns_against_rows()
+    preds, target = joint(batches)
+    row = validated(MetricsCB(acc=AtEnd(function)), batches, loss_func=of_column)
+    found = next(value for name, value in row.items() if name.startswith("acc"))
+    assert found == pytest.approx(sign_accuracy(preds[:, 0], target).item(), rel=1e-6)
+
+
+def test_a_function_at_the_end_may_mean_every_pair():
+    batches = columns_against_rows()
+    preds, target = joint(batches)
+    pairs = AtEnd(lambda preds, target: ((preds - target[None]) ** 2).mean())
+    row = validated(MetricsCB(pairs=pairs), batches, loss_func=of_column)
+    assert row["pairs"] == pytest.approx(((preds - target[None]) ** 2).mean().item(), rel=1e-6)
+
+
+def test_other_shapes_at_the_end_are_plain_arrays():
+    kinds = []
+    keep = AtEnd(lambda preds, target: kinds.append((type(preds), type(target))) or 0.0)
+    validated(MetricsCB(keep=keep), uneven(n_features=2))
+    assert kinds == [(np.ndarray, np.ndarray)]
+
+
 # In validation ------------------------------------------------------------------------------------
 
 
