@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import text
-from ..batches import map_tensors, tensors_in
+from ..batches import map_tensors, samples_of, tensors_in
 from ..callback import Callback, Order
 from ..counting import argument_of, is_cross_entropy, is_torchs, known_count
 from ..fitting.joins import Joins, eager, is_compiled
@@ -270,7 +270,8 @@ class MetricsCB(Callback):
         """Update a metric with the first batch of a phase, and refuse one that joins all samples."""
         if isinstance(metric, BatchMean) and not is_compiled(metric.function):
             where = f"in the metric, or in a pick, {name}=(metric, lambda preds, target: ...)"
-            with eager(), Joins(f"metric {name}", [preds, target], where):
+            n = samples_of(learn, preds, target)
+            with eager(), Joins(f"metric {name}", preds, target, where, n):
                 self._update(learn, name, metric, preds, target)
         else:
             self._update(learn, name, metric, preds, target)

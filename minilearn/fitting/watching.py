@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..batches import n_samples, samples_of
 from ..counting import ELEMENTWISE, OF_CLASSES, Rule, is_torchs
 from .checks import check_classes, check_one_number
 from .joins import Joins, eager, is_compiled
@@ -32,8 +33,8 @@ def watched(learn: Learner) -> Iterator[None]:
     What torch.compile made is left as it is, because it would be compiled again.
 
     Raises: ValueError for an operation that would broadcast a tensor over another one that has another number
-        of dimensions, (N, 1) over (N,), and for arguments that torch's losses do not take; TypeError for a
-        loss_func that returns None.
+        of dimensions, (N, 1) over (N,), see `joins`, and for arguments that torch's losses do not take;
+        TypeError for a loss_func that returns None.
     """
     if "get_loss" not in learn._hooks:  # this pass computes no loss
         yield
@@ -47,7 +48,8 @@ def watched(learn: Learner) -> Iterator[None]:
         # Another owner need not read the target: it may be the only one that can unpack the batch.
         target = [learn.batch, *([learn.xb, learn.yb] if learn.is_unpacked else [])]
         said = f"loss_func={learn.loss_func!r}" if is_default else name
-        watch = _Watch(said, [learn.preds, target], is_torchs(learn.loss_func))
+        n = samples_of(learn, learn.xb, learn.yb) if learn.is_unpacked else n_samples(learn.batch)
+        watch = _Watch(said, learn.preds, target, n, is_torchs(learn.loss_func))
         with eager(), watch:
             yield
         if is_default and not is_torchs(learn.loss_func):
@@ -59,8 +61,8 @@ def watched(learn: Learner) -> Iterator[None]:
 class _Watch(Joins):
     """Check what torch's losses get as well, and note the cross-entropies."""
 
-    def __init__(self, said: str, parts: Any, is_checked: bool) -> None:
-        super().__init__(said, parts, "in the loss")
+    def __init__(self, said: str, preds: Any, target: Any, n: int | None, is_checked: bool) -> None:
+        super().__init__(said, preds, target, "in the loss", n)
         self._is_checked = is_checked  # whether its class numbers are checked already
         self._calls: list[tuple[dict[str, Any], Any]] = []  # of cross-entropy: arguments and result
 

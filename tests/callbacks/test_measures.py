@@ -273,6 +273,13 @@ def test_a_function_that_joins_every_sample_with_every_other_one_is_refused(metr
         validated(MetricsCB(acc=metric), columns_against_rows(), loss_func=of_column)
 
 
+def test_a_function_that_pairs_predictions_by_mistake_is_refused():
+    order = MetricsCB(order=lambda preds, target: (preds[:, :1] > preds[:, 1]).float().mean())
+    said = "metric order joins ... (4, 1) ... (4,) ... preds[:, 0] and preds[:, 1]"
+    with pytest.raises(ValueError, match=mentions(said)):
+        validated(order, uneven(n_features=2))
+
+
 def test_it_is_refused_in_the_first_batch_of_training():
     batches = columns_against_rows()
     metrics = MetricsCB(acc=sign_accuracy)

@@ -134,6 +134,35 @@ def test_it_is_refused_after_other_operations(case):
     assert_refused(learner_of(target, loss_func, n_out), "(4, 1) ... (4,)")
 
 
+def triple(preds, target):
+    anchor, other = preds[:, :1], preds[:, 1:].unbind(1)[0]
+    return F.relu(anchor.tanh() - other + 1).mean()
+
+
+PAIRS = {  # two of the predictions for each sample
+    "a slice and an index": lambda p, y: -F.logsigmoid(p[:, :1] - p[:, 1]).mean(),
+    "the other way round": lambda p, y: -F.logsigmoid(p[:, 1] - p[:, :1]).mean(),
+    "chunks": lambda p, y: -(p.chunk(2, 1)[0] - p.select(1, 1)).sigmoid().log().mean(),
+    "after other operations": triple,
+    "torch's function": lambda p, y: F.mse_loss(p[:, :1], p[:, 1]),
+    "a weight that is computed": lambda p, y: (F.mse_loss(p[:, :1], y[:, None]) * p[:, :1] * p[:, 1]).mean(),
+    "a sum": lambda p, y: (p[:, :1] * p.sum(1)).mean(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("case", PAIRS)
+def test_pairs_of_one_prediction_that_become_all_pairs_are_refused(case):
+    said = "loss_func= ... (4, 1) ... (4,) ... (4, 4) ... preds[:, 0] and preds[:, 1] ... [None]"
+    assert_refused(learner_of(Y, PAIRS[case], 2), said)
+
+
+def test_channels_of_one_prediction_that_become_all_pairs_are_refused():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Unflatten(1, (2, 2, 2)))
+    loss = lambda p, y: (p[:, :1] - p[:, 1]).square().mean()  # noqa: E731
+    assert_refused(learner_of(Y, loss, model=model), "(4, 1, 2, 2) ... (4, 2, 2) ... (4, 4, 2, 2)")
+
+
 def test_masks_without_the_channel_are_refused():
     model = nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.Conv2d(3, 1, 1))
     target = torch.zeros(3 * N, 1, 1).expand(-1, 4, 4).clone()
@@ -185,6 +214,46 @@ MEANT = {
     "numbers": lambda p, y: ((p[:, 0] * 2.0 - y + 1) ** 2).mean(),
     "moments": lambda p, y: (p.mean() - y.mean()) ** 2 + (p.std() - y.std()) ** 2,
 }
+
+
+def squared_distances(preds, target):
+    norms = preds.square().sum(1, keepdim=True)
+    return (norms + preds.square().sum(1) - 2 * preds @ preds.T).mean() + (2 * norms - norms.T).mean()
+
+
+def similar(preds, target):
+    z = F.normalize(preds, dim=1)
+    logits = (z @ z.T / 0.5).masked_fill(torch.eye(len(z), dtype=torch.bool), -9.0)
+    return F.cross_entropy(logits, torch.arange(len(z)).roll(1))
+
+
+MEANT_PAIRS = {
+    "indexed alike": lambda p, y: -F.logsigmoid(p[:, 0] - p[:, 1]).mean(),
+    "sliced alike": lambda p, y: -F.logsigmoid(p[:, :1] - p[:, 1:]).mean(),
+    "by None": lambda p, y: (p[:, 0][:, None] - p[:, 1][None, :]).square().mean(),
+    "by one None": lambda p, y: (p[:, 0][:, None] - p[:, 1]).square().mean(),
+    "by None in the index": lambda p, y: (p[:, 0, None] - p[:, 1]).square().mean(),
+    "by unsqueeze": lambda p, y: (p[:, 0].unsqueeze(1) - p[:, 1]).square().mean(),
+    "with None on the other": lambda p, y: (p[:, :1] - p[:, 1][None]).square().mean(),
+    "transposed": lambda p, y: (p[:, :1] - p[:, 1:].T).square().mean(),
+    "of one output": lambda p, y: F.softplus(p[:, :1] - p[:, 0]).mean(),
+    "of one output, flattened": lambda p, y: (lambda s: F.softplus(s - s.flatten()).mean())(p[:, 1:].tanh()),
+    "distances": lambda p, y: torch.cdist(p, p).mean(),
+    "distances by norms": squared_distances,
+    "similarities": similar,
+    "outer product": lambda p, y: torch.outer(p[:, 0], p[:, 1]).mean(),
+    "broadcast to outputs": lambda p, y: (p - p.mean(0)).square().mean() + (p - p[:, :1]).square().mean(),
+}
+
+
+@pytest.mark.parametrize("loss_func", MEANT_PAIRS.values(), ids=MEANT_PAIRS)
+def test_a_loss_of_pairs_that_means_it_trains_as_by_hand(loss_func):
+    assert_trains_as_by_hand(learner_of(Y, loss_func, 2, opt_func=torch.optim.SGD), loss_func, 2)
+
+
+def test_one_output_of_which_every_pair_is_compared_trains_as_by_hand():
+    loss_func = lambda p, y: F.softplus((p - p.squeeze(1)) * torch.sign(y - y[:, None])).mean()  # noqa: E731
+    assert_trains_as_by_hand(learner_of(Y, loss_func, opt_func=torch.optim.SGD), loss_func, 1)
 
 
 def assert_trains_as_by_hand(learn, loss_func, n_out):
