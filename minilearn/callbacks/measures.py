@@ -22,7 +22,8 @@ class InValidation:
         MetricsCB(InValidation(MeanAveragePrecision()), auc=InValidation(AtEnd(roc_auc_score)))
 
     This is for metrics that cost too much in training, or for models whose predictions exist only in
-    evaluation mode.
+    evaluation mode. It first runs after the first training epoch: before a long fit,
+    `learn.validate(cbs=SingleBatchCB())` tries it on one batch.
 
     Args:
         metric: what MetricsCB takes: a function, a metric, or (metric, pick).

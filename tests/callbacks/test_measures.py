@@ -31,6 +31,7 @@ from minilearn import (
     MetricsCB,
     MixedPrecisionCB,
     ProgressCB,
+    SingleBatchCB,
     TensorBoardCB,
     plot_history,
 )
@@ -778,6 +779,23 @@ def test_validation_nested_in_training_leaves_its_rows(metric, make_learner):
     watched.fit(2, cbs=[at("after_step", validate)])
     assert untimed_rows(watched) == untimed_rows(alone)
     assert [row["v"] for row in rows] == [1, 1]
+
+
+def test_a_metric_in_validation_can_be_tried_on_one_batch_before_the_fit():
+    sizes = []
+
+    def each(preds, target):
+        sizes.append(len(target))
+        return (preds.argmax(1) == target).float()
+
+    learn = Learner(
+        nn.Linear(3, 2), {"train": uneven(), "eval": uneven()}, cbs=[MetricsCB(InValidation(each))],
+        default_cbs=False,
+    )  # fmt: skip
+    with pytest.raises(TypeError, match=mentions("each returned ... (4,) ... one number")):
+        learn.validate(cbs=SingleBatchCB())
+    assert sizes == [4]
+    assert learn.n_steps == 0
 
 
 # Torchmetrics -------------------------------------------------------------------------------------
