@@ -261,6 +261,12 @@ class ScheduleCB(Callback):
     def _check_others(self, learn: Learner, groups: list[Group], chosen: list[int]) -> None:
         """Raise if another callback writes the same hyperparameter: the last one would win."""
         if self.setter is not None:
+            others = (cb for cb in learn.cbs if isinstance(cb, ScheduleCB) and cb is not self)
+            if other := next((cb for cb in others if cb.setter == self.setter), None):
+                raise ValueError(
+                    f"{self!r} and {other!r} would both call {self.name}: expected one, because the last "
+                    "value would win; a table holds values for several epochs"
+                )
             return
         is_cycled = _is_momentum(self.name) and any("max_momentum" in groups[i] for i in chosen)
         for cb in learn.cbs:

@@ -1065,6 +1065,18 @@ def test_two_functions_and_a_schedule_of_the_lr_go_together(make_learner):
     make_learner(cbs=[*cbs, ScheduleCB("lr", halve)], opt_func=SGD).fit(2)
 
 
+class Dial:
+    def turn(self, learn, value):
+        self.value = value
+
+
+def test_two_schedules_of_one_function_are_refused(make_learner):
+    dial = Dial()
+    learn = make_learner(cbs=[ScheduleCB(dial.turn, {0: 1}), ScheduleCB(dial.turn, cosine, base=1)])
+    with pytest.raises(ValueError, match=r"both call Dial\.turn: expected one"):
+        learn.fit(1)
+
+
 def test_function_s_own_name_means_nothing(make_learner):
     seen = []
 
