@@ -100,7 +100,16 @@ def save(model: nn.Module, path: str | Path, is_first: bool = True) -> None:
             "choose another name, such as model.safetensors, or delete it first"
         )
     with written_whole(path) as file:
-        file.write(to_bytes(tensors, metadata={"format": "pt", _CHECKSUM: _checksum(tensors)}))
+        contents = to_bytes(tensors, metadata={"format": "pt", _CHECKSUM: _checksum(tensors)})
+        file.writelines(_in_order(contents))
+
+
+def _in_order(contents: bytes) -> tuple[bytes, memoryview]:
+    """Return the header of safetensors with its keys in order, which else is that of a hash, and the rest."""
+    start = 8 + int.from_bytes(contents[:8], "little")
+    header = json.dumps(json.loads(contents[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # as the format asks, the tensors begin at a multiple of 8
+    return len(header).to_bytes(8, "little") + header, memoryview(contents)[start:]
 
 
 def load(model: nn.Module, path: str | Path) -> None:

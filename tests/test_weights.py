@@ -102,6 +102,15 @@ def test_plain_model_loads_what_was_saved(make_learner, path):
     assert same(model.state_dict(), plain.state_dict())
 
 
+def test_equal_weights_are_equal_bytes(make_learner, path):
+    learn, found = make_learner(model=other(Net())), set()
+    for _ in range(8):
+        learn.save(path)
+        found.add(path.read_bytes())
+    assert len(found) == 1
+    assert int.from_bytes(found.pop()[:8], "little") % 8 == 0  # where the tensors begin
+
+
 WRAPPED = {
     "plain": lambda: Net(),
     "compiled": lambda: torch.compile(Net()),
