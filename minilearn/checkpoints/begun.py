@@ -7,7 +7,7 @@ in plain attributes. What a script sets there is the script's; what a run change
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from types import MethodType
 from typing import Any
 
@@ -20,10 +20,6 @@ from .trust import has_place, hides_code, warn_of_places
 
 _WRAPPERS = (DataParallel, DistributedDataParallel)
 _OF_MODULES = frozenset(vars(nn.Module()))
-_OF_OPTIMIZERS = frozenset(
-    {*vars(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1))}
-    | {"as_built", "of_model", "_opt_called", "_step_count", "_warned_capturable_if_run_uncaptured"}
-)
 _FROZEN = "parameters without gradients"
 Saved = dict[str, Any]
 Before = tuple[dict[str, Any], str, Any]
@@ -75,7 +71,13 @@ def _own_names(part: Any) -> frozenset[str]:
     """Return the names that torch gives a module or an optimizer, which `attributes_of` leaves out."""
     if isinstance(part, nn.Module):
         return _OF_MODULES
-    return _OF_OPTIMIZERS if isinstance(part, torch.optim.Optimizer) else frozenset()
+    return _of_optimizers() if isinstance(part, torch.optim.Optimizer) else frozenset()
+
+
+@cache  # not at import, because torch loads its compiler with the first optimizer
+def _of_optimizers() -> frozenset[str]:
+    own = {"as_built", "of_model", "_opt_called", "_step_count", "_warned_capturable_if_run_uncaptured"}
+    return frozenset(own | vars(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)).keys())
 
 
 def parts_of(root: Any) -> Iterator[tuple[str, Any]]:
