@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..arguments import flag, function, shown, unless_none, whole_number
 from ..counting import argument_of, is_cross_entropy, is_elementwise, is_torchs
 from ..data.resumable import TensorLoader
+from ..optim.combined import Combined
 from ..optim.groups import check_lrs
 from ..parameters import loss_params
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 _MOST_EPOCHS = 10**7  # their steps are planned one by one
+_DEFAULT_LR = 1e-3  # of a learner that was given none
 
 
 def check_learner(
@@ -34,6 +36,8 @@ def check_learner(
     """Raise TypeError or ValueError for what a learner cannot be made of."""
     check_model(model, loss_func, opt_func)
     check_lrs("lr", lr)
+    if isinstance(opt_func, Combined) and not isinstance(lr, Sequence) and lr != _DEFAULT_LR:
+        opt_func.check_takes(lr)
     flag("default_cbs", default_cbs)
     for name, value in functions.items():
         unless_none(function, name, value)

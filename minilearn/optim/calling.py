@@ -23,7 +23,7 @@ def call_opt_func(opt_func: Callable[..., Any], params: Any, lr: Any, **kwargs: 
     given = params if any(isinstance(group, dict) for group in params) else None
     name = name_of_lr(opt_func)
     own = opt_func.keywords.get(name or "lr", lr) if isinstance(opt_func, partial) else lr
-    if not (given and all("lr" in group for group in given)) and not _is_equal(own, lr):
+    if not (given and all("lr" in group for group in given)) and not is_equal(own, lr):
         raise ValueError(
             f"opt_func={shown(opt_func)} has {name}={own!r}, and the learner lr={lr!r}: expected one of the "
             f"two; Learner(..., lr={own!r})"
@@ -34,7 +34,7 @@ def call_opt_func(opt_func: Callable[..., Any], params: Any, lr: Any, **kwargs: 
         for i, group in enumerate(getattr(opt, "param_groups", ())):
             if "lr" not in group or (given is not None and "lr" in given[i]):
                 continue
-            if not _is_equal(group["lr"], lr):
+            if not is_equal(group["lr"], lr):
                 raise ValueError(
                     f"{kind.__name__} was given lr={lr!r}, but has lr={group['lr']!r} in group {i}: expected "
                     "an optimizer that takes (params, lr); wrap it, opt_func=lambda params, lr: ..."
@@ -72,5 +72,6 @@ def _named(opt_func: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         return {}
 
 
-def _is_equal(a: Any, b: Any) -> bool:
+def is_equal(a: Any, b: Any) -> bool:
+    """Whether two lrs, numbers or tensors, are the same."""
     return a is b or bool(torch.as_tensor(a, dtype=torch.float64) == torch.as_tensor(b, dtype=torch.float64))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import shown
-from .calling import call_opt_func, name_of_lr
+from .calling import call_opt_func, is_equal, name_of_lr
 from .groups import EXTRA, PART, Group, needs_closure
 
 Which = Callable[..., Any] | str | Sequence[str]
@@ -36,9 +36,9 @@ class Combined:
     The optimizer that it makes has the groups of all parts, one after the other, so schedules, clipping,
     checkpoints and `opt_summary` see one optimizer. The name of its part is in each group under "part".
 
-    The lr: a part whose partial has an lr begins with it, and the others with the learner's. A list has one
-    for each group, in the order of the parts. Schedules scale each from where it is. `fit(lr=x)` sets all
-    groups to x, and `fit(lr=[x, y])` each to its own.
+    The lr: a part whose partial has an lr begins with it, and the others with the learner's. Where all parts
+    have one, leave the learner's out. A list has one for each group, in the order of the parts. Schedules
+    scale each from where it is. `fit(lr=x)` sets all groups to x, and `fit(lr=[x, y])` each to its own.
 
     With `param_groups`, each of its groups is divided among the parts; a group without parameters for a part
     is left out there. Parameters outside the model (of a loss, of callbacks) belong to the last part.
@@ -75,7 +75,21 @@ class Combined:
     @property
     def has_own_lr(self) -> bool:
         """Whether a part has an lr of its own."""
-        return any(_own_lr(opt_func) is not None for _, opt_func in self.parts)
+        return any(lr is not None for lr in self._own_lrs())
+
+    def check_takes(self, lr: Any) -> None:
+        """Raise ValueError for a learner's one lr that no part would begin with, as each has its own."""
+        own = self._own_lrs()
+        if any(one is None or is_equal(one, lr) for one in own):
+            return
+        lrs = ", ".join(f"lr={one!r} of {label}" for one, label in zip(own, self.labels, strict=True))
+        raise ValueError(
+            f"lr={lr!r}, and no part of {self!r} takes it: expected no lr, because each part has its own "
+            f"({lrs}); or leave the lr out of the part that is to begin with {lr!r}"
+        )
+
+    def _own_lrs(self) -> list[Any]:
+        return [_own_lr(opt_func) for _, opt_func in self.parts]
 
     def __call__(self, params: Any, lr: Any = 1e-3) -> CombinedOptimizer:
         """Make the optimizer of parameters, groups, or pairs (name, parameter), as torch takes them."""

@@ -251,6 +251,25 @@ def test_each_part_has_its_lr(lr, of_fit, expected, n_before):
     assert [group["lr"] for group in learn.opt.param_groups] == expected
 
 
+BOTH_HAVE_AN_LR = Combined((is_matrix, partial(Muon, lr=0.02)), partial(AdamW, lr=0.003))
+
+
+def test_an_lr_that_no_part_takes_is_refused():
+    with pytest.raises(ValueError, match=mentions("lr=0.5 ... lr=0.02 of Muon, lr=0.003 of AdamW")):
+        Learner(net(), lr=0.5, opt_func=BOTH_HAVE_AN_LR)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, [0.02, 0.003]), ({"lr": 0.003}, [0.02, 0.003]), ({"lr": [0.1, 0.2]}, [0.1, 0.2])],
+    ids=["none", "one that a part has", "one for each"],
+)
+def test_parts_that_all_have_an_lr_need_none_of_the_learner(given, expected):
+    learn = Learner(net(), learner().dls, opt_func=BOTH_HAVE_AN_LR, **given)
+    learn.fit()
+    assert [group["lr"] for group in learn.opt.param_groups] == expected
+
+
 def test_lrs_that_do_not_match_the_parts_are_refused():
     with pytest.raises(ValueError, match="expected one number, or 2, one per parameter group"):
         learner(lr=[0.1, 0.2, 0.3]).fit()
