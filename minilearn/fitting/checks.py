@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..arguments import flag, function, shown, unless_none, whole_number
 from ..counting import argument_of, is_cross_entropy, is_elementwise, is_torchs
 from ..data.resumable import TensorLoader
+from ..optim.calling import check_keywords
 from ..optim.combined import Combined
 from ..optim.groups import check_lrs
 from ..parameters import loss_params
@@ -57,6 +58,7 @@ def check_model(model: Any, loss_func: Any, opt_func: Any) -> None:
             f"opt_func={shown(opt_func)} is a {type(opt_func).__name__}: expected something that takes "
             "(params, lr) and makes an optimizer, such as the class torch.optim.AdamW (the learner calls it)"
         )
+    check_keywords(opt_func)
 
 
 def check_fit(

@@ -179,6 +179,6 @@ def _may_fuse(opt_func: Callable[..., Any], model: nn.Module, more: Sequence[Ten
         return False
     try:
         accepted = inspect.signature(opt_func).parameters
-    except ValueError:  # a partial with a wrong argument, for which the optimizer has the better error
+    except ValueError:  # a partial with a wrong argument, which `call_opt_func` names
         return False
     return real and not sparse and "fused" in accepted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,10 @@ _NAMES_OF_LR = ("lr", "learning_rate", "max_lr", "base_lr")
 def call_opt_func(opt_func: Callable[..., Any], params: Any, lr: Any, **kwargs: Any) -> Any:
     """Return `opt_func(params, lr=lr)`, or with the name that it has for the lr; by place if it has none.
 
-    Raises: ValueError for a partial with another lr, which would be lost, and for a class that did not take
-        lr as the lr of its groups.
+    Raises: TypeError for a partial with an argument that its function has not; ValueError for one with
+        another lr, which would be lost, and for a class that did not take lr as the lr of its groups.
     """
+    check_keywords(opt_func)
     given = params if any(isinstance(group, dict) for group in params) else None
     name = name_of_lr(opt_func)
     own = opt_func.keywords.get(name or "lr", lr) if isinstance(opt_func, partial) else lr
@@ -40,6 +42,24 @@ def call_opt_func(opt_func: Callable[..., Any], params: Any, lr: Any, **kwargs: 
                     "an optimizer that takes (params, lr); wrap it, opt_func=lambda params, lr: ..."
                 )
     return opt
+
+
+def check_keywords(opt_func: Callable[..., Any]) -> None:
+    """Raise TypeError, with the closest name, for a keyword of a partial that its function does not take."""
+    if not isinstance(opt_func, partial):
+        return
+    named = _named(opt_func.func, follow_wrapped=False)  # a decorator may take arguments of its own
+    if not named or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named.values()):
+        return
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [name for name, p in named.items() if p.kind in kinds]
+    for key in [key for key in opt_func.keywords if key not in names]:
+        close = get_close_matches(key, names, n=1, cutoff=0.5)  # "mom" and "momentum" have 0.55
+        hint = f"did you mean {close[0]}? " if close else ""
+        called = getattr(opt_func.func, "__name__", shown(opt_func.func))
+        raise TypeError(
+            f"opt_func={shown(opt_func)}: {called} has no argument {key!r}: {hint}It takes {', '.join(names)}"
+        )
 
 
 def name_of_lr(opt_func: Callable[..., Any]) -> str | None:
@@ -65,9 +85,9 @@ def name_of_lr(opt_func: Callable[..., Any]) -> str | None:
     return "lr" if has_parents or is_alone else None
 
 
-def _named(opt_func: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _named(opt_func: Callable[..., Any], follow_wrapped: bool = True) -> dict[str, inspect.Parameter]:
     try:
-        return dict(inspect.signature(opt_func).parameters)
+        return dict(inspect.signature(opt_func, follow_wrapped=follow_wrapped).parameters)
     except (ValueError, TypeError):  # written in C, or a partial with a wrong argument
         return {}
 

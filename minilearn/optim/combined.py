@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import shown
-from .calling import call_opt_func, is_equal, name_of_lr
+from .calling import call_opt_func, check_keywords, is_equal, name_of_lr
 from .groups import EXTRA, PART, Group, needs_closure
 
 Which = Callable[..., Any] | str | Sequence[str]
@@ -58,9 +58,10 @@ class Combined:
             (name, parameter) -> bool or parameter -> bool, or the name of a module or parameter ("head",
             "layers.0.weight"), or a list of names.
 
-    Raises: TypeError for parts of another form. When the optimizer is made: ValueError, with their names, for
-        parameters that several parts choose or none does, and for a part that chooses none; TypeError for a
-        part that is no torch.optim.Optimizer, or whose step needs a closure.
+    Raises: TypeError for parts of another form, and for a partial with an argument that its optimizer has
+        not. When the optimizer is made: ValueError, with their names, for parameters that several parts
+        choose or none does, and for a part that chooses none; TypeError for a part that is no
+        torch.optim.Optimizer, or whose step needs a closure.
     """
 
     def __init__(self, *parts: Any) -> None:
@@ -176,6 +177,7 @@ def _checked(i: int, part: Any, is_last: bool) -> tuple[Callable[[str, Tensor], 
         raise TypeError(
             f"part {i} of Combined is {shown(part)}: expected (which, opt_func){last}; {_EXAMPLE}"
         )
+    check_keywords(opt_func)
     return (None if which is None and not is_pair else _as_function(i, which)), opt_func
 
 

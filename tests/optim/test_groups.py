@@ -7,11 +7,12 @@ from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR, StepLR
 
 from minilearn import BatchSchedulerCB, Callback
+from minilearn.optim import Combined
 from minilearn.optim.building import build_opt
 from minilearn.optim.groups import SCHEDULE_KEYS, groups_of, set_lr
 from minilearn.optim.summary import summary
 
-SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
+SGD, AdamW, SparseAdam = torch.optim.SGD, torch.optim.AdamW, torch.optim.SparseAdam
 
 
 def weight_and_bias(model):
@@ -213,9 +214,22 @@ def test_what_has_no_fused_kernel_is_built_without():
     assert not build_opt(AdamW, model, 0.1).defaults["fused"]  # torch would refuse at the first step
 
 
-def test_argument_that_an_optimizer_has_not_is_named_by_itself(make_learner):
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'mom'"):
-        make_learner(opt_func=partial(SGD, mom=0.9)).fit()
+@pytest.mark.parametrize(
+    ("opt_func", "message"),
+    [
+        (partial(SGD, mom=0.9), "SGD has no argument 'mom': did you mean momentum?"),
+        (partial(AdamW, lr=0.1, wieght_decay=0.1), "AdamW has no argument 'wieght_decay' ... weight_decay?"),
+        (partial(SparseAdam, lr=0.01, weight_decay=0.1), "SparseAdam has no argument 'weight_decay'"),
+        (partial(lambda params, lr: SGD(params, lr), beta=0.9), "<lambda> has no argument 'beta'"),
+    ],
+)
+def test_argument_that_an_optimizer_has_not_is_named(make_learner, opt_func, message):
+    with pytest.raises(TypeError, match=mentions(message)):
+        make_learner(opt_func=opt_func)
+    with pytest.raises(TypeError, match=mentions(message)):
+        Combined(("weight", opt_func), AdamW)
+    with pytest.raises(TypeError, match=mentions(message)):
+        build_opt(opt_func, nn.Linear(3, 2), 0.1)
 
 
 def test_sparse_gradients_are_not_fused_and_train(make_learner):
