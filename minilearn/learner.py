@@ -35,7 +35,9 @@ from .fitting.run import Run
 from .fitting.steps import check_steps, in_steps
 from .fitting.watching import watched
 from .host import Hooks, Pass, default_step, with_cbs
+from .optim.layouts import note_layouts
 from .optim.summary import summary
+from .parameters import named_params
 from .plan import Plan
 from .processes import Processes, whole
 from .seeding import kept_rng
@@ -233,7 +235,11 @@ class Learner(Fields):
 
     @with_cbs("step")
     def _step(self) -> bool:
-        self.callback("step")
+        try:
+            self.callback("step")
+        except Exception as error:
+            note_layouts(error, self.opt, named_params(self))
+            raise
         self.n_steps += 1
         return True
 

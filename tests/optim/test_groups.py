@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import pytest
@@ -6,6 +7,7 @@ from toolbox import mentions
 from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR, StepLR
 
+import minilearn
 from minilearn import BatchSchedulerCB, Callback
 from minilearn.optim import Combined
 from minilearn.optim.building import build_opt
@@ -240,6 +242,33 @@ def test_sparse_gradients_are_not_fused_and_train(make_learner):
     learn.fit()
     assert not learn.opt.defaults["fused"]
     assert (model[0].weight != before).any(1).tolist() == [True] * 4 + [False]
+
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.rare = (nn.Embedding(5, 3, sparse=True) for _ in range(2))
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(torch.cat([self.table(x), self.rare(x)], 1))
+
+
+@pytest.mark.parametrize(
+    ("opt_func", "message"),
+    [
+        (AdamW, "sparse gradients have table.weight, rare.weight: ... (['table.weight', 'rare.weight'], Sp"),
+        (minilearn.optim.Adam, "sparse gradients have table.weight, rare.weight: expected"),
+        (Combined(("table", SparseAdam), AdamW), "sparse gradients have rare.weight: expected"),
+        (SparseAdam, "dense gradients have head.weight, head.bias: expected"),
+    ],
+)
+def test_parameters_whose_gradients_an_optimizer_refuses_are_named(make_learner, opt_func, message):
+    batch = (torch.tensor([0, 1]), torch.tensor([0, 1]))
+    learn = make_learner(model=Table(), dls={"train": [batch]}, opt_func=opt_func)
+    with pytest.raises((RuntimeError, TypeError), match=r"(?i)dense|sparse") as caught:
+        learn.fit()
+    assert re.search(mentions(message), "\n".join(caught.value.__notes__))
 
 
 def test_a_user_s_own_function_is_called_as_it_is():
