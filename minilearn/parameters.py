@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from .batches import tensors_in
 from .callback import Callback
 from .optim.groups import EXTRA, Group, left_out, params_of
+from .warning import warn
 from .weights import tensors_by_name
 
 if TYPE_CHECKING:
@@ -210,8 +210,7 @@ def warn_of_forgotten(learn: Learner) -> None:
                 continue
             known = known or {id(p) for p in [*named_params(learn).values(), *params_of(learn.opt)]}
             if id(p) not in known | elsewhere(learn):
-                warnings.warn(
+                warn(
                     f"{type(cb).__name__}.{name} has a gradient and no optimizer, so it is not trained: "
-                    "return it from extra_params(self, learn), which gives it to the learner's optimizer",
-                    stacklevel=2,
+                    "return it from extra_params(self, learn), which gives it to the learner's optimizer"
                 )

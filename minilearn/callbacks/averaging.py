@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from ..parameters import all_tensors, extra_params
 from ..plan import sum_of
 from ..processes import by_kind, like
 from ..seeding import kept_rng
+from ..warning import warn
 from ..weights import plain_name, tensors_by_name
 from .hyperparameters import ScheduleCB
 from .scheduler import BaseSchedulerCB
@@ -312,7 +312,7 @@ class SWACB(BaseAveragingCB):
     def cleanup_fit(self, learn: Learner) -> None:
         super().cleanup_fit(learn)
         if learn.n_steps and not self.n_averaged and not learn.is_failing:
-            warnings.warn(f"{self!r}: the fit ended before anything was averaged", stacklevel=2)
+            warn(f"{self!r}: the fit ended before anything was averaged")
         for group, lr in zip(groups_of(learn.opt) if self._before else (), self._before, strict=False):
             set_value(group, "lr", lr)
         self._before = []

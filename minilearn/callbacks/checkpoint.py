@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 import uuid
-import warnings
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
@@ -37,6 +36,7 @@ from ..checkpoints.snapshot import (
 from ..files import write_torch
 from ..plan import Position
 from ..processes import whole_in_first
+from ..warning import warn
 from ..weights import tensors_by_name
 from .averaging import seen_by_validation
 from .monitor import Monitor
@@ -202,7 +202,7 @@ class CheckpointCB(Callback):
         if learn.run.source is not None:
             saved = learn.run.source.saved
             for text in (*setting_differences(learn, saved, self._settings), *bit_differences(learn, saved)):
-                warnings.warn(text, stacklevel=2)
+                warn(text)
         capture_weights(learn)  # raises now for what a checkpoint cannot hold, as capture_rest does
         learn.run.began("epoch", capture_beginning(learn))
         if learn.rank == 0:
@@ -322,10 +322,9 @@ class CheckpointCB(Callback):
             return
         if not has_best and bests.kept:
             give_name(self.folder / best_name(bests.kept[0][1]), BEST)
-        warnings.warn(
+        warn(
             f"{self!r}: {', '.join(map(best_name, missing))} of the resumed run is no longer there: was it "
-            "deleted, or moved? The next good epoch takes its place",
-            stacklevel=2,
+            "deleted, or moved? The next good epoch takes its place"
         )
 
     def _rest_of(self, learn: Learner, position: Position) -> Saved:

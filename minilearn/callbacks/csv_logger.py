@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from ..callback import Callback, Order
 from ..checkpoints.trust import check_names
 from ..files import check_folder, written_whole
 from ..optim.groups import groups_of
+from ..warning import warn
 from .logged import declared
 from .metrics import MetricsCB
 
@@ -147,10 +147,9 @@ class CSVLoggerCB(Callback):
         if not found:  # it was moved away
             return lines
         if [_as_text(line) for line in found[: len(ours)]] != ours:
-            warnings.warn(
+            warn(
                 f"{self!r}: the file was changed by another program; its lines stay, and new ones come after "
-                "them",
-                stacklevel=2,
+                "them"
             )
             self._is_again, self._n_before = False, len(found)
             return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterable
 from copy import deepcopy
 from itertools import islice
@@ -19,6 +18,7 @@ from ..callback import Callback, Order
 from ..counting import argument_of, is_cross_entropy, is_torchs, known_count
 from ..fitting.joins import Joins, eager, is_compiled
 from ..processes import Processes
+from ..warning import warn
 from .accuracy import MulticlassAccuracy
 from .at_end import AtEnd
 from .columns import check_name, columns_of
@@ -354,11 +354,10 @@ class MetricsCB(Callback):
     def _warn_of(self, loss: float, learn: Learner) -> None:
         self._is_warned, name = True, learn.plan.row_of(learn)
         if learn.rank == 0:
-            warnings.warn(
+            warn(
                 f"the {name} loss of epoch {learn.epoch} is {loss}, because a batch's loss was not "
                 "finite; the weights may be nan too: is the lr too high, or a value in the data not finite? "
-                "(TerminateOnNaNCB ends a fit at the first such batch.)",
-                stacklevel=2,
+                "(TerminateOnNaNCB ends a fit at the first such batch.)"
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +17,7 @@ from ..optim.calling import call_opt_func
 from ..optim.groups import Group, forget_schedule, set_value
 from ..parameters import extra_groups
 from ..plan import sum_of
+from ..warning import warn
 from .monitor import Monitor
 from .scheduler_arguments import (
     FitLength,
@@ -264,20 +264,18 @@ def warn_of_plan(cb: Callback, learn: Learner) -> None:
     """Warn if fewer steps were taken than planned, so that a schedule did not reach its end."""
     skipped = sum(getattr(cb, "n_skipped", 0) for cb in learn.cbs)  # by MixedPrecisionCB, rightly
     if learn.total_steps is not None and learn.n_steps + skipped < learn.total_steps:
-        warnings.warn(
+        warn(
             f"{cb!r}: the fit took {learn.n_steps} of {learn.total_steps} planned steps, so the schedule did "
-            "not reach its end; a callback that cancels steps says so in plan_steps",
-            stacklevel=2,
+            "not reach its end; a callback that cancels steps says so in plan_steps"
         )
 
 
 def warn_of_more(cb: Callback, learn: Learner) -> None:
     """Warn of the first step that was not planned, at which a schedule has already reached its end."""
-    warnings.warn(
+    warn(
         f"{cb!r}: the fit takes more steps than planned, now number {learn.n_steps} in epoch {learn.epoch}, "
         "and the schedule stays at its end: did the training loader grow? a callback that replaces it, or "
-        "takes more steps, says so in plan_steps",
-        stacklevel=2,
+        "takes more steps, says so in plan_steps"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from ..batches import is_several, items_of, n_samples, rebuilt
 from ..callback import Callback
 from ..counting import only_counted
 from ..fitting.checks import check_one_number
+from ..warning import warn
 from ..weights import unwrapped
 
 if TYPE_CHECKING:
@@ -173,11 +173,10 @@ class TransformersCB(Callback):
                 return found
         if (known := _by_name(unwrapped(learn.model))) is not None:
             return known
-        warnings.warn(
+        warn(
             f"{self!r}: the loss of {_name_of(learn)} is not the cross-entropy of its logits and labels, so "
             "it is not known what it is a mean over; it counts as a mean over all labels that are not -100. "
-            "Give TransformersCB(count=...), a function (preds, labels) -> number, if it is another one",
-            stacklevel=2,
+            "Give TransformersCB(count=...), a function (preds, labels) -> number, if it is another one"
         )
         return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -18,6 +17,7 @@ from ..optim.groups import PART, SCHEDULE_KEYS
 from ..parameters import loss_tensors
 from ..plan import Position
 from ..seeding import set_rng_state
+from ..warning import warn
 from ..weights import SUFFIX, check_alike, tensors_by_name
 from .begun import Before
 from .codec import Loader
@@ -78,10 +78,9 @@ class Source:
                     "the same, because a resumed run keeps its dtype; learn.load converts"
                 )
             if isinstance(t, torch.nn.Parameter) and not there.isfinite().all():
-                warnings.warn(
+                warn(
                     f"{self.path}: {name} has numbers that are nan or infinite, so the run can only continue "
-                    "with them: resume an earlier checkpoint, or begin again with a lower lr",
-                    stacklevel=2,
+                    "with them: resume an earlier checkpoint, or begin again with a lower lr"
                 )
                 break
 
@@ -192,7 +191,7 @@ def _newest(learn: Learner, paths: list[Path]) -> tuple[Path, Saved]:
         learn.run.leaves_out([path.resolve() for path in paths[: len(errors)]])
         if learn.rank == 0:
             for why in errors:
-                warnings.warn(f"{why}; the fit resumes from an older one, {path.name}", stacklevel=2)
+                warn(f"{why}; the fit resumes from an older one, {path.name}")
         return path, saved
     folder = paths[0].parent
     if len(paths) == 1 and not all(is_damaged(path) for path in all_in(folder)):
@@ -313,12 +312,9 @@ def _check_added(learn: Learner, saved: Saved, path: Path) -> None:
 def _warn_of_callbacks(here: Iterable[str], there: Saved) -> None:
     for key in [key for key in there if key not in here and _may_go(key)]:
         lost = ": its state is not kept" if there[key] else ""
-        warnings.warn(f"the resumed run had {key}, which is not among the callbacks here{lost}", stacklevel=2)
+        warn(f"the resumed run had {key}, which is not among the callbacks here{lost}")
     for key in [key for key in here if key not in there and _may_go(key)]:
-        warnings.warn(
-            f"{key} is new, the resumed run did not have it: it begins with the batch that comes next",
-            stacklevel=2,
-        )
+        warn(f"{key} is new, the resumed run did not have it: it begins with the batch that comes next")
 
 
 def _may_go(key: str) -> bool:

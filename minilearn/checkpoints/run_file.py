@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import written_whole
 from ..provenance import checkout, command, machine
+from ..warning import warn
 from ..weights import unwrapped
 from .settings import DATA, MODEL, settings_of
 from .snapshot import Saved
@@ -69,7 +69,7 @@ def write_run_file(folder: Path, facts: dict[str, Any]) -> None:
             earlier = before.pop("earlier")
             is_new = _told(before) != _told(facts)
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
-            warnings.warn(f"{path} is not of minilearn, or is damaged: it is left as it is", stacklevel=2)
+            warn(f"{path} is not of minilearn, or is damaged: it is left as it is")
             return
         earlier = [*earlier, before] if is_new else earlier
     with written_whole(path) as file:

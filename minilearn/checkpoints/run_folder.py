@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import SIDE, DamagedError, check_folder, read_torch
+from ..warning import warn
 from .best import bests_in
 from .lock import Lock
 from .snapshot import BEST, checkpoints_in, is_at, is_damaged, name_of
@@ -116,7 +116,7 @@ def _leave_out(path: Path) -> None:
         number += 1
         to = path.with_name(f"{path.name}.damaged-{number}")
     path.rename(to)
-    warnings.warn(f"{path} is damaged, and is now called {to.name}", stacklevel=2)
+    warn(f"{path} is damaged, and is now called {to.name}")
 
 
 def _place_of(source: Any) -> Path:

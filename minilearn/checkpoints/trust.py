@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -18,6 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ..callback import Callback
+from ..warning import warn
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -149,8 +149,7 @@ def warn_of_places(names: Iterable[str]) -> None:
     """Say which attributes kept their value, because a checkpoint sets no path."""
     if found := list(dict.fromkeys(names)):
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        warnings.warn(
+        warn(
             f"{found[0]}{more}: the value of the resumed run has a path, and a checkpoint sets no path, so "
-            "the value here is used; define load_state_dict(self, state) to decide it",
-            stacklevel=2,
+            "the value here is used; define load_state_dict(self, state) to decide it"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from ..optim.calling import check_keywords
 from ..optim.combined import Combined
 from ..optim.groups import check_lrs
 from ..parameters import loss_params
+from ..warning import warn
 
 if TYPE_CHECKING:
     from ..callback import Callback
@@ -103,10 +103,9 @@ def check_alone(learn: Learner) -> None:
     """Warn if several processes were started and each is about to train by itself."""
     n = os.environ.get("WORLD_SIZE", "1")
     if learn.n_processes == 1 and n != "1" and not torch.distributed.is_initialized():
-        warnings.warn(
+        warn(
             f"WORLD_SIZE is {n}, so {n} processes were started, but there is no DistributedCB: each of them "
-            "trains by itself, on all of the data",
-            stacklevel=5,
+            "trains by itself, on all of the data"
         )
 
 
@@ -140,10 +139,9 @@ def check_fields(learn: Learner) -> None:
             advice = f"did you mean learn.{meant}?"
         else:
             continue
-        warnings.warn(
+        warn(
             f"learn.{name} was set, which is not a field of the learner: {advice} (A field of your own "
-            "belongs on the callback.)",
-            stacklevel=2,
+            "belongs on the callback.)"
         )
 
 
@@ -350,11 +348,10 @@ def warn_of_norms(learn: Learner, opt: Any) -> None:
     named = learn.model.named_modules()
     norms = [name for name, m in named if isinstance(m, _BatchNorm) and learn.modes.of(m)]
     if norms:
-        warnings.warn(
+        warn(
             f"{type(opt).__name__} is schedule-free: it evaluates other weights than it trains, and the "
             f"BatchNorm {norms[0]!r} has the statistics of those in training, so validation and predictions "
-            "may be wrong: add NormStatisticsCB(), or use LayerNorm or GroupNorm",
-            stacklevel=5,
+            "may be wrong: add NormStatisticsCB(), or use LayerNorm or GroupNorm"
         )
 
 

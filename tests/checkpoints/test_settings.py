@@ -1,5 +1,6 @@
 """What a resumed fit takes from the checkpoint and what from the script, and that each difference is said."""
 
+import linecache
 import math
 import re
 import warnings
@@ -41,6 +42,7 @@ from minilearn.checkpoints.snapshot import checkpoints_in
 from minilearn.data.adapters import adapter_of
 from minilearn.data.fingerprint import fingerprint
 from minilearn.files import read_torch, write_torch
+from minilearn.warning import warn
 
 pytestmark = pytest.mark.usefixtures("quick_files")
 
@@ -385,6 +387,27 @@ def test_changed_hyperparameter_is_warned_of_and_that_of_the_file_is_used(tmp_pa
     with pytest.warns(UserWarning, match=rf"group 0 of the optimizer has {name}=.*which is used"):
         learn.fit(2, resume=True)
     assert learn.opt.param_groups[0][name] == OPTIMIZERS[name][0].get(name, False)
+
+
+def line_of(caught):
+    """Return the text of the line with which a warning is shown."""
+    return linecache.getline(caught[0].filename, caught[0].lineno).strip()
+
+
+def test_warning_has_the_line_that_called_fit(tmp_path):
+    stop(make_learner(cbs=[every_rest(tmp_path), StopCB(6)]))
+    learn = make_learner(cbs=[every_rest(tmp_path)], lr=0.3)
+    with pytest.warns(UserWarning, match="lr=") as caught:
+        learn.fit(2, resume=True)
+    assert line_of(caught) == "learn.fit(2, resume=True)"
+
+
+def test_warning_from_a_with_has_its_line(monkeypatch):
+    learn = make_learner()
+    monkeypatch.setattr(type(learn), "_keep", lambda self, given: warn("careful"))
+    with pytest.warns(UserWarning, match="careful") as caught, learn.extra_cbs(None):
+        pass
+    assert line_of(caught).startswith("with pytest.warns(UserWarning")
 
 
 def test_second_group_is_named(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...seeding import rng_state, set_rng_state
+from ...warning import warn
 
 MEND = (
     "expected a TensorLoader, a DatasetLoader, a list of batches, or a class with __getitem__ and "
@@ -110,10 +110,9 @@ class Adapter:
     def check_read(self, n: int) -> None:
         """Warn if a complete pass gave a different number of batches than the loader says it has."""
         if self.n_batches not in (None, n):
-            warnings.warn(
+            warn(
                 f"a {type(self.loader).__name__} says that it has {self.n_batches} batches, and gave {n}: "
-                "schedules were planned for the former; is its __len__ right?",
-                stacklevel=2,
+                "schedules were planned for the former; is its __len__ right?"
             )
 
     def serve(self, role: str) -> None:
