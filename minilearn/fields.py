@@ -211,7 +211,11 @@ class Fields(CallbackHost):
             return f"epoch {self.epoch} of {self.n_epochs}"
         # Outside a batch, such as in the loader, batch_idx is that of the last one, -1 before the first.
         when = "" if "batch" in self.scopes else "after " if self.batch_idx >= 0 else "before "
-        batch = f"{when}{self.plan.row_of(self)} batch {max(self.batch_idx, 0)}"
+        evaluates = self.purpose in ("validate", "predict")
+        of = self.purpose if evaluates else self.plan.row_of(self)
+        batch = f"{when}{of} batch {max(self.batch_idx, 0)}"
+        if evaluates and not self.is_nested:
+            return batch  # no epoch or step is running
         return f"epoch {self.epoch} of {self.n_epochs}, {batch}, step {self.n_steps}"
 
 

@@ -44,7 +44,9 @@ def with_cbs(scope: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             except BaseException as error:
                 if isinstance(error, CancelException):
                     self.left(scope, error)
-                self.add_note(error, f"{type(self).__name__}.{method.__name__}")
+                is_called = scope == "validate" and self.purpose in _NAMED  # by the user, by this name
+                name = self.purpose if is_called else method.__name__
+                self.add_note(error, f"{type(self).__name__}.{name}")
                 outer, self.is_failing = self.is_failing, not isinstance(error, CancelException)
                 try:
                     self.callback(cleanup)
@@ -120,6 +122,7 @@ _EVENTS = {
     "measure": _BATCH,
 }
 Hooks = dict[str, Sequence[tuple[str, Hook, Callback | None]]]  # event -> name, hook, its callback
+_NAMED = ("validate", "predict")  # purposes of passes that are called as the host's methods are
 _NESTED = ("after_batch", "before_validate", "after_validate", "cleanup_validate")
 
 

@@ -621,7 +621,7 @@ class Learner(Fields):
     @contextmanager
     def _evaluating(self, dl: Any, cbs: Any, purpose: str) -> Iterator[list[dict[str, Any]]]:
         """Surround the batches of a pass that trains nothing; give its rows."""
-        self.dls.adapter_of(dl, "dls valid").check_not_empty("given")
+        self.dls.adapter_of(dl, f"{purpose}(dl").check_not_empty("given")
         history, dls, rows = self.history, self.dls, list[dict[str, Any]]()
         self.history, self.dls = rows, dls.with_valid(dl)
         try:

@@ -265,8 +265,9 @@ def test_batches_that_keep_samples_apart_stay_batches(with_targets):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (3, "3"),
-        ("abc", "'abc'"),
+        (3, "dl=3): expected an iterable of batches"),
+        ("abc", "dl='abc')"),
+        ({"x": X}, "a dict of 'x': ... [batch]"),
         (torch.zeros(()), "tensor(0.)"),
         (torch.zeros(0, 3), "(N, ...)"),
         (np.array([object()]), "object"),
@@ -293,9 +294,22 @@ def test_bs_beside_a_loader_is_refused():
 def test_an_error_of_the_model_leaves_the_learner_as_it_was():
     learn = make_learner()
     before = state(learn)
-    with pytest.raises(RuntimeError, match="shapes"):
+    with pytest.raises(RuntimeError, match="shapes") as caught:
         learn.predict(torch.zeros(4, 5))
     assert state(learn) == before
+    assert caught.value.__notes__ == ["minilearn: in Learner.predict, predict batch 0"]
+
+
+@pytest.mark.parametrize("name", ["predict", "validate"])
+def test_an_error_of_a_loader_names_what_was_called(name):
+    class Broken:
+        def __iter__(self):
+            yield X, Y
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone") as caught:
+        getattr(make_learner(), name)(Broken())
+    assert caught.value.__notes__ == [f"minilearn: in Learner.{name}, after {name} batch 0"]
 
 
 def test_predictions_beside_bf16_and_ema():

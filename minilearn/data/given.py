@@ -37,6 +37,11 @@ def loader_of(data: Any, dls: DataLoaders, bs: int | None, dtype: torch.dtype) -
     Raises: TypeError or ValueError for what gives no batches, and for bs beside a loader.
     """
     size = unless_none(whole_number, "bs", bs) or _bs_of(dls)
+    if isinstance(data, Mapping) and data:
+        raise TypeError(
+            f"a dict of {', '.join(map(repr, list(data)[:5]))}: expected a loader, samples or a list "
+            "of batches. One batch is [batch]; of several loaders, give one at a time"
+        )
     if isinstance(data, Tensor):
         return TensorLoader(_rows(data, data), bs=size), True
     if isinstance(data, np.ndarray) or _is_numbers(data):

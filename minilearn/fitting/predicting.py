@@ -103,7 +103,7 @@ def in_order(learn: Learner, loader: Any) -> tuple[Any, Tensor | None]:
 
     A plan that gives each sample once may give them in any order.
     """
-    adapter = learn.dls.adapter_of(loader, "dls valid")
+    adapter = learn.dls.adapter_of(loader, "predict(dl")
     if getattr(loader, "plan", None) is not None and isinstance(loader, DatasetLoader):
         whole = loader.part_of(0, 1)
         index = whole.order()
@@ -114,6 +114,6 @@ def in_order(learn: Learner, loader: Any) -> tuple[Any, Tensor | None]:
 
 def ordered(learn: Learner, loader: Any) -> Any:
     """Return a loader of all samples of another, in the order of the data unless their numbers are known."""
-    adapter = learn.dls.adapter_of(loader, "dls valid")
+    adapter = learn.dls.adapter_of(loader, "predict_batches(dl")
     is_numbered = getattr(loader, "plan", None) is not None or getattr(loader, "sampler", None) is not None
     return loader if is_numbered and hasattr(loader, "index_of") else adapter.in_order()

@@ -71,7 +71,8 @@ def adapter_of(loader: Any, name: str = "the loader") -> Adapter:
         for kind_of in KINDS:
             if kind_of.takes(loader):
                 return kind_of(loader)
-    raise TypeError(f"{name}={short(loader)}: expected an iterable of batches, such as a DataLoader")
+    end = ")" if "(" in name else ""  # of the call, for a name such as "predict(dl"
+    raise TypeError(f"{name}={short(loader)}{end}: expected an iterable of batches, such as a DataLoader")
 
 
 def peek(loader: Any) -> Any:
