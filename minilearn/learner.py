@@ -493,9 +493,9 @@ class Learner(Fields):
         if dl is None and self.dls.valid is None:
             raise ValueError("validate(): dls has no valid loader; give one, validate(dl)")
         if dl is None and len(self.dls.sets) > 1:
-            return joined({name: self.validate(one, cbs) for name, one in self.dls.sets.items()})
-        rows = self._evaluate(self.dls.valid if dl is None else with_targets_of(self, dl), cbs)
-        return rows[-1] if rows else {}
+            sets = self.dls.sets.items()
+            return joined({name: self._row(one, cbs, name) for name, one in sets})
+        return self._row(self.dls.valid if dl is None else with_targets_of(self, dl), cbs)
 
     def predict_batches(
         self, dl: Any, with_targets: bool = False, bs: int | None = None
@@ -612,18 +612,26 @@ class Learner(Fields):
         else:
             print(summary(self.opt))
 
-    def _evaluate(self, dl: Any, cbs: Any = None, purpose: str = "validate") -> list[dict[str, Any]]:
-        """Run a pass that trains nothing, perhaps nested in another one; return its rows."""
-        with self._evaluating(dl, cbs, purpose) as rows:
+    def _row(self, dl: Any, cbs: Any, name: str = "eval") -> dict[str, Any]:
+        rows = self._evaluate(dl, cbs, name=name)
+        return rows[-1] if rows else {}
+
+    def _evaluate(
+        self, dl: Any, cbs: Any = None, purpose: str = "validate", name: str = "eval"
+    ) -> list[dict[str, Any]]:
+        """Run a pass that trains nothing, perhaps nested in another one; return its rows, with that name."""
+        with self._evaluating(dl, cbs, purpose, name) as rows:
             self._validate()
         return rows
 
     @contextmanager
-    def _evaluating(self, dl: Any, cbs: Any, purpose: str) -> Iterator[list[dict[str, Any]]]:
+    def _evaluating(
+        self, dl: Any, cbs: Any, purpose: str, name: str = "eval"
+    ) -> Iterator[list[dict[str, Any]]]:
         """Surround the batches of a pass that trains nothing; give its rows."""
         self.dls.adapter_of(dl, f"{purpose}(dl").check_not_empty("given")
         history, dls, rows = self.history, self.dls, list[dict[str, Any]]()
-        self.history, self.dls = rows, dls.with_valid(dl)
+        self.history, self.dls = rows, dls.with_valid(dl, name)
         try:
             if self.purpose is not None:
                 kind = Pass(purpose, trains=False, is_nested=True)

@@ -20,6 +20,7 @@ class Pace:
 
     def __init__(self, learn: Learner) -> None:
         self.n_epochs, self.total_steps = learn.n_epochs, learn.total_steps
+        self.is_fit, self.is_trained = learn.purpose != "validate", learn.n_epochs_trained > 0
         self.has_eval = "eval" in learn.phases
         n_batches = [learn.dls.adapters[key].n_batches for key in learn.dls.valid_keys]
         self.n_eval = sum(n or 0 for n in n_batches) if self.has_eval else 0

@@ -46,13 +46,15 @@ class Lines:
         if learn.training and (lr := groups_of(learn.opt)[0].get("lr")) is not None:
             values.append(f"lr {float(lr):.3g}")
         of = "" if pace.n_batches is None else f"/{pace.n_batches}"
-        where = f"{self._head(max(learn.n_epochs_trained - 1, 0), learn.epoch)}  {pace.row} {pace.n}{of}: "
+        where = f"{self._head(max(learn.n_epochs_trained - 1, 0), learn.epoch)}{pace.row} {pace.n}{of}: "
         left_s = pace.left_of_fit(learn)
         left = [] if left_s is None else [f"{time_text(left_s)} left"]
         self._print([where + ", ".join(values), pace.speed(), *left])
 
     def _head(self, number: int, epoch: int) -> str:
-        return f"epoch {number} ({epoch + 1}/{self.pace.n_epochs})"
+        if self.pace.is_fit:
+            return f"epoch {number} ({epoch + 1}/{self.pace.n_epochs})  "
+        return f"epoch {number}  " if self.pace.is_trained else ""
 
     def _print(self, parts: list[str]) -> None:
         print("  ".join(parts), file=self.console.file, flush=True)  # rich would wrap it
@@ -64,11 +66,12 @@ class Lines:
     def end_epoch(self, epoch: int, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
         if not rows:
             return
-        parts = [self._head(rows[0]["epoch"], epoch)]
+        parts = []
         for row in rows:
             values = [f"{k} {_cell(k, v)}" for k, v in row.items() if k not in ("epoch", "train", "time_s")]
             parts.append(f"{row['train']}: {', '.join(values)}")
         parts.append(f"{sum(row['time_s'] for row in rows):.1f} s")
+        parts[0] = self._head(rows[0]["epoch"], epoch) + parts[0]
         self._print(parts)
 
     def stop(self) -> None:

@@ -165,7 +165,7 @@ class DataLoaders:
                 return adapter
         return adapter_of(loader, name)
 
-    def with_valid(self, loader: Any) -> DataLoaders:
+    def with_valid(self, loader: Any, set_name: str = "eval") -> DataLoaders:
         """Return DataLoaders like these, with another validation loader; it may be readable only once."""
         dls = self._without_train()
         dls.classes, dls.source = self.classes, self.source
@@ -174,7 +174,7 @@ class DataLoaders:
         adapter.serve("valid")
         dls.adapters["valid"] = adapter.one_pass()
         dls.adapters |= {name: adapter for name, adapter in self.adapters.items() if name == "train"}
-        dls.set_names = ("eval",)
+        dls.set_names = (set_name,)
         return dls
 
     @classmethod

@@ -53,7 +53,8 @@ def joined(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     own = ("epoch", "train", "time_s")
     columns = {f"{name}/{k}": v for name, row in rows.items() for k, v in row.items() if k not in own}
     time_s = sum(row.get("time_s", 0.0) for row in rows.values())
-    return columns | {k: v for row in rows.values() for k, v in row.items() if k in own} | {"time_s": time_s}
+    of_all = {k: v for row in rows.values() for k, v in row.items() if k in own} | {"time_s": time_s}
+    return columns | of_all | ({"train": "eval"} if "train" in of_all else {})
 
 
 class Numbered:

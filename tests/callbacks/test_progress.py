@@ -438,9 +438,18 @@ def test_validate_inside_a_batch_is_not_shown(make_learner, at, clock, console):
 def test_validate_of_its_own_shows_its_row(make_learner):
     console = file()
     make_learner(cbs=[MetricsCB(), ProgressCB(console=console)]).validate()
-    assert re.fullmatch(
-        r"epoch 0 \(1/1\)  eval: .*loss \d\.\d{4}  T\n", without_times(console.file.getvalue())
-    )
+    assert re.fullmatch(r"eval: .*loss \d\.\d{4}  T\n", without_times(console.file.getvalue()))
+
+
+def test_validate_of_a_trained_model_shows_its_epoch_and_each_set(make_learner):
+    console = file()
+    learn = make_learner(cbs=[MetricsCB(), ProgressCB(console=console)])
+    learn.fit(2)
+    learn.dls.valid = {"clean": learn.dls.valid, "shifted": learn.dls.valid}
+    row = learn.validate()
+    lines = [line[: line.index(":")] for line in console.file.getvalue().splitlines()[2:]]
+    assert lines == ["epoch 1  clean", "epoch 1  shifted"]
+    assert row["train"] == "eval"
 
 
 def test_validate_on_another_loader_leaves_the_progress_of_the_fit(make_learner, at):
