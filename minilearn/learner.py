@@ -29,7 +29,16 @@ from .fitting.made import Made
 from .fitting.mean import StepMean
 from .fitting.modes import Modes
 from .fitting.passes import fit_of, opt_for, pass_of, phase_of, plan, reading, started
-from .fitting.predicting import Numbered, given, in_order, joined, ordered, unpacked_by, with_targets_of
+from .fitting.predicting import (
+    Numbered,
+    check_pairs,
+    given,
+    in_order,
+    joined,
+    ordered,
+    unpacked_by,
+    with_targets_of,
+)
 from .fitting.request import StopRequest, pause, stopped
 from .fitting.run import Run
 from .fitting.steps import check_steps, in_steps
@@ -285,7 +294,8 @@ class Learner(Fields):
 
         Args:
             dl: a loader; a data set or a list of samples, collated as those of dls.valid; a tensor or an
-                array of inputs, (N, ...); a list of batches. Batches may have a target, but need none.
+                array of inputs, (N, ...); a list of batches. Batches may have a target, but need none. A
+                batch of two inputs is ((a, b), None): a pair (a, b) would be the input a and its target.
             with_targets: return (predictions, targets).
             bs: samples in a batch of what is no loader. None: as in dls.valid, or else dls.train, or 64.
 
@@ -294,6 +304,7 @@ class Learner(Fields):
         Raises: ValueError for a DataLoader that shuffles, and for with_targets where there are none.
         """
         if dl is not None:
+            check_pairs(self, dl)
             loader, unpack = given(self, dl, bs)
             loader, order = in_order(self, loader)
             collect = PredictionsCB(with_targets, order)
@@ -510,6 +521,7 @@ class Learner(Fields):
         gets its own samples, each sample once; all have to run the loop. Between two batches the learner is
         as it was, so the loop may do anything with it, and may end early.
         """
+        check_pairs(self, dl)
         collect, (loader, unpack) = PredictionsCB(with_targets), given(self, dl, bs)
         return self._predicting(ordered(self, loader), collect, unpack)
 

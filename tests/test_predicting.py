@@ -286,6 +286,27 @@ def test_what_cannot_be_predicted_is_refused_and_the_learner_is_as_it_was(data, 
     assert rng_states() == numbers
 
 
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, a, b=None):
+        return self.linear(a if b is None else a + b)
+
+
+@pytest.mark.parametrize("batch", [((X, X), Y), {"a": X, "b": X, "target": Y}], ids=["pair", "dict"])
+def test_a_pair_of_the_two_inputs_is_not_taken_for_an_input_and_its_target(batch):
+    learn = make_learner(model=TwoInputs(), dls={"train": [batch]})
+    for given in ([(X, X)], list(zip(X, X, strict=True))):
+        for predict in (learn.predict, learn.predict_batches):
+            with pytest.raises(ValueError, match=mentions("2 inputs ... ((a, b), None)")):
+                predict(given)
+    both, one = learn.predict([((X, X), None)]), learn.predict([((X,), Y)])
+    assert torch.equal(both, expected(learn, 2 * X))
+    assert torch.equal(one, expected(learn))
+
+
 def test_bs_beside_a_loader_is_refused():
     with pytest.raises(ValueError, match=mentions("bs=3 ... own batches")):
         make_learner().predict(TensorLoader(X, bs=2), bs=3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..batches import inputs_and_target, is_pair, is_several
 from ..data.dataset_loader import DatasetLoader
 from ..data.given import loader_of
 from ..data.resumable import share_of
@@ -25,6 +26,26 @@ def given(learn: Learner, data: Any, bs: int | None = None) -> tuple[Any, Any]:
     dtype = dtypes[0] if dtypes else torch.float32
     loader, is_inputs = loader_of(data, learn.dls, bs, dtype)
     return loader, None if is_inputs else learn.unpack_func
+
+
+def check_pairs(learn: Learner, data: Any) -> None:
+    """Raise ValueError for a list of pairs that seem to be two inputs: the second would be lost.
+
+    In the learner's own batches, the inputs are several, so a pair of tensors is hardly (inputs, target).
+    """
+    first = data[0] if isinstance(data, list | tuple) and data else None
+    is_plain = learn.unpack_func is None and learn.has_default("unpack")
+    if not (is_plain and is_pair(first) and all(isinstance(part, Tensor | np.ndarray) for part in first)):
+        return
+    names = [name for name in ("valid", "train") if name in learn.dls.adapters]
+    batch = next((b for name in names if (b := learn.dls.adapters[name].peek()) is not None), None)
+    own = inputs_and_target(batch, is_strict=False)[0]
+    if (is_several(own) or isinstance(own, Mapping)) and len(own) > 1:
+        raise ValueError(
+            f"predict: a pair of tensors is (inputs, target), and the learner's own batches have {len(own)} "
+            "inputs: expected all in the first place, ((a, b), None), or as a dict; or ((a,), target), "
+            "to give only one"
+        )
 
 
 def with_targets_of(learn: Learner, data: Any) -> Any:
