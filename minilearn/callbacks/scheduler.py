@@ -263,11 +263,17 @@ class BatchSchedulerCB(BaseSchedulerCB):
 def warn_of_plan(cb: Callback, learn: Learner) -> None:
     """Warn if fewer steps were taken than planned, so that a schedule did not reach its end."""
     skipped = sum(getattr(cb, "n_skipped", 0) for cb in learn.cbs)  # by MixedPrecisionCB, rightly
-    if learn.total_steps is not None and learn.n_steps + skipped < learn.total_steps:
-        warn(
-            f"{cb!r}: the fit took {learn.n_steps} of {learn.total_steps} planned steps, so the schedule did "
-            "not reach its end; a callback that cancels steps says so in plan_steps"
-        )
+    if learn.total_steps is None or learn.n_steps + skipped >= learn.total_steps:
+        return
+    why = "a callback that cancels steps says so in plan_steps"
+    if learn.n_steps + skipped + learn.mean.n_uncounted >= learn.total_steps:
+        if learn.mean.has_warned:  # of the cause
+            return
+        why = f"the loss counted nothing in {learn.mean.n_uncounted} of them, so they were not taken"
+    warn(
+        f"{cb!r}: the fit took {learn.n_steps} of {learn.total_steps} planned steps, so the schedule did "
+        f"not reach its end; {why}",
+    )
 
 
 def warn_of_more(cb: Callback, learn: Learner) -> None:

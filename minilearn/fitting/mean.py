@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,10 @@ from .checks import check_gradient, check_one_number
 if TYPE_CHECKING:
     from ..data.adapters.adapter import Adapter
     from ..learner import Learner
-_STATE = ("n", "has_rest", "_is_accumulated", "_is_joining", "_total", "_unit", "_common", "_rule")
+_STATE = (
+    *("n", "has_rest", "_is_accumulated", "_is_joining", "_total", "_unit", "_common", "_rule"),
+    "n_uncounted",
+)
 
 
 class StepMean:
@@ -32,7 +36,8 @@ class StepMean:
     batch made of all of them. With one batch per step and one process there is nothing to do.
 
     weight (the factor for the loss in backward; None means 1), n (batches added since the last step),
-    has_rest (whether they wait for more batches), count (says what a loss is a mean over).
+    has_rest (whether they wait for more batches), count (says what a loss is a mean over), n_uncounted (steps
+    of this fit that were not taken, because nothing was counted).
     """
 
     def __init__(self) -> None:
@@ -44,6 +49,9 @@ class StepMean:
         self._given: tuple[Tensor, int] | None = None  # a target without ignored values, and its version
         self._common = 0.0  # the unit that several processes share
         self._rule: list[Any] | None = None  # a Rule, found in the first batch
+        self.n_uncounted = 0
+        self.has_warned = False  # of an epoch without a step
+        self._before_epoch = (0, 0)  # n_uncounted and the learner's n_steps
         self.clear()
 
     def clear(self) -> None:
@@ -172,11 +180,13 @@ class StepMean:
     def close(self, learn: Learner) -> bool:
         """Turn the accumulated gradients into those of the step; return whether there is a step to take."""
         if not self.n:
+            self.n_uncounted += self._is_empty
             return not self._is_empty
         if learn.processes.n_shards > 1 and "batch" not in learn.scopes:  # a rest, not averaged yet
             _join(learn)
         total = on_host(learn.processes.mean_of(self._total, trained(learn)[0]))
         if not isinstance(total, Tensor) and total == 0:
+            self.n_uncounted += 1
             self.clear()
             return False
         if not self.count.is_sum:
@@ -225,6 +235,26 @@ class StepMean:
         if self.n:
             total = torch.as_tensor(self._total, device=device)
             self._total = on_host(torch.where(is_finite, total, 0))
+
+    # An epoch -------------------------------------------------------------------------------------
+
+    def begin_epoch(self, learn: Learner) -> None:
+        """Begin an epoch of training."""
+        self._before_epoch = self.n_uncounted, learn.n_steps
+
+    def end_epoch(self, learn: Learner) -> None:
+        """Warn once in a fit of an epoch that took no step because nothing was counted."""
+        n_uncounted, n_steps = self._before_epoch
+        if self.has_warned or learn.n_steps > n_steps or self.n_uncounted == n_uncounted:
+            return
+        self.has_warned = True
+        if learn.rank == 0:
+            warnings.warn(
+                f"epoch {learn.epoch} took no step and changed no weights: learn.loss_count was 0 in its "
+                "batches; expected targets that the loss counts: are all ignored (ignore_index) or nan, is "
+                "a mask empty, or are its weights 0, perhaps at the start of a schedule?",
+                stacklevel=2,
+            )
 
     # In checkpoints -------------------------------------------------------------------------------
 

@@ -116,8 +116,11 @@ def phase_of(learn: Learner, dl: Any, training: bool) -> Iterator[None]:
         learn.modes.apply()
         if training:
             learn.dls.adapter_of(dl).begin_epoch(learn.n_epochs_trained - 1, learn.epoch)
+            learn.mean.begin_epoch(learn)
         with torch.set_grad_enabled(training):
             yield
+        if training:
+            learn.mean.end_epoch(learn)
     finally:
         learn.processes.are_idle(is_idle)
         surrounded.close()

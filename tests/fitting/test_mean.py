@@ -1,5 +1,7 @@
 """Losses in rows and steps are those of the concatenated data, whatever a loss is a mean over."""
 
+import re
+import warnings
 from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass
@@ -28,8 +30,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import OneCycleLR
 
 from minilearn import (
+    BatchSchedulerCB,
     CancelForwardException,
     CancelStepException,
     DeviceCB,
@@ -39,12 +43,14 @@ from minilearn import (
     MetricsCB,
     MixedPrecisionCB,
     RecorderCB,
+    ScheduleCB,
     counting,
 )
 from minilearn.checkpoints.codec import first_difference
 from minilearn.data import TensorLoader
 from minilearn.data.adapters import adapter_of
 from minilearn.fitting import mean as mean_module
+from minilearn.schedules import cosine
 
 G = generator(3)
 PAD = -100
@@ -275,7 +281,8 @@ def test_rows_have_the_loss_of_all_the_data(case, place):
 
 def test_the_loss_of_data_that_counts_nothing_is_nan():
     learn = tokens(F.cross_entropy, (0, 0), (1, 1)).learner()
-    learn.fit()
+    with pytest.warns(UserWarning, match="epoch 0 took no step"):
+        learn.fit()
     assert [str(row["loss"]) for row in learn.history] == ["nan", "nan"]
 
 
@@ -489,6 +496,61 @@ def test_a_batch_that_counts_nothing_leaves_the_weights_on_a_device_too(monkeypa
             learn = case.learner(*[GradientAccumulationCB(n)] * (n > 1))
             learn.fit()
             assert_close(tensors_of(learn.model), tensors_of(case.model))
+
+
+ZERO_WEIGHT = rows(nn.CrossEntropyLoss(torch.zeros(3)), (2, 1), torch.tensor([0, 1, 2]), n_out=3)
+NEVER = {
+    "ignored": (tokens(F.cross_entropy, (0, 0, 0), (1, 1, 1)), 1),
+    "nan": (rows(MaskedMean(), (2, 2), y=torch.full((4, 2), torch.nan), n_out=2), 1),
+    "of classes that weigh 0": (ZERO_WEIGHT, 1),
+    "ignored, accumulated": (tokens(F.cross_entropy, (0, 0, 0), (1, 1, 1)), 2),
+}
+
+
+@pytest.mark.parametrize("case", NEVER)
+def test_an_epoch_that_counts_nothing_is_warned_of_once_with_its_cause(case):
+    case, n = NEVER[case]
+    schedules = [BatchSchedulerCB(OneCycleLR, max_lr=0.1), ScheduleCB("lr", cosine)]
+    for cbs in ([], schedules[:1], schedules[1:]):
+        learn = case.learner(*cbs, *[GradientAccumulationCB(n)] * (n > 1))
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            learn.fit(3)
+        assert learn.n_steps == 0
+        [said] = [str(warning.message) for warning in found]
+        assert re.search(r"epoch 0 took no step.*loss_count was 0.*ignore_index.*nan.*mask.*schedule", said)
+
+
+def test_a_later_epoch_that_counts_nothing_is_named():
+    def of_epoch(learn):
+        if learn.epoch == 1:
+            learn.yb = torch.full_like(learn.yb, PAD)
+
+    learn = tokens(F.cross_entropy, (0, 2), (1, 1)).learner(at("before_batch", of_epoch))
+    with pytest.warns(UserWarning, match="epoch 1 took no step"):
+        learn.fit(3)
+    assert learn.n_steps == 2
+
+
+def test_a_fit_whose_steps_are_cancelled_is_not_said_to_count_nothing():
+    def cancel(learn):
+        raise CancelStepException
+
+    tokens(F.cross_entropy).learner(at("before_step", cancel)).fit()
+
+
+def test_a_schedule_says_that_steps_which_count_nothing_were_not_taken():
+    learn = tokens(F.cross_entropy, (2, 0, 0), (1, 1, 1)).learner(BatchSchedulerCB(OneCycleLR, max_lr=0.1))
+    with pytest.warns(UserWarning, match="took 1 of 3 planned steps.*counted nothing in 2 of them"):
+        learn.fit()
+
+
+def test_a_resumed_epoch_that_took_steps_before_the_stop_is_not_warned_of(tmp_path):
+    case = tokens(F.cross_entropy, (2, 0, 0), (1, 1, 1))
+    stop(case.learner(every_rest(tmp_path), StopCB(1)), 1)
+    learn = case.learner(every_rest(tmp_path))
+    learn.fit(1, resume=True)
+    assert (learn.n_steps, learn.mean.n_uncounted) == (1, 2)
 
 
 def test_a_count_of_0_by_the_owner_of_get_loss_leaves_the_step_out():
