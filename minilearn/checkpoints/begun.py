@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ..data.fingerprint import is_setting
 from ..weights import plain_name
 from .trust import has_place, hides_code, warn_of_places
 
@@ -30,7 +31,7 @@ class Begun:
 
     digests (path -> that of the saved form), needs (paths of objects that existed), changed (paths of
     parameters that are known to have changed), objects (path -> a tensor or array, for `Identities`),
-    is_beginning (whether it is being filled).
+    settings (name -> a setting), is_beginning (whether it is being filled).
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class Begun:
         self.needs: set[str] = set()
         self.changed: set[str] = set()
         self.objects: dict[str, Any] = {}
+        self.settings: dict[str, Saved] = {}
         self.is_beginning = True
 
     def is_as_it_was(self, path: str, digest: bytes) -> bool:
@@ -51,6 +53,24 @@ class Begun:
         if self.is_beginning:
             self.needs |= needs
         return needs <= self.needs
+
+    def unchanged(self, what: str, found: Saved) -> Saved:
+        """Return those settings that are as when the first fit began; what training changes is none."""
+        first = self.settings.setdefault(what, found)
+        return {name: value for name, value in found.items() if name in first and first[name] == value}
+
+
+def settings_in(root: Any) -> Saved:
+    """Return by name the classes of an object's modules, and the numbers and text among their attributes."""
+    found = Saved()
+    for name, part in parts_of(root):
+        where = f"{name}." if name else ""
+        found[f"{where}class"] = type(part).__name__
+        is_torchs = type(part).__module__.startswith("torch.")
+        for key, value in attributes_of(part, with_modes=False).items():
+            if is_setting(value) and not (is_torchs and key.startswith("_")):
+                found[where + key] = value
+    return found
 
 
 def attributes_of(part: Any, with_modes: bool) -> Saved:

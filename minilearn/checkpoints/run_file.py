@@ -34,7 +34,8 @@ def run_facts(learn: Learner, settings: Saved | None = None) -> dict[str, Any]:
 
     Keys: run, fit (its number, from 0), n_epochs, date, command, processes; those of
     `minilearn.provenance.machine`; commit, uncommitted and is_clean of the script's checkout; settings of
-    each callback and of the optimizer; model and data, each with what identifies it.
+    each callback, the optimizer, the loss and the model's modules; model and data, each with what identifies
+    it.
     """
     settings = settings_of(learn) if settings is None else settings
     model = unwrapped(learn.model)

@@ -2,7 +2,8 @@
 
 The rule: a resumed fit takes from the checkpoint what `state_dict` names, of the optimizer, of a scheduler
 and of each callback (by default all its attributes). Everything else is as the script says, and so is what
-belongs to the program wherever it is: paths, functions and classes. Each difference is warned of, with the
+belongs to the program wherever it is: paths, functions and classes; the loss, `unpack`, and what the modules
+of the model keep besides their tensors, unless training changed it. Each difference is warned of, with the
 value that is used.
 """
 
@@ -27,6 +28,7 @@ from ..callback import Callback
 from ..data.fingerprint import fingerprint, short_digest
 from ..optim.groups import SCHEDULE_KEYS
 from ..weights import plain_name
+from .begun import owner_of, settings_in
 from .codec import LEFT
 from .snapshot import Saved, keyed
 from .trust import has_place
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
     from ..learner import Learner
 
 MODEL, DATA = "the model", "the data"
+# Of the program, so that the script's count. With where checkpoints have what training changed of them.
+LEARNER, LOSS, MODULES = "the learner", "the loss", "the modules of the model"
+_OF_PROGRAM = {LEARNER: "", LOSS: "loss_func", MODULES: "model"}
+_SHOWN = 3  # differences of one kind
 _DEPTH, _MANY, _LONG = 4, 50, 500  # how much of a value is described: levels, elements, characters
 # Of an optimizer: how, not what; and what a schedule leaves, which the next one overwrites.
 _LEFT_OUT = ("fused", "foreach", "capturable", "differentiable", *SCHEDULE_KEYS)
@@ -49,8 +55,8 @@ _MISSING = "<not given>"
 def settings_of(learn: Learner) -> Saved:
     """Return the settings of a fit that begins, as numbers, text, lists and dicts.
 
-    They are the arguments of each callback, the optimizer's hyperparameters, what is frozen in the model, and
-    the fingerprint of the data.
+    They are the arguments of each callback, the optimizer's hyperparameters, the loss and `unpack`, numbers
+    and text in the modules of the model and of the loss, what is frozen, and the fingerprint of the data.
     """
     found: Saved = {
         key: arguments_of(cb, learn.n_fits == learn.n_epochs_trained == 0)
@@ -70,10 +76,22 @@ def settings_of(learn: Learner) -> Saved:
             plain_name(model, k) for k, m in model.named_modules() if not learn.modes.of(m)
         ],
     }
+    for key, values in _of_program(learn).items():
+        found[key] = values if learn.run.begun is None else learn.run.begun.unchanged(key, values)
     found[DATA] = {"classes": described(learn.dls.classes)}
     for name, adapter in learn.dls.adapters.items():
         found[DATA] |= {f"{name}.{key}": value for key, value in fingerprint(adapter).items()}
     return found
+
+
+def _of_program(learn: Learner) -> dict[str, Saved]:
+    loss, parts = learn.loss_func, {MODULES: settings_in(learn.model)}
+    if (owner := owner_of(loss)) is not None and owner is not learn.model:
+        parts[LOSS] = settings_in(owner)
+    is_object = loss is not None and loss is owner
+    name = type(loss).__name__ if is_object else described(loss)
+    found = {key: {k: described(v) for k, v in values.items()} for key, values in parts.items()}
+    return {LEARNER: {"loss_func": name, "unpack": described(learn.unpack_func)}, **found}
 
 
 def arguments_of(cb: Callback, is_first: bool = True) -> dict[str, Any]:
@@ -121,6 +139,8 @@ def described(value: Any, depth: int = _DEPTH) -> Any:
         return f"<{type(value).__name__} {tuple(value.shape)} {value.dtype} {short_digest(value)}>"
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, range):
+        return repr(value)
     if not depth:
         return "..."
     for form_of in (_described_container, _described_function, _described_object):
@@ -153,6 +173,8 @@ def _described_function(value: Any, depth: int) -> Any:
         return f"<class {value.__qualname__}>"
     if isinstance(value, BuiltinFunctionType):
         return f"<function {value.__qualname__}>"
+    if isinstance(value, FunctionType) and str(value.__module__).startswith("torch."):
+        return f"<function {value.__qualname__}>"  # whose code depends on the version
     if isinstance(value, FunctionType):
         code = value.__code__
         inside = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
@@ -213,6 +235,9 @@ def setting_differences(learn: Learner, saved: Saved, now: Saved) -> Iterator[st
         if key not in now:
             continue  # a callback that was left out
         here = now[key]
+        if key in _OF_PROGRAM:
+            yield from _of_program_differences(key, here, values, saved, same_python)
+            continue
         names = list(values) if made_by is None else [*values, *(name for name in here if name not in values)]
         for name in names:
             if name not in here and made_by is None:
@@ -229,6 +254,27 @@ def setting_differences(learn: Learner, saved: Saved, now: Saved) -> Iterator[st
                 is_there = key not in cbs or _is_from_the_file(cbs[key], name, a, b, state)
                 used = "which is used" if is_there else "and the one here is used"
                 yield f"{key} has {name}={short(a)} here, but {short(b)} in the resumed run, {used}"
+
+
+def _of_program_differences(
+    key: str, here: Saved, there: Saved, saved: Saved, same_python: bool
+) -> Iterator[str]:
+    """Give a sentence for each of the first differences in the loss, `unpack` or a module, one for the rest.
+
+    Only what both have is compared.
+    """
+    odd = [name for name in there if name in here and not _is_same(here[name], there[name], same_python)]
+    owner = MODEL if key == MODULES else key
+    changed = saved.get("attributes", {}).get(_OF_PROGRAM[key], {})
+    for name in odd[:_SHOWN]:
+        module, _, attribute = name.rpartition(".")
+        used = "and the one here is used"
+        if attribute in changed.get(module, {}):
+            used = "which changed it in training, and uses its own"
+        a, b = short(here[name]), short(there[name])
+        yield f"{owner} has {name}={a} here, but {b} in the resumed run, {used}"
+    if len(odd) > _SHOWN:
+        yield f"{owner} has {len(odd) - _SHOWN} more differences of this kind, such as in {odd[_SHOWN]}"
 
 
 def _is_from_the_file(cb: Callback, name: str, here: Any, there: Any, state: Saved) -> bool:
@@ -261,7 +307,8 @@ def _is_same(a: Any, b: Any, same_python: bool) -> bool:
         return a.keys() == b.keys() and all(_is_same(a[key], b[key], same_python) for key in a)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(_is_same(x, y, same_python) for x, y in zip(a, b, strict=True))
-    if isinstance(a, str) and isinstance(b, str) and not same_python:  # bytecode differs between versions
+    is_text = isinstance(a, str) and isinstance(b, str)
+    if is_text and (not same_python or (" #" in a) != (" #" in b)):  # bytecode differs between versions
         a, b = re.sub(r" #\w+>", ">", a), re.sub(r" #\w+>", ">", b)
     return bool(a == b) or (a != a and b != b)
 

@@ -42,6 +42,15 @@ def fingerprint(adapter: Adapter) -> dict[str, Any]:
     return {"dataset": type(dataset).__name__, "n_samples": n_samples, "digest": short_digest(parts)}
 
 
+def is_setting(value: Any, depth: int = 2) -> bool:
+    """Whether a value is a number, text, a range or a short list of them. Text of a place is none."""
+    if isinstance(value, str):
+        return "/" not in value and "\\" not in value
+    if isinstance(value, tuple | list):
+        return depth > 0 and len(value) <= _N_SAMPLED and all(is_setting(part, depth - 1) for part in value)
+    return value is None or isinstance(value, bool | int | float | range)
+
+
 def short_digest(value: Any) -> str:
     """Return a short digest of a value: of all its numbers and text, but of long sequences only some."""
     digest = hashlib.blake2b(digest_size=8)

@@ -451,7 +451,8 @@ def test_dropout_that_a_callback_changes_is_resumed_and_the_scripts_is_not_writt
     assert [learn.model[0].p for learn in ends] == [straight.model[0].p] * len(STOPS)
     learn = make(MetricsCB(), every_rest(tmp_path / "2"))
     learn.model[1].p = 0.7  # no run changed it
-    learn.fit(2, resume=tmp_path / "2")
+    with pytest.warns(UserWarning, match=r"1\.p=0\.7 here, but 0\.2 .*the one here is used"):
+        learn.fit(2, resume=tmp_path / "2")
     assert (learn.model[0].p, learn.model[1].p) == (straight.model[0].p, 0.7)
 
 

@@ -830,7 +830,7 @@ def test_extra_state_of_a_module_goes_on(folder, n):
 def test_extra_state_that_is_not_taken_leaves_the_optimizer(folder):
     stop(new(every_rest(folder), StopCB(2), model=Extra()))
     learn = new(every_rest(folder), model=Extra(is_broken=True))
-    with pytest.raises(ZeroDivisionError):
+    with pytest.warns(UserWarning, match="is_broken=True"), pytest.raises(ZeroDivisionError):
         learn.fit(N_EPOCHS, resume=True)
     assert dict(learn.opt.state) == {}
 

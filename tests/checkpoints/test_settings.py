@@ -11,8 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toolbox import StopCB, conv_learner, drawn, every_rest, make_learner, samples, scripted, stop, two_groups
+from toolbox import (
+    StopCB,
+    StoppedError,
+    at,
+    conv_learner,
+    drawn,
+    every_rest,
+    make_learner,
+    samples,
+    scripted,
+    stop,
+    two_groups,
+)
 from torch import nn, optim
+from torch.nn import functional as F
 from torch.optim import lr_scheduler as torchs
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -367,6 +380,139 @@ def test_weights_that_are_not_finite_are_warned_of(tmp_path, value):
     write_torch(path, saved)
     with pytest.warns(UserWarning, match=r"2\.weight .*nan or infinite.*earlier checkpoint"):
         make_learner(model=net(), cbs=[every_rest(tmp_path)]).fit(2, resume=True)
+
+
+class Scaled(nn.Module):
+    """A module, and a loss, with a number, text and a tuple of its own."""
+
+    def __init__(self, scale=2.0, how="sum", sizes=(1, 2), place="/data/a"):
+        super().__init__()
+        self.scale, self.how, self.sizes, self.place = scale, how, sizes, place
+
+    def forward(self, preds, target=None):
+        return self.scale * (preds if target is None else F.cross_entropy(preds, target))
+
+
+def of_parts(*parts):
+    return drawn(nn.Sequential(nn.Linear(3, 2), *parts))
+
+
+def summed(batch):
+    return batch[0], batch[1]
+
+
+def weighed(weight):
+    return lambda preds, target: weight * F.cross_entropy(preds, target)
+
+
+PROGRAMS = {
+    "Dropout": (lambda: of_parts(nn.Dropout(0.1)), lambda: of_parts(nn.Dropout(0.9)), r"1\.p=0\.9 .* 0\.1 "),
+    "a layer": (lambda: of_parts(nn.ReLU()), lambda: of_parts(nn.GELU()), r"1\.class='GELU' .* 'ReLU' "),
+    "a number": (lambda: of_parts(Scaled()), lambda: of_parts(Scaled(3.0)), r"1\.scale=3\.0 .* 2\.0 "),
+    "text": (lambda: of_parts(Scaled()), lambda: of_parts(Scaled(how="mean")), "1.how='mean' .* 'sum' "),
+    "a tuple": (lambda: of_parts(Scaled()), lambda: of_parts(Scaled(sizes=(1, 3))), r"\[1, 3\] .* \[1, 2\] "),
+}
+LOSSES = {
+    "a function": (F.cross_entropy, F.multi_margin_loss, "multi_margin_loss.* here, but .*cross_entropy"),
+    "a class": (
+        nn.CrossEntropyLoss(),
+        nn.MultiMarginLoss(),
+        "'MultiMarginLoss' here, but 'CrossE",
+    ),
+    "a keyword": (
+        *(partial(F.cross_entropy, label_smoothing=0.1), partial(F.cross_entropy, label_smoothing=0.3)),
+        "label_smoothing",
+    ),
+    "a number": (nn.MultiMarginLoss(margin=1.0), nn.MultiMarginLoss(margin=2.0), "margin=2.0 .* 1.0 "),
+    "a module's own": (Scaled(), Scaled(3.0), "the loss has scale=3.0 here, but 2.0 "),
+    "what it closes over": (weighed(1.0), weighed(2.0), "the learner has loss_func="),
+}
+
+
+def resumed_other(folder, then, now, n_epochs=2):
+    """Stop a run, resume it with another learner; return what is warned of."""
+    stop(make_learner(cbs=[every_rest(folder), StopCB(6)], **then))
+    learn = make_learner(cbs=[every_rest(folder)], **now)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        learn.fit(n_epochs, resume=True)
+    return [str(warning.message) for warning in found]
+
+
+@pytest.mark.parametrize("what", PROGRAMS)
+def test_other_module_of_equal_shapes_is_warned_of(tmp_path, what):
+    then, now, text = PROGRAMS[what]
+    [said] = resumed_other(tmp_path / "a", {"model": then()}, {"model": now()})
+    assert re.search(rf"the model has .*{text}in the resumed run, and the one here is used", said)
+    assert resumed_other(tmp_path / "b", {"model": then()}, {"model": then()}) == []
+
+
+@pytest.mark.parametrize("what", LOSSES)
+def test_another_loss_is_warned_of(tmp_path, what):
+    then, now, text = LOSSES[what]
+    said = resumed_other(tmp_path / "a", {"loss_func": then}, {"loss_func": now})
+    assert re.search(text, said[0])
+    assert said[0].endswith("and the one here is used")
+    assert resumed_other(tmp_path / "b", {"loss_func": then}, {"loss_func": deepcopy(then)}) == []
+
+
+def test_another_unpack_is_warned_of(tmp_path):
+    [said] = resumed_other(tmp_path, {"unpack": summed}, {"unpack": lambda batch: batch})
+    assert re.search("the learner has unpack=.*lambda.* here, but .*summed", said)
+
+
+def test_many_modules_that_differ_are_counted(tmp_path):
+    then, now = (of_parts(*(nn.Dropout(p) for _ in range(9))) for p in (0.1, 0.2))
+    said = resumed_other(tmp_path, {"model": then}, {"model": now})
+    assert len(said) == 4
+    assert "6 more differences" in said[-1]
+
+
+def test_a_place_in_a_module_is_no_setting(tmp_path):
+    then, now = of_parts(Scaled(place="/data/a")), of_parts(Scaled(place="/mnt/a"))
+    assert resumed_other(tmp_path, {"model": then}, {"model": now}) == []
+
+
+def test_what_training_changes_in_a_module_is_no_setting_of_the_next_fit(tmp_path):
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.n = 0
+
+        def forward(self, x):
+            self.n += 1
+            return x
+
+    def script(*cbs):
+        learn = make_learner(model=of_parts(Counted()), cbs=[every_rest(tmp_path), *cbs])
+        learn.fit(1, resume=True)
+        learn.fit(2, resume=True)
+
+    with pytest.raises(StoppedError):
+        script(StopCB(6))
+    script()
+
+
+def test_dropout_that_training_changed_is_said_to_be_the_runs_own(tmp_path):
+    def change(learn):
+        learn.model[1].p = 0.1 + 0.05 * learn.n_steps
+
+    def learner(p, *cbs):
+        return make_learner(model=of_parts(nn.Dropout(p)), cbs=[at("after_step", change), *cbs])
+
+    stop(learner(0.1, every_rest(tmp_path), StopCB(6)))
+    with pytest.warns(UserWarning, match=r"1\.p=0\.9 here, but 0\.1 .*changed it in training"):
+        learner(0.9, every_rest(tmp_path)).fit(2, resume=True)
+
+
+def test_checkpoint_without_settings_of_loss_and_modules_is_read_without_a_warning(tmp_path):
+    stop(make_learner(model=of_parts(Scaled()), cbs=[every_rest(tmp_path), StopCB(6)]))
+    path = checkpoints_in(tmp_path)[-1]
+    saved = read_torch(path)
+    for key in ("the learner", "the modules of the model"):
+        saved["settings"].pop(key)
+    write_torch(path, saved)
+    make_learner(model=of_parts(Scaled(3.0)), unpack=summed, cbs=[every_rest(tmp_path)]).fit(2, resume=path)
 
 
 # The optimizer ----------------------------------------------------------------------------------------
