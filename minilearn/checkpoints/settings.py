@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..callback import Callback
-from ..data.fingerprint import fingerprint, short_digest
+from ..data.fingerprint import data_settings, fingerprint, short_digest
 from ..optim.groups import SCHEDULE_KEYS
 from ..weights import plain_name
 from .begun import owner_of, settings_in
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from ..learner import Learner
 
-MODEL, DATA = "the model", "the data"
+MODEL, DATA, DATA_NUMBERS = "the model", "the data", "the attributes of the data"
 # Of the program, so that the script's count. With where checkpoints have what training changed of them.
 LEARNER, LOSS, MODULES = "the learner", "the loss", "the modules of the model"
 _OF_PROGRAM = {LEARNER: "", LOSS: "loss_func", MODULES: "model"}
@@ -78,9 +78,16 @@ def settings_of(learn: Learner) -> Saved:
     }
     for key, values in _of_program(learn).items():
         found[key] = values if learn.run.begun is None else learn.run.begun.unchanged(key, values)
+    found[DATA_NUMBERS] = {}
     found[DATA] = {"classes": described(learn.dls.classes)}
     for name, adapter in learn.dls.adapters.items():
         found[DATA] |= {f"{name}.{key}": value for key, value in fingerprint(adapter).items()}
+        first = learn.dls.first_settings.get(name, {})
+        found[DATA_NUMBERS] |= {
+            f"{name}.{key}": described(value)
+            for key, value in data_settings(adapter.loader).items()
+            if key in first and first[key] == value  # not a counter that reading changes
+        }
     return found
 
 
@@ -238,6 +245,9 @@ def setting_differences(learn: Learner, saved: Saved, now: Saved) -> Iterator[st
         if key in _OF_PROGRAM:
             yield from _of_program_differences(key, here, values, saved, same_python)
             continue
+        if key == DATA_NUMBERS:  # only what both have: others may be what a data set remembers
+            values = {name: value for name, value in values.items() if name in here}
+            here = {name: here[name] for name in values}
         names = list(values) if made_by is None else [*values, *(name for name in here if name not in values)]
         for name in names:
             if name not in here and made_by is None:
@@ -247,8 +257,8 @@ def setting_differences(learn: Learner, saved: Saved, now: Saved) -> Iterator[st
                 continue
             if key == MODEL:
                 yield _of_names(name, a, b)
-            elif key == DATA:
-                yield f"{key} differ from those of the resumed run: {name}={short(a)} here, {short(b)} there"
+            elif key in (DATA, DATA_NUMBERS):
+                yield f"{DATA} differ from those of the resumed run: {name}={short(a)} here, {short(b)} there"
             else:
                 state = saved["cbs"].get(key) or {}
                 is_there = key not in cbs or _is_from_the_file(cbs[key], name, a, b, state)

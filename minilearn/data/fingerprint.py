@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter
+from .resumable import ResumableLoader
 
 _N_SAMPLED = 64  # elements of each tensor or list, evenly spaced, the first and the last among them
 _INNER = ("dataset", "datasets")
@@ -20,6 +21,8 @@ _OF_SAMPLES = (
     *("tensors", "samples", "imgs", "data", "targets", "labels", "classes", "files", "paths", "indices"),
     *("images", "_fingerprint"),
 )
+_OF_PLACES = ("root", "dir", "folder", "path")  # how the names of attributes end that say where data are
+_MOST_INNER = 16  # data sets in one whose settings are told
 
 
 def fingerprint(adapter: Adapter) -> dict[str, Any]:
@@ -40,6 +43,27 @@ def fingerprint(adapter: Adapter) -> dict[str, Any]:
         n_samples = None
     parts = [adapter.data(), _parts_of(loader), _parts_of(dataset)]
     return {"dataset": type(dataset).__name__, "n_samples": n_samples, "digest": short_digest(parts)}
+
+
+def data_settings(loader: Any) -> dict[str, Any]:
+    """Return the numbers, text and ranges among the attributes of a loader's data set, and of those in it."""
+    return dict(_settings_of(getattr(loader, "dataset", loader), "", 4))
+
+
+def _settings_of(dataset: Any, where: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if isinstance(dataset, ResumableLoader | Adapter):
+        return
+    for name, value in getattr(dataset, "__dict__", {}).items():
+        is_told = name not in _OF_SAMPLES and not name.lower().endswith(_OF_PLACES)
+        if is_told and is_setting(value):
+            yield where + name, value
+    for name in _INNER if depth else ():
+        inner = getattr(dataset, name, None)
+        if isinstance(inner, list | tuple):
+            for i, part in enumerate(inner[:_MOST_INNER]):
+                yield from _settings_of(part, f"{where}{name}[{i}].", depth - 1)
+        else:
+            yield from _settings_of(inner, f"{where}{name}.", depth - 1)
 
 
 def is_setting(value: Any, depth: int = 2) -> bool:

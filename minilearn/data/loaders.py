@@ -11,6 +11,7 @@ from .adapters.adapter import short
 from .adapters.continued import Continued
 from .adapters.iterables import StreamAdapter
 from .augment import Normalize
+from .fingerprint import data_settings
 
 _NAMES = ("train", "valid", "test")
 _TAKEN = ("train", "valid", "test", "iterate")  # by other rows, or other loaders
@@ -31,15 +32,17 @@ class _Loader:
     def __set__(self, dls: DataLoaders, loader: Any) -> None:
         is_sets = self.name == "valid" and isinstance(loader, Mapping)
         sets = _checked_sets(loader) if is_sets else {} if loader is None else {"eval": loader}
-        found = {}
+        found, settings = {}, {}
         for i, (name, one) in enumerate(sets.items()):
             said = f"dls {self.name}" + (f"[{name!r}]" if is_sets else "")
             key = f"{self.name}/{name}" if i else self.name
             found[key] = _read_again(dls, one, said)
             found[key].serve(key)
+            settings[key] = data_settings(one)
         for key in [key for key in dls.adapters if key.partition("/")[0] == self.name]:
             dls.adapters.pop(key)
         dls.adapters |= found
+        dls.first_settings |= settings
         if self.name == "valid":
             dls.set_names = tuple(sets)
 
@@ -98,6 +101,7 @@ class DataLoaders:
     Attributes:
         adapters: the adapter of each loader, under "train", "valid" and "test", and "valid/NAME" for each
             further validation set; see `minilearn.data.adapters`.
+        first_settings: numbers and text of each data set as it was given, which shows what reading changes.
         set_names: the names of the validation sets, ("eval",) for a loader without a name.
 
     Raises: ValueError without train; TypeError for what is not iterable, or can be read only once.
@@ -120,6 +124,7 @@ class DataLoaders:
                 "batches"
             )
         self.adapters: dict[str, Adapter] = _Adapters()
+        self.first_settings: dict[str, dict[str, Any]] = {}
         self.set_names: tuple[str, ...] = ()
         self.train, self.valid, self.test = train, valid, test
         self.classes = unless_none(instances, "classes", classes, str, "names of classes")
@@ -181,6 +186,7 @@ class DataLoaders:
     def _without_train(cls) -> DataLoaders:
         dls = DataLoaders.__new__(DataLoaders)
         dls.adapters, dls.classes, dls.source = _Adapters(), None, ""
+        dls.first_settings = {}
         dls.set_names = ()
         return dls
 

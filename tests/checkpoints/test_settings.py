@@ -665,6 +665,67 @@ def test_fingerprint_does_not_depend_on_what_a_data_set_remembers():
     assert print_of(used) == print_of(Folder())
 
 
+class Spoken(torch.utils.data.Dataset):
+    """A data set that draws its samples; it counts what it gave."""
+
+    def __init__(self, noise=0.6, hours=range(12), voices=("a", "b"), kind="words", root="/data"):
+        self.noise, self.hours, self.voices, self.kind, self.root = noise, hours, list(voices), kind, root
+        self.n_read, self.last = 0, ""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        self.n_read, self.last = self.n_read + 1, str(i)
+        return torch.full((3,), float(i)), i % 2
+
+
+def spoken(folder, *cbs, inside=False, **kwargs):
+    sets = Spoken(**kwargs), Spoken()
+    wrapped = [torch.utils.data.ConcatDataset([one]) if inside else one for one in sets]
+    dls = DataLoaders(*(DatasetLoader(one, bs=4, seed=0) for one in wrapped))
+    return make_learner(dls=dls, cbs=[every_rest(folder), *cbs])
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("noise", 0.1), ("hours", range(12, 24)), ("voices", ["a", "c"]), ("kind", "digits"), ("noise", None)],
+)
+def test_other_number_of_a_data_set_is_warned_of_with_both_values(tmp_path, name, value, inside):
+    stop(spoken(tmp_path, StopCB(6), inside=inside))
+    learn = spoken(tmp_path, inside=inside, **{name: value})
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        learn.fit(2, resume=True)
+    [said] = [str(warning.message) for warning in found]
+    where = r"datasets\[0\]\." if inside else ""
+    assert re.search(rf"the data differ.*: train\.{where}{name}=.* here, .* there", said)
+    assert str(list(value) if name == "voices" else value) in said
+
+
+def test_what_reading_changes_in_a_data_set_and_its_place_are_no_settings(tmp_path):
+    def script(*cbs, root="/data"):
+        learn = spoken(tmp_path, *cbs, root=root)
+        if cbs:
+            learn.predict(learn.dls.valid)  # only the first time
+        learn.fit(1, resume=True)
+        learn.fit(2, resume=True)
+
+    with pytest.raises(StoppedError):
+        script(StopCB(6))
+    script(root="/mnt/data")
+
+
+def test_checkpoint_without_numbers_of_the_data_is_read_without_a_warning(tmp_path):
+    stop(spoken(tmp_path, StopCB(6)))
+    path = checkpoints_in(tmp_path)[-1]
+    saved = read_torch(path)
+    saved["settings"].pop("the attributes of the data")
+    write_torch(path, saved)
+    spoken(tmp_path, noise=0.1).fit(2, resume=path)
+
+
 # Callbacks that come and go ---------------------------------------------------------------------------
 
 COME_AND_GO = {
