@@ -33,7 +33,7 @@ def check_pairs(learn: Learner, data: Any) -> None:
 
     In the learner's own batches, the inputs are several, so a pair of tensors is hardly (inputs, target).
     """
-    first = data[0] if isinstance(data, list | tuple) and data else None
+    first: Any = data[0] if isinstance(data, list | tuple) and data else None
     is_plain = learn.unpack_func is None and learn.has_default("unpack")
     if not (is_plain and is_pair(first) and all(isinstance(part, Tensor | np.ndarray) for part in first)):
         return
