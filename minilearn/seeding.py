@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -108,3 +110,65 @@ def kept_rng(*generators: torch.Generator, devices: bool = True) -> Iterator[Non
         set_rng_state(state)
         for generator, own in zip(generators, states, strict=True):
             generator.set_state(own)
+
+
+# Generators that objects and functions keep -------------------------------------------------------
+
+
+def _used_by(function: FunctionType) -> list[Any]:
+    """Return what a function has in its closure and defaults, and the generators among its globals."""
+    near: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is empty
+            near.append(cell.cell_contents)
+    names = map(function.__globals__.get, function.__code__.co_names)
+    return near + [value for value in names if isinstance(value, _GENERATORS)]
+
+
+_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+_MOST = 64  # entries of a container to search: transforms are few, samples are many
+_DEEPEST = 8
+
+
+def generators_in(value: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
+    """Find the generators that an object keeps, in its attributes and theirs, and that functions use.
+
+    Args:
+        seen: the ids of what is not searched; those of what was searched are added.
+    """
+    if id(value) in seen or depth > _DEEPEST or isinstance(value, type | torch.Tensor | ModuleType):
+        return
+    seen.add(id(value))
+    inner: Iterable[Any] = ()
+    if isinstance(value, _GENERATORS):
+        yield value
+    elif isinstance(value, partial):
+        inner = (value.func, value.args, value.keywords)
+    elif isinstance(value, MethodType):
+        inner = (value.__self__, value.__func__)
+    elif isinstance(value, FunctionType):
+        inner = _used_by(value)
+    elif isinstance(value, list | tuple | Mapping):
+        if len(value) <= _MOST:
+            inner = value.values() if isinstance(value, Mapping) else value
+    elif hasattr(value, "__dict__"):
+        inner = list(vars(value).values())
+    for item in inner:
+        yield from generators_in(item, seen, depth + 1)
+
+
+def state_of_generator(generator: Any) -> Any:
+    """Return the state of a generator of python, numpy or torch."""
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def set_generator(generator: Any, state: Any) -> None:
+    """Put a generator in a state from `state_of_generator`."""
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)

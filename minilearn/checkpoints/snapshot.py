@@ -20,6 +20,7 @@ from ..weights import SUFFIX, plain_name, tensors_by_name
 from .begun import Before, Begun, owner_of, put_attributes
 from .best import bests_in
 from .codec import ADVICE, LEFT, Loader, Saver, compact, first_difference
+from .drawing import capture_drawing, restore_drawing
 from .identity import Identities, Objects
 from .loss import capture_loss, restore_loss
 from .trust import check_names, check_own, warn_of_places, without_places
@@ -149,6 +150,7 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
     cbs = _of_callbacks(learn, savers, set() if needs is None else needs)
     saver, model = savers.of(learn, _OWN_ADVICE), learn.model
     norms = set(learn.modes.frozen_norms)
+    drawing = capture_drawing(learn, keyed(learn.cbs), savers.shared)
     return {
         "minilearn": FORMAT,
         "run": learn.run_id,
@@ -173,6 +175,7 @@ def capture_rest(learn: Learner, position: Position, needs: set[str] | None = No
             for name, loader in loaders_of(learn).items()
         },
         "rng": saver.save(packed_rng(), "rng"),
+        **({"drawing": drawing} if drawing else {}),
     }
 
 
@@ -441,6 +444,7 @@ def restore(learn: Learner, saved: Saved) -> None:
     _put_fields(learn, saved["fields"], loader)
     mean = saved.get("mean") or _mean_of_version_0_1(saved)
     learn.mean.load_state_dict(learn, loader.load(mean, None, "mean"))
+    restore_drawing(learn, keyed(learn.cbs), _shared(learn), saved.get("drawing", {}))
     settings = saved.get("settings", {})  # they were compared already
     warn_of_places(f"{key}.{name}" for key, name in kept if name not in settings.get(key, {}))
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import nullcontext
 from copy import copy
-from functools import partial
-from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from ..arguments import check_flags, function, most_workers, shown, unless_none, whole_number
-from ..seeding import kept_rng, seed_cpu, seed_of
+from ..seeding import generators_in, kept_rng, seed_cpu, seed_of
 from .plans import PlanFunction, Planned
 from .resumable import ResumableLoader, spans_of
 from .workers import begin
@@ -154,7 +151,7 @@ class DatasetLoader(ResumableLoader):
             self.sampler.set_epoch(self.epoch)
         seed = seed_of(self.seed, self.epoch)
         with kept_rng(devices=False):
-            _seed_all(seed, list(_generators_in(self.sampler, set())))
+            _seed_all(seed, list(generators_in(self.sampler, set())))
             order = torch.tensor(list(self.sampler))
         if len(order) != self.n_samples:
             raise ValueError(
@@ -179,7 +176,7 @@ class DatasetLoader(ResumableLoader):
         assert self.plan is not None
         seed, where = seed_of(self.seed, epoch), f"plan={shown(self.plan)} for epoch {epoch}"
         with kept_rng(devices=False):
-            _seed_all(seed, list(_generators_in(self.plan, set())))
+            _seed_all(seed, list(generators_in(self.plan, set())))
             batches = self.plan(epoch, np.random.default_rng(seed))
             batches = list(batches) if isinstance(batches, Iterator) else batches
         return Planned(batches, len(self.dataset) if _has_len(self.dataset) else None, where)
@@ -434,7 +431,7 @@ class _Seeded(Dataset[Any]):
     def __getitems__(self, key: _Key) -> Any:
         seed, epoch, indices, first = key
         in_main = get_worker_info() is None
-        own = list(_generators_in([self.dataset, self.collate], set()))  # a worker finds its own copies
+        own = list(generators_in([self.dataset, self.collate], set()))  # a worker finds its own copies
         what = "collate_fn"
         try:
             with kept_rng(devices=False) if in_main else nullcontext():
@@ -462,41 +459,3 @@ def _seed_all(seed: int, own: list[Any]) -> None:
             generator.manual_seed(part)
         else:
             generator.seed(part)
-
-
-def _used_by(function: FunctionType) -> list[Any]:
-    """Return what a function has in its closure and defaults, and the generators among its globals."""
-    near: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # it is empty
-            near.append(cell.cell_contents)
-    names = map(function.__globals__.get, function.__code__.co_names)
-    return near + [value for value in names if isinstance(value, _GENERATORS)]
-
-
-_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
-_MOST = 64  # entries of a container to search: transforms are few, samples are many
-_DEEPEST = 8
-
-
-def _generators_in(value: Any, seen: set[int], depth: int = 0) -> Iterator[Any]:
-    """Find the generators that an object keeps, in its attributes and theirs."""
-    if id(value) in seen or depth > _DEEPEST or isinstance(value, type | Tensor | ModuleType):
-        return
-    seen.add(id(value))
-    inner: Iterable[Any] = ()
-    if isinstance(value, _GENERATORS):
-        yield value
-    elif isinstance(value, partial):
-        inner = (value.func, value.args, value.keywords)
-    elif isinstance(value, MethodType):
-        inner = (value.__self__, value.__func__)
-    elif isinstance(value, FunctionType):
-        inner = _used_by(value)
-    elif isinstance(value, list | tuple | Mapping):
-        if len(value) <= _MOST:
-            inner = value.values() if isinstance(value, Mapping) else value
-    elif hasattr(value, "__dict__"):
-        inner = list(vars(value).values())
-    for item in inner:
-        yield from _generators_in(item, seen, depth + 1)

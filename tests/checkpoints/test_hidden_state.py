@@ -51,6 +51,69 @@ def tilt(learn, by):
         p.grad.mul_(1 + 0.01 * float(by))
 
 
+# Generators of functions ------------------------------------------------------------------------------
+
+DRAWS = {
+    "numpy": (lambda: np.random.default_rng(0), lambda rng: rng.random()),
+    "numpy's older": (lambda: np.random.RandomState(0), lambda rng: rng.random()),
+    "python": (lambda: random.Random(0), lambda rng: rng.random()),
+    "torch": (lambda: torch.Generator().manual_seed(0), lambda rng: torch.rand((), generator=rng).item()),
+}
+GLOBAL = np.random.default_rng(0)
+
+
+def of_unpack(draw):
+    return {"unpack": lambda batch: (batch[0] + draw(), batch[1])}
+
+
+def of_loss(draw):
+    return {"loss_func": lambda preds, target: (1 + draw()) * F.cross_entropy(preds, target)}
+
+
+def of_metric(draw):
+    return {"cbs": [MetricsCB(drawn=lambda preds, target: preds.mean() + draw())]}
+
+
+def of_hook(draw):
+    return {"cbs": [at("before_step", lambda learn: tilt(learn, draw()))]}
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+@pytest.mark.parametrize("use", [of_unpack, of_loss, of_metric, of_hook])
+def test_generator_that_a_function_draws_from_is_resumed(tmp_path, use, kind):
+    made, draw = DRAWS[kind]
+
+    def make(*cbs):
+        given = use(partial(draw, made()))
+        own = given.pop("cbs", [])
+        rest = [cb for cb in cbs if not (own and isinstance(own[0], MetricsCB) and isinstance(cb, MetricsCB))]
+        return make_learner(cbs=[*own, *rest], n_batches=4, **given)
+
+    same_after_a_stop(make, tmp_path)
+
+
+def test_global_generator_of_unpack_is_resumed(tmp_path):
+    def make(*cbs):
+        GLOBAL.bit_generator.state = np.random.default_rng(0).bit_generator.state
+        return make_learner(cbs=cbs, unpack=lambda batch: (batch[0] + GLOBAL.random(), batch[1]))
+
+    same_after_a_stop(make, tmp_path)
+
+
+class Noisy(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + GLOBAL.random()
+
+
+def test_global_generator_of_a_method_is_resumed(tmp_path):
+    def make(*cbs):
+        GLOBAL.bit_generator.state = np.random.default_rng(0).bit_generator.state
+        torch.manual_seed(0)
+        return make_learner(cbs=cbs, model=Noisy(3, 2))
+
+    same_after_a_stop(make, tmp_path)
+
+
 # One object under two names ---------------------------------------------------------------------------
 
 
