@@ -51,8 +51,8 @@ def data_settings(loader: Any) -> dict[str, Any]:
 
 
 def _settings_of(dataset: Any, where: str, depth: int) -> Iterator[tuple[str, Any]]:
-    if isinstance(dataset, ResumableLoader | Adapter):
-        return
+    if isinstance(dataset, ResumableLoader | Adapter) or hasattr(dataset, "load_state_dict"):
+        return  # which says itself what a resumed run has
     for name, value in getattr(dataset, "__dict__", {}).items():
         is_told = name not in _OF_SAMPLES and not name.lower().endswith(_OF_PLACES)
         if is_told and is_setting(value):
