@@ -167,7 +167,8 @@ def test_accumulated_ones_that_are_not_finite_count_nothing(error, event):
 def test_step_of_nothing_that_is_finite_is_left_out():
     cancel = cancelling("after_backward", CancelBatchException, 0, 1, before=spoil)
     learn, seen = frozen(2, GradientAccumulationCB(2), cancel)
-    learn.fit()
+    with pytest.warns(UserWarning, match="took no step"):
+        learn.fit()
     assert (seen.grads, learn.n_steps) == ([], 0)
 
 

@@ -104,15 +104,14 @@ class Samples:
 
     def __init__(self, n=None, call=None):
         self.x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
-        self.n, self.call, self.n_read = n, call, 0
+        self.call, self.n_read = lambda n_read: call() if n_read == n else None, 0
 
     def __len__(self):
         return len(self.x)
 
     def __getitem__(self, i):
         self.n_read += 1
-        if self.n_read == self.n:
-            self.call()
+        self.call(self.n_read)
         return self.x[i] + 0.1 * torch.randn(3), int(self.x[i].sum() > 0)
 
 
