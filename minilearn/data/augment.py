@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..arguments import choice, flag, is_number, number, numbers, said, unless_none, whole_number
+from ..arguments import choice, flag, is_number, number, numbers, said, shown, unless_none, whole_number
 
 _LARGEST = 2**15  # pixels of a side
 
@@ -194,3 +194,10 @@ class Normalize(Augment):
         shifts = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
         shift = torch.tensor(shifts, device=images.device)[:, None, None]
         return torch.addcmul(shift, images.float(), scale)
+
+
+def normalize(name: str, value: Any) -> Normalize:
+    """Return a value that has to be a Normalize. Raises: TypeError, with the name, for anything else."""
+    if not isinstance(value, Normalize):
+        raise TypeError(f"{name}={shown(value)}: expected an instance of Normalize, Normalize(mean, std)")
+    return value

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..arguments import instances, shown, text, unless_none
+from ..arguments import instances, text, unless_none
 from .adapters import Adapter, adapter_of
 from .adapters.adapter import short
 from .adapters.continued import Continued
 from .adapters.iterables import StreamAdapter
-from .augment import Normalize
+from .augment import Normalize, normalize
 from .fingerprint import data_settings
 
 _NAMES = ("train", "valid", "test")
@@ -129,9 +129,7 @@ class DataLoaders:
         self.train, self.valid, self.test = train, valid, test
         self.classes = unless_none(instances, "classes", classes, str, "names of classes")
         self.source = text("source", source) if source != "" else ""
-        if not isinstance(transform, Normalize | None):
-            raise TypeError(f"transform={shown(transform)}: expected minilearn.data.Normalize(mean, std)")
-        self.transform = transform
+        self.transform: Normalize | None = unless_none(normalize, "transform", transform)
 
     def __getitem__(self, name: str) -> Any:
         if name in self.set_names:
@@ -173,7 +171,7 @@ class DataLoaders:
     def with_valid(self, loader: Any, set_name: str = "eval") -> DataLoaders:
         """Return DataLoaders like these, with another validation loader; it may be readable only once."""
         dls = self._without_train()
-        dls.classes, dls.source = self.classes, self.source
+        dls.classes, dls.source, dls.transform = self.classes, self.source, self.transform
         # The first, because the loader of a training that continues over passes is read here in one pass.
         adapter = self.adapter_of(loader, "dls valid")
         adapter.serve("valid")
@@ -185,7 +183,7 @@ class DataLoaders:
     @classmethod
     def _without_train(cls) -> DataLoaders:
         dls = DataLoaders.__new__(DataLoaders)
-        dls.adapters, dls.classes, dls.source = _Adapters(), None, ""
+        dls.adapters, dls.classes, dls.source, dls.transform = _Adapters(), None, "", None
         dls.first_settings = {}
         dls.set_names = ()
         return dls

@@ -16,11 +16,11 @@ from ..arguments import path as checked_path
 from ..arguments import shown
 from ..batches import inputs_and_target
 from ..data import peek
-from ..data.augment import Normalize
+from ..data.augment import Normalize, normalize
 from ..files import written_whole
 from ..weights import unwrapped
 from .program import FORMAT, read
-from .transform import PixelTransform, checked
+from .transform import PixelTransform
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -200,7 +200,7 @@ def export_learner(
     if transform is _INFERRED:
         transform = transform_of(learn.dls)
     elif transform is not None:
-        transform = PixelTransform.of(checked(transform), learn.dls)
+        transform = PixelTransform.of(normalize("transform", transform), learn.dls)
     if classes is _INFERRED:
         classes = learn.dls.classes
     export(learn.model, path, example, classes, transform, __version__)
@@ -208,8 +208,8 @@ def export_learner(
 
 def transform_of(dls: Any) -> PixelTransform | None:
     """Return how images of bytes become the inputs of these loaders, None if that is not known."""
-    if (known := getattr(dls, "transform", None)) is not None:
-        return PixelTransform.of(known, dls)
+    if dls.transform is not None:
+        return PixelTransform.of(dls.transform, dls)
     augment = getattr(dls.valid if dls.valid is not None else dls.train, "augment", None)
     if augment and all(isinstance(one, Normalize) for one in augment):
         return PixelTransform.of(augment[0], dls)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import shown
 from ..data import peek
 from ..data.augment import Normalize
+from ..data.sets.pixels import fitted, rgb_pixels
 
 
 class PixelTransform:
@@ -89,12 +89,9 @@ class PixelTransform:
         return self._resized(Image.fromarray(found.permute(1, 2, 0).squeeze(2).numpy()))
 
     def _resized(self, image: Any) -> Tensor:
-        from PIL import Image, ImageOps
-
         image = image.convert("L" if self.n_channels == 1 else "RGB")
-        height, width = self.size
         if (image.height, image.width) != self.size:
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+            image = fitted(image, *self.size)
         pixels = torch.from_numpy(np.array(image))
         return pixels[None] if self.n_channels == 1 else pixels.permute(2, 0, 1)
 
@@ -103,13 +100,4 @@ def _opened(name: str, data: bytes) -> Any:
     """Return an image of a file, turned as its EXIF says, by the rules of `image_folder`."""
     from PIL import Image
 
-    from ..data.sets.pixels import rgb_pixels
-
     return Image.fromarray(rgb_pixels(name, data, None))
-
-
-def checked(transform: Any) -> Normalize:
-    """Return the Normalize that a user gives as a transform."""
-    if not isinstance(transform, Normalize):
-        raise TypeError(f"transform={shown(transform)}: expected minilearn.data.Normalize(mean, std)")
-    return transform

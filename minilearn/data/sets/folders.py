@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...arguments import instances, path, shown
 from ..augment import Augment, HorizontalFlip, Normalize, RandomResizedCrop
+from ..augment import normalize as checked_normalize
 from ..images import ImageLoader
 from ..loaders import DataLoaders
 from .decoding import Images, cached, read_images
@@ -52,8 +53,7 @@ def image_folder(
         for what `read_images` refuses: broken images, other files, empty classes, more than one size.
     """
     check_set(bs, device, seed, augment=augment, size=size)
-    if not isinstance(normalize, Normalize):
-        raise TypeError(f"normalize={shown(normalize)}: expected an instance of Normalize")
+    checked_normalize("normalize", normalize)
     if isinstance(parts, str) or len(instances("parts", parts, str, "names of folders")) != 2:
         raise ValueError(f"parts={shown(parts)}: expected two names of folders, for training and validation")
     if names is not None and not isinstance(names, Mapping):

@@ -13,7 +13,7 @@ _ORIENTATION = 0x0112  # EXIF's
 
 def rgb_pixels(name: str, data: bytes, size: int | None) -> Any:
     """Return an image's pixels, (H, W, 3) uint8; raise ValueError with its name."""
-    from PIL import Image, ImageOps, UnidentifiedImageError  # installed with torchvision
+    from PIL import Image, UnidentifiedImageError  # installed with torchvision
 
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -23,7 +23,7 @@ def rgb_pixels(name: str, data: bytes, size: int | None) -> Any:
             unknown = _unknown_range(image)
             pixels = None if unknown else _turned(image, _rgb(image))
         if pixels is not None and size is not None:
-            pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BICUBIC)
+            pixels = fitted(pixels, size, size)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is broken (PIL finds no image in it)") from error
     except Exception as error:  # PIL raises many kinds
@@ -31,6 +31,13 @@ def rgb_pixels(name: str, data: bytes, size: int | None) -> Any:
     if pixels is None:
         raise ValueError(f"{name} has {unknown}: expected 8 or 16 bits without sign; convert it")
     return np.asarray(pixels)
+
+
+def fitted(image: Any, height: int, width: int) -> Any:
+    """Return the centre of an image, of the proportions of a size, resized to it."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
 def _unknown_range(image: Any) -> str:
