@@ -61,22 +61,6 @@ class HashesCB(Callback):
             file.write(json.dumps(line | {"cpu": device_name("cpu")}) + "\n")
 
 
-class FirstLossesCB(Callback):
-    """Keep the losses of the first steps of each fit, in `losses`, a list for each fit."""
-
-    def __init__(self, n: int = 100) -> None:
-        self.n, self.losses = n, list[list[float]]()
-
-    def before_fit(self, learn: Learner) -> None:
-        """Begin a list."""
-        self.losses.append([])
-
-    def after_step(self, learn: Learner) -> None:
-        """Add the loss of the step."""
-        if len(self.losses[-1]) < self.n:
-            self.losses[-1].append(float(learn.loss.detach()))
-
-
 def add_options(parser: argparse.ArgumentParser, script: str, names: Sequence[str]) -> None:
     """Add the options that scripts of several long experiments share."""
     parser.add_argument("--only", choices=names, metavar="NAME", help=f"one of: {'; '.join(names)}")

@@ -41,6 +41,7 @@ from minilearn import (
     DataLoaders,
     Learner,
     MixedPrecisionCB,
+    RecorderCB,
     ResNet,
     TensorBoardCB,
     imagenette,
@@ -68,7 +69,8 @@ PAIRS = {
     CONSTANT: ("kept optimizer", "new optimizer"),
     ONE_CYCLE: ("kept optimizer, one cycle", "new optimizer, one cycle"),
 }
-AT_BOUNDARY = "loss of the first 100 steps of session 2"
+N_FIRST = 100  # steps of a session whose losses are kept
+AT_BOUNDARY = f"loss of the first {N_FIRST} steps of session 2"
 LRS = (1e-3, 5e-4, 2.5e-4)  # of the sessions
 DATASETS: dict[str, Callable[..., DataLoaders]] = {"imagenette": imagenette, "imagewoof": imagewoof}
 
@@ -129,14 +131,16 @@ def _sessions(
     method: str, preset: Preset, dls: DataLoaders, folder: Path, extra_cbs: Any, n: int
 ) -> tuple[Learner, list[list[float]]]:
     """Train the first n sessions."""
-    first = experiments.FirstLossesCB()
+    recorder = RecorderCB(loss="learn.loss")
     model = preset.model(n_channels=peek(dls.train)[0].shape[1])
-    kept: list[Any] = [CheckpointCB(folder, keep=2), experiments.HashesCB(), first]
+    kept: list[Any] = [CheckpointCB(folder, keep=2), experiments.HashesCB(), recorder]
     cbs = [MixedPrecisionCB(), ChannelsLastCB(), *kept, *extra_cbs]
     learn = Learner(model, dls, opt_func=torch.optim.Adam, cbs=cbs)
     for n_epochs, lr in zip(preset.n_epochs[:n], LRS[:n], strict=True):
         METHODS[method](learn, n_epochs, lr, resume=True)
-    return learn, first.losses
+    losses, ends = recorder.recs["loss"], [n * len(dls.train) for n in accumulate(preset.n_epochs[:n])]
+    starts = [0, *ends[:-1]]
+    return learn, [losses[i:end][:N_FIRST] for i, end in zip(starts, ends, strict=True)]
 
 
 def load(args: argparse.Namespace) -> DataLoaders:
