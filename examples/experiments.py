@@ -10,8 +10,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import report
 import torch
 
 from minilearn import Callback, Learner, set_seed
+from minilearn.checkpoints.lock import Lock
 from minilearn.provenance import device_name
 
 Result = dict[str, Any]
@@ -73,6 +75,19 @@ def add_options(parser: argparse.ArgumentParser, script: str, names: Sequence[st
         help=f"for checkpoints and what is done already (default: runs/{script})",
     )
     parser.add_argument("--no-report", action="store_true", help="only run; for --jobs")
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block with this folder, which holds only the lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder)
+    while lock.take():
+        time.sleep(1)
+    try:
+        yield
+    finally:
+        lock.free()
 
 
 def slug(name: str) -> str:

@@ -116,13 +116,15 @@ def train(
 ) -> tuple[Learner, list[list[float]]]:
     """Train a network in sessions with one method, resuming from the checkpoints in the folder.
 
-    Until the first session ends, new and kept are one: it is trained once, in a folder beside, and copied.
+    Until the first session ends, new and kept are one: it is trained once, in a folder beside, and copied. A
+    process of --jobs that needs it too waits for it.
 
     Returns: the learner, and the losses of the first steps of each session.
     """
     shared = folder.parent / ("first-one-cycle" if "one cycle" in method else "first-constant-lr")
     if not checkpoints_in(folder):
-        _sessions(method, preset, dls, shared, extra_cbs, n=1)
+        with experiments.in_turn(shared.with_suffix(".turn")):
+            _sessions(method, preset, dls, shared, extra_cbs, n=1)
         shutil.copytree(shared, folder, dirs_exist_ok=True)
     return _sessions(method, preset, dls, folder, extra_cbs, len(LRS))
 

@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -134,6 +136,24 @@ def test_methods_share_their_first_session_and_part_after_it(script, short, tmp_
     assert same(weights[0], weights[2])
     lines = (tmp_path / "shared" / "first-constant-lr" / "hashes.jsonl").read_text().splitlines()
     assert [json.loads(line)["steps"] for line in lines] == [4]
+
+
+def test_processes_that_share_a_first_session_take_turns(script, tmp_path):
+    done, begun = [], threading.Event()
+
+    def second():
+        begun.set()
+        with script.experiments.in_turn(tmp_path / "turn"):
+            done.append("second")
+
+    with script.experiments.in_turn(tmp_path / "turn"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        begun.wait()
+        time.sleep(0.05)
+        done.append("first")
+    thread.join()
+    assert done == ["first", "second"]
 
 
 def test_what_follows_the_boundary_is_tested_in_pairs(script):

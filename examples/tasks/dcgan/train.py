@@ -33,7 +33,7 @@ class GANCB(Callback):
         self.sched = LinearLR(self.opt, 1, 0.1, learn.total_steps)
 
     def predict(self, learn):
-        learn.preds = learn.model(torch.randn(len(learn.xb), N_LATENT))
+        learn.preds = learn.model(torch.randn(len(learn.xb), N_LATENT, device=learn.xb.device))
 
     def after_predict(self, learn):
         real, fake = self.discriminator(learn.xb), self.discriminator(learn.preds.detach())

@@ -33,9 +33,10 @@ def noised(images, classes):
     noisy = cos(angle) * image + sin(angle) * noise, v = cos(angle) * noise - sin(angle) * image,
     and so image = cos(angle) * noisy - sin(angle) * v. One class in ten is not told.
     """
-    angles, noise = torch.rand(len(images)) * math.pi / 2, torch.randn_like(images)
+    n, device = len(images), images.device
+    angles, noise = torch.rand(n, device=device) * math.pi / 2, torch.randn_like(images)
     cos, sin = angles.cos().view(-1, 1, 1, 1), angles.sin().view(-1, 1, 1, 1)
-    told = torch.where(torch.rand(len(images)) < 0.1, NO_CLASS, classes)
+    told = torch.where(torch.rand(n, device=device) < 0.1, NO_CLASS, classes)
     return (cos * images + sin * noise, angles, told), cos * noise - sin * images
 
 
@@ -102,7 +103,8 @@ def sample(model, classes, n_steps=20, guidance=1.0):
     guidance: how far to go beyond the prediction for the class, away from that without one.
     """
     model.eval()
-    x, angles = torch.randn(len(classes), 1, 28, 28), torch.linspace(math.pi / 2, 0, n_steps + 1)
+    x = torch.randn(len(classes), 1, 28, 28, device=classes.device)
+    angles = torch.linspace(math.pi / 2, 0, n_steps + 1, device=classes.device)
     both = torch.cat([classes, torch.full_like(classes, NO_CLASS)])
     for now, following in pairwise(angles):
         told, untold = model(torch.cat([x, x]), now.expand(len(both)), both).chunk(2)
