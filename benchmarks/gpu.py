@@ -1,8 +1,8 @@
 """Measure on one GPU what the pages have for a CPU, within a time that is set: two calls of 9 minutes.
 
     cifar10     the tests marked gpu; the cost of a step; what each speed tool gains, with the captured step
-                and float16 under its scaler; the step of other frameworks; the speedrun, three times
-    imagenette  document 000 with its own network, ResNet50 at 128 pixels, and all four methods
+                and float16 under its scaler; the speedrun, three times; the step of other frameworks
+    imagenette  document 000 with its own network, ResNet50 at 128 pixels, and all four methods at once
 
 Each part is a process of its own. It writes its result into --out when it is done; gpu.json there says what
 ran, for how long, on which device with which torch, and what was skipped and why. Start the command again
@@ -72,21 +72,21 @@ def parts_of(call: str, device: str) -> dict[str, Part]:
                 ("--steps", "2", "--rounds", "1", "--bs", "4"),
                 "speed_tools.json",
             ),
-            "peers": Part(
-                (script["peers"], *here, "--workload", "loop", "--only", *installed()),
-                ("--steps", "5", "--rounds", "1", "--only", "minilearn"),
-                "peers.json",
-            ),
             "speedrun": Part(
                 speedrun,
                 ("--runs", "1", "--epochs", "1", "--bs", "16", "--images", "64"),
                 "cifar10_speedrun.json",
             ),
+            "peers": Part(
+                (script["peers"], *here, "--workload", "loop", "--rounds", "3", "--only", *installed()),
+                ("--steps", "5", "--rounds", "1", "--only", "minilearn"),
+                "peers.json",
+            ),
         },
         "imagenette": {
             "document 000": Part(
-                (*state, "--preset", "full"),
-                ("--preset", "small", "--only", "new optimizer"),
+                (*state, "--preset", "full", "--jobs", "4"),
+                ("--preset", "small", "--only", "new optimizer", "--jobs", "1"),
                 f"optimizer_state_imagenette_{'full' if device == 'cuda' else 'small'}.json",
                 takes_rest=True,
             ),

@@ -26,6 +26,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -73,6 +74,10 @@ PEERS = {
 }
 
 
+class FailedError(SystemExit):
+    """The process of a framework failed."""
+
+
 def run_one(name: str, **options: Any) -> dict[str, Any]:
     """Measure a framework in a new process; return the result."""
     command = [sys.executable, str(Path(__file__).resolve()), "--one", name]
@@ -83,13 +88,16 @@ def run_one(name: str, **options: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:  # some write into the folder that they run in
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+        raise FailedError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def measure(workload: str, device: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Measure all frameworks in turn; return a table of their times."""
+def measure(workload: str, device: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure all frameworks in turn; yield a table of their times after each round.
+
+    One that fails is left out from there on, with its message, and has no row.
+    """
     names = [name for name in args.only if workload in PEERS[name].workloads]
     rounds = args.rounds or WORKLOADS[workload]
     rows: dict[str, Any] = {name: {"times": [], "accuracies": []} for name in names}
@@ -97,11 +105,22 @@ def measure(workload: str, device: str, args: argparse.Namespace) -> dict[str, A
     workers = dict.fromkeys(names, 0)
     if workload == "fashion":
         workers |= {name: best_workers(name, options) for name in names if PEERS[name].has_workers}
-    measured_by = set()
+    measured_by: set[tuple[str, int]] = set()
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            found = run_one(name, seed=i, workers=workers[name], **options)
+            if name not in rows:
+                continue
+            try:
+                found = run_one(name, seed=i, workers=workers[name], **options)
+            except FailedError as error:
+                if name == "usual":  # which the others are compared with
+                    raise
+                del rows[name]
+                print(f"{workload}, {device}: {name} fails, and is left out\n{error}", file=sys.stderr)
+                continue
             measured_by.add((found["device"], found["threads"]))
+            if len(measured_by) != 1:
+                raise SystemExit(f"not the same device or number of threads in all: {sorted(measured_by)}")
             row = rows[name]
             row["times"].append(found["time"])
             row["accuracies"].append(found["accuracy"])
@@ -111,19 +130,16 @@ def measure(workload: str, device: str, args: argparse.Namespace) -> dict[str, A
                 row["data"] = PEERS[name].data + n
             said = f"{found['time']:.1f}, accuracy {found['accuracy']:.4f}, loss {found['loss']:.4f}"
             print(f"{workload}, {device}, round {i + 1}/{rounds}: {name} {said}", file=sys.stderr)
-    if len(measured_by) != 1:
-        raise SystemExit(f"not the same device or number of threads in all: {sorted(measured_by)}")
-    name, threads = measured_by.pop()
-    return {
-        "workload": workload,
-        "device_type": device,
-        **provenance(),
-        **{"device": name, "threads": threads},  # of the processes that measured
-        "rounds": rounds,
-        "n": args.steps if workload == "loop" else args.epochs,
-        "seeds": list(range(rounds)),
-        "rows": rows,
-    }
+        yield {
+            "workload": workload,
+            "device_type": device,
+            **provenance(),
+            **{"device": found["device"], "threads": found["threads"]},  # of the processes that measured
+            "rounds": i + 1,
+            "n": args.steps if workload == "loop" else args.epochs,
+            "seeds": list(range(i + 1)),
+            "rows": rows,
+        }
 
 
 def best_workers(name: str, options: dict[str, Any]) -> int:
@@ -202,13 +218,13 @@ def main() -> None:
         there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         for device in [args.device] if args.device else there:
             for workload in workloads:
-                table = measure(workload, device, args)
+                for table in measure(workload, device, args):
+                    key = table["workload"], page.kind(table)
+                    tables = [old for old in tables if (old["workload"], page.kind(old)) != key] + [table]
+                    if path:  # after each round, because the next one may fail
+                        args.out.mkdir(parents=True, exist_ok=True)
+                        path.write_text(json.dumps({"tables": tables}, indent=1) + "\n")
                 print(page.text_of(table), flush=True)
-                key = table["workload"], page.kind(table)
-                tables = [old for old in tables if (old["workload"], page.kind(old)) != key] + [table]
-                if path:  # after each, because the next one may fail
-                    args.out.mkdir(parents=True, exist_ok=True)
-                    path.write_text(json.dumps({"tables": tables}, indent=1) + "\n")
     if args.out:
         (args.out / "peers.md").write_text(page.page({"tables": tables}))
         page.draw({"tables": tables}).savefig(args.out / "peers.png", dpi=120)

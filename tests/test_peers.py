@@ -2,6 +2,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +51,26 @@ def test_page_says_where_a_table_comes_from_its_ratios_and_settings(page):
         "loop: plain",
     ):
         assert part in said
+
+
+def test_framework_that_fails_is_left_out_and_said(page, monkeypatch, capsys):
+    peers = importlib.import_module("peers")
+    found = {"device": "some CPU", "threads": 2, "version": "1", "settings": "plain", "loss": 0.5}
+
+    def run_one(name, **options):
+        if name == "fastai":
+            raise peers.FailedError("ImportError: no such module")
+        return found | {"time": 1.0, "accuracy": 0.5}
+
+    monkeypatch.setattr(peers, "run_one", run_one)
+    options = SimpleNamespace(only=["usual", "minilearn", "fastai"], rounds=2, steps=3, epochs=1)
+    first, second = peers.measure("loop", "cpu", options)
+    assert (first["rounds"], second["rounds"], second["seeds"]) == (1, 2, [0, 1])
+    assert {name: row["times"] for name, row in second["rows"].items()} == {
+        "usual": [1.0, 1.0],
+        "minilearn": [1.0, 1.0],
+    }
+    assert "fastai fails, and is left out\nImportError: no such module" in capsys.readouterr().err
 
 
 def test_page_says_in_how_many_rounds_minilearn_took_less_time(page):
