@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -55,17 +56,24 @@ class Part:
     takes_rest: bool = False
 
 
-def parts_of(call: str, device: str) -> dict[str, Part]:
-    """Return the parts of a call, in their order: name -> part."""
+def parts_of(call: str, device: str, peers: Sequence[str]) -> dict[str, Part]:
+    """Return the parts of a call, in their order: name -> part.
+
+    Args:
+        peers: which frameworks are measured.
+    """
     script = {name: str(BENCHMARKS / f"{name}.py") for name in ("overhead", "speed_tools", "peers")}
     here = ("--device", device, "--out", "{out}")
-    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", "-m", "gpu", str(REPO / "tests"))
-    one = [str(REPO / "tests/callbacks/test_device.py")]
+    files = sorted(
+        str(path) for path in (REPO / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()
+    )
+    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-n0", "-m", "gpu")
+    one = str(REPO / "tests/callbacks/test_device.py")
     speedrun = (str(EXAMPLES / "cifar10_speedrun.py"), "--runs", "3", "--out", "{out}")
     state = (str(EXAMPLES / "optimizer_state.py"), "--out", "{out}", "--work", "{work}/optimizer_state")
     found = {
         "cifar10": {
-            "tests": Part(tests[:-1] + tuple(one) if device == "cpu" else tests),
+            "tests": Part((*tests, *([one] if device == "cpu" else files))),
             "overhead": Part((script["overhead"], *here), ("--steps", "5", "--rounds", "1"), "overhead.json"),
             "speed_tools": Part(
                 (script["speed_tools"], *here, "--steps", "20"),
@@ -78,7 +86,7 @@ def parts_of(call: str, device: str) -> dict[str, Part]:
                 "cifar10_speedrun.json",
             ),
             "peers": Part(
-                (script["peers"], *here, "--workload", "loop", "--rounds", "3", "--only", *installed()),
+                (script["peers"], *here, "--workload", "loop", "--rounds", "3", "--only", *peers),
                 ("--steps", "5", "--rounds", "1", "--only", "minilearn"),
                 "peers.json",
             ),
@@ -148,6 +156,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="default: runs/gpu")
     parser.add_argument("--work", type=Path, default=Path("runs/gpu/work"), help="for checkpoints")
     parser.add_argument("--minutes", type=positive, default=9, help="of this call (default: 9)")
+    parser.add_argument(
+        "--peers", nargs="+", choices=PEERS, default=installed(), help="default: all that are installed"
+    )
     parser.add_argument("--smoke", action="store_true", help="a few steps of each part, on any machine")
     args = parser.parse_args()
     if not (args.smoke or torch.cuda.is_available()):
@@ -160,7 +171,7 @@ def main() -> None:
     done: dict[str, Any] = json.loads(path.read_text())["parts"] if path.is_file() else {}
     device = "cuda" if torch.cuda.is_available() and not args.smoke else "cpu"
     for call in [args.call] if args.call else ["cifar10", "imagenette"]:
-        for name, part in parts_of(call, device).items():
+        for name, part in parts_of(call, device, args.peers).items():
             if done.get(name, {}).get("end") == "done":
                 print(f"{name}: done before")
                 continue
@@ -174,9 +185,8 @@ def main() -> None:
             about = {"benchmark": "gpu", **provenance(), "parts": done}
             path.write_text(json.dumps(about, indent=1) + "\n")  # after each, because the machine may go
             print(f"{name}: {done[name]['end']}", flush=True)
-    missing = [name for name in PEERS if name not in installed() and "loop" in PEERS[name].workloads]
-    if missing:
-        print(f"peers that are not installed, and were left out: {', '.join(missing)}")
+    if missing := [name for name in PEERS if name not in args.peers and "loop" in PEERS[name].workloads]:
+        print(f"frameworks that were left out: {', '.join(missing)}")
     if any(part["end"] != "done" for part in done.values()):
         sys.exit(1)
 
