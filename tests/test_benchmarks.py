@@ -193,7 +193,7 @@ def gpu(monkeypatch, tmp_path):
     module = load("gpu")
 
     def run(parts, *args):
-        monkeypatch.setattr(module, "parts_of", lambda call, device: parts(module.Part))
+        monkeypatch.setattr(module, "parts_of", lambda call, device, peers: parts(module.Part))
         monkeypatch.setattr(sys, "argv", ["gpu.py", "cifar10", "--smoke", "--out", str(tmp_path), *args])
         code = None
         try:
