@@ -246,7 +246,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return tuple([to_device(item, device) for item in batch])
     is_nested = isinstance(batch, tuple | list | Mapping) and not is_one(batch)
     if not is_nested and callable(getattr(batch, "to", None)):
-        return batch.to(device)  # the user's own batch class, such as a graph
+        return copy(batch).to(device)  # a class such as a graph, whose `to` may change the data set's own
     items = items_of(batch)
     if items is None:
         return batch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .batches import tensors_in
+from .batches import map_tensors, tensors_in
 from .callback import Callback
 from .optim.groups import EXTRA, Group, left_out, params_of
 from .warning import warn
@@ -166,6 +166,25 @@ def optimizers_elsewhere(
         if isinstance(value, torch.optim.Optimizer) and value is not learn.opt:
             found.setdefault(id(value), (name, value))
     return dict(found.values())
+
+
+def follow_params(opt: Any) -> None:
+    """Move the state of an optimizer to where its parameters are.
+
+    As torch's load_state_dict does: the count of steps is on the CPU, unless a kernel reads it on the device.
+    Other single numbers that the optimizer keeps on the CPU stay there.
+    """
+    for group in getattr(opt, "param_groups", ()):
+        in_kernel = group.get("fused") or group.get("capturable")
+        for p in group["params"]:
+            if not isinstance(state := getattr(opt, "state", {}).get(p), dict):
+                continue
+            for key, value in state.items():
+                device = p.device
+                if isinstance(value, Tensor) and value.ndim == 0:
+                    on_device = in_kernel if key == "step" else value.device.type != "cpu"
+                    device = p.device if on_device else torch.device("cpu")
+                state[key] = map_tensors(partial(Tensor.to, device=device), value)
 
 
 def elsewhere(learn: Learner) -> set[int]:

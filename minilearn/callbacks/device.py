@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..arguments import default_device as default_device
 from ..arguments import device as checked
 from ..batches import to_device
 from ..callback import Callback, Order
-from ..parameters import roots_of
+from ..parameters import follow_params, optimizers_elsewhere, roots_of, values_in
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class DeviceCB(Callback):
     """Move the model, a loss that is a module, the optimizer's state and each batch to a device.
 
-    Also the parameters and modules among the attributes of callbacks that bring parameters.
+    Also the modules, parameters and optimizers that callbacks keep, such as a teacher or a discriminator: as
+    attributes, or in lists and dicts that are attributes.
 
     Args:
         device: default the accelerator that torch finds, else the CPU.
@@ -41,22 +42,14 @@ class DeviceCB(Callback):
         return {}
 
     def prepare(self, learn: Learner) -> None:
-        for root in roots_of(learn):
-            root.to(self.device)
-        for cb in learn.cbs:
-            if type(cb).extra_params is not Callback.extra_params:  # it brings parameters to be trained
-                self._move(cb)
-        for p, state in getattr(learn.opt, "state", {}).items():  # a kept optimizer after a change of device
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == p.shape:
-                    state[key] = value.to(p.device)
-
-    def _move(self, cb: Callback) -> None:
-        for value in vars(cb).values():
-            if isinstance(value, nn.Module):
-                value.to(self.device)
-            elif isinstance(value, nn.Parameter):
-                value.data = value.data.to(self.device)
+        for root in [*roots_of(learn), *values_in(learn).values()]:
+            if isinstance(root, nn.Module):
+                root.to(self.device)
+            elif isinstance(root, nn.Parameter):
+                root.data = root.data.to(self.device)
+        if self._may_move:
+            for opt in [learn.opt, *optimizers_elsewhere(learn).values()]:
+                follow_params(opt)
 
     def before_batch(self, learn: Learner) -> None:
         if self._may_move:

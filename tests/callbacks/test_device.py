@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from toolbox import StopCB, StoppedError
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from minilearn import Callback, DeviceCB
+from minilearn import Callback, CheckpointCB, DataLoaders, DeviceCB, Learner, TensorLoader, set_seed
 from minilearn.batches import to_device
+from minilearn.parameters import follow_params
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 Pair = namedtuple("Pair", "left right")
@@ -104,6 +106,55 @@ def test_batch_class_with_a_to_is_moved_by_it():
     assert learn.batch[0] == "moved to meta"
 
 
+def test_batch_class_that_moves_itself_leaves_the_data_set_s_own_where_it_is():
+    class Graph:
+        def __init__(self):
+            self.x = t
+
+        def to(self, device):
+            self.x = self.x.to(device)
+            return self
+
+    graph = Graph()
+    assert to_device([graph], torch.device("meta"))[0].x.is_meta
+    assert graph.x is t
+
+
+def test_what_callbacks_keep_moves_with_the_model(make_learner):
+    class TeacherCB(MeanOfWeights):
+        def __init__(self):
+            self.teacher, self.heads = nn.Linear(3, 2), {"a": nn.Linear(3, 2)}
+
+    cb = TeacherCB()
+    sgd = partial(torch.optim.SGD, fused=False)
+    make_learner(dls={"train": [(t, t)]}, cbs=[cb, DeviceCB("meta")], opt_func=sgd).fit()
+    assert cb.teacher.weight.is_meta
+    assert cb.heads["a"].weight.is_meta
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({"foreach": True}, "cpu"), ({"capturable": True}, "meta"), ({"fused": True}, "meta")],
+)
+def test_count_of_steps_is_where_the_kernel_reads_it(settings, expected):
+    p = nn.Parameter(torch.ones(2, device="meta"))
+    opt = torch.optim.AdamW([p], fused=False)
+    opt.param_groups[0] |= settings
+    opt.state[p] = {
+        "step": torch.tensor(3.0),
+        "exp_avg": torch.ones(2),
+        "product": torch.tensor(0.9),  # NAdam's, which it reads on the CPU
+        "history": [torch.ones(5)],  # as LBFGS keeps it
+    }
+    follow_params(opt)
+    assert devices(opt.state[p]) == {
+        "step": expected,
+        "exp_avg": "meta",
+        "product": "cpu",
+        "history": ["meta"],
+    }
+
+
 def test_tensors_that_are_there_are_not_copied():
     moved = to_device((t, [t]), torch.device("cpu"))
     assert moved[0] is t
@@ -145,3 +196,24 @@ def test_gpu_trains_to_the_weights_of_the_cpu(make_learner):
     cpu.fit(3)
     gpu.fit(3)
     torch.testing.assert_close(gpu.model.weight.cpu(), cpu.model.weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_run_is_resumed_inside_a_phase_on_the_gpu(tmp_path):
+    def learner(*cbs):
+        set_seed(0, deterministic=True)
+        x, y = torch.randn(40, 3), torch.randint(2, (40,))
+        dls = DataLoaders(TensorLoader(x, y, bs=8, shuffle=True), TensorLoader(x, y, bs=8))
+        saver = CheckpointCB(tmp_path / str(len(cbs)), every_steps=1)
+        return Learner(nn.Linear(3, 2), dls, cbs=[saver, *cbs])
+
+    straight, stopped = learner(), learner(StopCB(7))
+    straight.fit(2)
+    with pytest.raises(StoppedError):
+        stopped.fit(2)
+    resumed = learner(StopCB(-1))
+    resumed.fit(2, resume=True)
+    assert torch.equal(resumed.model.weight, straight.model.weight)
+    accuracies = [[row["MulticlassAccuracy"] for row in learn.history] for learn in (resumed, straight)]
+    assert accuracies[0] == accuracies[1]
