@@ -31,7 +31,17 @@ if TYPE_CHECKING:
     from ..learner import Learner
 
 
-_OF_PHASE = ("metrics", "_others", "_sum", "_n", "_logged", "_start_s", "_has_batches", "_has_preds")
+_OF_PHASE = (
+    "metrics",
+    "_others",
+    "_sum",
+    "_n",
+    "_logged",
+    "_start_s",
+    "_has_batches",
+    "_has_preds",
+    "_is_placed",
+)
 
 
 class MetricsCB(Callback):
@@ -106,6 +116,7 @@ class MetricsCB(Callback):
         self._infer = not self.metrics
         self._outer: list[tuple[Any, ...]] = []
         self._has_batches = self._has_preds = False  # whether this phase had any
+        self._is_placed = False  # whether metrics and sums are on the device of the loss
         self._sum: Tensor | None = None  # of loss * count; None if no batch had a loss
         self._n: Any = 0  # the sum of the counts; on the device if the counts are
         self._logged = Logged()
@@ -212,6 +223,7 @@ class MetricsCB(Callback):
             for name, metric in self.metrics.items()
         }
         self._start_s = time.perf_counter() - state["elapsed_s"]
+        self._is_placed = False  # they are where they were, or on the CPU
 
     def before_train(self, learn: Learner) -> None:
         self._begin()
@@ -229,13 +241,13 @@ class MetricsCB(Callback):
         for metric in self.metrics.values():
             metric.reset()
         self._sum, self._n, self._others, self._logged = None, 0, {}, Logged()
-        self._has_batches = self._has_preds = False
+        self._has_batches = self._has_preds = self._is_placed = False
         self._start_s = time.perf_counter()
 
     def after_batch(self, learn: Learner) -> None:
         loss: Any = learn.loss
-        if not self._has_batches:
-            self._has_batches = True
+        if not self._is_placed:
+            self._has_batches = self._is_placed = True
             for t in islice(tensors_in([loss, learn.preds]), 1):
                 self._move(t.device)
         if loss is not None or not _may_lack(learn):
@@ -288,6 +300,8 @@ class MetricsCB(Callback):
             raise
 
     def _move(self, device: torch.device) -> None:
+        if self._sum is not None:
+            self._sum = self._sum.to(device, sum_dtype(device))
         for metric in self.metrics.values():
             if hasattr(metric, "to"):
                 metric.to(device)

@@ -3,13 +3,21 @@ from functools import partial
 
 import pytest
 import torch
-from toolbox import SyncCounter, untimed_rows
+from toolbox import StopCB, SyncCounter, stop, untimed_rows
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 from torcheval.metrics import MulticlassAccuracy
 
-from minilearn import BatchSchedulerCB, DeviceCB, Learner, MetricsCB, RecorderCB, TerminateOnNaNCB
+from minilearn import (
+    BatchSchedulerCB,
+    CheckpointCB,
+    DeviceCB,
+    Learner,
+    MetricsCB,
+    RecorderCB,
+    TerminateOnNaNCB,
+)
 
 
 class Seen:
@@ -246,6 +254,7 @@ def test_look_for_nan_waits_once_in_so_many_steps(monkeypatch, make_learner):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_no_step_waits_for_the_gpu(make_learner, at):
     def forbid(learn):  # the first batch is looked at, to check the targets
         torch.cuda.set_sync_debug_mode("error" if learn.training and learn.batch_idx > 1 else "default")
@@ -283,3 +292,29 @@ def test_default_accuracy_without_ignored_targets_is_that_of_sklearn(ignored):
     kept = target != ignored
     expected = accuracy_score(target[kept], preds.argmax(1)[kept])
     assert learn.validate()["MulticlassAccuracy"] == pytest.approx(expected)
+
+
+def test_resumed_metric_and_sum_are_moved_before_their_first_batch(make_learner, tmp_path):
+    calls = []
+
+    class Told(MulticlassAccuracy):
+        def load_state_dict(self, state):
+            calls.append("load")
+            return super().load_state_dict(state)
+
+        def to(self, device):
+            calls.append("to")
+            return super().to(device)
+
+        def update(self, preds, target):
+            calls.append("update")
+            return super().update(preds, target)
+
+    def learner(*cbs):
+        saver = CheckpointCB(tmp_path, every_steps=1)
+        return make_learner(n_batches=4, cbs=[MetricsCB(Told()), saver, *cbs])
+
+    stop(learner(StopCB(2)), n_epochs=1)
+    calls.clear()
+    learner(StopCB(-1)).fit(resume=True)
+    assert calls[calls.index("load") :][:3] == ["load", "to", "update"]
