@@ -100,8 +100,7 @@ def test_peak_on_a_gpu_has_a_tensor_that_is_gone(make_learner, at):
     learn = make_learner(cbs=[MetricsCB(), ThroughputCB(), at("after_loss", take)], default_cbs=True)
     learn.fit()
     train, valid = learn.history
-    assert 50 <= train["memory_mb"] < 100
-    assert valid["memory_mb"] < 50
+    assert 49 <= train["memory_mb"] - valid["memory_mb"] < 60  # beside what other tests have left there
 
 
 def test_without_metrics_it_is_refused_before_training(make_learner):

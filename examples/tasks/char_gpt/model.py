@@ -48,8 +48,8 @@ def held_out_windows(ids, first):
 def turned(x):
     """Return queries or keys, (..., L, dim), each turned by angles that grow with its position."""
     length, dim = x.shape[-2:]
-    speeds = 1000 ** -torch.arange(0, 1, 2 / dim)
-    angles = torch.arange(length)[:, None] * speeds
+    speeds = 1000 ** -torch.arange(0, 1, 2 / dim, device=x.device)
+    angles = torch.arange(length, device=x.device)[:, None] * speeds
     a, b = x.chunk(2, -1)
     return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], -1).type_as(
         x
@@ -80,7 +80,7 @@ class Block(nn.Module):
         """
         q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1))
         scores = turned(q) @ turned(k).mT / q.shape[-1] ** 0.5
-        is_later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        is_later = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
         weights = scores.masked_fill(is_later, -torch.inf).softmax(-1)
         return (weights @ v).transpose(1, 2).flatten(2)
 
@@ -103,9 +103,9 @@ class GPT(nn.Module):
     @torch.no_grad()
     def write(self, ids, n, seed=0):
         """Return the ids, (L,), and n more, each drawn from what the model expects."""
-        generator = torch.Generator().manual_seed(seed)
+        generator, device = torch.Generator().manual_seed(seed), next(self.parameters()).device
         for _ in range(n):
-            chances = self(ids[None, -LENGTH:])[0, -1].softmax(-1)
+            chances = self(ids[None, -LENGTH:].to(device))[0, -1].softmax(-1).cpu()
             ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)])
         return ids
 

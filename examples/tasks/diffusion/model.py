@@ -88,7 +88,7 @@ class UNet(nn.Module):
         self.leave = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 4, 3, padding=1))
 
     def forward(self, noisy, angles, classes):
-        turns = angles[:, None] * 2 ** torch.arange(8)
+        turns = angles[:, None] * 2 ** torch.arange(8, device=angles.device)
         embedding = self.embed(torch.cat([turns.sin(), turns.cos()], dim=1)) + self.embed_class(classes)
         fine = self.first(self.enter(F.pixel_unshuffle(noisy, 2)), embedding)
         coarse = self.attend(self.middle(self.down(fine), embedding))
@@ -103,6 +103,7 @@ def sample(model, classes, n_steps=20, guidance=1.0):
     guidance: how far to go beyond the prediction for the class, away from that without one.
     """
     model.eval()
+    classes = classes.to(next(model.parameters()).device)
     x = torch.randn(len(classes), 1, 28, 28, device=classes.device)
     angles = torch.linspace(math.pi / 2, 0, n_steps + 1, device=classes.device)
     both = torch.cat([classes, torch.full_like(classes, NO_CLASS)])
@@ -112,4 +113,4 @@ def sample(model, classes, n_steps=20, guidance=1.0):
         image = (now.cos() * x - now.sin() * v).clamp(-1, 1)
         noise = (x - now.cos() * image) / now.sin()
         x = following.cos() * image + following.sin() * noise
-    return (x + 1) / 2
+    return (x + 1).cpu() / 2

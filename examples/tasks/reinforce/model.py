@@ -45,9 +45,11 @@ class Games:
         generator = torch.Generator().manual_seed(seed)
         state, _ = envs.reset(seed=seed)
         is_played, steps = torch.ones(self.n_games, dtype=torch.bool), []
+        device = next(self.policy.parameters()).device
         while is_played.any():
             state = torch.from_numpy(state)
-            action = torch.multinomial(self.policy(state).softmax(1), 1, generator=generator).squeeze(1)
+            chances = self.policy(state.to(device)).softmax(1).cpu()
+            action = torch.multinomial(chances, 1, generator=generator).squeeze(1)
             steps.append((state, action, is_played))
             state, _, is_over, is_cut, _ = envs.step(action.numpy())
             is_played = is_played & ~torch.from_numpy(is_over | is_cut)

@@ -60,4 +60,4 @@ class VAE(nn.Module):
         """Return n new images, with pixels from 0 to 1."""
         part = self.weights.softmax(0).multinomial(n, replacement=True)
         z = self.means[part] + self.log_sds[part].exp() * torch.randn_like(self.means[part])
-        return self.decode(z).sigmoid()
+        return self.decode(z).sigmoid().cpu()
