@@ -2,7 +2,8 @@
 
 Each schedule of the document trains the same network from the same seed; last comes one cycle that ends early
 and is followed by SWA at lr .01. Presets: `full` is the document's (ResNet-18, 30 to 60 epochs), for a GPU;
-`cpu` is for two cores (ResNet-20, 12 to 15 epochs); `small` is for a first look, in a minute.
+`cpu` is for two cores (ResNet-20, 12 to 15 epochs); `averages` compares averages with one cycle of as many
+epochs, for several seeds; `long` has as many epochs as the document; `small` is for a first look.
 
 Every run writes checkpoints: start the same command again, and it resumes where it stopped.
 
@@ -25,6 +26,7 @@ import experiments
 import report
 import torch
 from cifar10_plots import plot_accuracy, plot_all_lrs, plot_lrs, plot_swa
+from differences import Difference, paired
 from torch import nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
@@ -35,6 +37,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from minilearn import (
+    EMACB,
     SWACB,
     BatchSchedulerCB,
     Callback,
@@ -86,6 +89,7 @@ class Preset:
 
 SHORT = "one cycle, short"  # of as many epochs as SWA has in all
 SWA, WIDER = "one cycle, then SWA", "one cycle, then SWA, wider network"
+EMA = "one cycle, EMA"  # its iterates are those of one cycle: an average changes nothing in the training
 EXPERIMENTS = ("multi-step", "cosine", "warm restarts", "cyclic", "one cycle", SHORT, SWA)
 
 
@@ -106,6 +110,8 @@ PRESETS = {
         lr_scale=2,
         wider=partial(ResNet, (3, 3, 3), (32, 64, 128)),  # ResNet-20, twice as wide
     ),
+    "averages": Preset(resnet20, {EMA: 12, SWA: 12}, n_swa=4, bs=64, lr_scale=2),
+    "long": Preset(resnet20, {EMA: 30, SWA: 30}, n_swa=10, bs=64, lr_scale=2),
     "small": Preset(
         partial(ResNet, (1, 1, 1), (8, 16, 32)), _epochs(6, 6, 6, 6, 6, 4, 4), n_swa=2, bs=64, n_images=2000
     ),
@@ -120,6 +126,7 @@ PUBLISHED = {
     SHORT: "0.938",
     SWA: "0.94",
     WIDER: "none",
+    EMA: "none",
 }
 
 
@@ -148,6 +155,8 @@ def cbs_of(name: str, preset: Preset) -> list[Callback]:
             return [BatchSchedulerCB(four_triangles)]
         case "one cycle, then SWA":
             return [one_cycle, SWACB(n_epochs - preset.n_swa, swa_lr=SWA_LR * preset.lr_scale)]
+        case "one cycle, EMA":
+            return [one_cycle, EMACB()]
         case _:
             return [one_cycle]
 
@@ -164,7 +173,7 @@ def train(
     schedule = cbs_of(name, preset)
     cbs: list[Callback] = [recorder, MixedPrecisionCB(), ChannelsLastCB(), *extra_cbs]
     if folder is not None:
-        cbs.append(CheckpointCB(folder, keep=1))
+        cbs += [CheckpointCB(folder, keep=1), experiments.HashesCB()]
     model = preset.model_of(name)(n_channels=peek(dls.train)[0].shape[1])
     opt_func = partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4, nesterov=True)
     learn = Learner(model, dls, lr=LR * preset.lr_scale, opt_func=opt_func, cbs=cbs)
@@ -202,19 +211,42 @@ def run(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 # What came out ------------------------------------------------------------------------------------
 
 
-def row_of(histories: list[report.History], flipped: list[float]) -> dict[str, Any]:
+def with_iterates(results: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Return results with those of one cycle, which are the iterates under EMA, if it was not run itself."""
+    if EMA not in results or SHORT in results:
+        return results
+
+    def without_average(history: report.History) -> report.History:
+        rows = [row for row in history if row["train"] != "eval"]
+        return [row | {"train": "eval"} if row["train"] == "iterate" else row for row in rows]
+
+    own = [run | {"history": without_average(run["history"]), "flipped": None} for run in results[EMA]]
+    return {SHORT: own, **results}
+
+
+def row_of(histories: list[report.History], flipped: list[float | None]) -> dict[str, Any]:
     """Return an experiment's figures over its runs; if there is an average, also those of the iterates."""
     row: dict[str, Any] = {
         "n_epochs": histories[0][-1]["epoch"] + 1,
         **report.measures_of(histories),
-        "flipped": report.mean_sd(flipped),
         "time_s": report.seconds_of(histories),
     }
+    if None not in flipped:
+        row["flipped"] = report.mean_sd([value for value in flipped if value is not None])
     iterates = [report.values_of(history, "iterate", "accuracy") for history in histories]
     if iterates[0]:
         row["iterates"] = report.mean_sd([sum(values) / len(values) for values in iterates])
         row["best_iterate"] = report.mean_sd([max(values) for values in iterates])
     return row
+
+
+def averages(rows: dict[str, dict[str, Any]]) -> list[Difference]:
+    """Return the averages - one cycle, of as many epochs and in paired runs, in both measures of validation.
+
+    In training there is nothing to compare: an average changes only what validation sees.
+    """
+    pairs = {f"{name} - one cycle": (name, SHORT) for name in (SWA, EMA) if name in rows}
+    return paired(rows, pairs, ("eval accuracy", "eval loss"))
 
 
 def conclusion(rows: dict[str, dict[str, Any]]) -> str:
@@ -248,6 +280,7 @@ def draw(result: dict[str, Any], out: Path, name: str) -> None:
 
 def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> None:
     """Print and write the table, and draw the pictures."""
+    results = with_iterates(results)
     first = next(iter(results.values()))[0]
     histories = {name: [run["history"] for run in of_runs] for name, of_runs in results.items()}
     flipped = {name: [run["flipped"] for run in of_runs] for name, of_runs in results.items()}
@@ -256,12 +289,16 @@ def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -
         f"\n{first['data']}, {args.preset}, n = {args.runs}: eval accuracy (in brackets: document 001, full)"
     )
     for name, row in rows.items():
-        said = f"{report.said(row['eval accuracy'])}  flipped too {report.said(row['flipped'])}"
+        said = report.said(row["eval accuracy"])
+        if "flipped" in row:
+            said += f"  flipped too {report.said(row['flipped'])}"
         if "iterates" in row:
             said += f"  iterates' mean {report.said(row['iterates'])}"
         print(f"  {name:20} {row['n_epochs']:3} epochs  {said}  ({PUBLISHED[name]})")
     if {SWA, SHORT} <= set(rows):
         print(conclusion(rows))
+        for difference in averages(rows) if EMA in rows else ():
+            print(f"  {difference.name}, {difference.measure}: {difference.cell}")
     name = f"cifar10_schedules_{args.preset}"
     lrs = {
         experiment: of_runs[0]["lrs"]

@@ -47,7 +47,7 @@ def test_document_001_is_run_experiment_for_experiment(script, main, shorten, tm
     shorten("small")
     main("--runs", "2")
     result = result_of(tmp_path, "small")
-    assert list(result["rows"]) == list(script.EXPERIMENTS) == list(script.PUBLISHED)[:-1]
+    assert list(result["rows"]) == list(script.EXPERIMENTS) == list(script.PUBLISHED)[:-2]
     assert (result["n"], result["data"]) == (2, "CIFAR-10, JPEG-coded (cifar10)")
     assert (result["seeds"], result["n_images"]) == ([42, 43], {"train": 40, "eval": 10})
     for name, row in result["rows"].items():
@@ -118,8 +118,8 @@ def test_several_experiments_run_at_once(script, main, monkeypatch, tmp_path):
 
 def test_cpu_preset_has_a_wider_network_besides(script):
     cpu = script.PRESETS["cpu"]
-    assert [*script.EXPERIMENTS, script.WIDER] == list(script.PUBLISHED)
-    assert set(script.PUBLISHED) == set(cpu.n_epochs)
+    assert [*script.EXPERIMENTS, script.WIDER, script.EMA] == list(script.PUBLISHED)
+    assert set(script.PUBLISHED) - {script.EMA} == set(cpu.n_epochs)
     sizes = [sum(p.numel() for p in cpu.model_of(name)().parameters()) for name in ("cosine", script.WIDER)]
     assert sizes[0] == 272_474
     assert 3.9 < sizes[1] / sizes[0] < 4
@@ -205,7 +205,24 @@ def test_conclusion_compares_swa_with_one_cycle_of_as_many_epochs(script, swa, n
 
 def test_swa_is_compared_at_equal_budget(script):
     for preset in script.PRESETS.values():
-        assert preset.n_epochs[script.SHORT] == preset.n_epochs[script.SWA]
+        one_cycle = preset.n_epochs.get(script.SHORT, preset.n_epochs.get(script.EMA))
+        assert one_cycle == preset.n_epochs[script.SWA]
+
+
+def test_iterates_under_ema_are_one_cycle(script, main, shorten, monkeypatch, tmp_path, capsys):
+    short = shorten("small")
+    n_epochs = dict.fromkeys((script.EMA, script.SWA, script.SHORT), 2)
+    monkeypatch.setitem(script.PRESETS, "small", replace(short, n_epochs=n_epochs))
+    main("--runs", "2")
+    histories = result_of(tmp_path, "small")["histories"]
+    found = script.with_iterates({script.EMA: [{"history": run} for run in histories[script.EMA]]})
+    keys = ("train", "epoch", "loss", "MulticlassAccuracy")
+    derived, own = (
+        [{key: row[key] for key in keys} for row in run]
+        for run in (found[script.SHORT][0]["history"], histories[script.SHORT][0])
+    )
+    assert derived == own
+    assert "one cycle, EMA - one cycle, eval loss: " in capsys.readouterr().out
 
 
 def test_published_figures_are_those_of_the_text(script, document):
