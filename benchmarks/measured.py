@@ -9,10 +9,12 @@ Run: python benchmarks/measured.py
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +70,8 @@ def made(text: str, docs: Path = DOCS) -> str:
 
     def between(match: re.Match[str]) -> str:
         name = match[1].removeprefix("result: ")
-        if name == "headline":
-            said = headline_text(docs)
+        if name in TEXTS:
+            said = TEXTS[name](docs)
         else:
             said = module("distributed").plans() if name == "plan" else block(name, docs)
         return f"<!-- {match[1]} -->\n{said}\n<!-- end -->"
@@ -77,13 +79,13 @@ def made(text: str, docs: Path = DOCS) -> str:
     return re.sub(r"<!-- (plan|result: \w+) -->\n.*?<!-- end -->", between, text, flags=re.DOTALL)
 
 
-# For README ---------------------------------------------------------------------------------------
+# The most important ones -----------------------------------------------------------------------------
 
 ABOUT = ("command", "device", "threads", "torch", "rounds")
 
 
 def headline(docs: Path = DOCS) -> dict[str, dict[str, Any]]:
-    """Return the numbers that README has, of three results.
+    """Return the numbers of the first table of docs/measured.md, of three results.
 
     Keys:
         overhead: `ABOUT`, and for "same" and "usual" the ratio of minilearn's time to that loop's. A ratio is
@@ -108,7 +110,7 @@ def headline(docs: Path = DOCS) -> dict[str, dict[str, Any]]:
 
 
 def headline_text(docs: Path = DOCS) -> str:
-    """Return README's three figures: a step, other frameworks, kills; each with its command and device."""
+    """Return three figures as a table: a step, other frameworks, kills; each with its command and device."""
     found = headline(docs)
     step, kill, loop = found["overhead"], found["kill"], found["peers"]["loop"]
     same, usual = (
@@ -151,15 +153,83 @@ def _about(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _peers(workload: str, docs: Path) -> dict[str, Any]:
+    table = _peers_table(workload, docs)
     page = module("page")
-    tables = json.loads((docs / "peers.json").read_text())["tables"]
-    table = next(table for table in tables if table["workload"] == workload)
     rows = {row["name"]: row for row in page.figures(table) if row["name"] not in page.BY_HAND}
     own = rows.pop("minilearn")
     quickest = next(iter(rows.values()))
     keys = ("title", "ratio")
     following = {key: quickest[key] for key in (*keys, "rounds_behind")}
     return _about(table) | {"minilearn": {key: own[key] for key in keys}, "next": following}
+
+
+def _peers_table(workload: str, docs: Path) -> dict[str, Any]:
+    tables = json.loads((docs / "peers.json").read_text())["tables"]
+    found: dict[str, Any] = next(table for table in tables if table["workload"] == workload)
+    return found
+
+
+def n_lines(path: Path) -> int:
+    """Return how many lines of a framework's file are code: no comment, no docstring, no SETTINGS."""
+    text = path.read_text()
+    code = {i for i, line in enumerate(text.splitlines(), 1) if line.strip() and line.strip()[0] != "#"}
+    for node in ast.walk(ast.parse(text)):
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_settings = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SETTINGS"
+        if isinstance(node, ast.stmt) and (is_text or is_settings):
+            code -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(code)
+
+
+def compared(docs: Path = DOCS) -> dict[str, Any]:
+    """Return what README compares: times of a step by framework, lines of code by framework, and kills.
+
+    Keys:
+        ratio: title -> the ratio of a step's time to the usual loop's, the lowest first.
+        rounds: in how many it was measured.
+        lines: title -> the lines of its file in benchmarks/peers, the fewest first, of those that do both
+            workloads and read the data in the way of their docs.
+        kill: as in `headline`.
+    """
+    page, peers = module("page"), module("peers").PEERS
+    table = _peers_table("loop", docs)
+    lines = {
+        peer.title: n_lines(FOLDER / "peers" / f"{peer.module}.py")
+        for peer in peers.values()
+        if len(peer.workloads) == 2
+    }
+    return {
+        "ratio": {row["title"]: row["ratio"]["median"] for row in page.figures(table)},
+        "rounds": table["rounds"],
+        "lines": dict(sorted(lines.items(), key=lambda item: item[1])),
+        "kill": headline(docs)["kill"],
+    }
+
+
+def compared_text(docs: Path = DOCS) -> str:
+    """Return README's comparison: a number each for speed, lines and exact resume."""
+    found = compared(docs)
+    ratio, lines, kill = dict(found["ratio"]), dict(found["lines"]), found["kill"]
+    usual = module("peers").PEERS["usual"].title
+    del ratio[usual]
+    own, by_hand = lines.pop("minilearn"), lines.pop(usual)
+    others = "; ".join(f"{title} {value:.2f}" for title, value in ratio.items() if title != "minilearn")
+    fewest, most = next(iter(lines.items())), list(lines.items())[-1]
+    return "\n".join(
+        (
+            f"- **Speed.** A step of a small network takes {ratio['minilearn']:.2f} of the time that the "
+            f"loop of most tutorials needs (the median of {found['rounds']} rounds). With others: {others}.",
+            f"- **Lines.** The two trainings of `benchmarks/peers` are {own} lines of code with minilearn, "
+            f"{by_hand} by hand, and {fewest[1]} ({fewest[0]}) to {most[1]} ({most[0]}) with others.",
+            f"- **Exact resume.** {kill['runs']} trainings were killed {kill['kills']} times in all, at "
+            f"random moments, also while a checkpoint was written, and resumed: {kill['torn']} files were "
+            f"torn, and {kill['different']} of the {kill['runs']} differ in any bit from one that was never "
+            "stopped.",
+        )
+    )
+
+
+TEXTS: dict[str, Callable[[Path], str]] = {"headline": headline_text, "compared": compared_text}
 
 
 def main() -> None:

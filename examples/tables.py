@@ -1,4 +1,4 @@
-"""Make the tables of README.md and examples/README.md from the results in examples/results.
+"""Make the tables of the pages in PAGES from the results in examples/results.
 
 Every difference, interval and p in the pages is computed here from the values of the single runs.
 
@@ -23,6 +23,7 @@ from report import MEASURES, said
 
 ROOT = Path(__file__).parents[1]
 README, EXAMPLES = ROOT / "README.md", ROOT / "examples" / "README.md"
+DOCUMENTS, AVERAGES = ROOT / "docs" / "documents.md", ROOT / "docs" / "how-to" / "averages.md"
 BEST = "one cycle, lr .05, 6 epochs"
 
 Results = Callable[[str], dict[str, Any]]  # a result's name -> what its file has
@@ -48,7 +49,7 @@ FAMILIES: dict[str, tuple[str, Callable[[dict[str, Any]], list[Difference]]]] = 
     "004": (SWATS, swats_004.compared),
 }
 # Each page, and the families whose differences that hold must all be on it.
-PAGES = {README: ("000", "004"), EXAMPLES: tuple(FAMILIES)}
+PAGES = {README: (), DOCUMENTS: ("000", "004"), AVERAGES: (), EXAMPLES: tuple(FAMILIES)}
 
 
 def family(name: str, results: Results = result) -> list[Difference]:
@@ -95,6 +96,36 @@ def _short(commit: str) -> str:
 
 
 # README -------------------------------------------------------------------------------------------
+
+
+def output(results: Results) -> str:
+    """Return what the main job's fit prints with its first seed, where the output is no terminal."""
+    found = results(MAIN_JOB)
+    rows: list[dict[str, Any]] = found["histories"][0]
+    n_epochs = rows[-1]["epoch"] + 1
+    lines = []
+    for epoch in range(n_epochs):
+        own = [row for row in rows if row["epoch"] == epoch]
+        parts = [
+            f"{row['train']}: MulticlassAccuracy {row['MulticlassAccuracy']:.4f}, loss {row['loss']:.4f}"
+            for row in own
+        ]
+        seconds = f"{sum(row['time_s'] for row in own):.1f} s"
+        lines.append("    " + "  ".join([f"epoch {epoch} ({epoch + 1}/{n_epochs})", *parts, seconds]))
+    return "\n".join(lines)
+
+
+def main_job(results: Results) -> str:
+    """Return what the main job reaches over its seeds, and how long it takes."""
+    found = results(MAIN_JOB)
+    seconds = f"{sum(found['time_s']) / found['n']:.1f} s a run on {found['device']}"
+    return (
+        f"Over {found['n']} seeds it reaches {said(found['row']['eval accuracy'])} (mean, sd) on "
+        f"Fashion-MNIST, in {seconds}: `{found['command']}`, with the data's folder in `MINILEARN_DATA`."
+    )
+
+
+# The pages of the site ------------------------------------------------------------------------------
 
 
 def repeated(results: Results) -> str:
@@ -162,22 +193,12 @@ def smaller(results: Results) -> str:
     )
 
 
-def main_job(results: Results) -> str:
-    """Return what the main job reaches over its seeds, and how long it takes."""
-    found = results(MAIN_JOB)
-    seconds = f"{sum(found['time_s']) / found['n']:.1f} s a run on {found['device']}"
-    return (
-        f"Over {found['n']} seeds it reaches {said(found['row']['eval accuracy'])} (mean, sd) on "
-        f"Fashion-MNIST, in {seconds}: `{found['command']}`, with the data's folder in `MINILEARN_DATA`."
-    )
-
-
 def findings(results: Results) -> str:
     """Return what the results show about the questions of documents 000, 001 and 004."""
     parts = [f"- **Document 000.** {state_000.conclusion(family('000', results))}"]
     parts.append(f"- **Document 001.** {schedules_001.conclusion(results(SCHEDULES)['rows'])}")
     parts.append(f"- **Document 004.** {swats_004.conclusion(family('004', results), results(SWATS))}")
-    for name in PAGES[README]:
+    for name in PAGES[DOCUMENTS]:
         text = told(family(name, results), where="")
         parts.append(f"\nDocument {name}: {text[0].lower()}{text[1:]}")
     return "\n".join(parts)
@@ -399,6 +420,7 @@ def swats_points(results: Results) -> str:
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
+    "output": output,
     "documents, repeated": repeated,
     "documents, smaller": smaller,
     "main job": main_job,

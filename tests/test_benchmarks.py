@@ -461,7 +461,7 @@ def test_headline_has_minilearn_and_the_quickest_other_framework(docs):
         assert found["minilearn"]["ratio"].keys() == {"median", "min", "max"}
 
 
-def test_readme_has_the_headline_with_each_command_and_device(docs):
+def test_headline_has_each_command_and_device(docs):
     _, _, step, peers, kills = MEASURED.made("<!-- result: headline -->\n<!-- end -->", docs).splitlines()[
         1:-1
     ]
@@ -474,10 +474,33 @@ def test_readme_has_the_headline_with_each_command_and_device(docs):
         assert [part for part in (*figures, f"`{command}`", device) if part not in row] == []
 
 
+def test_comparison_of_readme_has_all_frameworks_and_the_counts_of_kill(docs):
+    found = MEASURED.compared(docs)
+    speed, lines, kills = MEASURED.made("<!-- result: compared -->\n<!-- end -->", docs).splitlines()[1:-1]
+    assert "takes 0.87 of the time" in speed
+    assert [t for t, ratio in found["ratio"].items() if f"{t} {ratio:.2f}" not in speed] == [
+        "minilearn",  # whose ratio is in the text above
+        "usual loop by hand",
+    ]
+    assert f"are {found['lines']['minilearn']} lines" in lines
+    assert f"{found['lines']['usual loop by hand']} by hand" in lines
+    assert next(iter(found["lines"])) == "minilearn"
+    assert "2 times" in kills
+
+
+def test_lines_of_a_framework_are_code_only(tmp_path):
+    path = tmp_path / "with_it.py"
+    path.write_text(
+        '"""It."""\n\nSETTINGS = {\n    "loop": "as it is",\n}\n\n\ndef loop():\n    """Do."""\n'
+        "    # why\n    return 1  # because\n"
+    )
+    assert MEASURED.n_lines(path) == 2
+
+
 def test_each_result_has_its_place_on_one_page():
     texts = [(MEASURED.DOCS / page).read_text() for page in MEASURED.PAGES]
     places = re.findall(r"<!-- result: (\w+) -->", "".join(texts))
-    assert sorted(places) == sorted([*MEASURED.COMMANDS, "headline"])
+    assert sorted(places) == sorted([*MEASURED.COMMANDS, *MEASURED.TEXTS])
 
 
 @pytest.mark.parametrize("page", MEASURED.PAGES)

@@ -1,7 +1,6 @@
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,23 +12,45 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+SITE = "https://github.com/minilearn/minilearn/"
+RAW = "https://raw.githubusercontent.com/minilearn/minilearn/main/"
+CORE = ("events.py", "callback.py", "host.py", "learner.py")
+
+
 def commands():
     return [line.strip() for line in README.splitlines() if line.startswith("    python3 -m venv")]
 
 
-@pytest.mark.parametrize(
-    "block",
-    BLOCKS,
-    ids=["one-liner", "optimizer", "schedules", "averages", "processes", "checkpoints", "logs", "callback"],
-)
-def test_code_in_readme_runs_as_it_stands(block, monkeypatch, capsys, tmp_path, write_cifar):
-    monkeypatch.chdir(tmp_path)  # where the one with checkpoints writes
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    images = partial(minilearn.cifar10, root=write_cifar(tmp_path, n_train=40))
-    monkeypatch.setattr(minilearn, "cifar10", lambda bs: images(bs=16))
+def test_code_in_readme_runs_as_it_stands_block_after_block(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(minilearn, "fashion_mnist", lambda: minilearn.shapes(64, n_train=256, n_valid=64))
-    exec(block, {})
-    assert "eval: MulticlassAccuracy" in capsys.readouterr().out
+    names = {name: getattr(minilearn, name) for name in minilearn.__all__}  # "all names are in minilearn"
+    exec(BLOCKS[0], names)
+    assert "epoch 5 (6/6)  train: MulticlassAccuracy" in capsys.readouterr().out
+    assert len(BLOCKS) == 7
+    for block in BLOCKS[1:]:
+        if said := re.search(r"^# (\w+): (.*?) \.\.\.$", block, re.MULTILINE):
+            error = {"ValueError": ValueError}[said[1]]
+            with pytest.raises(error, match=f"^{re.escape(said[2])}"):
+                exec(block, names)
+        else:
+            exec(block, names)
+    said = capsys.readouterr().out
+    assert "the same bit for bit" in said
+    assert "(the owner)" in said
+
+
+def test_readme_is_for_sixty_seconds():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_core_is_as_short_as_readme_says():
+    lines = sum(len((ROOT / "minilearn" / name).read_text().splitlines()) for name in CORE)
+    claims = [README, *((ROOT / "docs" / name).read_text() for name in ("explanation/where-things-are.md",))]
+    for text in claims:
+        assert all(f"`{name}`" in text for name in CORE)
+        (said,) = re.findall(r"fewer than ([\d,]+) lines", text)
+        assert lines < int(said.replace(",", "")) <= lines + 300
 
 
 def test_readme_has_two_commands_of_one_line():
@@ -48,10 +69,18 @@ def test_ci_runs_the_test_command_of_readme():
     assert 'bash -c "$test_command"' in script
 
 
-def test_paths_named_in_readme_exist():
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def test_links_of_readme_work_anywhere_and_lead_to_what_exists():
+    """They are absolute, because PyPI shows README too."""
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) > 20
+    for link in links:
+        found = re.fullmatch(f"(?:{SITE}(?:blob|tree)/main/|{RAW})([^#]+)(?:#(.*))?", link)
+        assert found, link
+        path = ROOT / found[1]
+        assert path.exists(), link
+        assert path.is_dir() == ("/tree/" in link), link
+        headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if found[2] else []
+        assert not found[2] or found[2] in [title.lower().replace(" ", "-") for title in headings], link
 
 
 def test_figures_of_readme_are_those_of_the_committed_result():

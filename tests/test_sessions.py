@@ -1,4 +1,4 @@
-"""What an optimizer keeps from one fit to the next: README's table, cell for cell."""
+"""What an optimizer keeps from one fit to the next: the table of docs/how-to/fit-again.md, cell for cell."""
 
 from functools import cache, partial
 from pathlib import Path
@@ -40,8 +40,8 @@ FITS = {
 
 
 def cells():
-    """Return README's table: (what, fit, cell)."""
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+    """Return the page's table: (what, fit, cell)."""
+    text = (Path(__file__).parents[1] / "docs" / "how-to" / "fit-again.md").read_text()
     lines = text.split("<!-- kept -->\n")[1].split("\n\n")[0].splitlines()
     rows = [[part.strip() for part in line.strip("|").split("|")] for line in lines]
     assert rows[0][1:] == list(FITS)
