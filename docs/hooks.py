@@ -187,7 +187,7 @@ def job(folder: Path) -> str:
 
 ![What came out, drawn](picture.png)
 
-| | |
+| | result |
 |---|---|
 {said}
 
@@ -203,6 +203,14 @@ n = {result["n"]}; "±" is the standard deviation over the seeds; [what the colu
 # All ------------------------------------------------------------------------------------------------
 
 
+def orders() -> str:
+    """Return a table of the orders of callbacks: what the comments in the source say."""
+    code = (ROOT / "minilearn" / "callback.py").read_text()
+    found = re.findall(r"^    ([A-Z_]+) = (-?\d+)  # (.*)$", code, re.MULTILINE)
+    lines = [f"| {number} | `{name}` | {said} |" for name, number, said in found]
+    return "\n".join(["| order | name | whose, and why |", "|---|---|---|", *lines])
+
+
 def pages() -> Site:
     """Return the files of the site."""
     site = Site()
@@ -212,7 +220,7 @@ def pages() -> Site:
         if path.suffix == ".ipynb":
             site.add(place, notebook(path, site), path)
         elif path.suffix == ".md":
-            site.add(place, path.read_text(), path)
+            site.add(place, path.read_text().replace("<!-- orders -->", orders()), path)
         else:
             site.files[place] = path.read_bytes()
     for folder in jobs():

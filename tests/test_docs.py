@@ -1,12 +1,17 @@
 """The pages of the site: each block of code runs, and each public name is in the reference."""
 
+import importlib.util
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 
 import minilearn
+from minilearn.events import STEPS, events
 
 REPO = Path(__file__).parents[1]
 DOCS = REPO / "docs"
@@ -41,6 +46,115 @@ def test_reference_has_each_public_name():
     assert named - {"events"} == set(minilearn.__all__)
 
 
-def test_each_page_is_in_the_navigation():
-    navigation = (REPO / "mkdocs.yml").read_text()
-    assert [path for path in DOCS.rglob("*.md") if str(path.relative_to(DOCS)) not in navigation] == []
+def test_each_page_is_in_the_navigation(hooks):
+    navigation = (REPO / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    pages = [place for place in hooks.pages().files if place.endswith(".md")]
+    assert sorted(re.findall(r"[\w/-]+\.md", navigation)) == sorted(pages)
+    assert len([page for page in pages if page.startswith("jobs/")]) == 1 + len(hooks.jobs())
+
+
+# What is made for the site --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    return load("hooks")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_link_leads_to_the_page_or_to_the_repository(hooks):
+    text = "[a](../README.md#run-it) [b](how-to/metrics.md#x) [c](../nbs/004_swats.ipynb) [d](https://x.org)"
+    site = hooks.Site()
+    linked = site.linked(text, "explanation/page.md", DOCS / "page.md")
+    assert linked.split() == [
+        f"[a]({hooks.MAIN}/blob/main/README.md#run-it)",
+        "[b](../how-to/metrics.md#x)",
+        "[c](../tutorials/004_swats.md)",
+        "[d](https://x.org)",
+    ]
+    picture = "![p](../examples/results/fashion_mnist_losses.png)"
+    assert site.linked(picture, "index.md", DOCS / "index.md") in (
+        f"![p]({place})" for place in site.files if place.startswith("pictures/")
+    )
+    code = "```python\nx = [a](nowhere.md)\n```\n"
+    assert site.linked(code, "index.md", DOCS / "index.md") == code
+
+
+def test_link_that_leads_nowhere_is_named(hooks):
+    with pytest.raises(ValueError, match=r"index\.md.*nowhere\.md.*not there"):
+        hooks.Site().linked("[a](nowhere.md)", "index.md", DOCS / "index.md")
+
+
+def test_notebook_s_page_has_its_outputs(hooks):
+    site = hooks.pages()
+    page = site.files["tutorials/003_optimizers_from_scratch.md"].decode()
+    pictures = re.findall(r"\]\(\.\./(tutorials/003\w+\.png)\)", page)
+    assert len(pictures) >= 5
+    assert all(site.files[picture].startswith(b"\x89PNG") for picture in pictures)
+    assert page.startswith("# Optimizers from scratch")
+    assert "learn.fit(2)" in page
+    assert "<table>" in page
+
+
+def test_job_s_page_has_its_text_code_and_result(hooks):
+    site = hooks.pages()
+    for folder in hooks.jobs():
+        page = site.files[f"jobs/{folder.name}.md"].decode()
+        assert (folder / "train.py").read_text().strip() in page
+        assert "| reached |" in page
+        assert f"](../pictures/examples_tasks_{folder.name}_picture.png)" in page
+
+
+def test_diagram_has_the_events_in_the_order_of_the_loop():
+    page = (DOCS / "reference" / "events.md").read_text()
+    diagram = page[page.index('<div class="loop"') : page.index("## Orders")]
+    loop = list(dict.fromkeys(events()))[: events().index("cleanup_fit") + 1]
+    found = re.findall(r"<code(?: class=\"(step)\")?>(\w+)</code>", diagram)
+    names = [name for _, name in found]
+    assert set(names) == set(loop)
+    assert {name for kind, name in found if kind} == set(STEPS)
+    train = names[: names.index("before_validate")]
+    assert [name for name in train if name != "unpack"] == [
+        name for name in loop if name in train and name != "unpack"
+    ]
+    assert names[-3:] == ["after_fit", "cleanup_fit", "at_rest"]
+
+
+def test_table_of_orders_has_each(hooks):
+    rows = re.findall(r"^\| (-?\d+) \| `(\w+)` \| \S", hooks.orders(), re.MULTILINE)
+    assert [(int(number), name) for number, name in rows] == [(o.value, o.name) for o in minilearn.Order]
+
+
+def test_labels_of_a_docstring_become_paragraphs_and_documents_links():
+    pytest.importorskip("griffe")
+    docstrings = load("docstrings")
+    said = docstrings.markdown(
+        "Do it::\n\n    a <b> c\n\nIt reads <class>.\n\nArgs:\n    x: of <y>, `<z>`.\n\n"
+        "Runs at: prepare;\n    order 3. Reads: opt.\nSource: document 003."
+    )
+    assert said.startswith("Do it:\n\n    a <b> c\n")
+    assert "It reads &lt;class>." in said
+    assert "Args:\n    x: of &lt;y>, `<z>`." in said
+    assert "**Runs at:** prepare; order 3. **Reads:** opt." in said
+    anchor = "003-optimizers-and-schedules-from-scratch"
+    assert f"**Source:** document [003](../documents.md#{anchor})." in said
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")
+def test_site_is_built_without_a_warning_and_a_browser_finds_no_fault(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    if shutil.which("chromium") is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    said = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert load("check").faults(site) == []

@@ -181,7 +181,7 @@ def settings_of(tables: list[dict[str, Any]]) -> str:
     lines = []
     for title, settings in found.items():
         lines.append(f"- **{title}**")
-        lines += [f"  - {workload}: {text}" for workload, text in settings.items()]
+        lines += [f"    - {workload}: {text}" for workload, text in settings.items()]
     return "\n".join(lines) + "\n"
 
 
