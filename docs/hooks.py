@@ -5,7 +5,8 @@ with their stored outputs, and the jobs of examples/tasks with code, picture and
 docs/ leads to the page made of that file, or else to the file in the repository; pictures are copied. So
 links work in the repository and on the site.
 
-Run: mkdocs build --strict (or serve), or python docs/hooks.py to write the pages only.
+Run: mkdocs build --strict, or mkdocs serve. Zensical, MkDocs' successor, has no hooks: python docs/hooks.py
+writes the pages and build/mkdocs.yml for it, then zensical build -f build/mkdocs.yml.
 """
 
 from __future__ import annotations
@@ -240,6 +241,23 @@ def on_config(config: Any) -> Any:
     return config
 
 
+def without_hooks() -> str:
+    """Return mkdocs.yml for the folder build/, and for a builder that finds the pages there."""
+    text = (ROOT / "mkdocs.yml").read_text()
+    for old, new in (
+        ("docs_dir: docs\n", f"docs_dir: {PAGES.name}\n"),
+        ("hooks: [docs/hooks.py]", "# no hooks"),
+        ("watch: [docs, nbs, examples/tasks]\n", ""),
+        ("paths: [.]", "paths: [..]"),
+        ("extensions: [docs/docstrings.py]", "extensions: [../docs/docstrings.py]"),
+    ):
+        if text.count(old) != 1:
+            raise ValueError(f"mkdocs.yml: expected {old!r} once, to write {new!r}")
+        text = text.replace(old, new)
+    return text
+
+
 if __name__ == "__main__":
     pages().write(PAGES)
-    print(PAGES)
+    (PAGES.parent / "mkdocs.yml").write_text(without_hooks())
+    print(PAGES.parent / "mkdocs.yml")

@@ -146,6 +146,12 @@ def test_labels_of_a_docstring_become_paragraphs_and_documents_links():
     assert f"**Source:** document [003](../documents.md#{anchor})." in said
 
 
+def test_a_builder_without_hooks_finds_the_pages(hooks):
+    text = hooks.without_hooks()
+    assert "docs_dir: pages\n" in text
+    assert "docs/hooks.py" not in text
+
+
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_site_is_built_without_a_warning_and_a_browser_finds_no_fault(tmp_path):
