@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import importlib
 import json
 import re
 import sys
@@ -163,21 +164,25 @@ def notebook(path: Path, site: Site) -> str:
 # Jobs -----------------------------------------------------------------------------------------------
 
 
-def job(folder: Path) -> str:
-    """Return the page of a job: what its docstring says, picture, result and code."""
+def of_tasks(name: str) -> Any:
+    """Import a module of examples/tasks."""
     sys.path.insert(0, str(TASKS))
     try:
-        from jobs import JOBS
-        from table import HEAD, row
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(TASKS))
+
+
+def job(folder: Path) -> str:
+    """Return the page of a job: what its docstring says, picture, result and code."""
+    found, table = of_tasks("jobs").JOBS, of_tasks("table")
     name, code = folder.name, (folder / "train.py").read_text()
     about = ast.get_docstring(ast.parse(code)) or ""
     result = json.loads((folder / "result.json").read_text())
-    cells = [cell.strip() for cell in row(name, result).strip("|").split(" | ")]
-    heads = [cell.strip() for cell in HEAD[0].strip("|").split("|")]
+    cells = [cell.strip() for cell in table.row(name, result).strip("|").split(" | ")]
+    heads = [cell.strip() for cell in table.HEAD[0].strip("|").split("|")]
     said = "\n".join(f"| {head} | {cell} |" for head, cell in zip(heads[1:], cells[1:], strict=True))
-    title = JOBS[name].title
+    title = found[name].title
     first, _, rest = about.partition("\n\n")
     files = " and ".join(f"[`{f}`]({f})" for f in ("model.py", "by_hand.py") if (folder / f).is_file())
     return f"""# {title[0].upper()}{title[1:]}

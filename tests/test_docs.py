@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 import minilearn
+import minilearn.data
 from minilearn.events import STEPS, events
 
 REPO = Path(__file__).parents[1]
@@ -42,8 +43,10 @@ def test_block_runs_as_it_stands(code, tmp_path, monkeypatch):
 
 def test_reference_has_each_public_name():
     pages = "\n".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
-    named = set(re.findall(r"^::: minilearn\.(\w+)", pages, re.MULTILINE))
+    named = set(re.findall(r"^::: minilearn\.(\w+)$", pages, re.MULTILINE))
     assert named - {"events"} == set(minilearn.__all__)
+    of_data = set(re.findall(r"^::: minilearn\.data\.(\w+)$", pages, re.MULTILINE))
+    assert of_data == set(minilearn.data.__all__) - set(minilearn.__all__)
 
 
 def test_each_page_is_in_the_navigation(hooks):
