@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import positive
+from harness import head, positive
 from peers import PEERS
 
 from minilearn.provenance import provenance
 
 REPO = Path(__file__).parents[1]
-BENCHMARKS, EXAMPLES = REPO / "benchmarks", REPO / "examples"
+BENCHMARKS, EXAMPLES = Path("benchmarks"), Path("examples")  # from there, as the results name them
 END_S = 15.0  # of a call's time, for what a part writes when it is stopped
 
 
@@ -65,10 +65,12 @@ def parts_of(call: str, device: str, peers: Sequence[str]) -> dict[str, Part]:
     script = {name: str(BENCHMARKS / f"{name}.py") for name in ("overhead", "speed_tools", "peers")}
     here = ("--device", device, "--out", "{out}")
     files = sorted(
-        str(path) for path in (REPO / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()
+        str(path.relative_to(REPO))
+        for path in (REPO / "tests").rglob("test_*.py")
+        if "mark.gpu" in path.read_text()
     )
     tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-n0", "-m", "gpu")
-    one = str(REPO / "tests/callbacks/test_device.py")
+    one = "tests/callbacks/test_device.py"
     speedrun = (str(EXAMPLES / "cifar10_speedrun.py"), "--runs", "3", "--out", "{out}")
     state = (str(EXAMPLES / "optimizer_state.py"), "--out", "{out}", "--work", "{work}/optimizer_state")
     found = {
@@ -112,7 +114,7 @@ def installed() -> list[str]:
 def run_part(part: Part, args: argparse.Namespace, left_s: float) -> dict[str, Any]:
     """Run a part for at most so many seconds; return what came of it. Its output goes to gpu.log."""
     words = [*part.command, *(part.small if args.smoke else ())]
-    places = {"{out}": str(args.out), "{work}": str(args.work)}
+    places = {"{out}": str(args.out.resolve()), "{work}": str(args.work.resolve())}
     for old, new in places.items():
         words = [word.replace(old, new) for word in words]
     start_s = time.perf_counter()
@@ -140,6 +142,16 @@ def run_part(part: Part, args: argparse.Namespace, left_s: float) -> dict[str, A
         tail = (args.out / "gpu.log").read_text().strip().splitlines()[-1]
         end = f"{end}: {tail}"
     return {"end": end, "seconds": time.perf_counter() - start_s, "command": " ".join(["python", *words])}
+
+
+def said(result: dict[str, Any]) -> str:
+    """Return a result as text: how each part ended, and how long it took."""
+    parts = result["parts"]
+    width = max(len(name) for name in parts)
+    lines = [
+        f"{name:{width}}  {part.get('seconds', 0):5.0f} s  {part['end']}" for name, part in parts.items()
+    ]
+    return "\n".join([head(result), *lines])
 
 
 def paths() -> list[str]:

@@ -1,4 +1,4 @@
-"""Make the measured parts of docs/measured.md, docs/many_gpus.md and README.md from the results in docs.
+"""Make the measured parts of docs/measured.md, gpu.md and many_gpus.md and of README.md from docs/measured.
 
 Marks in a page say where: between `<!-- result: overhead -->` and `<!-- end -->` come the command of
 docs/measured/overhead.json and its output.
@@ -20,7 +20,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent / "docs"
-PAGES = ("measured.md", "many_gpus.md", "../README.md")  # from docs
+PAGES = ("measured.md", "gpu.md", "many_gpus.md", "../README.md")  # from docs
 # Each result, and the command that makes it, to be run in the root of the repository.
 COMMANDS = {
     "overhead": "python benchmarks/overhead.py --out docs/measured",
@@ -32,6 +32,10 @@ COMMANDS = {
     "checkpoint": "python benchmarks/checkpoint.py --out docs/measured",
     "pytorch_optimizers": "python benchmarks/pytorch_optimizers.py --out docs/measured",
     "distributed": "python benchmarks/distributed.py --rounds 3 --out docs/measured",
+    "gpu/gpu": "python benchmarks/gpu.py cifar10 --peers usual minilearn lightning fastai ignite accelerate "
+    "--out docs/measured/gpu --work runs/gpu/work --minutes 2",  # the last call, after cifar10 and imagenette
+    "gpu/overhead": "python benchmarks/overhead.py --device cuda --out docs/measured/gpu",
+    "gpu/speed_tools": "python benchmarks/speed_tools.py --device cuda --out docs/measured/gpu --steps 20",
 }
 
 
@@ -53,7 +57,7 @@ def result(name: str, docs: Path = DOCS) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. It is made by: {COMMANDS[name]}")
     found: dict[str, Any] = json.loads(path.read_text())
-    if found["benchmark"] != name:
+    if found["benchmark"] != name.rpartition("/")[2]:
         raise ValueError(f"{path}: expected a result of {name}, and found one of {found['benchmark']}")
     return found
 
@@ -61,7 +65,7 @@ def result(name: str, docs: Path = DOCS) -> dict[str, Any]:
 def block(name: str, docs: Path = DOCS) -> str:
     """Return a result as a block of code: its command and its output."""
     found = result(name, docs)
-    lines = [f"$ {found['command']}", *module(name).said(found).splitlines()]
+    lines = [f"$ {found['command']}", *module(found["benchmark"]).said(found).splitlines()]
     return "\n".join(f"    {line}" for line in lines)
 
 
@@ -76,7 +80,7 @@ def made(text: str, docs: Path = DOCS) -> str:
             said = module("distributed").plans() if name == "plan" else block(name, docs)
         return f"<!-- {match[1]} -->\n{said}\n<!-- end -->"
 
-    return re.sub(r"<!-- (plan|result: \w+) -->\n.*?<!-- end -->", between, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (plan|result: [\w/]+) -->\n.*?<!-- end -->", between, text, flags=re.DOTALL)
 
 
 # The most important ones -----------------------------------------------------------------------------

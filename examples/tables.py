@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def result(name: str) -> dict[str, Any]:
 
 STATE, SCHEDULES, SWATS = "optimizer_state_imagenette_cpu", "cifar10_schedules_cpu", "swats_cpu"
 TOUR, SCRATCH, SPEEDRUN = "mnist_optimizers", "fashion_mnist_optimizers", "cifar10_speedrun"
+STATE_FULL, SPEEDRUN_GPU = "optimizer_state_imagenette_full", "cifar10_speedrun_gpu"  # on a GPU
 MAIN_JOB = "fashion_mnist"
 
 FAMILIES: dict[str, tuple[str, Callable[[dict[str, Any]], list[Difference]]]] = {
@@ -223,14 +225,26 @@ def swa_row(results: Results) -> str:
 # Document 000 -------------------------------------------------------------------------------------
 
 
-def state_rows(results: Results) -> str:
+def state_rows(results: Results, name: str = STATE) -> str:
     """Return document 000's methods: all measures of the last epoch."""
-    found = results(STATE)
+    found = results(name)
     rows = [
         (method, *(said(row[name]) for name in MEASURES), f"{row['time_s']['mean']:.0f}")
         for method, row in found["rows"].items()
     ]
     return f"{_table(('method', *MEASURES, 'seconds a run'), *rows)}\n\n{_made_by(found)}"
+
+
+def state_full(results: Results) -> str:
+    """Return the same for the document's network, and what keeping the state changes."""
+    found = results(STATE_FULL)
+    last = state_000.compared(found["rows"])
+    boundary = state_000.after_boundary(found["second_session"])
+    names = list(dict.fromkeys(d.name for d in last))
+    cells = [[d.cell for d in [*last, *boundary] if d.name == name] for name in names]
+    head = ("difference, one pair each", *MEASURES, state_000.AT_BOUNDARY)
+    rows = [(name, *row) for name, row in zip(names, cells, strict=True)]
+    return f"{state_rows(results, STATE_FULL)}\n\n{_table(head, *rows)}"
 
 
 def state_differences(results: Results) -> str:
@@ -274,15 +288,15 @@ def cifar_equal(results: Results) -> str:
     )
 
 
-def speedrun_row(results: Results) -> str:
+def speedrun_row(results: Results, name: str = SPEEDRUN) -> str:
     """Return what the fast run of CIFAR-10 reached, and when."""
-    found = results(SPEEDRUN)
+    found = results(name)
     times_s = found["time_s"]
     row = (
         str(found["histories"][0][-1]["epoch"] + 1),
         said(found["accuracy"]),
         said(found["one_view"]),
-        f"{sum(times_s) / len(times_s):.0f}",
+        ", ".join(f"{time_s:.0f}" for time_s in times_s),
     )
     return (
         f"{_table(('epochs', 'eval accuracy, ten views', 'one view', 'seconds'), row)}\n\n{_made_by(found)}"
@@ -428,9 +442,11 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "swa": swa_row,
     "optimizer_state": state_rows,
     "optimizer_state, differences": state_differences,
+    "optimizer_state, full": state_full,
     "cifar10_schedules": cifar_rows,
     "cifar10_schedules, equal budget": cifar_equal,
     "cifar10_speedrun": speedrun_row,
+    "cifar10_speedrun, gpu": partial(speedrun_row, name=SPEEDRUN_GPU),
     "mnist_optimizers": mnist_rows,
     "mnist_optimizers, differences": mnist_differences,
     "fashion_mnist_optimizers": fashion_rows,
