@@ -19,7 +19,12 @@ from ..counting import ELEMENTWISE, calls_of
 from .checks import shapes_of
 
 _EXPLICIT = (torch.einsum, torch.tensordot)  # functions whose caller names the dimensions
-_JOINING = (F.cosine_similarity, F.pairwise_distance, torch.dist, Tensor.dist)  # they broadcast, then reduce
+_JOINING = frozenset(  # they broadcast, then reduce
+    {*ELEMENTWISE, F.cosine_similarity, F.pairwise_distance, torch.dist, Tensor.dist}
+)
+_ASKING = frozenset(  # what a tensor is: these join nothing, and make no tensor
+    getattr(Tensor, name).__get__ for name in ("device", "dtype", "is_leaf", "layout", "ndim", "shape")
+) | {Tensor.dim, Tensor.is_complex, Tensor.is_floating_point, Tensor.numel, Tensor.size}
 
 
 def is_compiled(function: Any) -> bool:
@@ -75,10 +80,12 @@ class Joins(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _ASKING:
+            return func(*args, **kwargs)
         found = [(t, self._from[id(t)]) for t in _tensors((args, kwargs.values())) if self._knows(t)]
         if not found:
             return func(*args, **kwargs)
-        if func in (*ELEMENTWISE, *_JOINING):
+        if func in _JOINING:
             self._check_joined(found)
         self.before(func, args, kwargs)
         out = func(*args, **kwargs)
