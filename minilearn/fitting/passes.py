@@ -15,7 +15,7 @@ from ..checkpoints.resuming import resumed
 from ..host import Pass, stray
 from ..optim.building import build_opt
 from ..optim.groups import check_kept, check_step, has_modes, needs_closure, params_of, set_lr
-from ..parameters import elsewhere, extra_groups, named_params, roots_of
+from ..parameters import all_params, elsewhere, extra_groups, named_params, roots_of
 from ..plan import Plan
 from ..seeding import kept_rng
 from .checks import (
@@ -237,6 +237,6 @@ def opt_for(learn: Learner, lr: float | Sequence[float] | None, reset_opt: bool)
         set_lr(opt, lr)
     if learn.has_default("step"):
         check_step(opt)
-    for p in chain(named_params(learn).values(), params_of(opt)):
+    for p in chain(all_params(learn), params_of(opt)):
         p.grad = None  # left by an interrupted fit, or by the user's own backward
     return opt
