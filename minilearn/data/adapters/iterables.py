@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -40,7 +40,8 @@ class SequenceAdapter(Adapter):
 
     def peek(self, epoch: int | None = None) -> Any:
         """Return the first batch."""
-        with kept_rng(*self.generators()):
+        is_plain = type(self.loader) in (list, tuple)  # so that reading it draws no random numbers
+        with nullcontext() if is_plain else kept_rng(*self.generators()):
             return self.loader[0] if len(self.loader) else None
 
     def targets(self) -> Iterator[Tensor] | None:
