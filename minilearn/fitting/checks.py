@@ -128,10 +128,12 @@ _FOREIGN = {
 
 def check_fields(learn: Learner) -> None:
     """Warn once about new fields that look like misspellings of ours, or like another library's."""
-    ours = {name for name in dir(learn) if not name.startswith("_")} - learn.own_fields().keys()
-    for name in learn.own_fields():
-        if name.startswith("_") or name in learn._made.warned:
-            continue
+    own = learn.own_fields()
+    new = [name for name in own if not name.startswith("_") and name not in learn._made.warned]
+    if not new:
+        return
+    ours = {name for name in dir(learn) if not name.startswith("_")} - own.keys()
+    for name in new:
         learn._made.warned.add(name)
         if name in _FOREIGN:
             advice = f"nothing reads it; {_FOREIGN[name]}"
