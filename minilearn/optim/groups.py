@@ -247,7 +247,8 @@ def needs_closure(opt: Any) -> bool:
 
 def _needed_by_step(opt: Any) -> list[str]:
     """Return the arguments that a step has to be given by place."""
-    parameters = list(inspect.signature(opt.step).parameters.values())
     if hasattr(type(opt), "step"):  # the class's, because a scheduler replaces the instance's step
         parameters = list(inspect.signature(type(opt).step).parameters.values())[1:]  # without self
+    else:
+        parameters = list(inspect.signature(opt.step).parameters.values())
     return [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
