@@ -3,6 +3,7 @@
 import importlib.util
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from test_benchmarks import load
@@ -10,13 +11,13 @@ from toolbox import StopCB, every_rest, make_learner, mentions, same, stop, tens
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from minilearn import BatchSchedulerCB, Callback
+from minilearn import BatchSchedulerCB, Callback, set_seed
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_files")]
 
 
 def net():
-    torch.manual_seed(0)
+    set_seed(0)  # numpy's and python's generators too: an optimizer may draw from them
     return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 
 
@@ -210,9 +211,13 @@ def attribute(opt):
     opt.param_groups[0]["lr"] = 0.1 / opt.n
 
 
+def drawn_by_numpy(opt):
+    opt.param_groups[0]["lr"] = 0.1 * np.random.random()
+
+
 ODD = [
     *(count_in_groups, tensor_in_groups, list_in_groups, nested_in_groups, only_one_group),
-    *(number_in_state, tensor_in_state, dict_in_state, object_in_state, attribute),
+    *(number_in_state, tensor_in_state, dict_in_state, object_in_state, attribute, drawn_by_numpy),
 ]
 
 
