@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..arguments import check_flags, shown
 from ..batches import map_tensors
@@ -81,7 +81,10 @@ class CompileCB(Callback):
     def before_fit(self, learn: Learner) -> None:
         if getattr(learn.model, "_compiled_call_impl", None) is not None or hasattr(learn.model, "_orig_mod"):
             return  # compiled by an earlier fit, or by the user
-        learn.model.compile(**self.kwargs)
+        if str(getattr(learn.model.forward, "__module__", "")).startswith("torch."):
+            _compile_module_of_torch(learn.model, self.kwargs)
+        else:
+            learn.model.compile(**self.kwargs)
 
     def before_batch(self, learn: Learner) -> None:
         if self._has_graphs:
@@ -90,6 +93,19 @@ class CompileCB(Callback):
     def after_predict(self, learn: Learner) -> None:
         if self._has_graphs and not learn.training and isinstance(learn.preds, Tensor):
             learn.preds = learn.preds.clone()
+
+
+def _compile_module_of_torch(model: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Compile a module such as nn.Sequential in place, with a function that torch may trace around its call.
+
+    In older versions of torch, such as 2.6, `model.compile()` compiles nothing for them, without a word
+    (pytorch/pytorch#150915).
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    model._compiled_call_impl = torch.compile(call, **kwargs)
 
 
 def _channels_last(t: Tensor) -> Tensor:

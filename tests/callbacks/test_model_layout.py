@@ -166,8 +166,20 @@ def tiny():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 6, 4), nn.ReLU(), nn.Linear(4, 2))
 
 
-def test_compiled_model_trains_to_the_same_weights(backend):
-    plain, learn = conv_learner(model=tiny()), conv_learner(CompileCB(backend=backend), model=tiny())
+class Own(nn.Module):
+    """A model with a forward of its own, which torch's compile() compiles in every version."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = tiny()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("new", [tiny, Own])
+def test_compiled_model_trains_to_the_same_weights(backend, new):
+    plain, learn = conv_learner(model=new()), conv_learner(CompileCB(backend=backend), model=new())
     model = learn.model
     plain.fit()
     learn.fit()
@@ -199,7 +211,7 @@ def test_second_fit_does_not_compile_again(backend):
 
 @pytest.mark.parametrize("how", ["in place", "wrapped"])
 def test_model_that_the_user_compiled_is_left_alone(backend, how):
-    model, other = tiny(), Backend()
+    model, other = Own(), Backend()
     if how == "in place":
         model.compile(backend=backend)
     else:
@@ -260,7 +272,7 @@ def test_predictions_of_cuda_graphs_are_copied_in_validation(at, monkeypatch, mo
     first = at("after_predict", lambda learn: kept.append(learn.preds), order=-21)
     kept = []
     after = at("after_predict", lambda x: same.append((x.training, x.preds is kept[-1])))
-    learn = conv_learner(CompileCB(mode=mode), first, after, MetricsCB(), model=tiny())
+    learn = conv_learner(CompileCB(mode=mode), first, after, MetricsCB(), model=Own())
     learn.fit()
     assert same == [(True, True)] * 4 + [(False, not copies)] * 2
     assert len(marks) == (6 if copies else 0)
