@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..arguments import flag, number, shown
 from ..callback import Callback, Order
-from ..seeding import kept_rng
+from ..terminal import default_console, takes_bars
 from .pace import Pace
 from .progress_views import Bars, Lines, Notebook
 
@@ -24,7 +24,9 @@ class ProgressCB(Callback):
 
     In a terminal, two bars (epochs, batches) below a growing table of rows; in a notebook the same as HTML;
     anywhere else (a file, a pipe) one plain line per epoch, and one now and then inside a long epoch. The
-    time left is that of the batches, and of the whole fit, with its validations.
+    time left is that of the batches, and of the whole fit, with its validations. Where somebody else draws in
+    the terminal, such as tqdm or a live display of rich, plain lines above that; from rich 14.1 on, bars in a
+    live display whose console is given.
 
     Args:
         plot: in a notebook, also redraw the history's curves after each epoch.
@@ -72,10 +74,7 @@ class ProgressCB(Callback):
     def _open(self, learn: Learner) -> None:
         if self.quiet:
             return
-        with kept_rng(devices=False):  # rich draws a number of python's when it is first imported
-            from rich.console import Console
-
-        console = self.console or Console()
+        console = self.console or default_console()
         if self.plot and not console.is_jupyter:
             raise ValueError(
                 "ProgressCB(plot=True) draws only in a notebook: here use plot_history(learn.history)"
@@ -84,10 +83,25 @@ class ProgressCB(Callback):
         pace = Pace(learn)
         if console.is_jupyter:
             self._view = Notebook(console, pace, self.plot)
-        elif console.is_terminal:
-            self._view = Bars(console, pace)
         else:
-            self._view = Lines(console, pace, self.every_s)
+            self._view = self._bars(console, pace) or Lines(console, pace, self.every_s)
+
+    def _bars(self, console: Console, pace: Pace) -> Bars | None:
+        """Return bars, unless they have no place."""
+        from rich.errors import LiveError
+
+        def make_way() -> None:
+            if self._view is bars:  # else it has made way already
+                self._view = Lines(console, pace, self.every_s, made_way=True)
+                bars.stop()
+
+        if not takes_bars(console):
+            return None
+        try:
+            bars = Bars(console, pace, make_way)
+        except LiveError:  # before 14.1, rich has one live display in a console
+            return None
+        return bars
 
     def before_epoch(self, learn: Learner) -> None:
         source = learn.run.source  # its rows were shown already, including any of this epoch

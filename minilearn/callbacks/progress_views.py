@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 from collections.abc import Callable
 from html import escape
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..optim.groups import groups_of
 from ..plot import plot_history
+from ..terminal import Shared, print_line, wrapped
 from .pace import Pace, time_text
 
 if TYPE_CHECKING:
@@ -29,11 +31,23 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-class Lines:
-    """Print one plain line per epoch, and others inside a long one."""
+def _row_text(row: dict[str, Any]) -> str:
+    values = [f"{k} {_cell(k, v)}" for k, v in row.items() if k not in ("epoch", "train", "time_s")]
+    return f"{row['train']}: {', '.join(values)}"
 
-    def __init__(self, console: Console, pace: Pace, every_s: float) -> None:
-        self.console, self.pace, self.every_s = console, pace, every_s
+
+class Lines:
+    """Print one plain line per epoch, and others inside a long one.
+
+    Args:
+        console: where to.
+        pace: of the fit.
+        every_s: seconds from one line to the next inside an epoch.
+        made_way: in place of bars, for somebody else's.
+    """
+
+    def __init__(self, console: Console, pace: Pace, every_s: float, made_way: bool = False) -> None:
+        self.console, self.pace, self.every_s, self.made_way = console, pace, every_s, made_way
         self.next_s = time.perf_counter() + every_s
 
     def begin(self) -> None:
@@ -57,7 +71,7 @@ class Lines:
         return f"epoch {number}  " if self.pace.is_trained else ""
 
     def _print(self, parts: list[str]) -> None:
-        print("  ".join(parts), file=self.console.file, flush=True)  # rich would wrap it
+        print_line(self.console, parts, erase=self.made_way)
         self.next_s = time.perf_counter() + self.every_s
 
     def end_train(self, rows: Callable[[], list[dict[str, Any]]]) -> None:
@@ -66,10 +80,7 @@ class Lines:
     def end_epoch(self, epoch: int, rows: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
         if not rows:
             return
-        parts = []
-        for row in rows:
-            values = [f"{k} {_cell(k, v)}" for k, v in row.items() if k not in ("epoch", "train", "time_s")]
-            parts.append(f"{row['train']}: {', '.join(values)}")
+        parts = [_row_text(row) for row in rows]
         parts.append(f"{sum(row['time_s'] for row in rows):.1f} s")
         parts[0] = self._head(rows[0]["epoch"], epoch) + parts[0]
         self._print(parts)
@@ -79,9 +90,17 @@ class Lines:
 
 
 class Bars:
-    """Show two bars of rich in a terminal, with the rows printed above them."""
+    """Show two bars of rich in a terminal, with the rows printed above them.
 
-    def __init__(self, console: Console, pace: Pace) -> None:
+    Args:
+        console: the terminal.
+        pace: of the fit.
+        make_way: called when somebody else draws there; None in a notebook.
+
+    Raises: rich.errors.LiveError where rich before 14.1 draws something else in this console.
+    """
+
+    def __init__(self, console: Console, pace: Pace, make_way: Callable[[], None] | None = None) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         columns = (
@@ -91,7 +110,7 @@ class Bars:
             "[progress.remaining]{task.fields[left]}",
             "{task.fields[info]}",
         )
-        self.console, self.pace = console, pace
+        self.console, self.pace, self.make_way = console, pace, make_way
         self.head: tuple[str, ...] = ()  # the names above the rows printed last
         # Refreshed by hand: rich's own thread would compete for the interpreter.
         self.progress = Progress(
@@ -107,10 +126,18 @@ class Bars:
         self.batch: dict[str, Any] = {"info": ""}
         self.is_new = False
         self.next_s = 0.0
+        self.shared: list[Shared] = []
         self._open()
 
     def _open(self) -> None:
+        streams = sys.stdout, sys.stderr
         self.progress.start()
+        for name, before in zip(("stdout", "stderr"), streams, strict=True):
+            if (
+                self.make_way is not None and (proxy := getattr(sys, name)) is not before
+            ):  # rich's, from now on
+                self.shared.append(Shared(proxy, before, self.make_way))
+                setattr(sys, name, self.shared[-1])
 
     def begin(self) -> None:
         pace = self.pace
@@ -162,6 +189,10 @@ class Bars:
         lines = []
         for row in self.rows:
             widths = {name: max(len(name), 8) for name in row}
+            if sum(widths.values()) + 2 * len(widths) - 2 > self.console.width:  # too narrow for a table
+                parts = [f"epoch {row['epoch']}  {_row_text(row)}", f"{row['time_s']:.1f} s"]
+                lines += [Text(line) for line in wrapped(parts, self.console.width)]
+                continue
             if self.head != tuple(row):
                 self.head = tuple(row)
                 lines.append(Text("  ".join(f"{name:>{w}}" for name, w in widths.items()), "bold"))
@@ -171,7 +202,9 @@ class Bars:
         self.console.print(Text("\n").join(lines))
 
     def stop(self) -> None:
-        self.progress.stop()
+        self.progress.stop()  # which also puts standard output and error back
+        for shared in self.shared:
+            shared.is_over = True
         if self.rows:
             self._print_rows()
 

@@ -6,13 +6,13 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from unicodedata import normalize
 
-from ...seeding import kept_rng
+from ...terminal import default_console, takes_bars
 from .archives import Total, check_end, check_name, is_zip, naming_damage
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
@@ -112,7 +112,8 @@ class FolderTree:
         """Give each image with the content of its file."""
         from rich.progress import track
 
-        for image in track(images, self._title, console=self._console, disable=self._console is None):
+        console = self._console
+        for image in images if console is None else track(images, self._title, console=console):
             yield image, image.at.read_bytes()
 
 
@@ -260,6 +261,15 @@ def _steps(path: str) -> _Steps:
     return tuple(step for step in path.split("/") if step not in ("", "."))
 
 
+def _opened(source: Path, title: str, console: Any) -> AbstractContextManager[BinaryIO]:
+    """Open a file; with a console, a bar there shows how far it is read."""
+    if console is None:
+        return source.open("rb")
+    import rich.progress
+
+    return rich.progress.open(source, "rb", description=title, console=console)
+
+
 @contextmanager
 def tree_of(source: Path, part: str) -> Iterator[FolderTree | ArchiveTree]:
     """Give what lies in a folder or an archive, inside a `with`.
@@ -268,12 +278,8 @@ def tree_of(source: Path, part: str) -> Iterator[FolderTree | ArchiveTree]:
 
     Raises: ValueError, with its name, for what is neither.
     """
-    with kept_rng(devices=False):  # rich draws a number of python's when it is first imported
-        from rich.console import Console
-        from rich.progress import open as opened
-
-    shown = Console()
-    console = shown if shown.is_terminal or shown.is_jupyter else None
+    shown = default_console()
+    console = shown if takes_bars(shown) or shown.is_jupyter else None
     if source.is_dir():
         yield FolderTree(source, f"{source.name} {part}", console)
     elif not source.is_file():
@@ -286,7 +292,7 @@ def tree_of(source: Path, part: str) -> Iterator[FolderTree | ArchiveTree]:
         title = f"{source.name} {part}"
         with (
             naming_damage(source),
-            opened(source, "rb", description=title, console=console, disable=console is None) as file,
+            _opened(source, title, console) as file,
             tarfile.open(fileobj=file) as tar,
         ):
             yield ArchiveTree(source, tar)

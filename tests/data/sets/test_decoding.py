@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from terminals import terminal
 from toolbox import png
 
 from minilearn.data.sets import decoding as module
@@ -126,9 +127,10 @@ def test_bar_is_shown_in_a_terminal_and_nothing_elsewhere(tmp_path, kind, capsys
     source = write(kind, tmp_path, files())
     read_images(source, "train")
     assert capsys.readouterr().out == ""
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
-    read_images(source, "train")
-    assert "train" in capsys.readouterr().out
+    with terminal(80, monkeypatch) as screen:
+        read_images(source, "train")
+    assert "train" in screen.written
+    assert not screen.is_cursor_hidden
 
 
 @pytest.mark.parametrize("kind", ["folder", "tgz"])
