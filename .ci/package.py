@@ -4,8 +4,8 @@
     .venv/bin/python .ci/package.py --out dist    # and copy both to dist/, from where they are uploaded
     .venv/bin/python .ci/package.py --tests       # also run the tests that are in the sdist
 
-The environment that runs it has what minilearn needs and the extra `dev`. The new environment in which the wheel is
-installed finds these packages too, by their folder, so that torch is not installed twice.
+The environment that runs it has what minilearn needs and the extra `dev`. The new environment, in which the
+wheel is installed, finds these packages too, by their folder, so that torch is not installed twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 NOT_IN_SDIST = {".gitignore"}
 
 # What a user does first; `mypy --strict` checks it too.
-SCRIPT = '''
+SCRIPT = """
 import sys
 from pathlib import Path
 
@@ -43,7 +43,7 @@ learn.fit(2)
 assert len(learn.history) == 4
 preds = learn.predict(learn.dls.valid)
 print(f"minilearn {minilearn.__version__} of the wheel trained; predictions: {tuple(preds.shape)}")
-'''
+"""
 
 
 def call(*command: str | Path, **kwargs: object) -> None:
@@ -74,7 +74,8 @@ def check_wheel(wheel: Path) -> None:
     package = [path for path in (ROOT / "minilearn").rglob("*") if path.is_file()]
     expected = {str(path.relative_to(ROOT)) for path in package if "__pycache__" not in path.parts}
     if names != expected:
-        sys.exit(f"{wheel.name} and minilearn/ differ by {sorted(names ^ expected)[:5]}: expected the same files")
+        differing = sorted(names ^ expected)[:5]
+        sys.exit(f"{wheel.name} and minilearn/ differ by {differing}: expected the same files")
 
 
 def environment(folder: Path) -> Path:
@@ -91,7 +92,9 @@ def environment(folder: Path) -> Path:
 
 def main() -> None:
     """Build, check and try."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="folder for the sdist and the wheel")
     parser.add_argument("--tests", action="store_true", help="also run the tests of the sdist")
     args = parser.parse_args()

@@ -98,7 +98,7 @@ class CompileCB(Callback):
 def _compile_module_of_torch(model: nn.Module, kwargs: dict[str, Any]) -> None:
     """Compile a module such as nn.Sequential in place, with a function that torch may trace around its call.
 
-    In older versions of torch, such as 2.6, `model.compile()` compiles nothing for them, without a word
+    In older versions of torch, such as 2.9, `model.compile()` compiles nothing for them, without a word
     (pytorch/pytorch#150915).
     """
 

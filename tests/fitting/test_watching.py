@@ -499,6 +499,10 @@ def test_ignored_class_numbers_are_ignored_in_an_own_function_too():
 
 @pytest.mark.parametrize("loss_func", [nn.MSELoss(), F.smooth_l1_loss, nn.BCEWithLogitsLoss()])
 def test_targets_of_float64_that_the_loss_takes_are_not_refused(loss_func):
+    try:
+        loss_func(torch.zeros(4, 1, requires_grad=True), torch.ones(4, 1).double()).backward()
+    except RuntimeError:
+        pytest.skip(f"torch {torch.__version__} takes none in its backward")
     learn = learner_of(Y[:, None].double(), loss_func)
     learn.fit()
     assert learn.n_steps == 3
