@@ -129,6 +129,9 @@ class Shared(io.TextIOBase):
         """Flush what was written."""
         self._to.flush()
 
+    def close(self) -> None:
+        """Do nothing, also when this is deleted: the file may be closed by then."""
+
     def fileno(self) -> int:
         """Return the file's."""
         return self.rich_proxied_file.fileno()
