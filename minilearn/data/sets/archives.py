@@ -182,7 +182,7 @@ def _unzip(archive: Path, folder: Path, total: Total) -> None:
         found = parts.infolist()
         links = {part: None for part in found if _check_part(archive, part, total)}
         for part in found:
-            if part not in links:
+            if part not in links and _path(part.filename).parts:  # else it is the folder itself
                 parts.extract(part, folder)
         for part in links:  # last, so that nothing is written through them
             path, target = folder / part.filename, os.fsdecode(parts.read(part))
