@@ -35,6 +35,7 @@ from typing import Any
 import torch
 
 from minilearn import fashion_mnist
+from minilearn.arguments import counted
 from minilearn.data.sets.download import places_of
 from minilearn.provenance import provenance
 
@@ -126,7 +127,7 @@ def measure(workload: str, device: str, args: argparse.Namespace) -> Iterator[di
             row["accuracies"].append(found["accuracy"])
             row |= {"title": PEERS[name].title, "version": found["version"], "settings": found["settings"]}
             if workload == "fashion":
-                n = f", {workers[name]} workers" if PEERS[name].has_workers else ""
+                n = f", {counted(workers[name], 'worker')}" if PEERS[name].has_workers else ""
                 row["data"] = PEERS[name].data + n
             said = f"{found['time']:.1f}, accuracy {found['accuracy']:.4f}, loss {found['loss']:.4f}"
             print(f"{workload}, {device}, round {i + 1}/{rounds}: {name} {said}", file=sys.stderr)
@@ -148,7 +149,7 @@ def best_workers(name: str, options: dict[str, Any]) -> int:
     n_cores = min(os.cpu_count() or 1, 8)
     tries = [(n, run_one(name, workers=n, **options)["time"]) for n in (0, n_cores, 0, n_cores)]
     times_s = {n: min(time_s for m, time_s in tries if m == n) for n in (0, n_cores)}
-    said = ", ".join(f"{n} workers {time_s:.1f} s" for n, time_s in times_s.items())
+    said = ", ".join(f"{counted(n, 'worker')} {time_s:.1f} s" for n, time_s in times_s.items())
     print(f"fashion, {options['device']}, one epoch: {name} {said}", file=sys.stderr)
     return min(times_s, key=lambda n: times_s[n])
 

@@ -42,6 +42,7 @@ from minilearn import (
     cifar10,
     set_seed,
 )
+from minilearn.arguments import counted
 from minilearn.callbacks.device import default_device
 from minilearn.data import Cutout, HorizontalFlip, RandomCrop
 from minilearn.schedules import polynomial
@@ -319,10 +320,8 @@ def main() -> None:
         histories.append(learn.history)
         print(f"{dls.source}, seed {seed}: eval accuracy {accuracies[-1]:.4f} after {times_s[-1]:.0f} s")
     accuracy = report.mean_sd(accuracies)
-    print(
-        f"{dls.source}, {args.epochs} epochs: eval accuracy {report.said(accuracy)}, n = {args.runs}", end=""
-    )
-    print(f"; {statistics.mean(times_s):.0f} s a run on {torch.get_num_threads()} threads")
+    print(f"{dls.source}, {counted(args.epochs, 'epoch')}: eval accuracy {report.said(accuracy)}", end="")
+    print(f", n = {args.runs}; {statistics.mean(times_s):.0f} s a run on {report.threads()}")
     report.write(
         args.out,
         "cifar10_speedrun",

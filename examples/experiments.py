@@ -131,7 +131,7 @@ def main(
     results = _run_all(args, script, names, folder, run)
     if not args.no_report:
         finish(args, results)
-        print(f"{time.perf_counter() - start_s:.0f} s on {torch.get_num_threads()} threads")
+        print(f"{time.perf_counter() - start_s:.0f} s on {report.threads()}")
 
 
 def _run_all(

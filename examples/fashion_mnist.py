@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import report
-import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
 from minilearn import (
@@ -31,6 +30,7 @@ from minilearn import (
     plot_images,
     plot_lines,
 )
+from minilearn.arguments import counted
 
 N_EPOCHS, LR, BS = 6, 5e-2, 512  # the document's
 # Document 003's table of that run: epoch -> (train accuracy, train loss, eval accuracy, eval loss).
@@ -122,8 +122,10 @@ def main() -> None:
     is_documents = (name, args.epochs, args.lr, args.bs or BS) == ("Fashion-MNIST", N_EPOCHS, LR, BS)
     print(f"\n{table(learn.history, published=is_documents)}\n")
     row = report.measures_of(histories)
-    print(f"{name}, {args.epochs} epochs: eval accuracy {report.said(row['eval accuracy'])}", end="")
-    print(f", n = {args.runs}; {statistics.mean(times_s):.1f} s a run on {torch.get_num_threads()} threads")
+    print(
+        f"{name}, {counted(args.epochs, 'epoch')}: eval accuracy {report.said(row['eval accuracy'])}", end=""
+    )
+    print(f", n = {args.runs}; {statistics.mean(times_s):.1f} s a run on {report.threads()}")
     result = report.write(
         args.out,
         "fashion_mnist",

@@ -350,7 +350,7 @@ def main() -> None:
     for name, row in rows.items():
         published = f"({PUBLISHED[name][-1][2]:.3f})" if data == "Fashion-MNIST" else ""
         print(f"  {name:34}  {report.said(row['eval accuracy'])}  {published}".rstrip())
-    print(f"{time_s:.0f} s on {torch.get_num_threads()} threads")
+    print(f"{time_s:.0f} s on {report.threads()}")
     result = report.write(
         args.out,
         "fashion_mnist_optimizers",

@@ -273,7 +273,7 @@ def main() -> None:
         figures = f"{report.said(row['eval accuracy']):18}{report.said(row['eval loss']):18}"
         print(f"  {name:32}{figures}{row['n_epochs']['mean']:6.1f}{row['time_s']['mean']:9.1f}")
     print("The lr by hand is that by MultiStepLR at every step.")
-    print(f"{time_s:.0f} s on {torch.get_num_threads()} threads")
+    print(f"{time_s:.0f} s on {report.threads()}")
     result = report.write(
         args.out,
         "mnist_optimizers",

@@ -15,10 +15,16 @@ from typing import Any
 import torch
 
 from minilearn import DataLoaders, set_seed, shapes
+from minilearn.arguments import counted
 from minilearn.provenance import UNKNOWN, command, provenance
 
 History = list[dict[str, Any]]
 MEASURES = ("eval accuracy", "eval loss", "train accuracy", "train loss")  # of an experiment's last epoch
+
+
+def threads() -> str:
+    """Return how many threads torch has, such as "1 thread"."""
+    return counted(torch.get_num_threads(), "thread")
 
 
 def positive(text: str) -> int:

@@ -33,6 +33,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST and "\n" not in text else f"a {type(value).__name__}"
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number and its noun: "1 step", "2 steps", "2 batches"."""
+    more = "es" if noun.endswith("tch") else "s"
+    return f"{n} {noun}{'' if n == 1 else more}"
+
+
 def said(name: str, value: Any) -> str:
     """Return "name=value" for a message, or "Class(name=value)" for a name such as "Class(name"."""
     return f"{name}={shown(value)}{')' if '(' in name else ''}"
@@ -149,7 +155,7 @@ def numbers(name: str, values: Any, n: int | None = None, **bounds: Any) -> tupl
     """
     if isinstance(values, torch.Tensor | np.ndarray) and values.ndim == 1:
         values = values.tolist()
-    wanted = "numbers" if n is None else f"{n} numbers"
+    wanted = "numbers" if n is None else counted(n, "number")
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"{said(name, values)}: expected {wanted}, in a list or tuple")
     if len(values) != n if n is not None else not values:

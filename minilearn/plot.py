@@ -9,7 +9,7 @@ from copy import deepcopy
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from .arguments import instances, is_whole, number, shown, whole_number
+from .arguments import counted, instances, is_whole, number, shown, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,7 +172,9 @@ def plot_images(images: Any, titles: Sequence[str] = (), n_cols: int = 6, size: 
     if len(images) == 0:
         raise ValueError("plot_images: no images, expected at least one")
     if titles and len(titles) != len(images):
-        raise ValueError(f"{len(titles)} titles for {len(images)} images: expected one each, or none")
+        raise ValueError(
+            f"{counted(len(titles), 'title')} for {counted(len(images), 'image')}: expected one each, or none"
+        )
     n_cols = min(whole_number("n_cols", n_cols), len(images))
     number("size", size, above=0, high=_LARGEST_INCHES / len(images))
     figure, axes = new_figure(-(-len(images) // n_cols), n_cols, size, size * (1.3 if titles else 1))

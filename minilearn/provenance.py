@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from .arguments import counted
+
 UNKNOWN = "unknown"
 _GIT_S = 10.0
 
@@ -89,7 +91,7 @@ def device_name(kind: str | None = None) -> str:
     """
     if kind == "cuda" or (kind is None and torch.cuda.is_available()):
         return torch.cuda.get_device_name()
-    return f"{_cpu_name()}, {os.cpu_count()} cores"
+    return f"{_cpu_name()}, {counted(os.cpu_count() or 1, 'core')}"
 
 
 def _cpu_name() -> str:

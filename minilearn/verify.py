@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import listify
 from torch import nn
 
-from .arguments import whole_number
+from .arguments import counted, whole_number
 from .batches import tensors_in
 from .callback import Callback
 from .callbacks.checkpoint import CheckpointCB, begin
@@ -80,7 +80,9 @@ def verify_resume(learn: Learner, at: int | None = None, n_epochs: int | None = 
             "does the dataset remember, is a generator not seeded, or a kernel not deterministic?"
         )
     if len(first.trace) <= at:
-        raise ValueError(f"verify_resume(at={at}): the fit has {len(first.trace)} steps, n_epochs={n_epochs}")
+        raise ValueError(
+            f"verify_resume(at={at}): the fit has {counted(len(first.trace), 'step')}, n_epochs={n_epochs}"
+        )
     said_of = []
     for stop in stops:
         with tempfile.TemporaryDirectory() as folder:
@@ -159,8 +161,10 @@ def _compare_ends(first: _End, second: _End, resumed: _End, where: str) -> str:
                 "that has it, or keep it in a buffer or a plain attribute of the model"
             )
     saved = first.saved
-    parts = f"{len(saved['model'])} tensors of the model, the optimizer, {len(saved['cbs'])} callbacks"
-    parts += f", {len(saved['history'])} rows, random numbers"
+    parts = f"{counted(len(saved['model']), 'tensor')} of the model, the optimizer, "
+    parts += (
+        f"{counted(len(saved['cbs']), 'callback')}, {counted(len(saved['history']), 'row')}, random numbers"
+    )
     said = f"the same bit for bit ({parts})"
     unlike = {path for path in unlike if not path.startswith(_OF_THE_RUN)} | odd_in_both
     if odd := sorted({re.sub(r"\[\d+\]", "[*]", path) for path in unlike}):

@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import (
 
 import minilearn
 from minilearn import callbacks, data, models, optim, plot, schedules
-from minilearn.arguments import flag, number, path, shown, unless_none, whole_number
+from minilearn.arguments import counted, flag, number, path, shown, unless_none, whole_number
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +127,14 @@ def test_text_that_is_no_path_is_refused(value):
 def test_what_is_no_path_is_refused(value):
     with pytest.raises(TypeError, match=r"folder=.*expected a path"):
         path("folder", value)
+
+
+@pytest.mark.parametrize(
+    ("n", "noun", "expected"),
+    [(0, "step", "0 steps"), (1, "thread", "1 thread"), (2, "batch", "2 batches"), (3, "epoch", "3 epochs")],
+)
+def test_a_number_has_its_noun(n, noun, expected):
+    assert counted(n, noun) == expected
 
 
 def test_paths_are_expanded():

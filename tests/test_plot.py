@@ -114,7 +114,7 @@ def test_plot_images_has_titles():
 
 
 def test_plot_images_with_a_title_missing_is_an_error():
-    with pytest.raises(ValueError, match=r"1 titles.*2 images"):
+    with pytest.raises(ValueError, match=r"1 title .*2 images"):
         plot_images(torch.rand(2, 1, 4, 4), ["bag"])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from ..arguments import choice, flag, is_number, is_whole, number, shown, unless_none, whole_number
+from ..arguments import choice, counted, flag, is_number, is_whole, number, shown, unless_none, whole_number
 from ..callback import Callback, Order
 from ..optim.groups import groups_of, lr_of_each, set_value
 from ..parameters import all_tensors, extra_params
@@ -265,8 +265,8 @@ class SWACB(BaseAveragingCB):
             raise ValueError(f"{self!r}: annealing counts steps, and the train loader has no length")
         if self.every_steps and n_left is not None and self.every_steps > n_left:
             raise ValueError(
-                f"{self!r}: every_steps={self.every_steps}, and the fit has {n_left} steps from epoch "
-                f"{first} on: nothing would be averaged"
+                f"{self!r}: every_steps={self.every_steps}, and the fit has {counted(n_left, 'step')} from "
+                f"epoch {first} on: nothing would be averaged"
             )
         self._n_anneal = n_anneal
         if self.swa_lr is not None:
@@ -374,8 +374,8 @@ class EMACB(BaseAveragingCB):
         super().before_fit(learn)
         if learn.total_steps is not None and self.every_steps > learn.total_steps:
             raise ValueError(
-                f"{self!r}: every_steps={self.every_steps}, and the fit has {learn.total_steps} steps: the "
-                "average would be the weights from before the fit"
+                f"{self!r}: every_steps={self.every_steps}, and the fit has "
+                f"{counted(learn.total_steps, 'step')}: the average would be the weights from before the fit"
             )
 
     def before_step(self, learn: Learner) -> None:

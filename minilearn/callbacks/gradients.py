@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..arguments import number, whole_number
+from ..arguments import counted, number, whole_number
 from ..callback import Callback, Order
 from ..optim.groups import params_of
 from ..processes import by_kind, whole
@@ -65,7 +65,8 @@ class GradientAccumulationCB(Callback):
             raise TypeError(f"{self!r}: the train loader has no length, so its last batch cannot be known")
         if self.n_batches > n:
             raise ValueError(
-                f"{self!r}: an epoch has {n} batches: expected at most as many; is the batch size too large?"
+                f"{self!r}: an epoch has {counted(n, 'batch')}: expected at most as many; is the batch size "
+                "too large?"
             )
         return n
 

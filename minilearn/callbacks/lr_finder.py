@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import is_number, number, shown, whole_number
+from ..arguments import counted, is_number, number, shown, whole_number
 from ..callback import Callback, Order
 from ..checkpoints.memory import Memory
 from ..events import CancelFitException
@@ -109,7 +109,8 @@ class LRFinderCB(Callback):
         if not slopes or min(slopes.values()) >= 0:
             raise ValueError(
                 f"no suggestion: the loss never fell between lr {self.start_lr:g} and {self.end_lr:g} "
-                f"({len(self.losses)} steps); try a lower start_lr or more n_steps, and look at plot()"
+                f"({counted(len(self.losses), 'step')}); try a lower start_lr or more n_steps, and look at "
+                "plot()"
             )
         return self.lrs[min(slopes, key=slopes.__getitem__)]
 

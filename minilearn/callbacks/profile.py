@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import choice, flag, is_whole, path, shown
+from ..arguments import choice, counted, flag, is_whole, path, shown
 from ..callback import Callback, Hook, Order
 from ..events import STEPS
 from ..files import check_folder
@@ -129,7 +129,9 @@ class ProfileCB(Callback):
             share = seconds / self.total_s if self.total_s else 0.0
             lines.append(f"{name:{width}}{n:9}{seconds:10.3f}{seconds / n * 1e6:12.1f}{share:8.1%}")
         per_step = self.total_s / max(self.n_steps, 1) * 1e3
-        return "\n".join([*lines, f"{self.total_s:.3f} s, {self.n_steps} steps, {per_step:.3f} ms a step"])
+        return "\n".join(
+            [*lines, f"{self.total_s:.3f} s, {counted(self.n_steps, 'step')}, {per_step:.3f} ms a step"]
+        )
 
     def _add(self, name: str, seconds: float) -> None:
         n, before = self.seconds.get(name, (0, 0.0))
@@ -143,8 +145,8 @@ class ProfileCB(Callback):
         n = learn.dls.adapters["train"].n_batches
         if n is not None and n <= self.at[0]:
             raise ValueError(
-                f"ProfileCB(at={self.at!r}): there is nothing to trace, an epoch of training has {n} batches "
-                f"(0 to {n - 1})"
+                f"ProfileCB(at={self.at!r}): there is nothing to trace, an epoch of training has "
+                f"{counted(n, 'batch')} (0 to {n - 1})"
             )
 
     def _trace(self, learn: Learner) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
-from ..arguments import check_flags, is_number, shown, unless_none, whole_number
+from ..arguments import check_flags, counted, is_number, shown, unless_none, whole_number
 
 Arguments = dict[str, Any]
 
@@ -58,7 +58,7 @@ class FitLength:
         return self.epoch_steps[0] if self.are_alike else None
 
     def __str__(self) -> str:
-        epochs = f"{self.n_epochs} epoch{'' if self.n_epochs == 1 else 's'}"
+        epochs = counted(self.n_epochs, "epoch")
         return f"this callback counts {self.unit}, and the fit has {self.total} of them ({epochs})"
 
 
@@ -199,8 +199,8 @@ def _check_per_group(name: str, given: Arguments, n_groups: int) -> None:
         values = given.get(key)
         if isinstance(values, list | tuple) and len(values) != n_groups:
             raise ValueError(
-                f"{name}: {key}={values!r} has {len(values)} values, and the optimizer has {n_groups} "
-                f"parameter group{'' if n_groups == 1 else 's'}: expected one value, or one for each"
+                f"{name}: {key}={values!r} has {counted(len(values), 'value')}, and the optimizer has "
+                f"{counted(n_groups, 'parameter group')}: expected one value, or one for each"
             )
 
 

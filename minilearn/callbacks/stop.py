@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..arguments import flag, number, unless_none, whole_number
+from ..arguments import counted, flag, number, unless_none, whole_number
 from ..callback import Callback, Order
 from ..events import CancelFitException
 from ..parameters import all_tensors
@@ -129,11 +129,12 @@ class EarlyStoppingCB(Callback):
     def _report(self, learn: Learner, restored: bool) -> None:
         name, best = self.monitor.name, f"{self.best:.4g} in epoch {self.best_epoch}"
         kept = "; its weights are restored" if restored else ""
+        epochs = counted(self.patience, "epoch")
         said = f"Stopped after epoch {self.stopped_epoch}: {name} was not better"
         if self.stopped_epoch is not None and self.best_epoch is None:
-            print(f"{said} in {self.patience} epochs, and never a number")
+            print(f"{said} in {epochs}, and never a number")
         elif self.stopped_epoch is not None:
-            print(f"{said} for {self.patience} epochs than {best}{kept}")
+            print(f"{said} for {epochs} than {best}{kept}")
         elif restored and self.best_epoch != learn.epoch:
             print(f"The best {name} was {best}{kept}")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..arguments import counted
 from ..callback import Callback, Order
 from ..events import CancelFitException
 from ..files import DamagedError
@@ -379,8 +380,8 @@ def _brief(value: Any) -> str:
 def _say_if_cut_short(learn: Learner, saved: Saved) -> None:
     if (by := saved["fit"].get("cancelled_by")) and learn.rank == 0:
         n_steps, total = saved["fields"]["n_steps"], learn.total_steps
-        of = "" if total is None else f" of {total}"
-        print(f"This fit was cut short by {by} after {n_steps}{of} steps; for more, call fit again")
+        after = counted(n_steps, "step") if total is None else f"{n_steps} of {counted(total, 'step')}"
+        print(f"This fit was cut short by {by} after {after}; for more, call fit again")
 
 
 def _say(learn: Learner, text: str) -> None:

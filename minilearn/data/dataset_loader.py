@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from ..arguments import check_flags, function, most_workers, shown, unless_none, whole_number
+from ..arguments import check_flags, counted, function, most_workers, shown, unless_none, whole_number
 from ..seeding import generators_in, kept_rng, seed_cpu, seed_of
 from .plans import PlanFunction, Planned
 from .resumable import ResumableLoader, spans_of
@@ -351,7 +351,9 @@ def _check_plan(plan: Any, dataset: Any, beside: dict[str, Any]) -> None:
             )
     n = getattr(plan, "n_samples", None)
     if n is not None and _has_len(dataset) and n != len(dataset):
-        raise ValueError(f"plan={shown(plan)} is for {n} samples, and the data set has {len(dataset)}")
+        raise ValueError(
+            f"plan={shown(plan)} is for {counted(n, 'sample')}, and the data set has {len(dataset)}"
+        )
 
 
 def _has_state(sampler: Any) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from ..arguments import shown, unless_none, whole_number
+from ..arguments import counted, shown, unless_none, whole_number
 from ..batches import parts_in
 from .adapters import Adapter
 from .adapters.iterables import IterableAdapter, SequenceAdapter
@@ -115,8 +115,8 @@ def _is_samples(data: Any, dls: DataLoaders) -> bool:
     if n_dims == expected - 1:
         return True
     raise ValueError(
-        f"a {type(data).__name__} of items of {n_dims} dimensions: expected {expected}, as in the batches of "
-        f"the learner's loaders, or {expected - 1} for single samples"
+        f"a {type(data).__name__} of items of {counted(n_dims, 'dimension')}: expected {expected}, as in the "
+        f"batches of the learner's loaders, or {expected - 1} for single samples"
     )
 
 

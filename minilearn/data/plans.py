@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from ..arguments import flag, number, shown, unless_none, whole_number
+from ..arguments import counted, flag, number, shown, unless_none, whole_number
 
 PlanFunction = Callable[[int, np.random.Generator], Iterable[Sequence[int]]]
 
@@ -147,7 +147,7 @@ class ByLength:
         self.n_batches = sum(1 for _ in self._sizes())
 
     def __repr__(self) -> str:
-        return f"by_length({self.n_samples} samples, tokens={self.tokens})"
+        return f"by_length({counted(self.n_samples, 'sample')}, tokens={self.tokens})"
 
     def _cut(self, ordered: np.ndarray) -> list[tuple[int, int, int]]:
         """Return the buckets: where each begins and ends in the order by length, and its batch size."""
@@ -275,12 +275,12 @@ class Shares:
         self._n = self.n_samples if n_batches is None else n_batches * self.bs
         if 0 in (counts := self.counts()):
             raise ValueError(
-                f"{name}: an epoch of {self._n} samples has none of part {counts.index(0)} of {len(groups)}, "
-                "because its share is too small: expected more batches, or a larger weight"
+                f"{name}: an epoch of {counted(self._n, 'sample')} has none of part {counts.index(0)} of "
+                f"{len(groups)}, because its share is too small: expected more batches, or a larger weight"
             )
 
     def __repr__(self) -> str:
-        return f"{self.name}({len(self.groups)} parts, bs={self.bs}, n_batches={self.n_batches})"
+        return f"{self.name}({counted(len(self.groups), 'part')}, bs={self.bs}, n_batches={self.n_batches})"
 
     def counts(self) -> list[int]:
         """Return how many samples of each group an epoch has: shares rounded so that they add up."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import counted
 from .ranges import check_range
 
 Group = dict[str, Any]
@@ -222,7 +223,7 @@ def check_kept(opt: Any, named: Mapping[str, Tensor], elsewhere: Collection[int]
                 f"that {group[EXTRA]} no longer has" if EXTRA in group else "that are no longer in the model"
             )
             raise ValueError(
-                f"the kept optimizer has {len(gone)} tensors in group {i} {whose}, "
+                f"the kept optimizer has {counted(len(gone), 'tensor')} in group {i} {whose}, "
                 f"the first of shape {tuple(gone[0].shape)}: {hint}"
             )
 

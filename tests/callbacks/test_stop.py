@@ -476,12 +476,17 @@ def test_lr_find_is_not_stopped(make_learner):
             "Stopped after epoch 3: eval/score was not better for 3 epochs than 5 in epoch 0",
         ),
         (
+            [5, 6],
+            {"patience": 1, "restore_best": False},
+            "Stopped after epoch 1: score was not better for 1 epoch than 5 in epoch 0",
+        ),
+        (
             [math.nan] * 3,
             {"patience": 2},
             "Stopped after epoch 1: score was not better in 2 epochs, and never a number",
         ),
     ],
-    ids=["restored", "not restored", "never a number"],
+    ids=["restored", "not restored", "one epoch", "never a number"],
 )
 def test_report_is_the_last_line_with_a_progress_bar(stopped, capsys, values, kwargs, said):
     stopped(values, ProgressCB(), **kwargs)

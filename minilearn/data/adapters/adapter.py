@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...arguments import counted
 from ...seeding import rng_state, set_rng_state
 from ...warning import warn
 
@@ -111,8 +112,8 @@ class Adapter:
         """Warn if a complete pass gave a different number of batches than the loader says it has."""
         if self.n_batches not in (None, n):
             warn(
-                f"a {type(self.loader).__name__} says that it has {self.n_batches} batches, and gave {n}: "
-                "schedules were planned for the former; is its __len__ right?"
+                f"a {type(self.loader).__name__} says that it has {counted(self.n_batches, 'batch')}, and "
+                f"gave {n}: schedules were planned for the former; is its __len__ right?"
             )
 
     def serve(self, role: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...arguments import counted
 from ...batches import TARGETS, map_tensors, parts_in, tensors_in
 from ..resumable import share_of
 from .adapter import Adapter, short
@@ -120,7 +121,7 @@ def _n_rows(batch: Any) -> int:
             continue
         if part is not None:
             what = f"a tensor {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"
-            raise TypeError(f"{_refused(batch)}: it has {what}, and {n} targets; {_ADVICE}")
+            raise TypeError(f"{_refused(batch)}: it has {what}, and {counted(n, 'target')}; {_ADVICE}")
     return n
 
 
