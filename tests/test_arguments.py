@@ -670,7 +670,7 @@ CALLS = {
     ),
     "table": (callbacks.ProfileCB().table, {"by": "nothing"}),
     "to_csv": (callbacks.RecorderCB().to_csv, {"path": "path"}),
-    "preview": (previewed, {"n_epochs": "np_int", "group": "0"}),
+    "preview": (previewed, {"n_epochs": "np_int", "group": "0 None"}),
     # the rest
     "set_seed": (minilearn.set_seed, {"seed": "0 np_int"}),
     "set_seed 1": (partial(minilearn.set_seed, 1), {"deterministic": "nothing"}),  # True would stay

@@ -36,6 +36,13 @@ def _row_text(row: dict[str, Any]) -> str:
     return f"{row['train']}: {', '.join(values)}"
 
 
+def _lr_text(opt: Any) -> str:
+    """Return the lr, or from the lowest to the highest where groups differ: "lr 1e-05 to 0.001"."""
+    lrs = [float(lr) for group in groups_of(opt) if (lr := group.get("lr")) is not None]
+    ends = dict.fromkeys(f"{lr:.3g}" for lr in (min(lrs), max(lrs))) if lrs else ()
+    return f"lr {' to '.join(ends)}" if ends else ""
+
+
 class Lines:
     """Print one plain line per epoch, and others inside a long one.
 
@@ -57,8 +64,8 @@ class Lines:
         pace, values = self.pace, list[str]()
         if loss is not None:
             values.append(f"loss {loss:.4f}")
-        if learn.training and (lr := groups_of(learn.opt)[0].get("lr")) is not None:
-            values.append(f"lr {float(lr):.3g}")
+        if learn.training and (lr := _lr_text(learn.opt)):
+            values.append(lr)
         of = "" if pace.n_batches is None else f"/{pace.n_batches}"
         where = f"{self._head(max(learn.n_epochs_trained - 1, 0), learn.epoch)}{pace.row} {pace.n}{of}: "
         left_s = pace.left_of_fit(learn)

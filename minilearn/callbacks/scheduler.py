@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -167,36 +167,51 @@ class BaseSchedulerCB(Callback):
 
     # Preview --------------------------------------------------------------------------------------
 
+    @overload
     def preview(
-        self, learn: Learner, n_epochs: int = 1, group: int = 0, values: Sequence[float] = ()
-    ) -> list[float]:
+        self, learn: Learner, n_epochs: int = 1, *, group: int, values: Sequence[float] = ()
+    ) -> list[float]: ...
+
+    @overload
+    def preview(
+        self, learn: Learner, n_epochs: int = 1, group: int | None = None, values: Sequence[float] = ()
+    ) -> list[Any]: ...
+
+    def preview(
+        self, learn: Learner, n_epochs: int = 1, group: int | None = None, values: Sequence[float] = ()
+    ) -> list[Any]:
         """Return the lr of each step of `learn.fit(n_epochs)`, without training.
 
         If SWACB sets the lr from some epoch on, only the steps before it.
 
         Args:
-            group: which parameter group's.
+            group: which parameter group's, one number a step. None: one number a step if all groups have the
+                same lr at each step, and otherwise a list a step, with the lr of each group; `plot_lines`
+                draws a line for each.
             values: for ReduceLROnPlateau, the monitored value of each epoch.
         """
         n_epochs = whole_number("preview(n_epochs", n_epochs, 1, _MOST_EPOCHS)
         steps = self._planned(learn, n_epochs)
         opt = _stand_in(learn)
         _check_opt(self, opt)
-        if not is_whole(group, 0, len(opt.param_groups) - 1):
-            raise ValueError(f"preview(group={shown(group)}): expected 0 to {len(opt.param_groups) - 1}")
+        groups = opt.param_groups
+        if group is not None and not is_whole(group, 0, len(groups) - 1):
+            raise ValueError(f"preview(group={shown(group)}): expected None or 0 to {len(groups) - 1}")
         sched = self._make(opt, [*steps])
         opt._opt_called = True  # else torch would warn that no step came before the scheduler's
         if self.is_plateau and (not isinstance(values, Sequence) or len(values) < len(steps)):
             raise ValueError(f"preview: ReduceLROnPlateau needs values, one for each of {len(steps)} epochs")
-        lrs: list[float] = []
+        lrs: list[list[float]] = []
         for epoch, n_steps in enumerate(steps):
             for _ in range(n_steps):
-                lrs.append(float(opt.param_groups[group]["lr"]))
+                lrs.append([float(pg["lr"]) for pg in groups])
                 if self.unit == "steps" and len(lrs) < sum(steps):
                     sched.step()
             if self.unit == "epochs" and epoch + 1 < len(steps):
                 sched.step(values[epoch]) if self.is_plateau else sched.step()
-        return lrs
+        if group is None and any(len(set(of_step)) > 1 for of_step in lrs):
+            return lrs
+        return [of_step[group or 0] for of_step in lrs]
 
     def _planned(self, learn: Learner, n_epochs: int) -> list[int]:
         """Return the steps of the epochs that the schedule would cover in a fit of n_epochs."""

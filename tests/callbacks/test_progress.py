@@ -181,6 +181,16 @@ def test_long_epoch_gets_a_line_now_and_then(make_learner, at, clock):
     assert lines[4].endswith("0:00:08 left")
 
 
+def test_line_says_from_which_lr_to_which_where_groups_differ(make_learner, at, clock):
+    def by_part(model):
+        return [{"params": [model.weight], "lr": 0.5}, {"params": [model.bias], "lr": 0.02}]
+
+    console = file()
+    cbs = [MetricsCB(), ProgressCB(console=console, every_s=4), every_batch(at, clock)]
+    make_learner(n_batches=5, cbs=cbs, param_groups=by_part).fit(1)
+    assert ", lr 0.02 to 0.5  " in console.file.getvalue().splitlines()[0]
+
+
 def test_lines_count_on_from_line_to_line_over_short_epochs(make_learner, at, clock):
     text = shown(make_learner, file(), n_epochs=20, cbs=[every_batch(at, clock, 2.0, 2.0)])
     assert all("  eval: " in line for line in text.splitlines())

@@ -205,6 +205,24 @@ def test_preview_of_each_group(make_learner):
     learn = make_learner(param_groups=two_groups)
     curves = [BatchSchedulerCB(OneCycleLR).preview(learn, 4, group=i) for i in (0, 1)]
     assert curves[1] == pytest.approx([lr / 5 for lr in curves[0]])
+    of_all = BatchSchedulerCB(OneCycleLR).preview(learn, 4)
+    assert of_all == [list(of_step) for of_step in zip(*curves, strict=True)]
+
+
+def test_preview_of_groups_with_one_lr_has_one_number_a_step(make_learner):
+    def alike(model):
+        return [{"params": [model.weight]}, {"params": [model.bias], "weight_decay": 0.0}]
+
+    learn = make_learner(param_groups=alike)
+    lrs = BatchSchedulerCB(OneCycleLR).preview(learn, 4)
+    assert lrs == BatchSchedulerCB(OneCycleLR).preview(learn, 4, group=1)
+    assert {type(lr) for lr in lrs} == {float}
+
+
+@pytest.mark.parametrize("group", [-1, 2, True, "0"])
+def test_preview_of_a_group_that_is_not_there_is_an_error(make_learner, group):
+    with pytest.raises(ValueError, match=r"group=.*0 to 1"):
+        BatchSchedulerCB(OneCycleLR).preview(make_learner(param_groups=two_groups), 4, group=group)
 
 
 def test_values_that_the_user_gives_are_kept(make_learner, at):
