@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import wraps
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,9 @@ from .parameters import named_params
 from .plan import Plan
 from .processes import Processes, whole
 from .seeding import kept_rng
+
+if TYPE_CHECKING:
+    from .summary import Summary
 
 
 def _part(i: int, doc: str) -> property:
@@ -616,6 +619,12 @@ class Learner(Fields):
         from .callbacks.lr_finder import lr_find
 
         return lr_find(self, **kwargs)
+
+    def summary(self, example: Any = None) -> Summary:
+        """Return the model's layers, outputs, parameters and memory; see `minilearn.summary.summarize`."""
+        from .summary import summarize
+
+        return summarize(self, example)
 
     def opt_summary(self) -> None:
         """Print what the optimizer holds: groups, hyperparameters, state and memory."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ..notebook import cell, table
 from ..optim.groups import groups_of
 from ..plot import plot_history
 from ..terminal import Shared, print_line, wrapped
@@ -23,16 +24,8 @@ _MIN_WAIT_S = 0.1  # at most 10 refreshes a second
 _MAX_SHARE = 0.01  # and at most this share of the time spent on drawing
 
 
-def _cell(name: str, value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(_cell("", item) for item in value) + "]"
-    if name in ("time_s", "samples_per_s", "memory_mb"):
-        return f"{value:.1f}"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
 def _row_text(row: dict[str, Any]) -> str:
-    values = [f"{k} {_cell(k, v)}" for k, v in row.items() if k not in ("epoch", "train", "time_s")]
+    values = [f"{k} {cell(k, v)}" for k, v in row.items() if k not in ("epoch", "train", "time_s")]
     return f"{row['train']}: {', '.join(values)}"
 
 
@@ -203,7 +196,7 @@ class Bars:
             if self.head != tuple(row):
                 self.head = tuple(row)
                 lines.append(Text("  ".join(f"{name:>{w}}" for name, w in widths.items()), "bold"))
-            line = "  ".join(f"{_cell(name, row[name]):>{w}}" for name, w in widths.items())
+            line = "  ".join(f"{cell(name, row[name]):>{w}}" for name, w in widths.items())
             lines.append(Text(line, "dim" if row["train"] == "train" else ""))
         self.rows.clear()
         self.console.print(Text("\n").join(lines))
@@ -214,15 +207,6 @@ class Bars:
             shared.is_over = True
         if self.rows:
             self._print_rows()
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return rows as an HTML table, with a column for each name."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    lines = ["".join(f"<th>{escape(name)}</th>" for name in names)] if rows else []
-    cells = ({k: escape(_cell(k, v)) for k, v in row.items()} for row in rows)
-    lines += ["".join(f"<td>{row.get(name, '')}</td>" for name in names) for row in cells]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 class Notebook(Bars):

@@ -31,6 +31,15 @@ def summary(opt: Any) -> str:
     return "\n".join(lines)
 
 
+def state_bytes(opt: Any) -> int | None:
+    """Return how many bytes of memory an optimizer's state takes; None for one whose state is not known."""
+    state = getattr(opt, "state", None)
+    if not isinstance(state, Mapping):
+        return None
+    tensors = {id(t): t for values in state.values() for t in _tensors(values)}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
 def _counted(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
@@ -63,7 +72,7 @@ def _state(opt: Any, group: Group) -> str:
     states = {p: state[p] for p in params}
     of = "" if len(params) == len(group["params"]) else f" of {len(params)} of them"
     tensors = [t for values in states.values() for t in _tensors(values)]
-    return f"{_entries(states)}{of}; {_memory(sum(t.numel() * t.element_size() for t in tensors))}"
+    return f"{_entries(states)}{of}; {memory_text(sum(t.numel() * t.element_size() for t in tensors))}"
 
 
 def _entries(states: Mapping[Tensor, Mapping[str, Any]]) -> str:
@@ -99,7 +108,8 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for part in parts for t in _tensors(part)]
 
 
-def _memory(n_bytes: int) -> str:
+def memory_text(n_bytes: int) -> str:
+    """Return a number of bytes as text, such as "44.7 MB"."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n_bytes >= size:
             return f"{n_bytes / size:.1f} {unit}"

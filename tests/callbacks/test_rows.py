@@ -26,7 +26,7 @@ from minilearn import (
     TerminateOnNaNCB,
     plot_history,
 )
-from minilearn.callbacks.progress_views import table
+from minilearn.notebook import table
 
 
 class Constant:
