@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from .events import events
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _PREFIXES = ("before_", "after_", "cleanup_", "on_", "begin_")
 _SUFFIXES = ("_begin", "_start", "_end", "_step")
 Hook = Callable[[Any], Any]  # takes the learner
+
+Cbs: TypeAlias = "Callback | Iterable[Callback] | None"  # what a learner and its passes take
 
 
 class Order(IntEnum):

@@ -15,12 +15,15 @@ from .host import CallbackHost
 from .optim.groups import check_lrs
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from .fitting.made import Made
     from .fitting.mean import StepMean
     from .fitting.request import StopRequest
     from .fitting.run import Run
     from .plan import Plan
     from .processes import Processes
+    from .rows import History
 
 
 _PLANNED = (
@@ -41,6 +44,8 @@ class Fields(CallbackHost):
 
     _dls: DataLoaders
     _made: Made
+    opt: Optimizer  # None until the first fit makes it. Your own needs only step() and zero_grad().
+    history: History
     is_accumulating: bool
     training: bool
     epoch: int

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import wraps
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +49,13 @@ from .optim.summary import summary
 from .parameters import named_params
 from .plan import Plan
 from .processes import Processes, whole
+from .rows import History, Row
 from .seeding import kept_rng
 
 if TYPE_CHECKING:
+    from .callback import Cbs
+    from .callbacks.lr_finder import LRFinderCB, Sweep
+    from .data.loaders import DataLoaders, HasLoaders
     from .summary import Summary
 
 
@@ -123,10 +127,10 @@ class Learner(Fields):
     def __init__(
         self,
         model: nn.Module,
-        dls: Any = None,
+        dls: DataLoaders | Mapping[str, Any] | HasLoaders | None = None,
         loss_func: Callable[[Any, Any], Tensor] | None = None,
         lr: float | Sequence[float] = 1e-3,
-        cbs: Any = None,
+        cbs: Cbs = None,
         opt_func: Callable[..., Any] = torch.optim.AdamW,
         param_groups: Callable[[nn.Module], Sequence[Any]] | None = None,
         default_cbs: bool = True,
@@ -136,9 +140,9 @@ class Learner(Fields):
         given = set(vars(self))  # set by a subclass before this call
         self.model, self.loss_func, self.dls = model, loss_func, dls
         self.opt_func, self.param_groups = opt_func, param_groups
-        self.opt: Any = None
+        self.opt = None  # type: ignore[assignment]  # until the first fit makes it
         self._made = Made(lr)
-        self.history: list[dict[str, Any]] = []
+        self.history = History()
         self.n_epochs_trained = 0
         self.plan, self.modes, self.run = Plan(), Modes(self), Run()
         self.processes, self.stop = Processes(), StopRequest()
@@ -291,6 +295,20 @@ class Learner(Fields):
             )
         self.xb, self.yb = parts
 
+    @overload
+    def predict(self) -> None: ...
+
+    @overload
+    def predict(self, dl: Any, with_targets: Literal[False] = False, bs: int | None = None) -> Tensor: ...
+
+    @overload
+    def predict(
+        self, dl: Any, with_targets: Literal[True], bs: int | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def predict(self, dl: Any, with_targets: bool = False, bs: int | None = None) -> Any: ...
+
     @default_step
     def predict(self, dl: Any = None, with_targets: bool = False, bs: int | None = None) -> Any:
         """Set preds = model(inputs), as a step of a batch; with data, return its predictions.
@@ -303,7 +321,8 @@ class Learner(Fields):
             bs: samples in a batch of what is no loader. None: as in dls.valid, or else dls.train, or 64.
 
         Shapes: predict(dl) gives (N, ...) on the CPU, in the order of the data, in evaluation mode and
-            without gradients.
+            without gradients. A model that gives several tensors gives them joined, in the same containers;
+            type checkers have to be told, `preds: Any = learn.predict(dl)`.
         Raises: ValueError for a DataLoader that shuffles, and for with_targets where there are none.
         """
         if dl is not None:
@@ -360,7 +379,7 @@ class Learner(Fields):
         n_epochs: int = 1,
         train: bool = True,
         valid: bool = True,
-        cbs: Any = None,
+        cbs: Cbs = None,
         lr: float | Sequence[float] | None = None,
         reset_opt: bool = False,
         resume: str | Path | bool | None = None,
@@ -401,7 +420,7 @@ class Learner(Fields):
         n_epochs: int,
         train: bool = True,
         valid: bool = True,
-        cbs: Any = None,
+        cbs: Cbs = None,
         lr: Any = None,
         reset_opt: bool = False,
         resume: Any = None,
@@ -493,7 +512,7 @@ class Learner(Fields):
         """
         pause(self)
 
-    def validate(self, dl: Any = None, cbs: Any = None) -> dict[str, Any]:
+    def validate(self, dl: Any = None, cbs: Cbs = None) -> Row:
         """Return the row of metrics over a loader (default dls.valid), e.g. {"loss": 0.27, ...}.
 
         Of several validation sets, {"clean": a, "shifted": b}, each column has its set's name before it, such
@@ -510,6 +529,21 @@ class Learner(Fields):
             sets = self.dls.sets.items()
             return joined({name: self._row(one, cbs, name) for name, one in sets})
         return self._row(self.dls.valid if dl is None else with_targets_of(self, dl), cbs)
+
+    @overload
+    def predict_batches(
+        self, dl: Any, with_targets: Literal[False] = False, bs: int | None = None
+    ) -> Iterator[tuple[Tensor | None, Tensor]]: ...
+
+    @overload
+    def predict_batches(
+        self, dl: Any, with_targets: Literal[True], bs: int | None = None
+    ) -> Iterator[tuple[Tensor | None, Tensor, Tensor]]: ...
+
+    @overload
+    def predict_batches(
+        self, dl: Any, with_targets: bool = False, bs: int | None = None
+    ) -> Iterator[tuple[Any, ...]]: ...
 
     def predict_batches(
         self, dl: Any, with_targets: bool = False, bs: int | None = None
@@ -614,7 +648,7 @@ class Learner(Fields):
 
         return verify_resume(self, at, n_epochs, **kwargs)
 
-    def lr_find(self, **kwargs: Any) -> Any:
+    def lr_find(self, **kwargs: Unpack[Sweep]) -> LRFinderCB:
         """Find a learning rate; see `minilearn.callbacks.lr_finder.lr_find`."""
         from .callbacks.lr_finder import lr_find
 
@@ -633,25 +667,21 @@ class Learner(Fields):
         else:
             print(summary(self.opt))
 
-    def _row(self, dl: Any, cbs: Any, name: str = "eval") -> dict[str, Any]:
+    def _row(self, dl: Any, cbs: Cbs, name: str = "eval") -> Row:
         rows = self._evaluate(dl, cbs, name=name)
-        return rows[-1] if rows else {}
+        return rows[-1] if rows else Row()
 
-    def _evaluate(
-        self, dl: Any, cbs: Any = None, purpose: str = "validate", name: str = "eval"
-    ) -> list[dict[str, Any]]:
+    def _evaluate(self, dl: Any, cbs: Cbs = None, purpose: str = "validate", name: str = "eval") -> History:
         """Run a pass that trains nothing, perhaps nested in another one; return its rows, with that name."""
         with self._evaluating(dl, cbs, purpose, name) as rows:
             self._validate()
         return rows
 
     @contextmanager
-    def _evaluating(
-        self, dl: Any, cbs: Any, purpose: str, name: str = "eval"
-    ) -> Iterator[list[dict[str, Any]]]:
+    def _evaluating(self, dl: Any, cbs: Cbs, purpose: str, name: str = "eval") -> Iterator[History]:
         """Surround the batches of a pass that trains nothing; give its rows."""
         self.dls.adapter_of(dl, f"{purpose}(dl").check_not_empty("given")
-        history, dls, rows = self.history, self.dls, list[dict[str, Any]]()
+        history, dls, rows = self.history, self.dls, History()
         self.history, self.dls = rows, dls.with_valid(dl, name)
         try:
             if self.purpose is not None:

@@ -90,7 +90,7 @@ class BaseAveragingCB(Callback):
             for name, loader in learn.dls.sets.items():
                 if row := learn.validate(loader):
                     own = "iterate" if len(learn.dls.sets) == 1 else f"iterate/{name}"
-                    learn.history.append({**row, "train": own})
+                    learn.history.append(row | {"train": own})
 
     def before_validate(self, learn: Learner) -> None:
         if self.n_averaged:

@@ -93,7 +93,7 @@ class CSVLoggerCB(Callback):
             self._mark(marked | {start: self._n_before})
         for row in new:
             lr = self._lr if row["epoch"] == learn.n_epochs_trained - 1 else None  # not known: logged since
-            line = {"epoch": row["epoch"], "train": row["train"], **row, "lr": lr}
+            line = {"epoch": row["epoch"], "train": row["train"]} | row | {"lr": lr}
             line["time_s"] = line.pop("time_s")  # last
             self._lines.append(line)
         self._write(self._lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ..arguments import counted, is_number, number, shown, whole_number
 from ..callback import Callback, Order
@@ -17,10 +17,22 @@ from ..plot import new_figure
 from ..seeding import kept_rng
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ..learner import Learner
 
 
 _MOST_STEPS = 10**6
+
+
+class Sweep(TypedDict, total=False):
+    """The arguments of `learn.lr_find`; see LRFinderCB."""
+
+    start_lr: float
+    end_lr: float
+    n_steps: int
+    diverge: float
+    smooth: float
 
 
 class LRFinderCB(Callback):
@@ -114,7 +126,7 @@ class LRFinderCB(Callback):
             )
         return self.lrs[min(slopes, key=slopes.__getitem__)]
 
-    def plot(self) -> Any:
+    def plot(self) -> Figure:
         """Return a figure of the loss over lr, with the suggestion marked."""
         figure, axes = new_figure(1, 1, 5, 3.5)
         ax = axes[0, 0]
@@ -136,7 +148,7 @@ class LRFinderCB(Callback):
         return figure
 
 
-def lr_find(learn: Learner, **kwargs: Any) -> LRFinderCB:
+def lr_find(learn: Learner, **kwargs: Unpack[Sweep]) -> LRFinderCB:
     """Sweep the lr with LRFinderCB(**kwargs), and restore everything.
 
     Weights, buffers, what is frozen, a loss that is a module, the optimizer and its state, random numbers,

@@ -18,6 +18,7 @@ from ..callback import Callback, Order
 from ..counting import argument_of, is_cross_entropy, is_torchs, known_count
 from ..fitting.joins import Joins, eager, is_compiled
 from ..processes import Processes
+from ..rows import Row
 from ..warning import warn
 from .accuracy import MulticlassAccuracy
 from .at_end import AtEnd
@@ -343,7 +344,7 @@ class MetricsCB(Callback):
         known = [self._sum is not None, self._has_preds, bool(self._logged.means)]
         total, n, has_loss, has_preds, has_logged = learn.processes.sums([own, float(self._n), *known])
         loss = total / n if n else math.nan
-        row: dict[str, Any] = {}
+        row = Row()
         metrics = self._measured_in(learn.training) if has_preds else {}
         for name, metric in joined(learn.processes, metrics, self._others).items():
             for column, value in columns_of(name, metric.compute(), name in self._merged).items():

@@ -18,6 +18,8 @@ from ..optim.groups import groups_of
 from ..plot import plot_lines
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ..learner import Learner
 
 _CHUNK = 256  # tensors kept one by one before they are stacked
@@ -203,9 +205,9 @@ class RecorderCB(Callback):
             self._recs[name].extend(chunk.tolist())
         self._chunks[name].clear()
 
-    def plot(self, **kwargs: Any) -> Any:
-        """Return a figure with one panel for each record, over steps."""
-        return plot_lines(self.recs, xlabel="step", **kwargs)
+    def plot(self, width: float = 4.0, height: float = 3.0) -> Figure:
+        """Return a figure with one panel for each record, over steps, of `width` x `height` inches."""
+        return plot_lines(self.recs, "step", width, height)
 
     def to_csv(self, path: str | Path) -> None:
         """Write the records to a file: the step, counted from 0, and a column for each record."""

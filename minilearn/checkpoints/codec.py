@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..processes import is_part, like, whole_in_first
+from ..rows import History
 from .begun import Begun, attributes_of, parts_of, put_attributes
 from .identity import Identities, Objects
 from .trust import hides_code, may_build
@@ -29,6 +30,7 @@ from .trust import hides_code, may_build
 # Saved forms: numbers, text, None, tensors, lists and dicts stand for themselves; the rest is (form, ...).
 AS_IT_WAS = "as it was"  # (AS_IT_WAS, digest): a parameter that is what it was when the fit began
 LEFT = ("left",)  # belongs to the program, not to the run: a function, an open file, the model
+_LISTS = (list, History)  # saved alike; a history shows itself as a table
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype)
 _OF_ITEMS = {"set": set, "frozenset": frozenset, "tuple": tuple, "deque": deque}
 _OF_ENTRIES = {"Counter": Counter, "OrderedDict": OrderedDict, "defaultdict": defaultdict}
@@ -116,7 +118,7 @@ class Saver:
     def _container(self, value: Any, path: str) -> Any:
         """Return the form of a list, dict or the like, of exactly these classes; None for anything else."""
         kind = type(value)
-        if kind is list:
+        if kind in _LISTS:
             return self._items(value, path)
         if kind is dict:
             return self._entries(value, path)
@@ -305,7 +307,7 @@ class Loader:
     def _loaded(self, saved: Any, live: Any, path: str) -> Any:
         if isinstance(saved, list):
             items = self._items(saved, live, path)
-            return self._in_place(live, items) if type(live) is list else items
+            return self._in_place(live, type(live)(items)) if type(live) in _LISTS else items
         if isinstance(saved, dict):
             entries = self._entries(saved, live, path)
             return self._in_place(live, entries) if type(live) is dict else entries

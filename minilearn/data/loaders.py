@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ..arguments import instances, text, unless_none
 from .adapters import Adapter, adapter_of
@@ -12,6 +12,19 @@ from .adapters.continued import Continued
 from .adapters.iterables import StreamAdapter
 from .augment import Normalize, normalize
 from .fingerprint import data_settings
+
+
+class HasLoaders(Protocol):
+    """Another library's loaders: whatever has a train and a valid one."""
+
+    @property
+    def train(self) -> Any:
+        """The loader to train on."""
+
+    @property
+    def valid(self) -> Any:
+        """The loader to validate on."""
+
 
 _NAMES = ("train", "valid", "test")
 _TAKEN = ("train", "valid", "test", "iterate")  # by other rows, or other loaders

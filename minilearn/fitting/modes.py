@@ -82,7 +82,7 @@ class Modes:
 
         One that never was in training is in evaluation; it may have nothing yet to switch to.
         """
-        opt = self.learn.opt
+        opt: Any = self.learn.opt
         if self._is_held:
             return
         if training and has_modes(opt):

@@ -14,6 +14,7 @@ from ..batches import inputs_and_target, is_pair, is_several
 from ..data.dataset_loader import DatasetLoader
 from ..data.given import loader_of
 from ..data.resumable import share_of
+from ..rows import Row
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -69,13 +70,13 @@ def unpacked_by(learn: Learner, unpack: Any) -> Iterator[None]:
             pass  # looks up the owner of unpack again, for a pass that continues
 
 
-def joined(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def joined(rows: dict[str, Row]) -> Row:
     """Return the rows of several validation sets as one, whose columns have the names of the sets."""
     own = ("epoch", "train", "time_s")
     columns = {f"{name}/{k}": v for name, row in rows.items() for k, v in row.items() if k not in own}
     time_s = sum(row.get("time_s", 0.0) for row in rows.values())
     of_all = {k: v for row in rows.values() for k, v in row.items() if k in own} | {"time_s": time_s}
-    return columns | of_all | ({"train": "eval"} if "train" in of_all else {})
+    return Row(columns | of_all | ({"train": "eval"} if "train" in of_all else {}))
 
 
 class Numbered:
