@@ -39,6 +39,30 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else more}"
 
 
+def brief(value: Any, depth: int = 2) -> str:
+    """Return a shorter text, for an argument in a repr: of tensors and models the class. It never fails."""
+    try:
+        if isinstance(value, type):
+            return value.__name__
+        if isinstance(value, list | tuple | dict) and type(value).__module__ == "builtins":
+            return _brief_container(value, depth)
+        if value is None or isinstance(value, bool | int | float | str | Path | torch.dtype | torch.device):
+            return shown(str(value) if isinstance(value, Path | torch.device) else value)
+        name = getattr(value, "__name__", "")  # of a function
+        return name if isinstance(name, str) and name else type(value).__name__
+    except Exception:  # a class of the user's
+        return type(value).__name__
+
+
+def _brief_container(value: Any, depth: int) -> str:
+    if not depth or len(value) > 4:
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{brief(k)}: {brief(v, depth - 1)}' for k, v in value.items())}}}"
+    inside = ", ".join(brief(item, depth - 1) for item in value)
+    return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+
+
 def said(name: str, value: Any) -> str:
     """Return "name=value" for a message, or "Class(name=value)" for a name such as "Class(name"."""
     return f"{name}={shown(value)}{')' if '(' in name else ''}"

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from enum import IntEnum
+from functools import wraps
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
+from .arguments import brief
 from .events import events
 
 if TYPE_CHECKING:
@@ -128,6 +131,8 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "__repr__" in vars(cls):
+            cls.__repr__ = _never_fails(cls.__repr__)  # type: ignore[method-assign]
         known = events()
         for name in dir(cls):
             if not name.startswith("_") and not hasattr(Callback, name):
@@ -219,7 +224,28 @@ class Callback:
         return None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        args, kwargs = getattr(self, "_given", ((), {}))  # a copy has none
+        given = [*map(brief, args), *(f"{name}={brief(value)}" for name, value in kwargs.items())]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def _repr_html_(self) -> str:
+        hooks = ", ".join(event for event in events() if callable(getattr(type(self), event, None)))
+        about = (type(self).__doc__ or "").strip().partition("\n")[0]
+        lines = [f"<code>{escape(repr(self))}</code>", escape(about), hooks and f"Runs at: {escape(hooks)}"]
+        return f"<p>{'<br>'.join(filter(None, lines))}</p>"
+
+
+def _never_fails(own: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Return a `__repr__` for a callback whose attributes may be missing, such as after a failed __init__."""
+
+    @wraps(own)
+    def __repr__(self: Any) -> str:  # noqa: N807
+        try:
+            return own(self)
+        except Exception:
+            return f"{type(self).__name__}(...)"
+
+    return __repr__
 
 
 # Other libraries' names for our scopes: Keras, Lightning, fastai, skorch, transformers, Ignite, Composer, ...

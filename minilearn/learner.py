@@ -44,6 +44,7 @@ from .fitting.run import Run
 from .fitting.steps import check_steps, in_steps
 from .fitting.watching import watched
 from .host import Hooks, Pass, default_step, with_cbs
+from .notebook import learner_html, learner_text
 from .optim.layouts import note_layouts
 from .optim.summary import summary
 from .parameters import named_params
@@ -156,6 +157,12 @@ class Learner(Fields):
         self._begin()
         super().__init__(cbs, [DeviceCB(), MetricsCB(), ProgressCB()] if default_cbs else [])
         self._base_fields = frozenset({*vars(self), "_base_fields"} - given)
+
+    def __repr__(self) -> str:
+        return learner_text(self)
+
+    def _repr_html_(self) -> str:
+        return learner_html(self)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

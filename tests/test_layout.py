@@ -79,8 +79,10 @@ def test_events_imports_nothing_of_minilearn():
     assert imports_of(PACKAGE / "events.py") == set()
 
 
-def test_callback_imports_only_events():
-    assert [name for name in imports_of(PACKAGE / "callback.py") if not is_in(name, "events")] == []
+def test_callback_imports_only_events_and_the_checks_of_arguments():
+    allowed = ("events", "arguments")
+    imported = imports_of(PACKAGE / "callback.py")
+    assert [name for name in imported if not any(is_in(name, module) for module in allowed)] == []
 
 
 @pytest.mark.parametrize("path", under("callbacks"), ids=name_of)

@@ -37,6 +37,9 @@ class DeviceCB(Callback):
         self.device = default_device() if device is None else checked("DeviceCB(device", device)
         self._may_move = not self.device.type == default_device().type == "cpu"  # else all tensors are there
 
+    def __repr__(self) -> str:
+        return f"DeviceCB({str(self.device)!r})"
+
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: a run may resume on another device."""
         return {}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..arguments import brief, text
 from ..arguments import path as checked_path
-from ..arguments import text
 from ..callback import Callback, Order
+from ..notebook import curve
 from ..optim.groups import groups_of
 from ..plot import plot_lines
 
@@ -96,6 +98,29 @@ class RecorderCB(Callback):
         self._n_new = 0
         self.learn: Any = None
         self.pg: Any = None
+
+    def __repr__(self) -> str:
+        if not self._recs:
+            return super().__repr__()
+        first = next(iter(self._recs))  # counted without reading a value from the device
+        n = len(self._recs[first]) + len(self._new[first]) + sum(map(len, self._chunks[first]))
+        return f"RecorderCB({', '.join(self._recs)}: {n:,} steps)"
+
+    def _repr_html_(self) -> str:
+        try:
+            return f"<p><code>{escape(repr(self))}</code></p>{self._curves()}"
+        except Exception:  # a record is odd, or an attribute is missing
+            return f"<p><code>{escape(repr(self))}</code></p>"
+
+    def _curves(self) -> str:
+        """Return a table with the last value of each record, and its curve if it is of numbers."""
+        lines = []
+        for name, values in self.recs.items():
+            is_plain = bool(values) and all(isinstance(value, int | float) for value in values)
+            last = f"{values[-1]:.4g}" if is_plain else brief(values[-1]) if values else ""
+            cells = f"<th>{escape(name)}</th><td>{escape(last)}</td>"
+            lines.append(f"<tr>{cells}<td>{curve(values) if is_plain else ''}</td></tr>")
+        return f"<table>{''.join(lines)}</table>" if lines else ""
 
     def before_fit(self, learn: Learner) -> None:
         self.learn, self.pg = learn, groups_of(learn.opt)[0]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from ..arguments import check_flags, counted, function, most_workers, shown, unless_none, whole_number
+from ..arguments import brief, check_flags, counted, function, most_workers, shown, unless_none, whole_number
 from ..seeding import generators_in, kept_rng, seed_cpu, seed_of
 from .plans import PlanFunction, Planned
 from .resumable import ResumableLoader, spans_of
@@ -115,6 +115,17 @@ class DatasetLoader(ResumableLoader):
         self._loader: DataLoader[Any] | None = self._make()
         if plan is not None:
             self._check_pure()
+
+    def _facts(self) -> dict[str, Any]:
+        n = f" of {len(self.dataset):,}" if _has_len(self.dataset) else ""
+        facts: dict[str, Any] = {"": f"{type(self.dataset).__name__}{n}"}
+        if self.plan is not None:
+            facts["plan"] = brief(self.plan) if hasattr(self.plan, "__name__") else shown(self.plan)
+        else:
+            facts |= self._more_facts()
+        if self.sampler is not None:
+            facts["sampler"] = type(self.sampler).__name__
+        return facts | ({"num_workers": self.num_workers} if self.num_workers else {})
 
     def serve(self, role: str) -> None:
         """Draw the random numbers of a role, if no seed was given; the first one stays.

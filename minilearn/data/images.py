@@ -54,6 +54,9 @@ class ImageLoader(TensorLoader):
                     "in the __getitem__ of a data set, DatasetLoader(dataset, ...)"
                 )
 
+    def _facts(self) -> dict[str, Any]:
+        return super()._facts() | {"augment": [type(one).__name__ for one in self.augment]}
+
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Give the batches of this epoch from number `start` on."""
         start = whole_number("start", start, 0)

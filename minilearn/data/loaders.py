@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ..arguments import instances, text, unless_none
+from ..notebook import Shows, loader_text
 from .adapters import Adapter, adapter_of
 from .adapters.adapter import short
 from .adapters.continued import Continued
@@ -98,7 +99,7 @@ class _Adapters(dict[str, Adapter]):
         )
 
 
-class DataLoaders:
+class DataLoaders(Shows):
     """Hold the loaders of a task: any iterables of batches (inputs, target).
 
     Args:
@@ -143,6 +144,21 @@ class DataLoaders:
         self.classes = unless_none(instances, "classes", classes, str, "names of classes")
         self.source = text("source", source) if source != "" else ""
         self.transform: Normalize | None = unless_none(normalize, "transform", transform)
+
+    def _facts(self) -> dict[str, Any]:
+        names = {key: key for key in self.adapters} | dict(zip(self.valid_keys, self.set_names, strict=True))
+        names |= {"valid": "valid"} if self.set_names == ("eval",) else {}
+        facts: dict[str, Any] = {names[key]: loader_text(one.loader) for key, one in self.adapters.items()}
+        if self.classes is not None:
+            facts["classes"] = f"{len(self.classes)} names"
+        return facts | ({"source": self.source} if self.source else {})
+
+    def __repr__(self) -> str:
+        try:
+            lines = [f"  {name}: {text}" for name, text in self._facts().items()]
+        except Exception:  # an attribute is missing, or of another kind
+            return "DataLoaders(...)"
+        return "\n".join(["DataLoaders", *lines]) if lines else "DataLoaders without a loader"
 
     def __getitem__(self, name: str) -> Any:
         if name in self.set_names:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..arguments import device as checked_device
 from ..arguments import flag, shown, unless_none, whole_number
+from ..notebook import Shows, tensor_text
 from ..seeding import generator_of
 
 
@@ -24,7 +25,7 @@ def spans_of(n: int, size: int) -> Iterator[range]:
     return (range(i, min(i + size, n)) for i in range(0, n, size))
 
 
-class ResumableLoader:
+class ResumableLoader(Shows):
     """Give batches in an order that is a pure function of (seed, epoch), from any batch on.
 
     The Learner calls `set_epoch` before each epoch; your own loop has to do so too, or else each epoch has
@@ -53,6 +54,14 @@ class ResumableLoader:
         self.epoch = 0
         self.part = (0, 1)  # the shard of each batch: which, of how many
         self._ordered: tuple[Any, Tensor] | None = None  # the order of an epoch, for index_of
+
+    def _facts(self) -> dict[str, Any]:
+        return {"": f"{self.n_samples:,} samples"} | self._more_facts()
+
+    def _more_facts(self) -> dict[str, Any]:
+        rank, n = self.part
+        switches = {name: True for name in ("shuffle", "drop_last") if getattr(self, name)}
+        return {"bs": self.bs} | switches | ({"shard": f"{rank} of {n}"} if n > 1 else {})
 
     _moving: ClassVar[tuple[str, ...]] = ()  # names in the state that change during a run
 
@@ -163,6 +172,9 @@ class TensorLoader(ResumableLoader):
         super().__init__(len(tensors[0]), bs, shuffle, drop_last, seed)
         device = unless_none(checked_device, "device", device)
         self.tensors = tuple(t.to(device) if device is not None else t for t in tensors)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"": ", ".join(map(tensor_text, self.tensors))} | self._more_facts()
 
     @property
     def targets(self) -> Tensor:

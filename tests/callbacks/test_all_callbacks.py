@@ -224,6 +224,80 @@ def test_repr_begins_with_its_name(name):
     assert repr(FACTORIES[name]()).startswith(f"{name}(")
 
 
+class Odd:
+    """What fails in whatever way it is looked at."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError("odd")
+
+    def __repr__(self):
+        raise RuntimeError("odd")
+
+    __str__ = __format__ = __len__ = __iter__ = __bool__ = __eq__ = __hash__ = __repr__
+
+
+def both(shown):
+    """Return the text and the HTML of something that shows itself, of which neither may be long or unsafe."""
+    text, html = repr(shown), shown._repr_html_()
+    assert len(text) < 300
+    for unsafe in ("<script", "http:", "https:", "src=", "href="):
+        assert unsafe not in html
+    return text, html
+
+
+@EACH
+def test_it_shows_itself_before_in_and_after_a_fit(make_learner, at, name):
+    cbs = with_metrics(name)
+    cb, learn = cbs[0], make_learner(cbs=cbs)
+    seen = []
+
+    def look(learn):
+        seen.append((*both(cb), *both(learn), *both(learn.dls)))
+
+    looks = [
+        at(event, look, order)
+        for event in ("before_fit", "before_batch", "after_step", "cleanup_fit")
+        for order in (-1999, 1999)
+    ]
+    look(learn)
+    learn.fit(1, cbs=looks)
+    look(learn)
+    assert len(seen) > 4
+    for text, html, of_learner, _, _, _ in seen:
+        assert text.startswith((name, type(cb).__name__))
+        assert name in html
+        assert of_learner.startswith("Learner(")
+    assert "in fit, epoch 0 of 1, train batch 0" in seen[3][2]
+    assert "in fit" not in seen[-1][2]
+
+
+@EACH
+def test_it_shows_itself_after_a_fit_that_failed(make_learner, at, name):
+    def fail(learn):
+        raise RuntimeError("failed on purpose")
+
+    cbs = with_metrics(name)
+    cb, learn = cbs[0], make_learner(cbs=cbs)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        learn.fit(1, cbs=at("before_batch", fail, 1999))
+    assert both(cb)[0].startswith((name, type(cb).__name__))
+    assert "in fit" not in both(learn)[0]
+
+
+@EACH
+def test_it_shows_itself_whatever_its_attributes_are(name):
+    cb = FACTORIES[name]()
+    empty = Callback.__new__(type(cb))
+    assert both(empty)[0].startswith((name, type(cb).__name__))
+    for attribute in list(vars(cb)):
+        odd = FACTORIES[name]()
+        vars(odd)[attribute] = Odd()
+        assert both(odd)[0].startswith((name, type(cb).__name__))
+    given = FACTORIES[name]()
+    given._given = (Odd(), "<script>"), {"x": Odd()}
+    both(given)
+
+
 @EACH
 def test_it_trains_two_epochs_with_the_defaults(make_learner, name, capsys):
     learn = make_learner(cbs=[FACTORIES[name]()], default_cbs=True, opt_func=SGD)
