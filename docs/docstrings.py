@@ -17,7 +17,7 @@ LABELS = (
 )
 PAGE = "../documents.md"  # from any page of the reference
 LABEL = re.compile(rf"^({LABELS}): *(?=\S|$)", re.MULTILINE)
-WITHIN = re.compile(rf"(?<=[.;] )({LABELS}|Torch):(?= )")
+WITHIN, BOLD = re.compile(rf"(?<=[.;] )({LABELS}|Torch):(?= )"), r"**\1:**"
 TITLES = re.findall(r"^## (\d{3}): (.*)$", (Path(__file__).parent / "documents.md").read_text(), re.MULTILINE)
 
 
@@ -39,34 +39,45 @@ def linked(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text whose names in angle brackets, such as <class>, are not taken for HTML."""
+    """Return text in which <class> is no HTML, "lr: > 0" no quotation, and f(**x), __len__ not bold."""
+    text = re.sub(r"(^ *|: )>", r"\1&gt;", text, flags=re.MULTILINE)
     parts = text.split("`")
-    return "`".join(re.sub(r"<(?=[A-Za-z/])", "&lt;", p) if i % 2 == 0 else p for i, p in enumerate(parts))
+    for i in range(0, len(parts), 2):  # between them is code
+        parts[i] = re.sub(r"<(?=[A-Za-z/])", "&lt;", parts[i])
+        parts[i] = re.sub(
+            r"(?<!\n    )\*\*|__|(?<!\w)_", lambda found: "".join(f"\\{c}" for c in found[0]), parts[i]
+        )
+    return "`".join(parts)
+
+
+def items(below: str) -> list[str]:
+    """Return the items of a list, "name: what it is", from the lines below a label; none if it is no list."""
+    found = re.split(r"\n(?=    \S)", "\n" + below.rstrip())[1:]
+    return [" ".join(item.split()) for item in found] if all(": " in item for item in found) else []
+
+
+def paragraph(block: str) -> str:
+    """Return a line at the margin, with what is indented below it, as markdown."""
+    first, _, below = block.partition("\n")
+    if first.endswith("::"):
+        return f"{linked(escaped(first[:-1]))}\n{below}"  # what is below is code
+    label = LABEL.match(first)
+    head = f"**{label[1]}:**" if label else first
+    if first.endswith(":") and (found := items(below)):
+        lines = "\n".join(f"- {linked(escaped(item))}" for item in found)
+        return f"\n{head}\n\n{lines}\n"
+    if label:
+        said = " ".join([first[label.end() :], *(line.strip() for line in below.splitlines())]).strip()
+        return f"\n{head} {linked(WITHIN.sub(BOLD, escaped(said)))}\n"
+    text, mark, code = block.partition("\n\n    ")
+    return linked(escaped(text)) + mark + code
 
 
 def markdown(text: str) -> str:
     """Return a docstring with labelled paragraphs as markdown."""
-    parts, in_args = [], False
-    for block in re.split(r"\n(?=\S)", text):  # a line at the margin, and what is indented below it
-        first, _, rest = block.partition("\n")
-        label = LABEL.match(first)
-        in_args = first in ("Args:", "Returns:", "Yields:", "Attributes:")
-        if label and not in_args:
-            below = [line.strip() for line in rest.splitlines()]
-            if first.rstrip().endswith(":") and not label.string[label.end() :]:  # a list: "name: what it is"
-                items = re.split(r"\n(?=    \S)", "\n" + rest)[1:]
-                lines = "\n".join(
-                    f"- {' '.join(part.strip() for part in item.splitlines())}" for item in items
-                )
-                block = f"\n**{label[1]}:**\n\n{lines}\n"
-            else:
-                said = WITHIN.sub(r"**\1:**", " ".join([first[label.end() :], *below]).strip())
-                block = f"\n**{label[1]}:** {said}\n"
-        elif first.endswith("::"):
-            parts.append(f"{linked(escaped(first[:-1]))}\n{rest}")  # what is below is code
-            continue
-        parts.append(escaped(block) if in_args else linked(escaped(block)))
-    return "\n".join(parts)
+    blocks = re.split(r"\n(?=\S)", text)
+    own = ("Args:", "Returns:", "Yields:", "Attributes:")  # griffe reads these
+    return "\n".join(escaped(block) if block.startswith(own) else paragraph(block) for block in blocks)
 
 
 class Docstrings(griffe.Extension):

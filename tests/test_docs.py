@@ -1,6 +1,8 @@
 """The pages of the site: each block of code runs, and each public name is in the reference."""
 
+import html
 import importlib.util
+import inspect
 import re
 import shutil
 import subprocess
@@ -138,13 +140,16 @@ def test_labels_of_a_docstring_become_paragraphs_and_documents_links():
     pytest.importorskip("griffe")
     docstrings = load("docstrings")
     said = docstrings.markdown(
-        "Do it::\n\n    a <b> c\n\nIt reads <class>.\n\nArgs:\n    x: of <y>, `<z>`.\n\n"
-        "Runs at: prepare;\n    order 3. Reads: opt.\nSource: document 003."
+        "Do it::\n\n    a <b> c\n\nIt reads <class>.\n\nArgs:\n    x: > 0, of <y>, `<z>`.\n\n"
+        "Runs at: prepare;\n    order 3. Reads: opt.\nSource: document 003.\n"
+        "It is one of two:\n    a: of __len__\n        or f(**x)\n    b: `__len__`\nThen more.\n\n    f(**x)"
     )
     assert said.startswith("Do it:\n\n    a <b> c\n")
     assert "It reads &lt;class>." in said
-    assert "Args:\n    x: of &lt;y>, `<z>`." in said
+    assert "Args:\n    x: &gt; 0, of &lt;y>, `<z>`." in said
     assert "**Runs at:** prepare; order 3. **Reads:** opt." in said
+    assert "It is one of two:\n\n- a: of \\_\\_len\\_\\_ or f(\\*\\*x)\n- b: `__len__`\n\nThen more." in said
+    assert said.endswith("\n    f(**x)")
     anchor = "003-optimizers-and-schedules-from-scratch"
     assert f"**Source:** document [003](../documents.md#{anchor})." in said
 
@@ -167,3 +172,19 @@ def test_site_is_built_without_a_warning_and_a_browser_finds_no_fault(tmp_path):
     said = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert load("check").faults(site) == []
+    assert lost_words(site) == {}
+
+
+def lost_words(site):
+    """Return the words of docstrings that are in no page of the reference, by public name."""
+    pages = " ".join(path.read_text() for path in (site / "reference").rglob("index.html"))
+    text = html.unescape(re.sub(r"<[^>]+>", "", pages))
+    found = {}
+    for module in (minilearn, minilearn.data, minilearn.optim):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if str(getattr(value, "__module__", "")).startswith("minilearn"):
+                words = (inspect.getdoc(value) or "").replace("`", "").split()
+                if lost := [word for word in words if word.strip(".,;:()") not in text]:
+                    found[name] = lost
+    return found
