@@ -18,22 +18,25 @@ from minilearn.events import STEPS, events
 
 REPO = Path(__file__).parents[1]
 DOCS = REPO / "docs"
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# A block of code, and what it prints where the page says it.
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE)
 IMPORTED = re.compile(r"^ *(?:import|from) (\w+)", re.MULTILINE)
 
 
 def blocks():
     """Return the blocks of code of all pages; the quick suite runs those of the first page."""
     return [
-        pytest.param(code, id=f"{path.stem} {i}", marks=() if path.stem == "index" else pytest.mark.full)
+        pytest.param(
+            code, said, id=f"{path.stem} {i}", marks=() if path.stem == "index" else pytest.mark.full
+        )
         for path in sorted(DOCS.rglob("*.md"))
-        for i, code in enumerate(BLOCK.findall(path.read_text()), 1)
+        for i, (code, said) in enumerate(BLOCK.findall(path.read_text()), 1)
     ]
 
 
-@pytest.mark.parametrize("code", blocks())
+@pytest.mark.parametrize(("code", "said"), blocks())
 @pytest.mark.filterwarnings("ignore")  # of other trainers
-def test_block_runs_as_it_stands(code, tmp_path, monkeypatch):
+def test_block_runs_as_it_stands(code, said, tmp_path, monkeypatch, capsys):
     if missing := [name for name in IMPORTED.findall(code) if importlib.util.find_spec(name) is None]:
         pytest.skip(f"not installed: {', '.join(missing)}")  # found, but not imported before the block does it
     monkeypatch.chdir(tmp_path)
@@ -41,6 +44,8 @@ def test_block_runs_as_it_stands(code, tmp_path, monkeypatch):
         exec(compile(code, "page", "exec"), {"__name__": "__main__"})
     finally:
         plt.close("all")
+    if said:
+        assert capsys.readouterr().out.strip() == said.strip()
 
 
 def test_reference_has_each_public_name():
