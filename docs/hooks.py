@@ -1,9 +1,9 @@
 """Make the pages of the site that come from elsewhere in the repository: notebooks, jobs, pictures.
 
 `mkdocs build` calls `on_config`, which writes all pages to build/pages: those of docs/, the notebooks of nbs/
-with their stored outputs, and the jobs of examples/tasks with code, picture and result. A link that leaves
-docs/ leads to the page made of that file, or else to the file in the repository; pictures are copied. So
-links work in the repository and on the site.
+with their stored outputs, the README of examples/, and the jobs with code, picture and result. A link that
+leaves docs/ leads to the page made of that file, or else to the file in the repository; pictures are copied.
+So links work in the repository and on the site.
 
 Run: mkdocs build --strict, or mkdocs serve. Zensical, MkDocs' successor, has no hooks: python docs/hooks.py
 writes the pages and build/mkdocs.yml for it, then zensical build -f build/mkdocs.yml.
@@ -45,6 +45,7 @@ def made() -> dict[Path, str]:
     found = {path: f"tutorials/{path.stem}.md" for path in notebooks()}
     found |= {folder: f"jobs/{folder.name}.md" for folder in jobs()}
     found |= {TASKS / "README.md": "jobs/index.md", TASKS: "jobs/index.md", NOTEBOOKS: "tutorials/index.md"}
+    found |= {ROOT / "examples" / "README.md": "examples.md"}
     own = (path for path in DOCS.rglob("*") if path.is_file() and is_page(path))
     return found | {path: str(path.relative_to(DOCS)) for path in own}
 
@@ -252,7 +253,7 @@ def without_hooks() -> str:
     for old, new in (
         ("docs_dir: docs\n", f"docs_dir: {PAGES.name}\n"),
         ("hooks: [docs/hooks.py]", "# no hooks"),
-        ("watch: [docs, nbs, examples/tasks]\n", ""),
+        ("watch: [docs, nbs, examples]\n", ""),
         ("paths: [.]", "paths: [..]"),
         ("extensions: [docs/docstrings.py]", "extensions: [../docs/docstrings.py]"),
     ):
