@@ -72,10 +72,15 @@ def print_line(console: Console, parts: Sequence[str], erase: bool = False) -> N
     """
     is_terminal, file = _is_terminal(console), _redirected(console)
     text = "\n".join(wrapped(parts, console.width)) if is_terminal else "  ".join(parts)
+    say("\r\x1b[2K" * (erase and file is None) + text, file or console.file)
+
+
+def say(text: str, file: IO[str] | None = None) -> None:
+    """Print a text above the bars of tqdm, to standard output unless a file is given."""
     bars = bars_of_tqdm()
     for bar in bars:
         bar.clear()
-    print("\r\x1b[2K" * (erase and file is None) + text, file=file or console.file, flush=True)
+    print(text, file=file, flush=True)
     for bar in bars:
         bar.refresh()
 

@@ -13,7 +13,7 @@ from rich.progress import Progress, track
 from terminals import Screen, Terminal, terminal
 from toolbox import at, make_learner
 
-from minilearn import MetricsCB, ProgressCB, ThroughputCB
+from minilearn import EarlyStoppingCB, MetricsCB, ProgressCB, ThroughputCB
 
 ROW = r"\d\.\d{4}"
 TABLE = [
@@ -27,8 +27,8 @@ LINES = [
 ]
 
 
-def fit(*cbs, console=None, **kwargs):
-    make_learner(cbs=[MetricsCB(), ProgressCB(console=console, **kwargs), *cbs]).fit()
+def fit(*cbs, console=None, n_epochs=1):
+    make_learner(cbs=[MetricsCB(), ProgressCB(console=console), *cbs]).fit(n_epochs)
 
 
 def check(screen, patterns):
@@ -112,6 +112,14 @@ def test_a_fit_inside_a_bar_of_tqdm_leaves_only_lines_above_it(monkeypatch, tqdm
         print("after")
     check(screen, ["before", *LINES, *LINES, r"runs: 100%\|.*\| 2/2 .*", "after"])
     assert "\x1b[?25l" not in screen.written
+
+
+def test_what_a_fit_says_at_its_end_is_above_a_bar_of_tqdm(monkeypatch, tqdm):
+    with terminal(130, monkeypatch) as screen:
+        for _ in tqdm(range(1), desc="runs"):
+            fit(EarlyStoppingCB("train/loss", patience=1, min_delta=10.0), n_epochs=3)
+    assert screen.lines[-2].startswith("Stopped after epoch 1: train/loss was not better for 1 epoch than")
+    assert screen.lines[-1].startswith("runs: 100%")
 
 
 def test_bars_make_way_for_a_bar_of_tqdm_in_the_loader(monkeypatch, tqdm):
@@ -202,7 +210,7 @@ SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from toolbox import make_learner
-from minilearn import MetricsCB, ProgressCB
+from minilearn import EarlyStoppingCB, MetricsCB, ProgressCB
 make_learner(cbs=[MetricsCB(), ProgressCB()]).fit()
 """
 

@@ -12,6 +12,7 @@ from ..arguments import choice, counted, flag, is_whole, path, shown
 from ..callback import Callback, Hook, Order
 from ..events import STEPS
 from ..files import check_folder
+from ..terminal import say
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -99,7 +100,7 @@ class ProfileCB(Callback):
         self._stop_trace()
         self.total_s, self.n_steps = time.perf_counter() - self._start_s, learn.n_steps
         if self.seconds:
-            print(self.table())
+            say(self.table())
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the times belong to this process."""

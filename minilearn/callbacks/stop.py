@@ -13,6 +13,7 @@ from ..arguments import counted, flag, number, unless_none, whole_number
 from ..callback import Callback, Order
 from ..events import CancelFitException
 from ..parameters import all_tensors
+from ..terminal import say
 from .averaging import seen_by_validation
 from .monitor import Monitor
 
@@ -132,11 +133,11 @@ class EarlyStoppingCB(Callback):
         epochs = counted(self.patience, "epoch")
         said = f"Stopped after epoch {self.stopped_epoch}: {name} was not better"
         if self.stopped_epoch is not None and self.best_epoch is None:
-            print(f"{said} in {epochs}, and never a number")
+            say(f"{said} in {epochs}, and never a number")
         elif self.stopped_epoch is not None:
-            print(f"{said} for {epochs} than {best}{kept}")
+            say(f"{said} for {epochs} than {best}{kept}")
         elif restored and self.best_epoch != learn.epoch:
-            print(f"The best {name} was {best}{kept}")
+            say(f"The best {name} was {best}{kept}")
 
 
 class TerminateOnNaNCB(Callback):

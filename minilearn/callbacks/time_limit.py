@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..arguments import number
 from ..callback import Callback, Order
+from ..terminal import say
 from .pace import time_text
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class TimeLimitCB(Callback):
         self._start_s = None
         if self._is_over and learn.is_paused and learn.shows_progress:
             folder = "" if learn.saved_to is None else f"resume={str(learn.saved_to.parent)!r}"
-            print(
+            say(
                 f"Paused before the time limit of {time_text(self.limit_s)} was over, after "
                 f"{time_text(self.used_s)}: fit(..., {folder}) continues it"
             )

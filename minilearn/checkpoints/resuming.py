@@ -18,6 +18,7 @@ from ..optim.groups import PART, SCHEDULE_KEYS
 from ..parameters import loss_tensors
 from ..plan import Position
 from ..seeding import set_rng_state
+from ..terminal import say
 from ..warning import warn
 from ..weights import SUFFIX, check_alike, tensors_by_name
 from .begun import Before
@@ -164,7 +165,7 @@ def _find(learn: Learner, resume: str | Path | bool) -> Position | None:
         _skip(learn, saved)
         if learn.rank == 0:
             this, other = learn.n_fits + 1, index + 1
-            print(
+            say(
                 f"Left out fit {this} of this run, which is finished: weights and rows are those of {path}, "
                 f"of fit {other}"
             )
@@ -381,12 +382,12 @@ def _say_if_cut_short(learn: Learner, saved: Saved) -> None:
     if (by := saved["fit"].get("cancelled_by")) and learn.rank == 0:
         n_steps, total = saved["fields"]["n_steps"], learn.total_steps
         after = counted(n_steps, "step") if total is None else f"{n_steps} of {counted(total, 'step')}"
-        print(f"This fit was cut short by {by} after {after}; for more, call fit again")
+        say(f"This fit was cut short by {by} after {after}; for more, call fit again")
 
 
 def _say(learn: Learner, text: str) -> None:
     if learn.rank == 0 and learn.shows_progress:
-        print(text)
+        say(text)
 
 
 # In the fit ---------------------------------------------------------------------------------------
