@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import asides
 import cifar10_schedules
 import fashion_mnist
 import fashion_mnist_optimizers
@@ -32,6 +33,7 @@ DRAW: dict[str, Callable[[dict[str, Any], Path, str], None]] = {
     TOUR: mnist_optimizers.draw,
     SCRATCH: fashion_mnist_optimizers.draw,
     SWATS: swats.draw,
+    **dict.fromkeys(ASIDES, asides.draw),
     MAIN_JOB: draw_main_job,
 }
 

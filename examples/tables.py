@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import asides
 import cifar10_schedules as schedules_001
 import fashion_mnist_optimizers as scratch_003
 import mnist_optimizers as tour_002
@@ -42,6 +43,7 @@ STATE, SCHEDULES, SWATS = "optimizer_state_imagenette_cpu", "cifar10_schedules_c
 TOUR, SCRATCH, SPEEDRUN = "mnist_optimizers", "fashion_mnist_optimizers", "cifar10_speedrun"
 STATE_FULL, SPEEDRUN_GPU = "optimizer_state_imagenette_full", "cifar10_speedrun_gpu"  # on a GPU
 MAIN_JOB = "fashion_mnist"
+ASIDES = tuple(f"asides_{name}" for name in asides.RUNS)
 
 FAMILIES: dict[str, tuple[str, Callable[[dict[str, Any]], list[Difference]]]] = {
     "000": (STATE, state_000.compared),
@@ -49,6 +51,7 @@ FAMILIES: dict[str, tuple[str, Callable[[dict[str, Any]], list[Difference]]]] = 
     "003": (SCRATCH, scratch_003.compared),
     "003, published": (SCRATCH, scratch_003.compared_with_published),
     "004": (SWATS, swats_004.compared),
+    **{name: (name, partial(asides.compared, name.removeprefix("asides_"))) for name in ASIDES},
 }
 # Each page, and the families whose differences that hold must all be on it.
 PAGES = {README: (), DOCUMENTS: ("000", "004"), AVERAGES: (), EXAMPLES: tuple(FAMILIES)}
@@ -370,6 +373,20 @@ def fashion_epochs(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+# Documents 002 and 003, in passing ----------------------------------------------------------------
+
+
+def asides_of(results: Results, name: str) -> str:
+    """Return the experiments of a data set, their differences, and what holds."""
+    found, of = results(name), family(name, results)
+    rows = [
+        (experiment, *(said(row[measure]) for measure in MEASURES))
+        for experiment, row in found["rows"].items()
+    ]
+    made_by = _made_by(found, _in_all(found))
+    return f"{_table(('experiment', *MEASURES), *rows)}\n\n{made_by}\n\n{table(of, 'difference')}\n\n{told(of)}"
+
+
 # Document 004 -------------------------------------------------------------------------------------
 
 
@@ -452,6 +469,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "fashion_mnist_optimizers": fashion_rows,
     "fashion_mnist_optimizers, differences": fashion_differences,
     "fashion_mnist_optimizers, epochs": fashion_epochs,
+    **{name: partial(asides_of, name=name) for name in ASIDES},
     "swats": swats_rows,
     "swats, differences": swats_differences,
     "swats, global": swats_global,
