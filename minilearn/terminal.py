@@ -86,17 +86,21 @@ def say(text: str, file: IO[str] | None = None) -> None:
 
 
 def wrapped(parts: Sequence[str], width: int) -> list[str]:
-    """Return parts as lines of at most `width`, broken between parts, else between words."""
-    lines = [""]
-    for part in parts:
-        joined = f"{lines[-1]}  {part}" if lines[-1] else part
-        if len(joined) <= width or not lines[-1]:
-            lines[-1] = joined
-        else:
-            lines.append(f"  {part}")
+    """Return parts as lines of at most `width`, broken between parts or after a comma, else between words."""
     options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
     wrap = textwrap.TextWrapper(max(width, 20), subsequent_indent="  ", **options).wrap
-    return [short for line in lines for short in wrap(line)]
+    lines, gap = [""], ""
+    for part in parts:
+        *before, last = part.split(", ")
+        for piece in (*(f"{item}," for item in before), last):
+            if lines[-1] and len(lines[-1] + gap + piece) > width:
+                lines.append(f"  {piece}")
+            else:
+                lines[-1] += gap + piece
+            lines[-1:] = wrap(lines[-1])
+            gap = " "
+        gap = "  "
+    return lines
 
 
 class Shared(io.TextIOBase):

@@ -92,6 +92,7 @@ def test_what_is_shown_has_its_place_in_a_narrow_terminal(monkeypatch, width):
     assert "MulticlassAccuracy" in words
     assert words.count("regularization") == words.count("samples_per_s") == 2
     assert all(line.startswith(("epoch 0  ", "  ")) for line in screen.lines)
+    assert not [line for line in screen.lines if re.search(r"loss$|per_s$|mb$", line)]  # names without values
     for bar in re.findall(r"(?:epochs|train|eval) [━╺╸ ][^\r\n]*", screen.written):
         assert len(re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", bar)) <= width
 
