@@ -384,7 +384,9 @@ def asides_of(results: Results, name: str) -> str:
         for experiment, row in found["rows"].items()
     ]
     made_by = _made_by(found, _in_all(found))
-    return f"{_table(('experiment', *MEASURES), *rows)}\n\n{made_by}\n\n{table(of, 'difference')}\n\n{told(of)}"
+    return (
+        f"{_table(('experiment', *MEASURES), *rows)}\n\n{made_by}\n\n{table(of, 'difference')}\n\n{told(of)}"
+    )
 
 
 # Document 004 -------------------------------------------------------------------------------------

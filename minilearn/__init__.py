@@ -93,6 +93,14 @@ from .models import (
     resnet20,
 )
 from .plot import plot_history, plot_images, plot_lines, plot_scheduler
+from .results import (
+    confusion_matrix,
+    plot_confusion,
+    plot_top_losses,
+    show_batch,
+    show_results,
+    top_losses,
+)
 from .seeding import set_seed
 
 __version__ = "0.1.0"
@@ -171,6 +179,7 @@ __all__ = [
     "by_length",
     "cancel_exception",
     "cifar10",
+    "confusion_matrix",
     "densenet121",
     "fashion_mnist",
     "g",
@@ -182,14 +191,19 @@ __all__ = [
     "mix",
     "mnist",
     "optim",
+    "plot_confusion",
     "plot_history",
     "plot_images",
     "plot_lines",
     "plot_scheduler",
+    "plot_top_losses",
     "resnet18",
     "resnet20",
     "schedules",
     "set_seed",
     "shapes",
+    "show_batch",
+    "show_results",
+    "top_losses",
     "with_cbs",
 ]

@@ -175,16 +175,23 @@ def plot_images(images: Any, titles: Sequence[str] = (), n_cols: int = 6, size: 
         raise ValueError(
             f"{counted(len(titles), 'title')} for {counted(len(images), 'image')}: expected one each, or none"
         )
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    scaled = (images - low) / (high - low).clamp_min(1e-12)  # from 0 to 1
+    return draw_images(scaled, titles, n_cols, size, cmap="gray_r")
+
+
+def draw_images(images: Any, titles: Sequence[str], n_cols: int, size: float, cmap: str = "gray") -> Figure:
+    """Draw images whose values are from 0 to 1 in a grid; arguments as of `plot_images`."""
     n_cols = min(whole_number("n_cols", n_cols), len(images))
     number("size", size, above=0, high=_LARGEST_INCHES / len(images))
-    figure, axes = new_figure(-(-len(images) // n_cols), n_cols, size, size * (1.3 if titles else 1))
+    n_lines = max((title.count("\n") + 1 for title in titles), default=0)
+    height = size + (0.3 * min(size, 1.5) + 0.15 * (n_lines - 1) if n_lines else 0)
+    figure, axes = new_figure(-(-len(images) // n_cols), n_cols, size, height)
     for ax in axes.flat:
         ax.axis("off")
     for i, image in enumerate(images):
-        low, high = image.min(), image.max()
-        scaled = (image - low) / (high - low).clamp_min(1e-12)  # from 0 to 1
         ax = axes.flat[i]
-        ax.imshow(scaled.permute(1, 2, 0).cpu().numpy(), cmap="gray_r")
+        ax.imshow(image.permute(1, 2, 0).cpu().numpy(), cmap=cmap, vmin=0, vmax=1)
         if titles:
             ax.set_title(titles[i], fontsize=8)
     return figure
