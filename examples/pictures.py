@@ -17,7 +17,7 @@ import fashion_mnist_optimizers
 import mnist_optimizers
 import optimizer_state
 import swats
-from tables import MAIN_JOB, ROOT, SCHEDULES, SCRATCH, STATE, SWATS, TOUR, result
+from tables import ASIDES, MAIN_JOB, ROOT, SCHEDULES, SCRATCH, STATE, SWATS, TOUR, result
 
 import minilearn
 
