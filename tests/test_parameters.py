@@ -242,7 +242,7 @@ def test_loss_or_callback_that_comes_beside_a_kept_optimizer_is_refused():
         learn.fit()
     learn.fit(reset_opt=True)
     learn.loss_func = F.cross_entropy
-    with pytest.raises(ValueError, match=mentions("1 tensors in group 1 ... loss_func ... reset_opt=True")):
+    with pytest.raises(ValueError, match=mentions("1 tensor in group 1 ... loss_func ... reset_opt=True")):
         learn.fit()
 
 
