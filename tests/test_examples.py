@@ -158,7 +158,7 @@ def test_without_data_it_says_so_and_runs_on_the_built_in_set(main, cache, tmp_p
     said = [line for line in out.splitlines() if "No Fashion-MNIST" in line]
     assert len(said) == 1
     assert "running on the built-in set of drawn shapes instead" in said[0]
-    assert "built-in shapes, 1 epochs: eval accuracy" in out
+    assert "built-in shapes, 1 epoch: eval accuracy" in out
     assert "published" not in out
     assert json.loads((tmp_path / "out" / "fashion_mnist.json").read_text())["data"] == "built-in shapes"
 

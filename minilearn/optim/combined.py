@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import shown
+from ..arguments import counted, shown
 from .calling import call_opt_func, check_keywords, is_equal, name_of_lr
 from .groups import EXTRA, PART, Group, needs_closure
 
@@ -66,7 +66,7 @@ class Combined:
 
     def __init__(self, *parts: Any) -> None:
         if len(parts) < 2:
-            raise TypeError(f"Combined of {len(parts)} parts: expected two or more, {_EXAMPLE}")
+            raise TypeError(f"Combined of {counted(len(parts), 'part')}: expected two or more, {_EXAMPLE}")
         self.parts = [_checked(i, part, i == len(parts) - 1) for i, part in enumerate(parts)]
         self.labels = _labels([opt_func for _, opt_func in self.parts])
 

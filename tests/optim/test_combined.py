@@ -205,7 +205,7 @@ def test_parameters_without_one_part_are_named(parts, message):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ((AdamW,), "1 parts: expected two or more"),
+        ((AdamW,), "1 part: expected two or more"),
         ((AdamW, SGD), "part 0 of Combined"),
         (((is_matrix, Muon), 3), "part 1 of Combined is 3"),
         (((is_matrix, 0.02), AdamW), "part 0 of Combined"),
