@@ -102,6 +102,7 @@ from .results import (
     top_losses,
 )
 from .seeding import set_seed
+from .summary import Summary
 
 __version__ = "0.1.0"
 
@@ -166,6 +167,7 @@ __all__ = [
     "SingleBatchCB",
     "StoreModuleStatsCB",
     "StridedCNN",
+    "Summary",
     "SwitchPointsCB",
     "TensorBoardCB",
     "TensorLoader",
