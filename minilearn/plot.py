@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_LARGEST_INCHES = 650.0  # of a side, at 100 dots an inch: matplotlib draws at most 2**16 dots
+LARGEST_INCHES = 650.0  # of a side, at 100 dots an inch: matplotlib draws at most 2**16 dots
 _MOST_STEPS = 10**7
 
 
@@ -34,8 +34,8 @@ def _figure_class() -> Any:
 
 def new_figure(n_rows: int, n_cols: int, width: float, height: float) -> tuple[Figure, Any]:
     """Return a figure and its axes, (n_rows, n_cols), each of `width` x `height` inches."""
-    number("width", width, above=0, high=_LARGEST_INCHES / n_cols)
-    number("height", height, above=0, high=_LARGEST_INCHES / n_rows)
+    number("width", width, above=0, high=LARGEST_INCHES / n_cols)
+    number("height", height, above=0, high=LARGEST_INCHES / n_rows)
     figure = _figure_class()(figsize=(width * n_cols, height * n_rows), layout="constrained")
     return figure, figure.subplots(n_rows, n_cols, squeeze=False)
 
@@ -183,7 +183,7 @@ def plot_images(images: Any, titles: Sequence[str] = (), n_cols: int = 6, size: 
 def draw_images(images: Any, titles: Sequence[str], n_cols: int, size: float, cmap: str = "gray") -> Figure:
     """Draw images whose values are from 0 to 1 in a grid; arguments as of `plot_images`."""
     n_cols = min(whole_number("n_cols", n_cols), len(images))
-    number("size", size, above=0, high=_LARGEST_INCHES / len(images))
+    number("size", size, above=0, high=LARGEST_INCHES / len(images))
     n_lines = max((title.count("\n") + 1 for title in titles), default=0)
     height = size + (0.3 * min(size, 1.5) + 0.15 * (n_lines - 1) if n_lines else 0)
     figure, axes = new_figure(-(-len(images) // n_cols), n_cols, size, height)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toolbox import at, make_learner, samples
+from toolbox import as_images, at, make_learner, samples
 from torch import nn
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
@@ -326,6 +327,20 @@ def method(name, **base):
 
 def previewed(**kwargs):
     return minilearn.BatchSchedulerCB(CosineAnnealingLR).preview(make_learner(), **kwargs)
+
+
+def pictured(function, **base):
+    """Call a function with a learner of images of three pixels."""
+
+    def call(**kwargs):
+        learn = make_learner(model=nn.Sequential(nn.Flatten(), nn.Linear(3, 2)), loss_func=F.cross_entropy)
+        as_images(learn.dls)
+        return function(learn, **base | kwargs)
+
+    return call
+
+
+FIGURE = {"n": "count", "classes": "list?", "n_cols": "count", "size": "above 0"}
 
 
 def optimizer(kind):
@@ -684,6 +699,21 @@ CALLS = {
         lambda **kwargs: plot.plot_scheduler(**{"sched": constant, "n_steps": 2} | kwargs),
         {"n_steps": "np_int", "width": "above 0", "height": "above 0", "sched": "nothing"},
     ),
+    "confusion_matrix": (pictured(minilearn.confusion_matrix), {"n_classes": "count?"}),
+    "plot_confusion": (
+        pictured(minilearn.plot_confusion),
+        {"classes": "nothing?", "normalize": "flag", "size": "above 0?"},
+    ),
+    "top_losses": (
+        pictured(minilearn.top_losses),
+        {"dl": "nothing", "n": "count", "loss_func": "nothing?"},
+    ),
+    "plot_top_losses": (
+        pictured(minilearn.plot_top_losses),
+        {"dl": "nothing", "loss_func": "nothing?"} | FIGURE,
+    ),
+    "show_results": (pictured(minilearn.show_results), {"dl": "nothing"} | FIGURE),
+    "show_batch": (pictured(minilearn.show_batch), FIGURE),
     "plot_images": (
         lambda **kwargs: plot.plot_images(**{"images": torch.ones(1, 1, 2, 2)} | kwargs),
         {"images": "nothing", "n_cols": "count", "size": "above 0", "titles": "list"},
@@ -734,6 +764,7 @@ NOT_CALLED = {
     *("ChannelsLastCB", "DetectionCB", "SingleBatchCB", "SwitchPointsCB", "TestTimeFlipCB"),  # take nothing
     *("ClosureCB", "ThroughputCB"),  # take nothing either
     *("Prediction", "Predictor", "load_predictor"),  # of a file; see tests/inference
+    "Summary",  # of learn.summary()
     *(name for name in minilearn.__all__ if name.startswith("Cancel")),
 }
 
@@ -753,6 +784,7 @@ def test_every_public_name_is_called_with_wrong_values():
 TAKE_OBJECTS = {
     *("params", "tensors", "images", "targets", "kwargs", "args", "sizes", "dataset", "module"),
     *("group", "scheduler_f", "step_size", "schedules", "cbs"),
+    *("learn", "learn_or_preds", "learn_or_dls", "dl_or_targets"),
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..arguments import flag, instances, number, shown, unless_none, whole_number
 from ..counting import argument_of, is_cross_entropy
 from ..learner import Learner
-from ..plot import new_figure
+from ..plot import LARGEST_INCHES, new_figure
 from .looking import look_at, target_of
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def plot_confusion(
         raise ValueError(f"classes={shown(classes)} has {len(names)} names, and there are {n} classes")
     if names is not None and len(names) > n:
         n, counts = len(names), _grown(counts, len(names))
-    side = unless_none(number, "size", size, None, 0) or min(12.0, 2.5 + 0.45 * n)
+    side = unless_none(number, "size", size, above=0, high=LARGEST_INCHES) or min(12.0, 2.5 + 0.45 * n)
     values = counts / counts.sum(1, keepdim=True).clamp_min(1) if normalize else counts
     figure, axes = new_figure(1, 1, side, side)
     ax = axes[0, 0]
