@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
@@ -204,8 +206,8 @@ def _as_it_was(learn: Learner, model: nn.Module, is_copy: bool) -> Iterator[None
     memory = Memory([learn, learn.dls, *learn.cbs])
     if not is_copy:
         memory.keep(model)
-        for module in model.modules():
-            memory.keep_fields(module)
+    fields = [] if is_copy else [(vars(module), dict(vars(module))) for module in model.modules()]
+    memory.keep(*(value for _, own in fields for name, value in own.items() if _may_change(name, value)))
     memory.keep(*learn.own_fields().values())
     for cb in owners:
         memory.keep_fields(cb)
@@ -215,7 +217,17 @@ def _as_it_was(learn: Learner, model: nn.Module, is_copy: bool) -> Iterator[None
             learn._set_phase(learn.dl, training=False)
             yield
         finally:
+            for live, own in fields:
+                live.clear()
+                live.update(own)
             memory.put_back()
+
+
+def _may_change(name: str, value: Any) -> bool:
+    """Whether an attribute of a module is a container or a tensor that a forward may change in place."""
+    return name not in vars(nn.Module()) and isinstance(
+        value, list | dict | set | deque | np.ndarray | Tensor
+    )
 
 
 def _take_inputs(learn: Learner, example: Any, model: nn.Module) -> bool:

@@ -96,6 +96,20 @@ def test_layer_whose_weights_another_reads_was_not_called():
     assert "not called" in str(summary)
 
 
+def test_attributes_of_a_layer_may_be_anything():
+    class Odd(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 2)
+            self.kinds, self.by_name = [nn.Linear, Odd], {"a": nn.Linear, ("b", 1): self}
+            self.file, self.nested = open(__file__), SimpleNamespace(kind=Odd)  # noqa: SIM115
+
+    model = Odd()
+    with model.file:
+        assert make_learner(model=model).summary().outputs == "(2, 2)"
+        assert model.kinds == [nn.Linear, Odd]
+        assert model.by_name["b", 1] is model
+
+
 def test_own_parameters_of_a_container_have_a_line():
     class Scaled(nn.Sequential):
         def __init__(self):

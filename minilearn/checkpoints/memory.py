@@ -69,7 +69,7 @@ class Memory(Saver):
             return (_KEPT, value, LEFT)
 
     def _form(self, value: Any, path: str) -> Any:
-        if id(value) in self.shared:
+        if id(value) in self.shared or isinstance(value, type):  # a class may have a state_dict, too
             return LEFT
         if isinstance(value, Tensor):
             return _tensor_form(value)

@@ -49,6 +49,18 @@ def test_arrays_and_tensors_are_filled_in_place():
     assert view.tolist() == part.tolist() == [1, 2]
 
 
+def test_class_is_left_as_it_is():
+    class Own(nn.Linear):
+        n = 1
+
+    holder = SimpleNamespace(kinds=[Own, nn.Linear], made=[1])
+    memory = kept(holder)
+    holder.kinds.pop()
+    holder.made.append(2)
+    memory.put_back()
+    assert (holder.kinds, holder.made, Own.n) == ([Own, nn.Linear], [1], 1)
+
+
 def test_tensor_that_is_expanded_or_read_only_does_not_fail():
     array, tensor = np.ones(3), torch.ones(1).expand(3)
     array.flags.writeable = False
