@@ -38,14 +38,23 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     return html_table([str(name) for name in names], texts)
 
 
-def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of plain texts, which are escaped. Without a head, the first column is one."""
-    lines = ["".join(f"<th>{escape(text)}</th>" for text in head)] if head else []
+_LEFT = " style='text-align:left'"
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 0) -> str:
+    """Return a table of plain texts, which are escaped, its first `left` columns flush left.
+
+    Without a head, the first column is one, and all are flush left.
+    """
+
+    def line(tags: Sequence[str], texts: Sequence[str], left: int) -> str:
+        cells = zip(tags, texts, [_LEFT] * left + [""] * (len(texts) - left), strict=True)
+        return "".join(f"<{tag}{style}>{escape(text)}</{tag}>" for tag, text, style in cells)
+
+    lines = [line(["th"] * len(head), head, left)] if head else []
     for row in rows:
-        cells = [f"<td>{escape(text)}</td>" for text in row]
-        if not head and cells:
-            cells[0] = f"<th style='text-align:left'>{escape(row[0])}</th>"
-        lines.append("".join(cells))
+        tags = ["td"] * len(row) if head else ["th", *["td"] * (len(row) - 1)]
+        lines.append(line(tags, row, left if head else len(row)))
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
@@ -180,7 +189,7 @@ def _opt_text(learn: Learner) -> str:
 
 
 def _trained_text(learn: Learner) -> str:
-    return f"{_counted(learn.n_epochs_trained, 'epoch', 'epochs')} trained"
+    return _counted(learn.n_epochs_trained, "epoch", "epochs")
 
 
 def _now_text(learn: Learner) -> str:
@@ -211,7 +220,8 @@ def learner_text(learn: Learner) -> str:
     facts = _learner_facts(learn)
     data = facts.get("data", "no data")
     now = [facts["now"]] if "now" in facts else []
-    parts = [facts["model"], data, facts["optimizer"], facts["trained"], *now]
+    trained = facts["trained"] + " trained" * (facts["trained"] != "?")
+    parts = [facts["model"], data, facts["optimizer"], trained, *now]
     return f"{type(learn).__name__}({'; '.join(parts)})"
 
 

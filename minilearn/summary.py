@@ -118,7 +118,7 @@ class Summary:
 
     def _repr_html_(self) -> str:
         head, *rest = (escape(line) for line in self._lines())
-        rows = html_table(_HEAD, [layer.texts() for layer in self.layers])
+        rows = html_table(_HEAD, [layer.texts() for layer in self.layers], left=3)
         return f"<p>{head}</p>{rows}<p>{'<br>'.join(rest)}</p>"
 
 
