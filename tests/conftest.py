@@ -144,10 +144,12 @@ def no_data(cache, monkeypatch):
     return cache
 
 
-@pytest.fixture
-def quick_files(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def quick_files():
     """Leave files in the system's memory: none of these has to outlive the machine."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ from minilearn.events import STEPS, events
 from minilearn.files import written_whole
 from minilearn.schedules import cosine
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_files")]
+pytestmark = pytest.mark.slow
 
 FAULTS = (ValueError, KeyboardInterrupt, SystemExit, torch.OutOfMemoryError, MemoryError)
 FIRST, MIDDLE, LAST = -1000, 70, CheckpointCB.order

@@ -413,8 +413,6 @@ def test_save_is_of_the_model(tmp_path):
 
 # Checkpoints --------------------------------------------------------------------------------------
 
-pytestmark = pytest.mark.usefixtures("quick_files")
-
 
 class Noted(CentreLoss):
     """With a state that is no tensor."""

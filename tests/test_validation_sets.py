@@ -225,7 +225,6 @@ class FirstCB(Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize(
     "more", [(), (lambda: EMACB(0.9, every_steps=2), lambda: EarlyStoppingCB("shifted/loss", 9))]
 )
@@ -248,7 +247,6 @@ def test_a_fit_resumes_at_every_rest(tmp_path, more):
         ), f"stopped at rest {n}"
 
 
-@pytest.mark.usefixtures("quick_files")
 def test_checkpoints_of_each_set_have_names_in_order(tmp_path):
     learn = learner(every_rest(tmp_path))
     learn.fit(1)
@@ -261,7 +259,6 @@ def test_checkpoints_of_each_set_have_names_in_order(tmp_path):
     assert [path.name for path in checkpoints_in(tmp_path)] == made
 
 
-@pytest.mark.usefixtures("quick_files")
 def test_other_sets_are_refused_when_resuming(tmp_path):
     stop(learner(every_rest(tmp_path), StopCB(7)))
     one = noisy_learner(MetricsCB(), every_rest(tmp_path), dls=lambda: loaders(sets()["clean"]))

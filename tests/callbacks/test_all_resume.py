@@ -62,7 +62,7 @@ from minilearn.checkpoints.snapshot import read
 from minilearn.schedules import cosine, one_cycle
 
 pytestmark = [
-    *(pytest.mark.slow, pytest.mark.usefixtures("quick_files")),
+    pytest.mark.slow,
     *(pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")),
 ]
 

@@ -998,7 +998,7 @@ def best_run(folder, *cbs, seed=1):
     return norm_learner(WatchCB(), EMACB(0.5), *cbs, check, lr=3.0, seed=seed, model=partial(norm_net, 0.2))
 
 
-def test_best_checkpoint_has_the_averaged_weights_that_scored_best(tmp_path, quick_files, at):
+def test_best_checkpoint_has_the_averaged_weights_that_scored_best(tmp_path, at):
     kept = []
     keep = at("after_validate", lambda learn: kept.append((learn.is_nested, tensors_of(learn.model))), 75)
     learn = best_run(tmp_path, keep)
@@ -1014,7 +1014,7 @@ def test_best_checkpoint_has_the_averaged_weights_that_scored_best(tmp_path, qui
 
 
 @pytest.mark.parametrize("name", ["best.pt", "newest", "the one before"])
-def test_run_resumed_from_the_best_or_the_newest_is_the_straight_run(tmp_path, quick_files, name, at):
+def test_run_resumed_from_the_best_or_the_newest_is_the_straight_run(tmp_path, name, at):
     straight = best_run(tmp_path / "a")
     straight.fit(4)
     stopped = best_run(tmp_path / "b", StopCB(3 * 7 - 1))
@@ -1059,7 +1059,7 @@ RESUMED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
-def test_resumed_run_is_the_straight_run(tmp_path, quick_files, name):
+def test_resumed_run_is_the_straight_run(tmp_path, name):
     make, n_train, n_seen = RESUMED[
         name
     ]  # n_seen: epochs whose validation has no average, and may be stopped
@@ -1228,7 +1228,7 @@ def fitted(make, model=norm_net, *cbs, **kwargs):
 
 @BOTH
 @pytest.mark.parametrize("wrap", [nn.DataParallel, partial(torch.compile, backend="eager")])
-def test_wrapped_model_is_averaged_like_its_plain_one(make, wrap, tmp_path, quick_files):
+def test_wrapped_model_is_averaged_like_its_plain_one(make, wrap, tmp_path):
     plain = fitted(make)
     check = CheckpointCB(tmp_path, monitor="eval/loss")
     wrapped = fitted(make, lambda: wrap(norm_net()), check)

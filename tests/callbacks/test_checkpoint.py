@@ -34,8 +34,6 @@ from minilearn.checkpoints.codec import first_difference
 from minilearn.checkpoints.snapshot import capture, checkpoints_in, position_of, read
 from minilearn.files import write_torch
 
-pytestmark = pytest.mark.usefixtures("quick_files")
-
 
 @pytest.fixture
 def writes(monkeypatch):

@@ -1,6 +1,5 @@
 """CheckpointCB(signals=): more signals that stop a fit as SIGTERM does."""
 
-import os
 import signal
 import threading
 
@@ -9,11 +8,6 @@ from toolbox import noisy_learner, untimed_rows
 
 from minilearn import Callback, CheckpointCB, MetricsCB
 from minilearn.checkpoints.snapshot import checkpoints_in
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 class SendCB(Callback):

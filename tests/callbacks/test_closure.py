@@ -36,7 +36,6 @@ from minilearn import (
     set_seed,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_files")
 KINDS = {
     "LBFGS": partial(LBFGS, max_iter=4),
     "with line search": partial(LBFGS, max_iter=4, line_search_fn="strong_wolfe"),

@@ -13,7 +13,6 @@ from minilearn import Callback, CheckpointCB, CSVLoggerCB, EarlyStoppingCB, Metr
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
     monkeypatch.chdir(tmp_path)
 
 

@@ -27,7 +27,7 @@ from minilearn.checkpoints.snapshot import checkpoints_in
 from minilearn.schedules import cosine
 
 pytestmark = [
-    *(pytest.mark.full, pytest.mark.slow, pytest.mark.usefixtures("quick_files", "service")),
+    *(pytest.mark.full, pytest.mark.slow, pytest.mark.usefixtures("service")),
     # Each learner has a place of its own to log to.
     pytest.mark.filterwarnings("ignore:(CSVLoggerCB|TensorBoardCB) has (path|folder)="),
     *(pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")),

@@ -22,7 +22,6 @@ from minilearn import (
 )
 from minilearn.checkpoints.codec import first_difference
 
-pytestmark = pytest.mark.usefixtures("quick_files")
 LR, N_TRAIN, N_VALID, BS = 1e-2, 16, 8, 4
 
 

@@ -35,7 +35,6 @@ from minilearn import (
     set_seed,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_files")
 MOM_SGD = partial(SGD, momentum=0.9)
 
 

@@ -487,7 +487,6 @@ def test_lr_find_leaves_the_model_as_it_was():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize(
     "name",
     [

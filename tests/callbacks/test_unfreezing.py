@@ -256,7 +256,6 @@ BESIDE = {
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize("name", BESIDE)
 def test_a_run_of_two_fits_is_resumed_bit_for_bit_from_each_place(tmp_path, name):
     def run(saver, seed, resume=None):

@@ -15,7 +15,7 @@ from minilearn.checkpoints.codec import first_difference
 from minilearn.checkpoints.snapshot import checkpoints_in, read
 from minilearn.plan import Position
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_files")]
+pytestmark = pytest.mark.slow
 
 N_EPOCHS, N_TRAIN, N_VALID = 2, 2, 2
 N_PLACES = N_EPOCHS * (N_TRAIN + N_VALID + 1)  # the last one twice, at the end of the epoch and of the fit

@@ -16,7 +16,7 @@ from minilearn.checkpoints.codec import first_difference
 from minilearn.checkpoints.snapshot import checkpoints_in, read
 from minilearn.plan import Position
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_files")]
+pytestmark = pytest.mark.slow
 
 N_EPOCHS = 3
 CANCELS = [

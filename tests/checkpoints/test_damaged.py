@@ -1,7 +1,6 @@
 """Checkpoints that are damaged: a fit resumes from an older one, and nothing is lost."""
 
 import io
-import os
 import struct
 import warnings
 import zipfile
@@ -14,11 +13,6 @@ from minilearn import CheckpointCB, MetricsCB
 from minilearn.checkpoints.codec import first_difference
 from minilearn.checkpoints.snapshot import BEST, capture_weights, checkpoints_in, read
 from minilearn.files import DamagedError
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture

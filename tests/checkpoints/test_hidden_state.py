@@ -16,7 +16,7 @@ from torch.optim import SGD
 
 from minilearn import Callback, CheckpointCB, MetricsCB
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_files")]
+pytestmark = pytest.mark.slow
 STOPS = (2, 6)  # in the first epoch, and in the second
 
 

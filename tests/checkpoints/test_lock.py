@@ -18,11 +18,6 @@ from minilearn.checkpoints.lock import NAME, Lock
 from minilearn.checkpoints.snapshot import checkpoints_in
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 class AtCB(Callback):
     """Call a function in the middle of a fit."""
 

@@ -50,7 +50,7 @@ from minilearn.checkpoints.snapshot import checkpoints_in, read
 from minilearn.files import read_torch, write_torch
 from minilearn.optim import OPTIMIZERS
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_files")]
+pytestmark = pytest.mark.slow
 
 N_EPOCHS, N_TRAIN, N_VALID = 2, 3, 2  # batches
 N_RESTS = N_EPOCHS * (N_TRAIN + N_VALID + 1) + 1  # after each batch, epoch and fit

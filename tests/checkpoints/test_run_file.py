@@ -19,8 +19,6 @@ from minilearn.checkpoints.run_file import RUN_FILE
 from minilearn.checkpoints.snapshot import checkpoints_in
 from minilearn.files import read_torch, write_torch
 
-pytestmark = pytest.mark.usefixtures("quick_files")
-
 
 def facts_in(folder):
     return json.loads((folder / RUN_FILE).read_text())

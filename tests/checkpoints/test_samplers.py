@@ -11,7 +11,7 @@ from torch.utils.data import SubsetRandomSampler, TensorDataset, WeightedRandomS
 
 from minilearn import Callback, DataLoaders, DatasetLoader
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_files")]
+pytestmark = pytest.mark.slow
 
 N = 16
 STOPS = (1, 2, 4, 5, 6, 8, 11)

@@ -57,8 +57,6 @@ from minilearn.data.fingerprint import fingerprint
 from minilearn.files import read_torch, write_torch
 from minilearn.warning import warn
 
-pytestmark = pytest.mark.usefixtures("quick_files")
-
 
 class KeptCB(Callback):
     """A user's callback; all its attributes are state."""

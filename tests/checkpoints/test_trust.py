@@ -30,8 +30,6 @@ from minilearn.checkpoints.snapshot import checkpoints_in, read
 from minilearn.checkpoints.trust import has_place
 from minilearn.files import read_torch, write_torch
 
-pytestmark = pytest.mark.usefixtures("quick_files")
-
 OUT = "/home/victim/.bashrc"
 CPU = torch.device("cpu")
 

@@ -298,7 +298,6 @@ MORE = (EMACB, lambda: GradientAccumulationCB(2), lambda: GradientClippingCB(1))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize("more", [(), MORE])
 def test_a_fit_resumes_at_every_rest(tmp_path, more):
     def made(*cbs, seed=1):
@@ -330,7 +329,6 @@ def sized(epoch, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_files")
 def test_steps_of_a_resumed_fit_are_planned_with_its_seed_and_first_epoch(tmp_path):
 
     straight = learner(CheckpointCB(tmp_path / "a", keep=9), plan=sized)
@@ -347,7 +345,6 @@ def test_steps_of_a_resumed_fit_are_planned_with_its_seed_and_first_epoch(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_files")
 def test_another_plan_is_refused_when_resuming(tmp_path):
     stop(learner(every_rest(tmp_path), StopCB(2)))
     with pytest.raises(ValueError, match="plan"):

@@ -332,7 +332,6 @@ def resumed_everywhere(tmp_path, make):
     return straight, other
 
 
-@pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize("event", LAST)
 def test_run_that_is_resumed_before_the_rest_takes_it_too(tmp_path, event):
     def make(folder, seed):
@@ -344,7 +343,6 @@ def test_run_that_is_resumed_before_the_rest_takes_it_too(tmp_path, event):
     assert straight.n_steps == 4
 
 
-@pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize(("error", "event"), PLACES)
 @pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_gradients_that_are_kept_are_in_checkpoints(tmp_path, error, event, n):

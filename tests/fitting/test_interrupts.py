@@ -40,7 +40,6 @@ def usual_handlers(monkeypatch):
     """Have Python's own handlers, and check that they are there in the end."""
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # these files need not outlive the machine
     before = [signal.getsignal(number) for number in HANDLED]
     yield
     after = [signal.getsignal(number) for number in HANDLED]

@@ -592,7 +592,6 @@ UNEVEN = rows(F.cross_entropy, (5, 2, 4, 1, 6))
 
 
 @pytest.mark.dealt
-@pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize("case", UNEQUAL)
 @pytest.mark.parametrize("n", [1, 2, 4, 6, 8])  # of 5 or 4 batches an epoch in groups of 3
 def test_a_run_stopped_in_the_middle_of_a_step_is_the_straight_run(tmp_path, case, n, place):
@@ -607,7 +606,6 @@ def test_a_run_stopped_in_the_middle_of_a_step_is_the_straight_run(tmp_path, cas
     assert first_difference(all_of(straight), all_of(resumed)) == ""
 
 
-@pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize("n", [1, 2, 3, 5])  # of batches of 5, 2, 4, 1 and 6 samples, in groups of 3
 def test_a_checkpoint_of_version_0_1_in_the_middle_of_a_step_is_resumed(tmp_path, n):
     def new(folder, *cbs):

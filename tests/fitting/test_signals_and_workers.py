@@ -33,11 +33,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 MORE = (signal.SIGUSR1,)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
 class Samples:
     """24 samples with noise."""
 

@@ -302,7 +302,6 @@ def test_schedule_ends_with_the_last_step():
 # Resuming -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize("cbs", [(), (GradientAccumulationCB,)])
 @pytest.mark.parametrize("name", RESUMED)
 def test_resumed_from_each_place_it_is_the_straight_run(tmp_path, name, cbs):
@@ -326,7 +325,6 @@ def test_resumed_from_each_place_it_is_the_straight_run(tmp_path, name, cbs):
         assert first_difference(expected, found) == "", path
 
 
-@pytest.mark.usefixtures("quick_files")
 def test_a_run_of_other_steps_is_not_resumed(tmp_path):
     learn = make_learner(4, cbs=[every_rest(tmp_path), StopCB(4)])
     stop(learn, epoch_steps=3)
@@ -340,7 +338,6 @@ def accumulating(n):
     return [GradientAccumulationCB(n)] if n else []
 
 
-@pytest.mark.usefixtures("quick_files")
 @pytest.mark.parametrize(("there", "here"), [(0, 2), (2, 0), (2, 3)])
 def test_a_run_that_accumulates_otherwise_is_not_resumed(tmp_path, there, here):
     def new(n, *cbs):
@@ -351,7 +348,6 @@ def test_a_run_that_accumulates_otherwise_is_not_resumed(tmp_path, there, here):
         new(here).fit(2, epoch_steps=3, resume=True)
 
 
-@pytest.mark.usefixtures("quick_files")
 def test_a_run_by_passes_is_not_resumed_in_as_many_steps(tmp_path):
     cbs = [every_rest(tmp_path), GradientAccumulationCB(3)]  # 2 steps a pass, of 3 batches and of 1
     stop(make_learner(4, cbs=[*cbs, StopCB(2)]))

@@ -42,7 +42,6 @@ from minilearn.checkpoints.codec import first_difference
 from minilearn.optim import OPTIMIZERS, Combined, by_layer, is_matrix
 from minilearn.schedules import cosine
 
-pytestmark = pytest.mark.usefixtures("quick_files")
 MUON_AND_ADAMW = Combined((is_matrix, partial(Muon, lr=0.02)), AdamW)
 
 

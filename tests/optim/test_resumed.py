@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from minilearn import BatchSchedulerCB, Callback, set_seed
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_files")]
+pytestmark = pytest.mark.slow
 
 
 def net():

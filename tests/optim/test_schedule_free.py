@@ -38,8 +38,6 @@ from minilearn import (
 from minilearn.checkpoints.codec import first_difference
 from minilearn.optim import Combined, is_matrix
 
-pytestmark = pytest.mark.usefixtures("quick_files")
-
 
 class ScheduleFreeSGD(Optimizer):
     """z is stepped with the gradient at y = (1 - mom) * z + mom * x, and x is the mean of all z.
