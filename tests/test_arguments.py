@@ -531,6 +531,7 @@ CALLS = {
         {
             **{"source": "path", "size": "count?", "bs": "count", "device": "nothing?", "seed": "seed"},
             **{"augment": "list", "normalize": "nothing", "parts": "nothing", "names": "nothing?"},
+            "valid": "inner share?",
         },
     ),
     "shapes": (

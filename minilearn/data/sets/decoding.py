@@ -18,16 +18,23 @@ from torch import Tensor
 from ...files import read_plain, written_whole
 from .download import cache_folder
 from .pixels import rgb_pixels
-from .trees import SUFFIXES, Found, find_images, folders_of, tree_of
+from .trees import SUFFIXES, ArchiveTree, FolderTree, Found, find_images, folders_of, tree_of, under
 
 _AT_ONCE = 512  # files read before they are decoded
 _BYTES_AT_ONCE = 2**29  # or fewer, if they are large
 _FORMAT = 3  # of a cache file, so that those of older versions are not mistaken for it
 
+Find = Callable[[FolderTree | ArchiveTree, str], tuple[set[str], list[Found]]]
 Images = tuple[Tensor, Tensor, tuple[str, ...]]  # (N, 3, H, W) uint8, (N,) int64, names of the classes
 
 
-def cached(source: Path, part: str, make: Callable[[], Images], size: int | None = None) -> Images:
+class NoImagesError(ValueError):
+    """A part of a folder or an archive has no image."""
+
+
+def cached(
+    source: Path, part: str, make: Callable[[], Images], size: int | None = None, half: str = ""
+) -> Images:
     """Return images, targets and classes, made once and memory-mapped from the cache folder afterwards.
 
     The file's name is derived from the sizes, times and inodes of what is read, also through links, so what
@@ -35,15 +42,16 @@ def cached(source: Path, part: str, make: Callable[[], Images], size: int | None
 
     Args:
         source: an archive, or a folder; of a folder, only the one named `part` in it counts if there is one.
-        part: a name for what is made, such as "train".
+        part: a name for what is made, such as "train"; "" for all that is in the folder.
         size: of the images that are made, in pixels a side.
+        half: a name for which of the part's images are made. Default: all.
 
     Raises: ValueError for a source that changes meanwhile, and for a damaged file in the cache; OSError.
     """
-    path = _path_of(source, part, size)
+    path = _path_of(source, part, size, half)
     if not path.is_file():
         images, targets, classes = make()
-        if path != _path_of(source, part, size):
+        if path != _path_of(source, part, size, half):
             raise ValueError(
                 f"{source} changed while it was read: wait until it is complete, and start again"
             )
@@ -61,12 +69,13 @@ def cached(source: Path, part: str, make: Callable[[], Images], size: int | None
     return saved["images"], saved["targets"], tuple(saved["classes"])
 
 
-def _path_of(source: Path, part: str, size: int | None) -> Path:
+def _path_of(source: Path, part: str, size: int | None, half: str) -> Path:
     places = folders_of(source, part) or [source]
     stamps = [_stamp(place) if place.is_dir() else _stamp_of(place) for place in places]
-    stamp = repr((_FORMAT, part, size, str(source.resolve()), stamps)).encode()
+    about = (part, half) if half else (part,)
+    stamp = repr((_FORMAT, *about, size, str(source.resolve()), stamps)).encode()
     digest = hashlib.blake2b(stamp, digest_size=8).hexdigest()
-    name = re.sub(r"[^\w-]", "_", part) + (f"-{size}" if size else "")  # a part may have slashes
+    name = re.sub(r"[^\w-]", "_", half or part) + (f"-{size}" if size else "")  # a part may have slashes
     return cache_folder() / f"{source.name.split('.')[0]}-{name}-{digest}.pt"
 
 
@@ -105,7 +114,7 @@ def _stamp_of(path: Path) -> Any:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
-def read_images(source: Path, part: str, size: int | None = None) -> Images:
+def read_images(source: Path, part: str, size: int | None = None, find: Find = find_images) -> Images:
     """Decode one part of an image folder, such as "train", or of a .tgz or .tar of one, on all cores.
 
     A bar shows the progress in a terminal or a notebook. Names that begin with a dot are left out, as are
@@ -116,25 +125,29 @@ def read_images(source: Path, part: str, size: int | None = None) -> Images:
     Args:
         source: a folder with <part>/<class>/<image>, or an archive with <folder>/<part>/<class>/<image>.
         size: the centre square of each image is resized to size x size pixels. None: images stay as they are.
+        find: gives the classes and the images of a part.
 
     Returns: images (N, 3, H, W) uint8 and targets (N,) int64, sorted by class and name; the classes' names.
     Raises: ValueError, with its name, for a broken image, for one of floats or of another unknown range, for
         a file that is not an image, for a link that leads nowhere, for a class without images, and, unless
-        `size` is given, for an image whose size is not that of the first; OSError for what cannot be read.
+        `size` is given, for an image whose size is not that of the first; NoImagesError, a ValueError, for a
+        part without images; OSError for what cannot be read.
     """
 
     def decode(one: tuple[Found, bytes]) -> tuple[Found, Any]:
-        return one[0], rgb_pixels(f"{source}: {part}/{one[0].path}", one[1], size)
+        return one[0], rgb_pixels(f"{source}: {under(part, one[0].path)}", one[1], size)
 
     images: list[tuple[Found, Any]] = []
     with tree_of(source, part) as tree, ThreadPoolExecutor(os.cpu_count()) as pool:
-        classes, found = find_images(tree, part)  # PIL decodes without the interpreter's lock
+        classes, found = find(tree, part)  # PIL decodes without the interpreter's lock
         for some in _groups(tree.read(found)):
             images += pool.map(decode, some)
     if not images:
-        raise ValueError(f"{source} has no image in {part}/<class>/: expected {', '.join(SUFFIXES)}")
+        raise NoImagesError(
+            f"{source} has no image in {under(part, '<class>/')}: expected {', '.join(SUFFIXES)}"
+        )
     if empty := sorted(classes - {one.kind for one, _ in images}):
-        raise ValueError(f"{source}: {part}/{empty[0]} has no image: expected some of each class")
+        raise ValueError(f"{source}: {under(part, empty[0])} has no image: expected some of each class")
     images.sort(key=lambda image: image[0][:3])
     names = sorted(classes)
     pixels = np.empty((len(images), *images[0][1].shape), dtype=np.uint8)
@@ -142,8 +155,8 @@ def read_images(source: Path, part: str, size: int | None = None) -> Images:
         if image.shape != pixels.shape[1:]:
             sizes = [f"{w}x{h}" for h, w, _ in (image.shape, pixels.shape[1:])]
             raise ValueError(
-                f"{source}: {part}/{one.path} is {sizes[0]}, others are {sizes[1]}: expected one size; give "
-                "size=, to which they are resized"
+                f"{source}: {under(part, one.path)} is {sizes[0]}, others are {sizes[1]}: expected one size; "
+                "give size=, to which they are resized"
             )
         pixels[i] = image
     targets = torch.tensor([names.index(one.kind) for one, _ in images])

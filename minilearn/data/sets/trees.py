@@ -44,33 +44,49 @@ def nfc(name: str) -> str:
     return normalize("NFC", name)
 
 
-def find_images(tree: FolderTree | ArchiveTree, part: str) -> tuple[set[str], list[Found]]:
+def under(part: str, name: str) -> str:
+    """Return a name with its part, if that has a name."""
+    return f"{part}/{name}" if part else name
+
+
+def find_images(
+    tree: FolderTree | ArchiveTree, part: str, places: Sequence[Any] | None = None
+) -> tuple[set[str], list[Found]]:
     """Return the classes of a part and its images.
 
     Names that begin with a dot and files beside the classes are left out.
+
+    Args:
+        part: the name of the folder that has the classes; "" for the whole folder.
+        places: where the tree finds that folder. None: where it finds the part.
 
     Raises: ValueError, with the name, for a link that leads nowhere, for a folder, device or other file among
         the images, and for a file that is too large; OSError for a folder that cannot be read.
     """
     classes, images = set(), []
-    for place in tree.places(part):
+    for place in tree.places(part) if places is None else places:
         for kind in tree.items(place):
             if kind.what == _FILE:
                 continue
             if kind.what != _FOLDER:
                 raise ValueError(
-                    f"{tree.source}: {part}/{kind.name} is {kind.what}: expected a class's folder"
+                    f"{tree.source}: {under(part, kind.name)} is {kind.what}: expected a class's folder"
                 )
             classes.add(nfc(kind.name))
             for item in tree.items(kind.at):
                 path = f"{kind.name}/{item.name}"
-                _check_image(f"{tree.source}: {part}/{path}", item)
+                _check_image(f"{tree.source}: {under(part, path)}", item)
                 images.append(Found(nfc(kind.name), nfc(item.name), path, item.at))
     return classes, images
 
 
+def is_image(item: Item) -> bool:
+    """Whether something is a file with the suffix of an image."""
+    return item.what == _FILE and Path(item.name).suffix.lower() in SUFFIXES
+
+
 def _check_image(name: str, item: Item) -> None:
-    if item.what != _FILE or Path(item.name).suffix.lower() not in SUFFIXES:
+    if not is_image(item):
         what = "" if item.what == _FILE else f", but {item.what}"
         raise ValueError(
             f"{name} is not an image{what}: expected {', '.join(SUFFIXES)}; move it out of the folder"
@@ -80,7 +96,9 @@ def _check_image(name: str, item: Item) -> None:
 
 
 def folders_of(source: Path, part: str) -> list[Path]:
-    """Return the folder of a part in a folder, in each spelling that is there."""
+    """Return the folder of a part in a folder, in each spelling that is there; of "", the folder itself."""
+    if not part:
+        return [source] if source.is_dir() else []
     path = source / part
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     found = {path, *(path.parent / name for name in names if nfc(name) == nfc(path.name))}
@@ -107,6 +125,10 @@ class FolderTree:
         for path in sorted(Path(entry) for entry in os.scandir(place)):
             if not path.name.startswith("."):
                 yield _item_on_disk(path)
+
+    def folders(self, place: Any) -> list[Item]:
+        """Return the folders in a folder."""
+        return [item for item in self.items(place) if item.what == _FOLDER]
 
     def read(self, images: Sequence[Found]) -> Iterator[tuple[Found, bytes]]:
         """Give each image with the content of its file."""
@@ -227,8 +249,11 @@ class ArchiveTree:
         return node
 
     def _has_classes(self, place: _Steps) -> bool:
-        kinds = [kind for kind in self.items(place) if kind.what == _FOLDER]
-        return any(item.what != _FOLDER for kind in kinds for item in self.items(kind.at))
+        return any(item.what != _FOLDER for kind in self.folders(place) for item in self.items(kind.at))
+
+    def folders(self, place: Any) -> list[Item]:
+        """Return the folders in a folder."""
+        return [item for item in self.items(place) if item.what == _FOLDER]
 
     def items(self, place: Any) -> Iterator[Item]:
         """Give what is in a folder, in the order of the names."""
@@ -280,8 +305,9 @@ def tree_of(source: Path, part: str) -> Iterator[FolderTree | ArchiveTree]:
     """
     shown = default_console()
     console = shown if takes_bars(shown) or shown.is_jupyter else None
+    title = f"{source.name} {part}".strip()
     if source.is_dir():
-        yield FolderTree(source, f"{source.name} {part}", console)
+        yield FolderTree(source, title, console)
     elif not source.is_file():
         raise ValueError(f"{source}: expected a folder or an archive, not a named pipe or a device")
     elif is_zip(source):
@@ -289,7 +315,6 @@ def tree_of(source: Path, part: str) -> Iterator[FolderTree | ArchiveTree]:
             f"{source} is a zip: expected a folder or a .tar; unpack it with minilearn.data.unpack"
         )
     else:
-        title = f"{source.name} {part}"
         with (
             naming_damage(source),
             _opened(source, title, console) as file,
