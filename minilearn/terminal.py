@@ -59,7 +59,7 @@ def _redirected(console: Console) -> IO[str] | None:
 def bars_of_tqdm() -> list[Any]:
     """Return the bars of tqdm that are in a terminal now."""
     bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
-    return [bar for bar in list(bars) if hasattr(bar, "start_t") and bar.fp.isatty()]
+    return [bar for bar in list(bars) if hasattr(bar, "start_t") and not bar.fp.closed and bar.fp.isatty()]
 
 
 def print_line(console: Console, parts: Sequence[str], erase: bool = False) -> None:
@@ -97,7 +97,7 @@ def wrapped(parts: Sequence[str], width: int) -> list[str]:
                 lines.append(f"  {piece}")
             else:
                 lines[-1] += gap + piece
-            lines[-1:] = wrap(lines[-1])
+            lines[-1:] = wrap(lines[-1]) or [""]
             gap = " "
         gap = "  "
     return lines

@@ -115,6 +115,18 @@ def test_a_fit_inside_a_bar_of_tqdm_leaves_only_lines_above_it(monkeypatch, tqdm
     assert "\x1b[?25l" not in screen.written
 
 
+def test_a_bar_of_tqdm_in_a_file_is_left_alone(monkeypatch, tqdm, tmp_path):
+    with (tmp_path / "log").open("w") as log:
+        bar = tqdm(range(2), file=log)
+        with terminal(80, monkeypatch) as screen:
+            fit()
+    with terminal(80, monkeypatch) as other:  # now its file is closed
+        fit()
+    assert bar.n == 0
+    check(screen, TABLE)
+    check(other, TABLE)
+
+
 def test_what_a_fit_says_at_its_end_is_above_a_bar_of_tqdm(monkeypatch, tqdm):
     with terminal(130, monkeypatch) as screen:
         for _ in tqdm(range(1), desc="runs"):
