@@ -196,8 +196,7 @@ def test_top_losses_are_those_by_hand(kind, shuffle):
     order = losses.argsort(descending=True)[:5]
     found = top_losses(learn, n=5)
     assert [one.loss for one in found] == pytest.approx(losses[order].tolist(), rel=1e-5)
-    if kind != "batches":  # a list of batches does not say the numbers
-        assert [one.index for one in found] == order.tolist()
+    assert [one.index for one in found] == order.tolist()
     for one, i in zip(found, order.tolist(), strict=True):
         torch.testing.assert_close(one.inputs, INPUTS[i])
         assert int(one.target) == TARGETS[i]
@@ -302,18 +301,20 @@ def test_loss_that_is_no_number_is_an_error():
 def test_normalize_is_undone(kind):
     learn = learner(kind)
     expected = (PIXELS / 255).permute(0, 2, 3, 1)
-    for figure in (show_results(learn, n=10), show_batch(learn.dls.valid, n=8)):
-        found = drawn_images(figure)
-        if figure is not None and kind in ("TensorLoader", "batches") and len(found) == 8:
-            continue  # a bare loader of tensors does not say it
-        for i, image in enumerate(found):
-            torch.testing.assert_close(image, expected[i], atol=1e-5, rtol=0)
-    assert len(drawn_images(show_results(learn, n=10))) == 10  # of two batches
-    found = top_losses(learn, n=3)
-    if kind != "batches":
-        images = drawn_images(plot_top_losses(learn, n=3))
-        for image, one in zip(images, found, strict=True):
-            torch.testing.assert_close(image, expected[one.index], atol=1e-5, rtol=0)
+    images = drawn_images(show_results(learn, n=10))  # of two batches
+    assert len(images) == 10
+    for i, image in enumerate(images):
+        torch.testing.assert_close(image, expected[i], atol=1e-5, rtol=0)
+    images = drawn_images(plot_top_losses(learn, n=3))
+    for image, one in zip(images, top_losses(learn, n=3), strict=True):
+        torch.testing.assert_close(image, expected[one.index], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["ImageLoader", "DatasetLoader", "DataLoader"])
+def test_normalize_of_a_loader_is_undone(kind):
+    images = drawn_images(show_batch(LOADERS[kind](bs=8), n=8))
+    for i, image in enumerate(images):
+        torch.testing.assert_close(image, (PIXELS[i] / 255).permute(1, 2, 0), atol=1e-5, rtol=0)
 
 
 @EACH_LOADER

@@ -39,7 +39,7 @@ def confusion_matrix(learn_or_preds: Any, dl_or_targets: Any = None, n_classes: 
     if isinstance(learn_or_preds, Learner):
         counts = torch.zeros(0, 0, dtype=torch.int64)
 
-        def look(learn: Learner, i: int) -> bool:
+        def look(learn: Learner, n_before: int) -> bool:
             nonlocal counts
             is_by_class = is_cross_entropy(learn.loss_func)
             ignored = argument_of(learn.loss_func, "ignore_index", -100) if is_by_class else -100

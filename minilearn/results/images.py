@@ -67,9 +67,9 @@ def show_results(
     """
     n, samples = whole_number("n", n), list[Sample]()
 
-    def look(learn: Learner, i: int) -> bool:
+    def look(learn: Learner, n_before: int) -> bool:
         n_here = n_samples(learn.xb) or 0
-        index = index_of(learn, n_here)
+        index = index_of(learn, n_here, n_before)
         samples.extend(sample_of(learn, j, index, None) for j in range(min(n_here, n - len(samples))))
         return len(samples) < n
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..batches import Samples, map_tensors
+from ..batches import Samples, map_tensors, n_samples
 from ..callback import Callback, Order
 from ..data.adapters.adapter import short
 from ..events import CancelBatchException, CancelValidateException
@@ -27,14 +28,14 @@ class _LookCB(Callback):
     """Call a function with each batch's inputs, predictions and target, and leave the batch before its loss.
 
     Args:
-        look: of (learner, how many batches came before); it returns False when it has seen enough.
+        look: of (learner, how many samples came before); it returns False when it has seen enough.
         name: of the function that a user called, for errors.
     """
 
     order = Order.PREDICTIONS
 
     def __init__(self, look: Callable[[Learner, int], bool], name: str) -> None:
-        self.look, self.name, self.n_seen = look, name, 0
+        self.look, self.name, self.n_samples, self.n_seen = look, name, 0, 0
 
     def after_predict(self, learn: Learner) -> None:
         if learn.is_again:
@@ -44,7 +45,8 @@ class _LookCB(Callback):
                 f"{self.name} over {learn.n_processes} processes would see only the samples of one: expected "
                 "a learner without DistributedCB; learn.load(path) takes the weights over"
             )
-        is_more = self.look(learn, self.n_seen)
+        is_more = self.look(learn, self.n_samples)
+        self.n_samples += n_samples(learn.xb) or 0
         self.n_seen += 1
         raise CancelBatchException if is_more else CancelValidateException
 
@@ -81,7 +83,7 @@ class Sample:
     """A sample as the model saw it, on the CPU.
 
     Attributes:
-        index: its number in the data; None where the loader does not say it.
+        index: its number in the data, as `learn.predict_batches` gives it; None where it is not known.
         loss: None where none was computed.
         inputs, pred, target: without the dimension of samples.
     """
@@ -93,12 +95,13 @@ class Sample:
     target: Any
 
 
-def index_of(learn: Learner, n: int) -> Tensor | None:
-    """Return the numbers of the n samples of the batch; None where the loader does not say them."""
+def index_of(learn: Learner, n: int, n_before: int) -> Tensor | None:
+    """Return the numbers of the n samples of the batch; None where the order of the data is not known."""
     try:
         index = learn.index
     except ValueError:  # the loader does not say it
-        return None
+        in_order = not learn.dls.adapter_of(learn.dl).why_no_order()
+        return torch.arange(n_before, n_before + n) if in_order else None
     return index if len(index) == n else None
 
 

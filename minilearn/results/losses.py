@@ -43,10 +43,10 @@ def top_losses(
         )
     best: list[Sample] = []
 
-    def look(learn: Learner, i: int) -> bool:
+    def look(learn: Learner, n_before: int) -> bool:
         target = target_of(learn, name)
         losses = _losses(loss_func or infer_loss(target), learn.preds, target)
-        index = index_of(learn, len(losses))
+        index = index_of(learn, len(losses), n_before)
         # nan is the largest; equal losses stay in the order in which they were read
         order = losses.nan_to_num(torch.inf, torch.inf).argsort(descending=True, stable=True)
         found = [sample_of(learn, j, index, float(losses[j])) for j in order[:n].tolist()]
