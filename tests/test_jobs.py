@@ -16,6 +16,7 @@ from toolbox import (
     StopCB,
     StoppedError,
     at,
+    dealt,
     every_rest,
     generator,
     mentions,
@@ -287,7 +288,7 @@ def test_it_is_resumed_bit_for_bit(tmp_path, name, beside):
     assert first_difference(expected, state_of(learn, "CheckpointCB")) == ""
     paths = checkpoints_in(tmp_path / "all")
     assert len(paths) >= 8
-    for i, path in enumerate(paths):
+    for i, path in dealt([*enumerate(paths)]):
         at_end = CheckpointCB(tmp_path / str(i), every_epochs=9)
         learn = job.learner(*deepcopy(cbs), at_end, seed=50 + i)
         learn.fit(2, resume=path)

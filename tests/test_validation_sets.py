@@ -7,6 +7,7 @@ import pytest
 from toolbox import (
     StopCB,
     at,
+    dealt,
     every_rest,
     make_learner,
     mentions,
@@ -236,7 +237,7 @@ def test_a_fit_resumes_at_every_rest(tmp_path, more):
     straight = made(at("at_rest", lambda learn: rests.append(0)))
     straight.fit(2)
     assert len(rests) == (2 * (3 + 2 + 3 + 1) + 1 if not more else len(rests))
-    for n in range(1, len(rests)):
+    for n in dealt(range(1, len(rests))):
         stop(made(every_rest(tmp_path / str(n)), StopCB(n)))
         learn = made(every_rest(tmp_path / str(n)), seed=9)
         learn.fit(2, resume=True)

@@ -292,17 +292,19 @@ def every_rest(folder, **kwargs):
     return CheckpointCB(folder, every_minutes=1e-9, keep=100, **kwargs)
 
 
-def resumed_from_each_rest(make, folder):
+def resumed_from_each_rest(make, folder, n_rests=None):
     """Fit two epochs; stop a new learner at each rest, resume it, and check that it ends the same.
 
     make: makes a learner with the callbacks that it is given, always the same one.
-    Gives the straight learner and the resumed one, for each rest.
+    n_rests: how many rests there have to be. None: any number.
+    Gives the straight learner and the resumed one, for each rest that is dealt.
     """
     rests = StopCB(-1)  # counts them, and stops at none
     straight = make(every_rest(folder / "straight"), rests)
     straight.fit(2)
     expected = state_of(straight, "CheckpointCB")
-    for n in range(1, -rests.n):
+    assert n_rests in (None, -rests.n - 1)
+    for n in dealt(range(1, -rests.n)):
         stop(make(every_rest(folder / str(n)), StopCB(n)))
         learn = make(every_rest(folder / str(n)))
         learn.fit(2, resume=True)

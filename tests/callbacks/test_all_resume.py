@@ -425,7 +425,7 @@ def test_torchmetrics_resume_where_they_were(tmp_path, name):
     straight.fit(2)
     expected = state_of(straight, "CheckpointCB", "CopyCB")
     assert len(copies.paths) == n_places(3, 2, 2)
-    for i, path in enumerate(copies.paths):
+    for i, path in dealt([*enumerate(copies.paths)]):
         learn = learner(CheckpointCB(tmp_path / f"from {i}", every_epochs=3), seed=100 + i)
         learn.fit(2, resume=path)
         assert not first_difference(expected, state_of(learn, "CheckpointCB")), read(path)["position"]

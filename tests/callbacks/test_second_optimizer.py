@@ -3,7 +3,7 @@ of its own. Nothing is written for saving: they are attributes."""
 
 import pytest
 import torch
-from toolbox import StopCB, every_rest, generator, same, state_of, stop, tensors_of
+from toolbox import StopCB, dealt, every_rest, generator, same, state_of, stop, tensors_of
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import Adam
@@ -123,7 +123,7 @@ def test_it_resumes_from_each_step_of_two_epochs(tmp_path):
     straight, gan = make(every_rest(tmp_path / "straight"), rests)
     straight.fit(2)
     expected = state_of(straight, "CheckpointCB")
-    for n in range(1, -rests.n):
+    for n in dealt(range(1, -rests.n)):
         folder = tmp_path / str(n)
         stop(make(every_rest(folder), StopCB(n))[0])
         learn, other = make(every_rest(folder))

@@ -1197,4 +1197,4 @@ def test_a_loader_to_train_and_to_validate_on_is_resumed_bit_for_bit(tmp_path, k
         loader = BOTH[kind](*samples(12))
         return noisy_learner(MetricsCB(), *cbs, dls=DataLoaders(loader, loader))
 
-    assert len([*resumed_from_each_rest(make, tmp_path)]) == 2 * (3 + 3 + 1) + 1
+    assert [*resumed_from_each_rest(make, tmp_path, n_rests=2 * (3 + 3 + 1) + 1)]

@@ -781,8 +781,7 @@ def test_a_fit_on_passes_that_end_by_themselves_is_resumed_bit_for_bit(names, tm
         dls = DataLoaders(**loaders | {name: DrawingLaps() for name in names})
         return noisy_learner(MetricsCB(), *cbs, dls=dls)
 
-    runs = [*resumed_from_each_rest(make, tmp_path)]
-    assert len(runs) == 2 * (3 + 3 + 1) + 1
+    runs = [*resumed_from_each_rest(make, tmp_path, n_rests=2 * (3 + 3 + 1) + 1)]
     plain = make()
     plain.fit(2)
     assert untimed_rows(plain) == untimed_rows(runs[0][0])  # checkpoints change nothing

@@ -9,6 +9,7 @@ import torch
 from toolbox import (
     StopCB,
     at,
+    dealt,
     every_rest,
     make_learner,
     mentions,
@@ -307,7 +308,7 @@ def test_a_fit_resumes_at_every_rest(tmp_path, more):
     straight = made(at("at_rest", rests.append))
     straight.fit(2)
     assert len(rests) > 9  # 3 + 5 batches, the end of each epoch and of the fit, and validation without EMA
-    for n in range(1, len(rests)):
+    for n in dealt(range(1, len(rests))):
         stop(made(every_rest(tmp_path / str(n)), StopCB(n)))
         learn = made(every_rest(tmp_path / str(n)), seed=9)
         learn.fit(2, resume=True)
