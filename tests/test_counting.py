@@ -202,6 +202,7 @@ def test_weights_of_elements_are_what_the_loss_divides_by(loss):
     assert counted(partial(loss, weight=OTHERS), VALUES, VALUES) == pytest.approx(OTHERS.sum().item())
 
 
+@pytest.mark.slow
 def test_a_compiled_loss_is_that_loss():
     # Only made: compiling takes seconds, and the count needs none of it.
     for loss in (F.cross_entropy, CE(ignore_index=0), Masked(), masked):

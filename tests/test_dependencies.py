@@ -137,6 +137,7 @@ def results(tmp_path_factory):
     return dict(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_works_without_torcheval_and_torchmetrics_and_without_a_warning(name, results):
     assert results[name] == "ok"

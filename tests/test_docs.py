@@ -34,13 +34,12 @@ def blocks():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "said"), blocks())
 @pytest.mark.filterwarnings("ignore")  # of other trainers
 def test_block_runs_as_it_stands(code, said, tmp_path, monkeypatch, capsys):
     if missing := [name for name in IMPORTED.findall(code) if importlib.util.find_spec(name) is None]:
-        pytest.skip(
-            f"not installed: {', '.join(missing)}"
-        )  # the block itself is the first to import the others
+        pytest.skip(f"not installed: {', '.join(missing)}")  # the block itself imports what is there
     monkeypatch.chdir(tmp_path)
     try:
         exec(compile(code, "page", "exec"), {"__name__": "__main__"})

@@ -274,6 +274,7 @@ def test_accumulated_batches_are_a_mean_over_what_they_count(name):
     assert_equal(tensors_of(learn.model), tensors_of(model))
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("beside", [False, True])
 def test_it_is_resumed_bit_for_bit(tmp_path, name, beside):
@@ -295,6 +296,7 @@ def test_it_is_resumed_bit_for_bit(tmp_path, name, beside):
         assert first_difference(expected, state_of(learn, "CheckpointCB")) == "", path.name
 
 
+@pytest.mark.slow
 @EACH
 def test_it_verifies_and_finds_an_lr(name):
     learn = JOBS[name].learner()

@@ -109,6 +109,7 @@ def test_no_star_imports(path):
     ] == []
 
 
+@pytest.mark.slow
 def test_import_loads_nothing_heavy_but_torch():
     code = """
 import torch, sys

@@ -443,6 +443,7 @@ def loss_of(learn):
 KEPT = lambda: [MomentumCB(0.5), EMACB(0.9)]  # noqa: E731  # gradients, and averages
 
 
+@pytest.mark.slow
 @pytest.mark.dealt
 @pytest.mark.parametrize(
     ("more", "n"), [*((list, n) for n in range(1, 11)), *((KEPT, n) for n in range(1, 10))]

@@ -21,6 +21,7 @@ def commands():
     return [line.strip() for line in README.splitlines() if line.startswith("    python3 -m venv")]
 
 
+@pytest.mark.slow
 def test_code_in_readme_runs_as_it_stands_block_after_block(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(minilearn, "fashion_mnist", lambda: minilearn.shapes(64, n_train=256, n_valid=64))

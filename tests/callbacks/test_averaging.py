@@ -602,6 +602,7 @@ AVERAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AVERAGES)
 @pytest.mark.parametrize("loader", ["TensorLoader", "generator", "the usual generator"])
 def test_training_is_bitwise_the_same_with_an_average_and_without(loader, name):

@@ -28,6 +28,7 @@ def learner(folder, *cbs, **kwargs):
     return noisy_learner(MetricsCB(), CheckpointCB(folder, **kwargs), *cbs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     ["SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGQUIT", "SIGHUP", "SIGTERM", "SIGTSTP", "SIGRTMIN"],

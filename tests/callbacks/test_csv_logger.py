@@ -44,6 +44,7 @@ def crash(n, n_epochs=2, **kwargs):
 SELDOM = {"every_minutes": 99}
 
 
+@pytest.mark.slow
 @pytest.mark.dealt
 @pytest.mark.parametrize("every", [{"every_steps": 1}, {"every_steps": 2}, {}, SELDOM])
 @pytest.mark.parametrize("ns", [(1,), (5,), (6,), (8,), (11,), (12,), (8, 8, 8), (11, 1, 9)])
@@ -92,6 +93,7 @@ BEFORE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", BEFORE)
 def test_lines_of_other_runs_stay_beside_those_of_a_start_that_died(before):
     make, lines = BEFORE[before]
@@ -110,6 +112,7 @@ def test_start_that_is_not_to_resume_keeps_the_lines_of_the_one_that_died():
     assert places() == epochs(0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", range(1, 13))
 def test_second_fit_that_dies_before_its_first_checkpoint(n):
     def script(*cbs):
@@ -129,6 +132,7 @@ def test_second_fit_that_dies_before_its_first_checkpoint(n):
     assert places() == epochs(0, 1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.dealt
 @pytest.mark.parametrize("more", [(), (8,), (11, 8), (3, 9)])
 @pytest.mark.parametrize("n", [2, 5, 7, 8, 11])
@@ -223,6 +227,7 @@ class GapCB(Callback):
             learn.history[-1][self.name] = 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gap", "précision β", "日本", "a,b", 'a"b', "a\nb"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_column_of_a_callback_is_written_and_resumed(name, first):

@@ -289,6 +289,7 @@ def test_lr_find_takes_a_step_at_each_batch():
 # Resume -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.dealt
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 7, 9])  # of 5 batches in groups of 3, and a rest at the epoch

@@ -145,6 +145,7 @@ def test_run_is_named_by_date_and_time_by_default(make_learner, tmp_path):
 N_RESTS = 2 * (3 + 1 + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.dealt
 @pytest.mark.parametrize("n", range(1, N_RESTS))
 @pytest.mark.parametrize("every_steps", [1, 2, 4, None])  # None: at the end of each epoch

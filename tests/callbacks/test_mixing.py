@@ -334,6 +334,7 @@ def test_validation_is_not_cut(at):
     assert torch.equal(learn.predict(learn.dls.valid), cut_learner().predict(learn.dls.valid))
 
 
+@pytest.mark.slow
 def test_a_run_with_cut_images_is_resumed_bit_for_bit(tmp_path):
     def make(cb, seed=1):
         random.seed(seed)

@@ -47,6 +47,7 @@ def test_fit_pauses_before_the_limit_is_over(make_learner, tmp_path, tick, clock
     assert clock.now_s == 1005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit_s", [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 30.0])
 def test_fit_that_is_paused_again_and_again_is_the_straight_one(tmp_path, tick, limit_s):
     def make(seed, *cbs):

@@ -79,6 +79,7 @@ def test_config_is_that_of_run_json_and_what_is_given(make_learner, one_run, tmp
     assert given["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 @pytest.mark.dealt
 @pytest.mark.parametrize("n", range(1, N_RESTS))
 @pytest.mark.parametrize("every_steps", [1, 2, 4, None])  # None: at the end of each epoch

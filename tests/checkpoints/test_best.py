@@ -74,6 +74,7 @@ def test_one_that_dropped_out_stays_until_no_checkpoint_needs_it(make_learner, t
     assert goods(tmp_path) == [2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.dealt
 @pytest.mark.parametrize("n", range(1, 2 * (3 + 1 + 1) + 1))
 @pytest.mark.parametrize("every", [{"every_epochs": 1}, {"every_steps": 2}, {"every_epochs": 3}])

@@ -70,6 +70,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_run_resumes_from_the_one_before_the_damaged_one(folder, tmp_path, damage):
     newest = crash(folder)[-1]

@@ -517,6 +517,7 @@ def joined(loader, n):
     ]
 
 
+@pytest.mark.slow
 @that(lambda kind: not kind.shards)
 @pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.full), 3])
 def test_shards_have_each_sample_once(kind, n):
@@ -750,6 +751,7 @@ def test_an_iterable_to_validate_on_is_begun_only_when_its_pass_comes(at):
     assert (begun, valid.n_passes) == ([0], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3, 4, 6])
 def test_a_fit_that_validates_on_an_iterable_is_resumed_bit_for_bit(n, tmp_path):
     def made(*cbs):
@@ -774,6 +776,7 @@ class DrawingLaps(Laps):
         return x + torch.rand(()), y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["train"], ["valid"], ["train", "valid"]])
 def test_a_fit_on_passes_that_end_by_themselves_is_resumed_bit_for_bit(names, tmp_path):
     def make(*cbs):

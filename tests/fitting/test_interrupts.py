@@ -276,6 +276,7 @@ def test_checkpoint_is_at_the_beginning_of_a_validation_that_cannot_go_on(make, 
     check_resumed(learn, send_at("after_loss"), valid=valid)
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize(
     ("part", "n", "position"),

@@ -591,6 +591,7 @@ UNEQUAL = {
 UNEVEN = rows(F.cross_entropy, (5, 2, 4, 1, 6))
 
 
+@pytest.mark.slow
 @pytest.mark.dealt
 @pytest.mark.parametrize("case", UNEQUAL)
 @pytest.mark.parametrize("n", [1, 2, 4, 6, 8])  # of 5 or 4 batches an epoch in groups of 3

@@ -651,6 +651,7 @@ def freeze(learn):
 
 
 # With 3 steps an epoch: in epoch 1, whose hooks run again; between two epochs; in epoch 2; before epoch 3.
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [5, 6, 7, 9])
 @pytest.mark.parametrize(
     ("calls", "first"),
@@ -670,6 +671,7 @@ def test_fit_goes_on_bit_for_bit_where_a_callback_freezes_and_unfreezes(calls, f
     assert_same(*same_run(calls, first, at, tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [6, 7, 9])
 def test_fit_goes_on_bit_for_bit_where_what_was_frozen_before_is_unfrozen_after(at, tmp_path):
     calls = {("before_epoch", 1): ("freeze",), ("before_epoch", 3): ("unfreeze",)}
@@ -695,6 +697,7 @@ def frozen_then_all(folder, kill=None):
     return learn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [(0, 2), (1, 0), (1, 1), (1, 4)])
 def test_script_of_two_fits_goes_on_bit_for_bit(kill, tmp_path):
     straight = frozen_then_all(tmp_path / "straight")

@@ -135,6 +135,7 @@ def all_but_one_full(numbers, one):
     return [pytest.param(n, id=n.name, marks=() if n == one else pytest.mark.full) for n in numbers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", all_but_one_full(NUMBERS, signal.SIGHUP))
 @pytest.mark.parametrize(
     "place", [pytest.param(place, marks=() if place in OFTEN else pytest.mark.full) for place in PLACES]

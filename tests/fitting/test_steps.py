@@ -302,6 +302,7 @@ def test_schedule_ends_with_the_last_step():
 # Resuming -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cbs", [(), (GradientAccumulationCB,)])
 @pytest.mark.parametrize("name", RESUMED)
 def test_resumed_from_each_place_it_is_the_straight_run(tmp_path, name, cbs):
@@ -355,6 +356,7 @@ def test_a_run_by_passes_is_not_resumed_in_as_many_steps(tmp_path):
         make_learner(4, cbs=cbs).fit(2, epoch_steps=2, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kwargs", [{"epoch_steps": 3}, {"n_steps": 7, "epoch_steps": 3}, {"n_steps": 7}])
 @pytest.mark.parametrize("name", ["tensors", "endless, state"])
 def test_verify_resume_takes_steps(name, kwargs):

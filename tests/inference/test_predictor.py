@@ -102,6 +102,7 @@ def test_floats_are_the_inputs_of_the_model(pets):
     torch.testing.assert_close(probabilities(predictor(x.numpy())), learn.predict(x).softmax(1))
 
 
+@pytest.mark.slow
 def test_another_process_needs_neither_the_source_nor_the_data(pets, tmp_path):
     _, predictor, paths = pets
     code = "import sys, minilearn; p = minilearn.load_predictor(sys.argv[1])(sys.argv[2]); print(*p[:2])"

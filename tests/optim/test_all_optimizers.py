@@ -365,6 +365,7 @@ def descend(name, f, start, lr, n_steps):
     return f(p).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("f", "start", "n_steps", "factor"),
     [(quadratic, (4.0, 0.0), 150, 1e3), (rosenbrock, (-1.2, 1.0), 300, 6)],

@@ -154,6 +154,7 @@ def test_adam_s_state_is_gone_after_the_switch_and_all_state_is_tensors():
     assert all(isinstance(value, torch.Tensor) for state in states for value in state.values())
 
 
+@pytest.mark.slow
 @FOREACH
 @pytest.mark.parametrize("stop", [1, 2, 20, 60, 150])
 @pytest.mark.parametrize("switch", ["local", "global"])
