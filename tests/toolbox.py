@@ -292,6 +292,11 @@ def every_rest(folder, **kwargs):
     return CheckpointCB(folder, every_minutes=1e-9, keep=100, **kwargs)
 
 
+def only_at_the_end(folder):
+    """Save only the end of a fit of a few epochs: for a run that is resumed, and not again."""
+    return CheckpointCB(folder, every_epochs=9)
+
+
 def resumed_from_each_rest(make, folder, n_rests=None):
     """Fit two epochs; stop a new learner at each rest, resume it, and check that it ends the same.
 

@@ -9,7 +9,18 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from toolbox import StopCB, at, every_rest, generator, make_learner, same, stop, tensors_of, untimed_rows
+from toolbox import (
+    StopCB,
+    at,
+    every_rest,
+    generator,
+    make_learner,
+    only_at_the_end,
+    same,
+    stop,
+    tensors_of,
+    untimed_rows,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -29,7 +40,7 @@ def same_after_a_stop(make, folder, n_epochs=2, stops=STOPS):
     straight.fit(n_epochs)
     for n in stops:
         stop(make(MetricsCB(), every_rest(folder / str(n)), StopCB(n)), n_epochs)
-        learn = make(MetricsCB(), every_rest(folder / str(n)))
+        learn = make(MetricsCB(), only_at_the_end(folder / str(n)))
         learn.fit(n_epochs, resume=True)
         assert same(tensors_of(learn.model), tensors_of(straight.model)), f"stopped at rest {n}"
         assert untimed_rows(learn) == untimed_rows(straight)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_hidden_state import same_after_a_stop
-from toolbox import generator, make_learner, samples
+from toolbox import dealt, generator, make_learner, samples
 from torch.utils.data import SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 from minilearn import Callback, DataLoaders, DatasetLoader
@@ -112,11 +112,11 @@ def script(make, *own):
 @pytest.mark.parametrize("kind", OWN)
 def test_state_of_a_sampler_is_resumed(tmp_path, kind):
     make, draw = OWN[kind]
-    same_after_a_stop(script(lambda: Sampler(make(), draw)), tmp_path, stops=STOPS)
+    same_after_a_stop(script(lambda: Sampler(make(), draw)), tmp_path, stops=dealt(STOPS))
 
 
 def test_state_dict_of_a_sampler_is_resumed(tmp_path):
-    same_after_a_stop(script(WithState), tmp_path, stops=STOPS)
+    same_after_a_stop(script(WithState), tmp_path, stops=dealt(STOPS))
 
 
 class WeighCB(Callback):
@@ -165,7 +165,7 @@ class ReplaceCB(Callback):
     ],
 )
 def test_sampler_that_a_callback_changes_is_resumed(tmp_path, make, own):
-    same_after_a_stop(script(make, own), tmp_path, stops=STOPS)
+    same_after_a_stop(script(make, own), tmp_path, stops=dealt(STOPS))
 
 
 def test_verify_resume_knows_samplers():

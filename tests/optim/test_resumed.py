@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_benchmarks import load
-from toolbox import StopCB, every_rest, make_learner, mentions, same, stop, tensors_of
+from toolbox import StopCB, every_rest, make_learner, mentions, only_at_the_end, same, stop, tensors_of
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -32,7 +32,7 @@ def check_resumed(folder, make, stops=(6,)):
     straight.fit(2)
     for n in stops:
         stop(make(every_rest(folder / str(n)), StopCB(n)))
-        learn = make(every_rest(folder / str(n)))
+        learn = make(only_at_the_end(folder / str(n)))
         learn.fit(2, resume=True)
         assert same(tensors_of(straight.model), tensors_of(learn.model))
     return straight, learn
