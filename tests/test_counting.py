@@ -253,6 +253,22 @@ def test_a_count_on_a_device_stays_there_and_has_no_graph():
     assert not count.requires_grad
 
 
+@pytest.mark.parametrize("first", [CE(), CE(ignore_index=7)])
+def test_another_loss_within_a_pass_counts_what_it_does_not_ignore(first):
+    def swap(learn):
+        if learn.batch_idx == 2:
+            learn.loss_func = CE(ignore_index=1)
+
+    found, expected = [], []
+    look = at("after_batch", lambda learn: found.append(learn.loss_count))
+    learn = make_learner(4, 0, loss_func=first, cbs=[at("before_batch", swap), look])
+    learn.fit()
+    for _, target in learn.dls.train:
+        expected.append((target != 1).sum().item() if len(expected) >= 2 else len(target))
+    assert found == expected
+    assert found[2:] != [4, 4]
+
+
 # Reductions -------------------------------------------------------------------------------------------
 
 

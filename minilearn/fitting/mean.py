@@ -46,6 +46,7 @@ class StepMean:
     def begin(self) -> None:
         """Begin a fit."""
         self.count = Count()
+        self._free: Count | None = None  # the count by which the pass ignores nothing; a new loss has another
         self._given: tuple[Tensor, int] | None = None  # a target without ignored values, and its version
         self._common = 0.0  # the unit that several processes share
         self._rule: list[Any] | None = None  # a Rule, found in the first batch
@@ -70,11 +71,15 @@ class StepMean:
 
     def is_free(self, learn: Learner, adapter: Adapter) -> bool:
         """Whether the loss ignores no target of a loader, so that they need not be counted in each batch."""
+        self._free = None
         if not learn.has_default("get_loss"):
             return False
         self._count_of(learn.loss_func)
         targets = adapter.targets() if self.count.is_by_class else None
-        return targets is not None and all(map(self.count.is_free, targets))
+        if targets is None or not all(map(self.count.is_free, targets)):
+            return False
+        self._free = self.count
+        return True
 
     def given(self, target: Tensor) -> None:
         """Note a target in which the loss ignores nothing, unless a hook changes it."""
@@ -127,7 +132,7 @@ class StepMean:
                 found = samples_of(learn, learn.xb, learn.yb)
             return found or n_samples(learn.batch)
         target = learn.yb
-        if self._given is not None and self.count.is_by_class:
+        if self._given is not None and self.count is self._free:
             given, version = self._given
             if target is given and target._version == version:
                 return target.numel()
