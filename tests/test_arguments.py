@@ -478,7 +478,7 @@ CALLS = {
     ),
     "ImageLoader": (
         partial(data.ImageLoader, torch.zeros(8, 1, 2, 2, dtype=torch.uint8), Y),
-        LOADER | {"augment": "list"},
+        LOADER | {"augment": "list", "files": "nothing?"},
     ),
     "DatasetLoader": (
         lambda **kwargs: data.DatasetLoader(**{"dataset": [1, 2, 3]} | kwargs),

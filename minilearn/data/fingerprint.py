@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter
-from .resumable import ResumableLoader
+from .resumable import ResumableLoader, TensorLoader
 
 _N_SAMPLED = 64  # elements of each tensor or list, evenly spaced, the first and the last among them
 _INNER = ("dataset", "datasets")
@@ -86,7 +86,9 @@ def _parts_of(dataset: Any, depth: int = 4) -> list[Any]:
     """Return what a data set says of its samples, and the data sets inside it."""
     if isinstance(dataset, list | tuple):
         return [dataset]
-    found = [getattr(dataset, name, None) for name in _OF_SAMPLES]
+    # The tensors of a TensorLoader are its samples; the files that they came from may be moved or renamed.
+    left_out = ("files",) if isinstance(dataset, TensorLoader) else ()
+    found = [None if name in left_out else getattr(dataset, name, None) for name in _OF_SAMPLES]
     for name in _INNER if depth else ():
         inner = getattr(dataset, name, None)
         for part in inner if isinstance(inner, list | tuple) else [inner]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import instances, whole_number
+from ..arguments import counted, instances, shown, unless_none, whole_number
 from ..seeding import generator_of
 from .augment import Augment, Normalize
 from .resumable import TensorLoader
@@ -28,17 +28,34 @@ class ImageLoader(TensorLoader):
         targets: (N, ...). They are not augmented, so maps of the images, such as the classes of their pixels,
             go only with what leaves pixels where they are.
         augment: what is done to a batch, in this order; the first is usually Normalize.
+        files: the path of each image, in the order of `images`, if they come from files.
         bs, shuffle, drop_last, seed, device: see TensorLoader.
+
+    Attributes:
+        files: as given, a tuple of N, or None. It has the order of the data, as `targets` has, and not the
+            shuffled order of an epoch: inside a training batch, `[loader.files[i] for i in learn.index]`.
+            It is no part of a checkpoint.
 
     Shapes: a batch is (images (bs, C, H, W) as `augment` leaves them, targets (bs, ...)).
     Raises: TypeError for Normalize, which divides by 255, with images that are not uint8; ValueError for what
-        moves pixels, with targets of the images' height and width.
+        moves pixels, with targets of the images' height and width, and for another number of files.
     """
 
     def __init__(
-        self, images: Tensor, targets: Tensor, augment: Sequence[Augment] = (), **kwargs: Any
+        self,
+        images: Tensor,
+        targets: Tensor,
+        augment: Sequence[Augment] = (),
+        files: Sequence[str] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(images, targets, **kwargs)
+        self.files: tuple[str, ...] | None = unless_none(instances, "files", files, str, "paths")
+        if self.files is not None and len(self.files) != self.n_samples:
+            raise ValueError(
+                f"files={shown(files)}: expected {counted(self.n_samples, 'path')}, one for each image, not "
+                f"{len(self.files)}"
+            )
         self.augment = instances("augment", augment, Augment, "instances of Augment, such as RandomCrop(4)")
         for one in self.augment:
             if isinstance(one, Normalize) and images.dtype != torch.uint8:

@@ -230,3 +230,17 @@ def test_memory_mapped_bytes_are_read_as_they_are(tmp_path):
     saved = torch.load(tmp_path / "x.pt", mmap=True, weights_only=True)
     mapped = ImageLoader(saved["images"], saved["targets"], loader().augment, bs=4, shuffle=True, seed=1)
     assert same(by_index(mapped), by_index(loader()))
+
+
+@pytest.mark.parametrize("files", [[], ["a.png"], ["a.png"] * 11])
+def test_files_are_as_many_as_the_images(files):
+    with pytest.raises(ValueError, match=rf"files=.*expected 10 paths.*not {len(files)}"):
+        loader(files=files)
+
+
+def test_files_are_kept_as_they_are_by_every_loader_that_is_made_of_it():
+    names = [f"{i}.png" for i in range(10)]
+    one = loader(files=names)
+    assert one.files == tuple(names)
+    assert adapter_of(one).resized(3).files == adapter_of(one).in_order().files == tuple(names)
+    assert loader().files is None

@@ -5,15 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..augment import Augment, HorizontalFlip, Normalize, RandomCrop
 from ..images import ImageLoader
 from ..loaders import DataLoaders
-from .decoding import Images, cached, read_images
+from .decoding import Images, cached, files_of, read_images
 from .download import check_set, not_found, places_of, reason_of, waiting_at_most
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -57,13 +57,14 @@ def cifar10(
     check_set(bs, device, seed, download, augment)
     path = _find(root, download)
 
-    def load(part: str) -> tuple[Tensor, Tensor]:
-        return cached(path, part, lambda: _read(path, part))[:2]
+    def loader(part: str, augment: Sequence[Augment], **kwargs: Any) -> ImageLoader:
+        made = cached(path, part, lambda: _read(path, part))
+        files = files_of(path, made)
+        return ImageLoader(made.images, made.targets, augment, bs=bs, device=device, files=files, **kwargs)
 
-    train, test = load("train"), load("test")
     return DataLoaders(
-        ImageLoader(*train, [_NORMALIZE, *augment], bs=bs, shuffle=True, seed=seed, device=device),
-        ImageLoader(*test, [_NORMALIZE], bs=bs, device=device),
+        loader("train", [_NORMALIZE, *augment], shuffle=True, seed=seed),
+        loader("test", [_NORMALIZE]),
         classes=CLASSES,
         source="CIFAR-10" if path.name == _OFFICIAL else f"CIFAR-10, JPEG-coded ({path.name})",
     )
@@ -71,10 +72,11 @@ def cifar10(
 
 def _read(path: Path, part: str) -> Images:
     if path.name != _OFFICIAL:
-        images, targets, classes = read_images(path, part)
-        if classes != CLASSES:
-            raise ValueError(f"{path}: {part} has the classes {', '.join(classes)}; expected CIFAR-10's ten")
-        return images, targets, classes
+        made = read_images(path, part)
+        if made.classes != CLASSES:
+            names = ", ".join(made.classes)
+            raise ValueError(f"{path}: {part} has the classes {names}; expected CIFAR-10's ten")
+        return made
     from torchvision.datasets import CIFAR10  # here, because it is slow to import
 
     try:
@@ -85,7 +87,7 @@ def _read(path: Path, part: str) -> Images:
             "downloaded again"
         ) from error
     images = torch.from_numpy(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)))
-    return images, torch.tensor(found.targets), CLASSES
+    return Images(images, torch.tensor(found.targets), CLASSES, ())
 
 
 def _find(root: str | Path | None, download: bool) -> Path:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +22,18 @@ from .trees import SUFFIXES, ArchiveTree, FolderTree, Found, find_images, folder
 
 _AT_ONCE = 512  # files read before they are decoded
 _BYTES_AT_ONCE = 2**29  # or fewer, if they are large
-_FORMAT = 3  # of a cache file, so that those of older versions are not mistaken for it
+_FORMAT = 4  # of a cache file, so that those of older versions are not mistaken for it
 
 Find = Callable[[FolderTree | ArchiveTree, str], tuple[set[str], list[Found]]]
-Images = tuple[Tensor, Tensor, tuple[str, ...]]  # (N, 3, H, W) uint8, (N,) int64, names of the classes
+
+
+class Images(NamedTuple):
+    """The images of a part, sorted by class and name."""
+
+    images: Tensor  # (N, 3, H, W) uint8
+    targets: Tensor  # (N,) int64
+    classes: tuple[str, ...]
+    files: tuple[str, ...]  # the path of each image in the source; empty if they come from other files
 
 
 class NoImagesError(ValueError):
@@ -35,7 +43,7 @@ class NoImagesError(ValueError):
 def cached(
     source: Path, part: str, make: Callable[[], Images], size: int | None = None, half: str = ""
 ) -> Images:
-    """Return images, targets and classes, made once and memory-mapped from the cache folder afterwards.
+    """Return images with their targets and files, made once, then memory-mapped from the cache folder.
 
     The file's name is derived from the sizes, times and inodes of what is read, also through links, so what
     changed is decoded again. The cache folder is $XDG_CACHE_HOME/minilearn, or ~/.cache/minilearn.
@@ -50,7 +58,7 @@ def cached(
     """
     path = _path_of(source, part, size, half)
     if not path.is_file():
-        images, targets, classes = make()
+        made = make()
         if path != _path_of(source, part, size, half):
             raise ValueError(
                 f"{source} changed while it was read: wait until it is complete, and start again"
@@ -58,7 +66,8 @@ def cached(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as file:
-                torch.save({"images": images, "targets": targets, "classes": list(classes)}, file)
+                named = {"classes": list(made.classes), "files": list(made.files)}
+                torch.save({"images": made.images, "targets": made.targets, **named}, file)
         except OSError as error:
             error.add_note("minilearn: for another cache folder set the environment variable XDG_CACHE_HOME")
             raise
@@ -66,7 +75,14 @@ def cached(
         saved = read_plain(path)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from None
-    return saved["images"], saved["targets"], tuple(saved["classes"])
+    return Images(saved["images"], saved["targets"], tuple(saved["classes"]), tuple(saved["files"]))
+
+
+def files_of(source: Path, made: Images) -> list[str] | None:
+    """Return the path of each image, of those in an archive the path inside; None if they have none."""
+    if not made.files:
+        return None
+    return [str(source / file) for file in made.files] if source.is_dir() else list(made.files)
 
 
 def _path_of(source: Path, part: str, size: int | None, half: str) -> Path:
@@ -127,7 +143,7 @@ def read_images(source: Path, part: str, size: int | None = None, find: Find = f
         size: the centre square of each image is resized to size x size pixels. None: images stay as they are.
         find: gives the classes and the images of a part.
 
-    Returns: images (N, 3, H, W) uint8 and targets (N,) int64, sorted by class and name; the classes' names.
+    Returns: images, targets and files, sorted by class and name; the classes' names.
     Raises: ValueError, with its name, for a broken image, for one of floats or of another unknown range, for
         a file that is not an image, for a link that leads nowhere, for a class without images, and, unless
         `size` is given, for an image whose size is not that of the first; NoImagesError, a ValueError, for a
@@ -160,7 +176,8 @@ def read_images(source: Path, part: str, size: int | None = None, find: Find = f
             )
         pixels[i] = image
     targets = torch.tensor([names.index(one.kind) for one, _ in images])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), targets, tuple(names)
+    files = tuple(one.file for one, _ in images)
+    return Images(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), targets, tuple(names), files)
 
 
 def _groups(images: Iterator[tuple[Found, bytes]]) -> Iterator[list[tuple[Found, bytes]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ..augment import Augment, HorizontalFlip, Normalize, RandomResizedCrop
 from ..augment import normalize as checked_normalize
 from ..images import ImageLoader
 from ..loaders import DataLoaders
-from .decoding import Images, NoImagesError, cached, read_images
+from .decoding import Images, NoImagesError, cached, files_of, read_images
 from .download import check_set
 from .halves import advice, finder
 from .trees import nfc, tree_of
@@ -63,7 +64,8 @@ def image_folder(
         valid: the share of each class that is kept for validation, 0 < valid < 1, of a folder whose classes
             lie directly in it. None: the folder is split already, into `parts`.
 
-    Returns: loaders, with `classes` in the order of the targets, which is that of the folders' names.
+    Returns: loaders, with `classes` in the order of the targets, which is that of the folders' names. Each
+        loader has `files`, whose item i is the path of sample i: below `source`, or inside the archive.
     Shapes: batches of (bs, 3, size, size) float32, and (bs,) int64 from 0.
     Raises: FileNotFoundError; ValueError for only one class, for a validation class that training lacks, for
         broken images, other files, empty classes, more than one size, and, with `valid`, for a class of one
@@ -85,22 +87,29 @@ def image_folder(
     if not source.exists():
         raise FileNotFoundError(f"{source}: there is no such folder or archive")
 
-    (images, targets, classes), (valid_images, valid_targets, found) = _halves(source, size, parts, valid)
+    train, held_out = _halves(source, size, parts, valid)
+    classes, found = train.classes, held_out.classes
     if new := sorted(set(found) - set(classes)):
         raise ValueError(
             f"{source}: {parts[1]} has the class {new[0]}, which {parts[0]} lacks: expected some of "
             f"{', '.join(classes)}"
         )
-    if valid_images.shape[1:] != images.shape[1:]:
-        sizes = [f"{x.shape[3]}x{x.shape[2]}" for x in (images, valid_images)]
+    if held_out.images.shape[1:] != train.images.shape[1:]:
+        sizes = [f"{x.shape[3]}x{x.shape[2]}" for x in (train.images, held_out.images)]
         raise ValueError(f"{source}: {parts[0]} is {sizes[0]}, {parts[1]} {sizes[1]}; give size=, for both")
     said = {nfc(folder): name for folder, name in (names or {}).items()}
     of_train: Tensor = torch.tensor([classes.index(name) for name in found])
+    held_out = held_out._replace(targets=of_train[held_out.targets])
+
+    def loader(made: Images, augment: Sequence[Augment], **kwargs: Any) -> ImageLoader:
+        files = files_of(source, made)
+        return ImageLoader(made.images, made.targets, augment, bs=bs, device=device, files=files, **kwargs)
+
     said_of_size = [] if size is None else [f"{size} px"]
     said_of_valid = [] if valid is None else [f"valid={valid:g}"]
     return DataLoaders(
-        ImageLoader(images, targets, [normalize, *augment], bs=bs, shuffle=True, seed=seed, device=device),
-        ImageLoader(valid_images, of_train[valid_targets], [normalize], bs=bs, device=device),
+        loader(train, [normalize, *augment], shuffle=True, seed=seed),
+        loader(held_out, [normalize]),
         classes=[said.get(name, name) for name in classes],
         source=", ".join([source.name.split(".")[0], *said_of_size, *said_of_valid]),
     )
@@ -122,7 +131,7 @@ def _halves(source: Path, size: int | None, parts: tuple[str, str], valid: float
             raise ValueError(f"{error}{said}") from None
 
     train = load(parts[0])
-    if len(classes := train[2]) < 2:
+    if len(classes := train.classes) < 2:
         first, lead = ("", "") if valid is not None else (f"{parts[0]} has ", f"{parts[0]}/")
         raise ValueError(
             f"{source}: {first}one class, {classes[0]}: expected two or more, each in a folder "

@@ -31,12 +31,13 @@ class Item(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An image: its class and its name in NFC, its path in the part, and where the tree finds it."""
+    """An image: its class and its name in NFC, its path in the part and in the source, and where it is."""
 
     kind: str
     name: str
     path: str
     at: Any
+    file: str
 
 
 def nfc(name: str) -> str:
@@ -64,7 +65,9 @@ def find_images(
         the images, and for a file that is too large; OSError for a folder that cannot be read.
     """
     classes, images = set(), []
-    for place in tree.places(part) if places is None else places:
+    found: Sequence[Any] = tree.places(part) if places is None else places
+    for place in found:
+        above = tree.path_to(place)
         for kind in tree.items(place):
             if kind.what == _FILE:
                 continue
@@ -76,7 +79,7 @@ def find_images(
             for item in tree.items(kind.at):
                 path = f"{kind.name}/{item.name}"
                 _check_image(f"{tree.source}: {under(part, path)}", item)
-                images.append(Found(nfc(kind.name), nfc(item.name), path, item.at))
+                images.append(Found(nfc(kind.name), nfc(item.name), path, item.at, under(above, path)))
     return classes, images
 
 
@@ -119,6 +122,12 @@ class FolderTree:
     def places(self, part: str) -> list[Path]:
         """Return the folder of a part, in each spelling that is there."""
         return folders_of(self.source, part)
+
+    def path_to(self, place: Path) -> str:
+        """Return the path of a folder in the source, or the whole one of a folder elsewhere."""
+        is_inside = place.is_relative_to(self.source)
+        path = place.relative_to(self.source).as_posix() if is_inside else str(place)
+        return "" if path == "." else path
 
     def items(self, place: Any) -> Iterator[Item]:
         """Give what is in a folder, in the order of the names."""
@@ -241,6 +250,10 @@ class ArchiveTree:
             names = " and ".join(sorted("/".join(place) for place, _ in upper))
             raise ValueError(f"{self.source} has several folders {part}, {names}: expected one")
         return sorted({real for _, real in upper})
+
+    def path_to(self, place: _Steps) -> str:
+        """Return the path of a folder in the archive."""
+        return "/".join(place)
 
     def _node(self, place: _Steps) -> Any:
         node: Any = self._root

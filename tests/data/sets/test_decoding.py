@@ -49,7 +49,7 @@ def write(kind, tmp_path, content):
 
 @pytest.mark.parametrize("kind", ["folder", "tgz", "tar"])
 def test_images_are_sorted_by_class_and_name(tmp_path, kind):
-    images, targets, classes = read_images(write(kind, tmp_path, files()), "train")
+    images, targets, classes, _ = read_images(write(kind, tmp_path, files()), "train")
     assert (classes, targets.tolist(), targets.dtype) == (CLASSES, [0, 0, 1, 1], torch.int64)
     assert (images.shape, images.dtype) == ((4, 3, 3, 4), torch.uint8)
     assert images[:, 0].float().mean((1, 2)).tolist() == [0, 10, 20, 30]
@@ -63,7 +63,7 @@ def test_pixels_are_those_of_pil(tmp_path):
     pixels = rng.integers(256, size=(3, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    images, _, _ = read_images(write("folder", tmp_path, {"train/a/1.png": file.getvalue()}), "train")
+    images, _, _, _ = read_images(write("folder", tmp_path, {"train/a/1.png": file.getvalue()}), "train")
     assert torch.equal(images[0], torch.from_numpy(pixels).permute(2, 0, 1))
 
 
@@ -71,7 +71,7 @@ def test_pixels_are_those_of_pil(tmp_path):
 def test_gray_images_get_three_channels_and_hidden_files_are_left_out(tmp_path, kind):
     content = {"train/a/1.PNG": png(7, mode="L"), "train/a/._1.PNG": b"x", "train/readme.png": b"x"}
     content["train/a/.DS_Store"] = content["notes.txt"] = b"x"
-    images, _, classes = read_images(write(kind, tmp_path, content), "train")
+    images, _, classes, _ = read_images(write(kind, tmp_path, content), "train")
     assert images.unique().tolist() == [7]
     assert classes == ("a",)
 
@@ -108,7 +108,7 @@ def test_images_of_any_size_are_brought_to_their_middle_square(tmp_path, size):
     file = io.BytesIO()
     wide.save(file, "PNG")
     content = {"train/a/1.png": file.getvalue(), "train/a/2.png": png(9, (5, 7))}
-    images, _, _ = read_images(write("folder", tmp_path, content), "train", size)
+    images, _, _, _ = read_images(write("folder", tmp_path, content), "train", size)
     assert images.shape == (2, 3, size, size)
     red, _, blue = images[0].float()
     assert red.max() < 40 < 215 < blue.min()  # PIL's window looks a little over the edge
@@ -117,7 +117,7 @@ def test_images_of_any_size_are_brought_to_their_middle_square(tmp_path, size):
 
 def test_more_images_than_are_read_at_once_keep_their_order(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_AT_ONCE", 2)
-    images, targets, _ = read_images(write("tgz", tmp_path, files(4)), "train")
+    images, targets, _, _ = read_images(write("tgz", tmp_path, files(4)), "train")
     assert images[:, 0, 0, 0].tolist() == [10 * i for i in range(8)]
     assert targets.tolist() == [0] * 4 + [1] * 4
 

@@ -51,7 +51,7 @@ def source_of(kind, tmp_path, content):
 
 
 def read(source, part="train"):
-    images, targets, classes = read_images(source, part)
+    images, targets, classes, _ = read_images(source, part)
     return classes, targets.tolist(), images[:, 0, 0, 0].tolist()
 
 
