@@ -528,6 +528,7 @@ class Learner(Fields):
         `Callback.in_nested`.
 
         Args:
+            dl: what to validate on: a loader, or a data set. None: all validation sets of the learner.
             cbs: callbacks for this validation only.
         """
         if dl is None and self.dls.valid is None:
@@ -627,7 +628,24 @@ class Learner(Fields):
     def export(self, path: str | Path, example: Any = None, **kwargs: Any) -> None:
         """Write the model as one file that `minilearn.load_predictor` reads without the model's source.
 
-        Args: see `minilearn.inference.exporting.export_learner`.
+        The file has the model as a torch.export program, the weights, the names of the classes, how the bytes
+        of an image become an input, and minilearn's version; `torch.export.load` reads it too. It is tried
+        before it is written: the program has to compute what the model does, for one sample and for several.
+
+        Args:
+            path: ends in ".pt2".
+            example: inputs of a batch as the model gets them, a tensor, or a tuple or a dict of tensors.
+                None: of the data.
+            **kwargs: `transform` and `classes`.
+
+        Keys:
+            transform: `minilearn.data.Normalize(mean, std)`, for pixels of 0 to 255. Left out: that of the
+                learner's data, if they have one. None: the predictor takes only the model's inputs.
+            classes: the names of the classes. Left out: those of the data. None: the predictor returns the
+                model's output.
+
+        Raises: TypeError or ValueError, with the part of the model, for what cannot be exported; nothing is
+            written then.
         """
         from .inference.exporting import export_learner
 
@@ -650,19 +668,59 @@ class Learner(Fields):
         self.modes.unfreeze(which)
 
     def verify_resume(self, at: int | None = None, n_epochs: int | None = None, **kwargs: Any) -> str:
-        """Prove that this learner can be stopped and resumed; see `minilearn.verify.verify_resume`."""
+        """Prove that this learner can be stopped and resumed: train copies, stop some, and compare.
+
+        Two runs go straight through. Another is stopped after `at` steps, and one resumes from its
+        checkpoint, with all random generators in another state; by default a second pair does the same for a
+        stop inside validation. The batch, loss and weights of each step and the whole state at the end are
+        compared bit for bit: model, optimizer, callbacks, history, random numbers, and everything that is
+        trained or counts, whether a checkpoint holds it or not. The learner itself stays as it is.
+
+        Args:
+            at: a step of the fit, >= 1. Default: the middle of the second epoch, and of its validation.
+            n_epochs: of the fit. Default: as many as it takes to get beyond the stop.
+            **kwargs: more arguments of `fit`.
+
+        Returns: what was found equal, and what could not be compared because it differs between the straight
+            runs too, such as a callback's clock.
+        Raises: RuntimeError that names the first difference; TypeError for what cannot be copied or saved.
+        """
         from .verify import verify_resume
 
         return verify_resume(self, at, n_epochs, **kwargs)
 
     def lr_find(self, **kwargs: Unpack[Sweep]) -> LRFinderCB:
-        """Find a learning rate; see `minilearn.callbacks.lr_finder.lr_find`."""
+        """Find a learning rate: raise it from step to step, record the loss, and restore everything.
+
+        Weights, buffers, what is frozen, a loss that is a module, the optimizer and its state, random
+        numbers, the order of the data, callbacks with their parameters, and history are as before, even if
+        the sweep fails: everything that a checkpoint could hold, in the same objects. What has no saved form,
+        such as an open file, is the same object. Callbacks with `in_lr_find = False` sit it out.
+
+        Args:
+            **kwargs: those of LRFinderCB: `start_lr`, `end_lr`, `n_steps`, `diverge` and `smooth`.
+
+        Returns: the callback, with .lrs, .losses, .suggestion and .plot().
+        """
         from .callbacks.lr_finder import lr_find
 
         return lr_find(self, **kwargs)
 
     def summary(self, example: Any = None) -> Summary:
-        """Return the model's layers, outputs, parameters and memory; see `minilearn.summary.summarize`."""
+        """Return the model's layers, the shapes of their outputs, parameters and memory.
+
+        A batch of two samples, if the loader can give so few, goes through the model in evaluation mode,
+        without gradients and on the model's device: through `unpack` and `predict`, or the callbacks that own
+        them, and no other hook. Afterwards the learner, its model and optimizer, random numbers and the order
+        of the data are as they were. Lazy layers are made in a copy of the model.
+
+        Args:
+            example: inputs of a batch as the model gets them: a tensor, or a tuple or a dict of tensors.
+                None: of the training data, or else the validation data. Without any, no shape of an output is
+                known.
+
+        Raises: RuntimeError in a batch of a fit; what the model raises passes through, with a note.
+        """
         from .summary import summarize
 
         return summarize(self, example)

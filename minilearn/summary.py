@@ -123,19 +123,7 @@ class Summary:
 
 
 def summarize(learn: Learner, example: Any = None) -> Summary:
-    """Return the layers of a learner's model, the shapes of their outputs, parameters and memory.
-
-    A batch of two samples, if the loader can give so few, goes through the model in evaluation mode, without
-    gradients and on the model's device: through `unpack` and `predict`, or the callbacks that own them, and
-    no other hook. Afterwards the learner, its model and optimizer, random numbers and the order of the data
-    are as they were. Lazy layers are made in a copy of the model.
-
-    Args:
-        example: inputs of a batch as the model gets them: a tensor, or a tuple or a dict of tensors. None: of
-            the training data, or else the validation data. Without any, no shape of an output is known.
-
-    Raises: RuntimeError in a batch of a fit; what the model raises passes through, with a note.
-    """
+    """Return the layers of a learner's model, their outputs and memory; see `Learner.summary`."""
     if "batch" in learn.scopes:
         raise RuntimeError(
             "learn.summary() in a batch: expected a call before or after it, or outside the fit"

@@ -44,23 +44,7 @@ Trace = list[dict[str, bytes]]
 
 
 def verify_resume(learn: Learner, at: int | None = None, n_epochs: int | None = None, **kwargs: Any) -> str:
-    """Train copies of a learner, stop and resume some of them, and compare.
-
-    Two runs go straight through. Another is stopped after `at` steps, and one resumes from its checkpoint,
-    with all random generators in another state; by default a second pair does the same for a stop inside
-    validation. The batch, loss and weights of each step and the whole state at the end are compared bit for
-    bit: model, optimizer, callbacks, history, random numbers, and everything that is trained or counts,
-    whether a checkpoint holds it or not. The learner itself stays as it is.
-
-    Args:
-        at: a step of the fit, >= 1. Default: the middle of the second epoch, and of its validation.
-        n_epochs: of the fit. Default: as many as it takes to get beyond the stop.
-        **kwargs: more arguments of `fit`.
-
-    Returns: what was found equal, and what could not be compared because it differs between the straight
-        runs too, such as a callback's clock.
-    Raises: RuntimeError that names the first difference; TypeError for what cannot be copied or saved.
-    """
+    """Train copies of a learner, stop and resume some of them, and compare; see `Learner.verify_resume`."""
     steps = kwargs.get("n_steps"), kwargs.get("epoch_steps")
     at, n_epochs, stops = _stops(learn, at, n_epochs, kwargs.get("valid", True), *steps)
     given = [cb for cb in listify(kwargs.pop("cbs", None)) if not isinstance(cb, _LEFT_OUT)]

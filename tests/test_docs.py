@@ -57,6 +57,40 @@ def test_reference_has_each_public_name():
     assert of_data == set(minilearn.data.__all__) - set(minilearn.__all__)
 
 
+def public():
+    """Give the public functions and classes, and the methods of these, each with its name."""
+    for module in (minilearn, minilearn.data, minilearn.optim):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if not str(getattr(value, "__module__", "")).startswith("minilearn"):
+                continue
+            yield name, value
+            if inspect.isclass(value):
+                own = [(key, part) for key, part in vars(value).items() if not key.startswith("_")]
+                yield from ((f"{name}.{key}", part) for key, part in own if inspect.isfunction(part))
+
+
+def test_docstrings_refer_only_to_what_the_reference_has():
+    pages = "\n".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
+    named = {f"minilearn.{name}" for name in re.findall(r"^::: minilearn\.([\w.]+)$", pages, re.MULTILINE)}
+    named |= {f"minilearn.optim.{name}" for name in minilearn.optim.__all__}  # the page has the module
+    said = {
+        (name, other)
+        for name, value in public()
+        for other in re.findall(r"[Ss]ee `(minilearn\.[\w.]+)`", inspect.getdoc(value) or "")
+    }
+    assert ("SGD", "minilearn.optim.Optimizer") in said
+    assert {(name, other) for name, other in said if other not in named} == set()
+
+
+@pytest.mark.parametrize("name", ["export", "lr_find", "predict", "summary", "validate", "verify_resume"])
+def test_a_learner_s_method_tells_its_arguments(name):
+    method = getattr(minilearn.Learner, name)
+    said = inspect.getdoc(method).partition("\nArgs:\n")[2]
+    for one in inspect.signature(method).parameters.keys() - {"self"}:
+        assert re.search(rf"^ +[\w ,*]*\b{one}\b[\w ,*]*:", said, re.MULTILINE), one
+
+
 def test_each_page_is_in_the_navigation(hooks):
     navigation = (REPO / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     pages = [place for place in hooks.pages().files if place.endswith(".md")]

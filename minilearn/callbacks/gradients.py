@@ -23,8 +23,8 @@ class GradientAccumulationCB(Callback):
 
         grad = sum_i count_i * grad(loss_i) / sum_i count_i
 
-    over the batches i of a step, where count_i is what the loss of a batch is a mean over (learn.loss_count;
-    see `minilearn.fitting.mean`). The reported loss is not divided. The last step of an epoch takes the
+    over the batches i of a step, where count_i is what the loss of a batch is a mean over
+    (`learn.loss_count`). The reported loss is not divided. The last step of an epoch takes the
     batches that are left. before_step sees the finished gradients; the other batches fire no event of the
     step. Schedules follow the optimizer's steps.
 

@@ -149,15 +149,7 @@ class LRFinderCB(Callback):
 
 
 def lr_find(learn: Learner, **kwargs: Unpack[Sweep]) -> LRFinderCB:
-    """Sweep the lr with LRFinderCB(**kwargs), and restore everything.
-
-    Weights, buffers, what is frozen, a loss that is a module, the optimizer and its state, random numbers,
-    the order of the data, callbacks with their parameters, and history are as before, even if the sweep
-    fails: everything that a checkpoint could hold, in the same objects. What has no saved form, such as an
-    open file, is the same object. Callbacks with `in_lr_find = False` sit it out.
-
-    Returns: the callback, with .lrs, .losses, .suggestion and .plot().
-    """
+    """Sweep the lr with LRFinderCB(**kwargs), and restore everything; see `Learner.lr_find`."""
     finder = LRFinderCB(**kwargs)
     for cb in (cb for cb in learn.cbs if cb.in_lr_find):
         cb.prepare(learn)  # permanent changes to the model are not part of the sweep

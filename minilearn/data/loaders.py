@@ -114,7 +114,7 @@ class DataLoaders(Shows):
 
     Attributes:
         adapters: the adapter of each loader, under "train", "valid" and "test", and "valid/NAME" for each
-            further validation set; see `minilearn.data.adapters`.
+            further validation set; see `minilearn.data.Adapter`.
         first_settings: numbers and text of each data set as it was given, which shows what reading changes.
         set_names: the names of the validation sets, ("eval",) for a loader without a name.
 

@@ -174,24 +174,7 @@ def export_learner(
     transform: Any = _INFERRED,
     classes: Any = _INFERRED,
 ) -> None:
-    """Write a learner's model as a torch.export program in one file, with what a predictor needs beside it.
-
-    The file has the program, the weights, the names of the classes, how the bytes of an image become an
-    input, and minilearn's version; `torch.export.load` reads it too. It is tried before it is written: the
-    program has to compute what the model does, for one sample and for several.
-
-    Args:
-        path: ends in ".pt2".
-        example: inputs of a batch as the model gets them, a tensor, or a tuple or a dict of tensors. None: of
-            the data.
-        transform: `minilearn.data.Normalize(mean, std)`, for pixels of 0 to 255. Left out: that of the
-            learner's data, if they have one. None: the predictor takes only the model's inputs.
-        classes: the names of the classes. Left out: those of the data. None: the predictor returns the
-            model's output.
-
-    Raises: TypeError or ValueError, with the part of the model, for what cannot be exported; nothing is
-        written then.
-    """
+    """Write a learner's model, its classes and its transform to a file; see `Learner.export`."""
     from .. import __version__
 
     if example is None:

@@ -34,7 +34,7 @@ def cifar10(
 
     Read from torchvision's files (cifar-10-batches-py), or from images in fast.ai's layout: a folder
     cifar10/{train,test}/<class>/, or its archive cifar10.tgz. Images are decoded once; afterwards a
-    file in the cache folder is memory-mapped (see `minilearn.data.sets.decoding.cached`).
+    file in the cache folder ($XDG_CACHE_HOME/minilearn, or ~/.cache/minilearn) is memory-mapped.
 
     Args:
         bs: batch size.
