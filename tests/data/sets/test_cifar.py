@@ -84,6 +84,7 @@ def test_images_of_a_folder_or_archive_are_bytes_in_the_order_of_the_classes(tmp
     assert targets.tolist() == [i // 2 for i in range(20)]
     assert dls.classes == CLASSES
     assert dls.source == f"CIFAR-10, JPEG-coded ({'cifar10' if write is write_folder else 'cifar10.tgz'})"
+    assert all(f"/{CLASSES[i // 2]}/" in file for i, file in enumerate(dls.valid.files))
 
 
 def test_torchvisions_files_are_read_pixel_by_pixel(tmp_path, write_official):
@@ -96,6 +97,7 @@ def test_torchvisions_files_are_read_pixel_by_pixel(tmp_path, write_official):
     assert dls.valid.tensors[1].tolist() == [5, 9]
     assert (images[:, 1] == 77).nonzero()[:, 1:].unique(dim=0).tolist() == [[1, 0]]
     assert dls.source == "CIFAR-10"
+    assert dls.train.files is None
 
 
 def test_batches_are_normalized_float_images(tmp_path):
