@@ -7,12 +7,13 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from ..arguments import choice, text, unless_none
-from ..counting import is_torchs
 from .logged import declared
+from .may_log import may_log
 from .metrics import MetricsCB
 
 if TYPE_CHECKING:
     from ..learner import Learner
+    from ..rows import Row
 
 
 class Monitor:
@@ -20,9 +21,10 @@ class Monitor:
 
     A bare name means validation's value, or training's in a fit without validation. Of several validation
     sets, {"clean": a, "shifted": b}, "shifted/loss" is the value of one; a bare name means the first one's.
-    The name is checked before training, unless code of the user's may log it: `learn.log` in a callback that
-    does not declare it, in a subclass of the Learner, or in a loss function; or a callback may whose names
-    come from the model. Then it is looked for in the first epoch's rows.
+    The name is checked before training, unless code of the user's may log it: a callback that does not
+    declare it, a subclass of the Learner, a loss or unpack=. That is so if the code, or code that it names,
+    has the name `log`, reaches a learner that it is not given, or cannot be seen through. A callback also may
+    whose names come from the model. Then the name is looked for in the first epoch's rows.
 
     Args:
         mode: "min" or "max", whichever is better; it is known for a loss.
@@ -59,17 +61,16 @@ class Monitor:
         names = measured(learn.phases[-1] if learn.phases else "eval")
         names += [f"{phase}/{name}" for phase in phases for name in measured(phase)]
         is_there = bool(cbs) and phase in ("", *phases)
-        if self.name not in names and not (is_there and _may_log(learn) and not _is_close(bare, names)):
-            close = get_close_matches(self.name, names, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+        is_logged = is_there and self.name not in names and may_log(learn)
+        if self.name not in names and (not is_logged or _is_close(bare, names)):
             reason = (
                 f"expected one of {', '.join(names)}"
                 if names
                 else "there is no MetricsCB to measure anything"
             )
-            if is_there and _may_log(learn):
+            if is_logged:
                 reason += f"; if learn.log writes it, declare it in its callback, logs = ({bare!r},)"
-            raise ValueError(f"monitor={self.name!r} is not measured{hint}: {reason}")
+            raise ValueError(f"monitor={self.name!r} is not measured{self._hint(names)}: {reason}")
         if self.mode is None:
             raise ValueError(f"monitor={self.name!r}: is more better? give mode='max' or mode='min'")
 
@@ -93,36 +94,38 @@ class Monitor:
         if not rows:
             raise ValueError(f"monitor={self.name!r}: epoch {epoch} has no row of {phase}; was it cancelled?")
         if name not in rows[-1]:
-            names = ", ".join(column for column in rows[-1] if column not in ("epoch", "train", "time_s"))
-            why = f"; the {phase} batches have no loss"
-            if name != "loss":
-                why = (
-                    f", or learn.log({name!r}, ...) in {phase} batches, and logs = ({name!r},) to declare it"
-                )
-            raise ValueError(f"monitor={self.name!r} is not measured: expected one of {names or 'none'}{why}")
+            raise self._not_measured(learn, phase, name, rows[-1])
         value = rows[-1][name]
         if not isinstance(value, float | int):
             raise TypeError(f"monitor={self.name!r} is {value!r}: expected a number")
         return value
+
+    def _not_measured(self, learn: Learner, phase: str, name: str, row: Row) -> ValueError:
+        """Return the error for a row without the name, with the names of all rows of the epoch."""
+        rows = {one["train"]: one for one in learn.history if one["epoch"] == row["epoch"]}
+        names = _columns_of(row) + [f"{key}/{one}" for key in rows for one in _columns_of(rows[key])]
+        why = f"; the {phase} batches have no loss"
+        if name != "loss":
+            why = f", or learn.log({name!r}, ...) in {phase} batches, and logs = ({name!r},) to declare it"
+        return ValueError(
+            f"monitor={self.name!r} is not measured{self._hint(names)}: expected one of "
+            f"{', '.join(names) or 'none'}{why}"
+        )
+
+    def _hint(self, names: list[str]) -> str:
+        close = get_close_matches(self.name, names, n=1)
+        return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _columns_of(row: Row) -> list[str]:
+    """Return the columns of a row that are measured."""
+    return [column for column in row if column not in ("epoch", "train", "time_s")]
 
 
 def _phases(learn: Learner) -> list[str]:
     """Return the phases that a name may begin with."""
     sets = learn.plan.sets if "eval" in learn.phases else ()
     return list(dict.fromkeys([*learn.phases, *sets]))
-
-
-def _may_log(learn: Learner) -> bool:
-    """Whether a name may be logged that is not known before training.
-
-    That is where code that is not minilearn's own runs in a batch, and where names come from the model.
-    """
-    objects = [learn, *learn.cbs]
-    if any(cb.logs is None for cb in learn.cbs):
-        return True
-    if any(type(found).__module__.partition(".")[0] != __name__.partition(".")[0] for found in objects):
-        return True
-    return learn.loss_func is not None and not is_torchs(learn.loss_func)
 
 
 def _is_close(name: str, known: list[str]) -> bool:

@@ -1,9 +1,11 @@
 """learn.log: named values of batches in rows, and in everything that reads rows."""
 
 import csv
+import functools
 import io
 import math
 from copy import deepcopy
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -569,17 +571,127 @@ def test_of_a_phase_that_does_not_run_nothing_can_be_monitored():
     assert learn.n_steps == 0
 
 
+def log_d(learn):
+    if learn.epoch:
+        learn.log("d_loss", 1.0)
+
+
+def negative_log(preds, target):
+    return -torch.log(preds.softmax(1).gather(1, target[:, None])).mean()
+
+
+class Pair(NamedTuple):
+    first: list
+    second: dict
+
+
+class OwnLoss(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, preds, target):
+        return self.inner(preds, target)
+
+
+class AttributeCB(Callback):
+    def __init__(self, log=None):
+        self.held = log
+
+    def after_loss(self, learn):
+        if self.held is not None:
+            self.held(learn)
+
+
+HELD = Pair([AttributeCB(log_d)], {})
+
+
 @pytest.mark.parametrize(
     "kwargs",
-    [{"cbs": [at("after_step", lambda learn: None)]}, {"loss_func": lambda p, t: F.cross_entropy(p, t)}],
-    ids=["callback", "loss"],
+    [
+        {"cbs": [at("after_loss", log_d)]},
+        {"cbs": [AttributeCB(log_d)]},
+        {"cbs": [at("after_loss", lambda learn: [log_d(one) for one in (learn,)])]},
+        {"cbs": [at("after_loss", lambda learn: getattr(learn, "lo" + "g") and None)]},
+        {"loss_func": negative_log},
+        {"loss_func": OwnLoss(negative_log)},
+        {"loss_func": lambda p, t, held=HELD: F.cross_entropy(p, t)},
+        {"unpack": lambda batch, log=log_d: batch},
+    ],
+    ids=["hook", "attribute", "nested", "getattr", "torch.log", "in a module", "in a default", "unpack"],
 )
-def test_an_undeclared_name_is_looked_for_after_the_first_epoch(kwargs):
+def test_an_undeclared_name_that_may_be_logged_is_looked_for_after_the_first_epoch(kwargs):
     cbs = [MetricsCB(), *kwargs.pop("cbs", []), EarlyStoppingCB("eval/d_loss")]
     learn = make_learner(cbs=cbs, **kwargs)
     with pytest.raises(ValueError, match=mentions("monitor='eval/d_loss' ... learn.log('d_loss' ... logs")):
         learn.fit(3)
     assert len(learn.history) == 2
+
+
+def test_a_loss_that_reaches_a_learner_may_log():
+    learn = make_learner(cbs=[MetricsCB(), EarlyStoppingCB("eval/d_loss")])
+
+    def log(to):
+        held = vars(to)  # no name `log` here, but a learner in the closure
+        return lambda preds, target: F.cross_entropy(preds, target) + 0 * len(held) + 0 * (to is None)
+
+    learn.loss_func = log(learn)
+    with pytest.raises(ValueError, match="monitor='eval/d_loss'"):
+        learn.fit(3)
+    assert len(learn.history) == 2
+
+
+def test_a_misspelt_name_found_late_has_the_hint_and_the_names_with_their_phases():
+    learn = make_learner(cbs=[MetricsCB(), EarlyStoppingCB("val_loss")], loss_func=negative_log)
+    said = (
+        "monitor='val_loss' ... did you mean 'eval/loss' ... one of loss, train/loss, eval/loss, or learn.log"
+    )
+    with pytest.raises(ValueError, match=mentions(said)):
+        learn.fit()
+
+
+def smooth(preds, target):
+    return F.cross_entropy(preds, target, label_smoothing=WEIGHT)
+
+
+WEIGHT = 0.1
+
+
+class Smooth(nn.CrossEntropyLoss):
+    def forward(self, preds, target):
+        return smooth(preds, target) * torch.ones(()) + 0 * super().forward(preds, target)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"loss_func": lambda p, t: F.cross_entropy(p, t)},
+        {"loss_func": lambda p, t: smooth(p, t).exp().clamp(min=1).sqrt()},
+        {"loss_func": smooth},
+        {"loss_func": functools.partial(smooth)},
+        {"loss_func": Smooth()},
+        {"loss_func": OwnLoss(Smooth())},
+        {"unpack": lambda batch: tuple(batch)},
+        {"cbs": [at("after_step", lambda learn: None)]},
+        {"cbs": [AttributeCB()]},
+        {"cbs": [AttributeCB(lambda learn: learn.preds)]},
+    ],
+    ids=[
+        *("lambda", "lambda of a function", "function", "partial", "subclass", "module", "unpack"),
+        *("hook", "callback", "its function"),
+    ],
+)
+@pytest.mark.parametrize("by", ["EarlyStoppingCB", "CheckpointCB"])
+def test_a_misspelt_name_is_refused_before_training_if_no_code_can_log_it(kwargs, by, tmp_path):
+    kwargs = dict(kwargs)
+    cb = EarlyStoppingCB("val_loss")
+    if by == "CheckpointCB":
+        cb = CheckpointCB(tmp_path / "run", monitor="val_loss", keep_best=2)
+    learn = make_learner(cbs=[MetricsCB(), *kwargs.pop("cbs", []), cb], **kwargs)
+    with pytest.raises(ValueError, match=mentions("monitor='val_loss' ... did you mean 'eval/loss'")):
+        learn.fit()
+    assert learn.n_steps == 0
+    assert not learn.history
 
 
 # Waiting for the device -------------------------------------------------------------------------------
