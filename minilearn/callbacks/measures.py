@@ -160,8 +160,18 @@ def _part_of(parts: Any, key: Any, what: str) -> Any:
 
 
 def explain(error: Exception, name: str, preds: Any, target: Any, has_pick: bool) -> None:
-    """Add to an error of a metric what it was given, unless both are tensors, and how to give it a part."""
+    """Add to an error of a metric what it was given, and how to give it something else.
+
+    Nothing is added for two tensors, unless the classes are in the last dimension of preds.
+    """
     if isinstance(preds, Tensor) and isinstance(target, Tensor):
+        if not has_pick and preds.ndim > 2 and target.shape == preds.shape[:-1]:
+            error.add_note(
+                f"minilearn: metric {name} was given preds {tuple(preds.shape)} and a target "
+                f"{tuple(target.shape)}; most metrics expect classes in dimension 1. If they are in the last "
+                f"one, give a pick, MetricsCB({name}=(metric, lambda preds, target: "
+                f"(preds.flatten(0, {preds.ndim - 2}), target.flatten())))"
+            )
         return
     kinds = f"preds, a {type(preds).__name__}, and a target, a {type(target).__name__}"
     if has_pick:

@@ -339,10 +339,22 @@ def _check_class_numbers(preds: Tensor, target: Tensor) -> None:
         raise ValueError(f"targets are {target.dtype}: expected class numbers as torch.int64; target.long()")
     if target.shape != expected:
         hint = "; target.squeeze(1)" if target.shape == (*expected[:1], 1, *expected[1:]) else ""
+        if are_classes_last(preds, target):
+            last = preds.ndim - 2
+            hint = (
+                "; if the classes are in the last dimension of preds, as of sequences, give loss_func=lambda "
+                f"preds, target: F.cross_entropy(preds.flatten(0, {last}), target.flatten()), which ignores "
+                "targets of -100 (ignore_index), or put the classes into dimension 1 in the model"
+            )
         raise ValueError(
             f"targets are {tuple(target.shape)} and preds {tuple(preds.shape)}: expected class numbers of "
             f"shape {tuple(expected)}{hint}"
         )
+
+
+def are_classes_last(preds: Tensor, target: Tensor) -> bool:
+    """Whether preds look like (N, ..., C) for targets (N, ...), where torch's losses take (N, C, ...)."""
+    return preds.ndim > 2 and target.shape == preds.shape[:-1]
 
 
 def warn_of_norms(learn: Learner, opt: Any) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import warnings
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
@@ -904,3 +905,23 @@ def test_a_resumed_run_warns_of_no_function(make_learner, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run(resume=True) == first
+
+
+def flat_loss(preds, target):
+    return F.cross_entropy(preds.flatten(0, 1), target.flatten())
+
+
+@pytest.mark.parametrize(
+    "metric", [lambda: torchmetrics.Accuracy(task="multiclass", num_classes=5), MulticlassAccuracy]
+)
+def test_a_metric_that_refuses_classes_in_the_last_dimension_says_the_pick_that_cures_it(metric):
+    def fit(given):
+        batches = {"train": [(torch.randn(4, 3, 2), torch.randint(5, (4, 3)))]}
+        Learner(nn.Linear(2, 5), batches, loss_func=flat_loss, cbs=MetricsCB(top1=given)).fit()
+
+    with pytest.raises(Exception, match=r"\w") as error:
+        fit(metric())
+    notes = " ".join(error.value.__notes__)
+    cure = "top1=(metric, lambda preds, target: (preds.flatten(0, 1), target.flatten()))"
+    assert re.search(mentions(f"metric top1 ... (4, 3, 5) ... (4, 3) ... {cure}"), notes)
+    fit((metric(), lambda preds, target: (preds.flatten(0, 1), target.flatten())))

@@ -472,6 +472,19 @@ KINDS = {  # target, number of outputs, loss, what is said
 }
 
 
+@pytest.mark.parametrize("loss_func", [F.cross_entropy, lambda p, y: F.cross_entropy(p, y)])
+def test_classes_in_the_last_dimension_are_refused_with_both_cures(loss_func):
+    batches = {"train": [(torch.randn(4, 3, 2), torch.randint(5, (4, 3)))]}
+    learn = Learner(nn.Linear(2, 5), batches, loss_func=loss_func)
+    cure = "F.cross_entropy(preds.flatten(0, 1), target.flatten())"
+    with pytest.raises(
+        ValueError, match=mentions(f"(4, 3) ... (4, 3, 5) ... (4, 5) ... {cure} ... -100 ... dimension 1")
+    ):
+        learn.fit()
+    learn.loss_func = lambda preds, target: F.cross_entropy(preds.flatten(0, 1), target.flatten())
+    learn.fit()
+
+
 @pytest.mark.parametrize("case", KINDS)
 def test_targets_of_a_kind_that_the_loss_does_not_take_are_refused(case):
     target, n_out, loss_func, said = KINDS[case]
