@@ -80,15 +80,24 @@ class Monitor:
         is_phase = slash and phase in ("train", "eval", *learn.plan.sets)
         return (phase, name) if is_phase else ("", self.name)
 
+    def is_same(self, other: Monitor, learn: Learner) -> bool:
+        """Whether another monitor reads the same value of the rows of this fit."""
+        return self._place(learn) == other._place(learn) and self.mode == other.mode
+
+    def _place(self, learn: Learner) -> tuple[str, str]:
+        """Return the row and the column."""
+        phase, name = self._parts(learn)
+        phase = phase or learn.phases[-1]
+        if phase == "eval" and "eval" not in learn.plan.sets and learn.plan.sets:
+            phase = learn.plan.sets[0]
+        return phase, name
+
     def value(self, learn: Learner) -> float:
         """Return the newest value.
 
         Raises: ValueError if there is no such row, or it has no such column.
         """
-        phase, name = self._parts(learn)
-        phase, epoch = phase or learn.phases[-1], learn.n_epochs_trained - 1
-        if phase == "eval" and "eval" not in learn.plan.sets:
-            phase = learn.plan.sets[0]
+        (phase, name), epoch = self._place(learn), learn.n_epochs_trained - 1
         n_rows = 1 + 2 * len(learn.plan.sets)  # at most, of an epoch: those of averages have two for each set
         rows = [row for row in learn.history[-n_rows:] if (row["train"], row["epoch"]) == (phase, epoch)]
         if not rows:

@@ -14,7 +14,9 @@ from ..callback import Callback, Order
 from ..events import CancelFitException
 from ..parameters import all_tensors
 from ..terminal import say
+from ..warning import warn
 from .averaging import seen_by_validation
+from .checkpoint import CheckpointCB
 from .monitor import Monitor
 
 if TYPE_CHECKING:
@@ -53,13 +55,15 @@ class EarlyStoppingCB(Callback):
             A bare name means validation's value, or training's in a fit without validation.
         patience: stop after so many epochs in a row without improvement, >= 1.
         mode: "min" or "max"; may be left out for a loss.
-        min_delta: better means better by more than this, >= 0.
+        min_delta: better means better by more than this, >= 0. The best.pt of a CheckpointCB is of the epoch
+            with the best value, which may then be another one.
         restore_best: False leaves the last weights.
 
     Runs at: before_fit, after_epoch, cleanup_fit; order 90, after all that read the weights. Reads:
         history. Writes: weights and buffers, at cleanup_fit.
     State: best (the value), best_epoch and stopped_epoch (counted in this fit; None if it was not stopped).
     Raises: ValueError before training for a name that is not measured.
+    Warns: before training, if a CheckpointCB has the same monitor, and min_delta is not 0.
     Source: document 002, cycles of the lr "coupled with early stopping".
     """
 
@@ -102,8 +106,19 @@ class EarlyStoppingCB(Callback):
 
     def before_fit(self, learn: Learner) -> None:
         self.monitor.check(learn)
+        self._compare(learn)
         self.best, self.best_epoch, self.stopped_epoch = self.monitor.worst, None, None
         self._is_running = True
+
+    def _compare(self, learn: Learner) -> None:
+        """Warn if a CheckpointCB may take another epoch for the best one."""
+        for cb in learn.cbs if self.min_delta and self.restore_best else ():
+            if isinstance(cb, CheckpointCB) and cb.monitor and cb.monitor.is_same(self.monitor, learn):
+                warn(
+                    f"{self!r} restores the weights of the last epoch that was better by more than min_delta="
+                    f"{self.min_delta}, and best.pt of {cb!r} is of the epoch with the best value: they may "
+                    "be two epochs; expected min_delta=0, or restore_best=False and learn.load of best.pt"
+                )
 
     def after_epoch(self, learn: Learner) -> None:
         value = self.monitor.value(learn)

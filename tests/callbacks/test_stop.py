@@ -1,4 +1,5 @@
 import math
+import warnings
 from contextlib import suppress
 from io import StringIO
 
@@ -14,6 +15,7 @@ from minilearn import (
     CancelEpochException,
     CancelFitException,
     CancelTrainException,
+    CheckpointCB,
     EarlyStoppingCB,
     EpochSchedulerCB,
     MetricsCB,
@@ -574,6 +576,29 @@ def test_value_of_validation_is_refused_in_a_fit_without_it(make_learner):
 def test_without_metrics_there_is_nothing_to_watch(make_learner):
     with pytest.raises(ValueError, match=r"monitor='loss'.*MetricsCB"):
         make_learner(cbs=[EarlyStoppingCB()]).fit()
+
+
+@pytest.mark.parametrize(
+    ("stopping", "monitor", "is_warned"),
+    [
+        ({"min_delta": 2}, "loss", True),
+        ({"min_delta": 2}, "eval/loss", True),
+        ({"min_delta": 2}, "train/loss", False),
+        ({"min_delta": 2}, None, False),
+        ({}, "loss", False),
+        ({"min_delta": 2, "restore_best": False}, "loss", False),
+    ],
+)
+def test_a_best_epoch_that_a_checkpoint_may_choose_otherwise_is_warned_of(
+    make_learner, tmp_path, stopping, monitor, is_warned
+):
+    cbs = [MetricsCB(), EarlyStoppingCB("eval/loss", **stopping), CheckpointCB(tmp_path, monitor=monitor)]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        make_learner(cbs=cbs).fit()
+    found = [str(one.message) for one in said if "min_delta=2" in str(one.message)]
+    assert len(found) == is_warned
+    assert all("best.pt" in text and "restore_best=False" in text for text in found)
 
 
 @pytest.mark.parametrize("patience", [0, -1, 1.0, "3", None])
