@@ -68,8 +68,9 @@ class RecorderCB(Callback):
 
     Args:
         **what: name -> a path (`g("pg.lr")` or simply "pg.lr"), or a function of this callback (which
-            has `.learn` and `.pg`, the first parameter group). Default: lr, mom (momentum or beta1,
-            where the optimizer has one) and loss.
+            has `.learn` and `.pg`, the first parameter group; of the second one the lr is
+            "learn.opt.param_groups.1.lr"). Default: lr, mom (momentum or beta1, where the optimizer has one)
+            and loss.
 
     Runs at: before_fit, after_step, cleanup_train, cleanup_fit; order 50, before the schedulers (60) set the
         next step's values.
@@ -163,7 +164,12 @@ class RecorderCB(Callback):
 
     def _check_path(self, name: str, path: str, value: Callable[[Any], Any]) -> None:
         if not hasattr(self, path.split(".")[0]):
-            hint = f"; did you mean 'pg.{path}'?" if path in self.pg else ""
+            hint, last = "", path.rpartition(".")[2]
+            if last in self.pg:
+                hint = (
+                    f"; did you mean 'pg.{last}'? That is of the first parameter group; of the second one it "
+                )
+                hint += f"is 'learn.opt.param_groups.1.{last}'"
             raise ValueError(f"RecorderCB({name}={path!r}): expected a path from pg or learn{hint}")
         if not path.startswith("pg."):
             return  # a path of the learner: what a step makes does not exist yet

@@ -231,6 +231,15 @@ def test_values_of_different_shapes_and_kinds_are_kept_in_order(make_learner):
     assert recorder.recs["x"] == [[0, 0], [0, 0], [1, 1, 1], 1.5, 2.0]
 
 
+def test_path_into_the_optimizer_says_how_to_reach_each_group(make_learner):
+    groups = {"param_groups": lambda model: [{"params": [p]} for p in model.parameters()]}
+    with pytest.raises(ValueError, match=r"lr='opt.lr'.*'pg.lr'.*'learn.opt.param_groups.1.lr'"):
+        make_learner(cbs=[RecorderCB(lr="opt.lr")], **groups).fit()
+    recorder = RecorderCB(first="pg.lr", second="learn.opt.param_groups.1.lr")
+    make_learner(cbs=[recorder], lr=[0.1, 0.2], **groups).fit()
+    assert (recorder.recs["first"][0], recorder.recs["second"][0]) == (0.1, 0.2)
+
+
 def test_path_that_begins_nowhere_is_refused_before_training(make_learner):
     learn = make_learner(cbs=[RecorderCB(lr="lr")])
     with pytest.raises(ValueError, match=r"RecorderCB\(lr='lr'\).*'pg.lr'"):
