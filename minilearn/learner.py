@@ -106,7 +106,8 @@ class Learner(Fields):
     Fields for callbacks to read, each with exactly one writer:
         batch (the loader, then DeviceCB), xb and yb (its inputs and target, by unpack), preds and loss (the
         owners of predict and get_loss), loss_count (what the loss is a mean over, by `counting.Count` unless
-        the owner of get_loss sets it; None until then), loss_by (the loss_func that computed the loss; None
+        the owner of get_loss or a hook at after_loss sets it; None until then, and known from after_forward
+        on), loss_by (the loss_func that computed the loss; None
         if something else did), opt, dl, training, phase ("train" or "eval"), phases (those of this fit),
         epoch (0, 1, ... in this fit), n_epochs, batch_idx, n_steps (optimizer steps taken in this fit),
         epoch_steps (planned, a list) and total_steps (their sum; None if a loader has no
