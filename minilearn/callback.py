@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
@@ -225,7 +226,10 @@ class Callback:
 
     def __repr__(self) -> str:
         args, kwargs = getattr(self, "_given", ((), {}))  # a copy has none
-        given = [*map(brief, args), *(f"{name}={brief(value)}" for name, value in kwargs.items())]
+        named = (
+            f"{name}={'...' if _SECRET.search(name) else brief(value)}" for name, value in kwargs.items()
+        )
+        given = [*map(brief, args), *named]
         return f"{type(self).__name__}({', '.join(given)})"
 
     def _repr_html_(self) -> str:
@@ -233,6 +237,9 @@ class Callback:
         about = (type(self).__doc__ or "").strip().partition("\n")[0]
         lines = [f"<code>{escape(repr(self))}</code>", escape(about), hooks and f"Runs at: {escape(hooks)}"]
         return f"<p>{'<br>'.join(filter(None, lines))}</p>"
+
+
+_SECRET = re.compile("token|secret|password|passwd|api_?key", re.IGNORECASE)  # names of what is not shown
 
 
 def _never_fails(own: Callable[[Any], str]) -> Callable[[Any], str]:

@@ -336,3 +336,11 @@ def test_curve_of_a_constant_is_flat():
 
 def test_mixup_says_its_alpha():
     assert repr(MixupCB(0.3)) == "MixupCB(0.3)"
+
+
+def test_callback_does_not_show_a_secret():
+    class SlackCB(Callback):
+        def __init__(self, channel, api_key="", token=None):
+            pass
+
+    assert repr(SlackCB("#runs", api_key="abc", token="xyz")) == "SlackCB('#runs', api_key=..., token=...)"
