@@ -90,6 +90,15 @@ def test_a_class_has_an_image_in_each_half_whatever_the_share(tmp_path, valid, w
     assert len(values(large)[0]) == 9
 
 
+def test_both_spellings_of_a_name_are_split_alike(tmp_path):
+    halves = []
+    for spelling in ("caf\u00e9", "cafe\u0301"):  # a Mac's is the second
+        images = [(spelling, range(20)), ("tea", range(20))]
+        dls = image_folder(write(tmp_path / str(len(halves)) / "x", images), valid=0.3, **PLAIN)
+        halves.append((dls.classes, values(dls.valid)))
+    assert halves[0] == halves[1]
+
+
 @pytest.mark.parametrize("top", [None, "", "./", "home/me/pictures"])
 def test_an_archive_is_split_like_its_folder(tmp_path, top):
     folder = write(tmp_path / "pictures")
