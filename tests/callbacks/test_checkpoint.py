@@ -422,7 +422,7 @@ def test_epoch_that_ends_the_fit_may_be_the_best(make_learner, at, tmp_path, who
     keep = at("after_epoch", lambda learn: weights.append(learn.model.weight.detach().clone()))
     stop = at("after_epoch", cancel)
     if who == "EarlyStoppingCB":
-        stop = EarlyStoppingCB("score", patience=1, mode="min", min_delta=9)
+        stop = EarlyStoppingCB("score", patience=1, mode="min", min_delta=9, restore_best=False)
     cb = CheckpointCB(tmp_path, monitor="score", mode="min")
     learn = make_learner(cbs=[scripted([3, 2, 1]), keep, stop, cb])
     learn.fit(3)
