@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 RESULTS = Path(__file__).parents[1] / "examples" / "results"
 FILES = sorted(path.stem for path in RESULTS.glob("*.json"))
-FAMILIES = ["000", "002", "003", "003, published", "004"]
+FAMILIES = ["000", "002", "003", "003, published", "004", "asides_mnist", "asides_fashion_mnist"]
 MADE_BY = (
     *("claim", "data", "n_images", "command", "date", "commit", "uncommitted", "device", "threads"),
     *("processes", "torch", "python", "minilearn", "n", "seeds"),
@@ -72,12 +72,13 @@ def values_of(result, tables, name, difference):
         each = rows[difference.name][difference.measure]["each"]
         return each, [value - d for value, d in zip(each, difference.each, strict=True)]
     pairs = {
-        "000": tables.state_000,
-        "002": tables.tour_002,
-        "003": tables.scratch_003,
-        "004": tables.swats_004,
+        "000": tables.state_000.PAIRS,
+        "002": tables.tour_002.PAIRS,
+        "003": tables.scratch_003.PAIRS,
+        "004": tables.swats_004.PAIRS,
+        **{f"asides_{data}": of_data for data, of_data in tables.asides.PAIRS.items()},
     }
-    a, b = pairs[name].PAIRS[difference.name]
+    a, b = pairs[name][difference.name]
     return rows[a][difference.measure]["each"], rows[b][difference.measure]["each"]
 
 
