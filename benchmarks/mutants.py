@@ -165,15 +165,20 @@ def pytest_in(copy: Path, args: list[str], max_s: float) -> tuple[int | None, st
 
 
 def measure_unchanged(copy: Path) -> dict[str, Any]:
-    """Run the tests without a change; return the seconds of each file, and the tests that fail."""
+    """Run the tests without a change; return the seconds of each file, and the tests that fail.
+
+    Raises: SystemExit for a file that cannot be collected, which would seem to catch every change.
+    """
     report = copy.parent / "unchanged.xml"
     files = test_files(copy)
     pytest_in(copy, [f"--junitxml={report}", "-o", "junit_family=xunit1", *files], float("inf"))
     seconds, failing = dict.fromkeys(files, 0.0), []
     for case in ET.parse(report).iter("testcase"):
-        file = case.get("file", "")
+        file, error = case.get("file", ""), case.find("error")
+        if error is not None and error.get("message") == "collection failure":
+            raise SystemExit(f"{case.get('name')} cannot be collected without any change: {error.text}")
         seconds[file] += float(case.get("time", 0))
-        if case.find("failure") is not None or case.find("error") is not None:
+        if case.find("failure") is not None or error is not None:
             failing.append(f"{file}::{case.get('name')}")
     return {"seconds": seconds, "failing": failing}
 

@@ -136,3 +136,14 @@ def test_caught_hanging_and_surviving_mutants_are_told_apart_and_the_log_is_take
     (repo / "minilearn" / "learner.py").write_text("")
     with pytest.raises(SystemExit, match=r"log\.jsonl.*repo.*--log"):
         mutants.run(args)
+
+
+@pytest.mark.full
+@pytest.mark.slow
+def test_file_that_cannot_be_collected_is_told_before_the_first_mutant(mutants, tmp_path, monkeypatch):
+    repo = repo_of(tmp_path / "repo")
+    (repo / "tests" / "test_other.py").write_text("import no_such_module\n")
+    monkeypatch.setattr(mutants, "copy_repo", lambda repo, to: mutants.shutil.copytree(repo, to))
+    args = SimpleNamespace(repo=repo, log=tmp_path / "log.jsonl", n=1, seed=0, max_s=60)
+    with pytest.raises(SystemExit, match="test_other cannot be collected without any change"):
+        mutants.run(args)
