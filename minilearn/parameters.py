@@ -138,8 +138,13 @@ def all_params(learn: Learner) -> Iterator[nn.Parameter]:
 # That all of them are trained -------------------------------------------------------------------------
 
 
+_PLAIN = (int, float, str, bytes)
+
+
 def values_in(learn: Learner, only: Callable[[Callback], bool] = lambda cb: True) -> dict[str, Any]:
     """Return what callbacks, and the learner's own fields, keep as attributes or one level inside of these.
+
+    Without numbers and text, of which a callback that records may keep millions.
 
     Args:
         only: which callbacks are meant.
@@ -161,7 +166,10 @@ def values_in(learn: Learner, only: Callable[[Callback], bool] = lambda cb: True
                 parts = value.items()
             elif isinstance(value, list | tuple):
                 parts = enumerate(value)
-            found |= {f"{owner}.{name}": value} | {f"{owner}.{name}[{key!r}]": part for key, part in parts}
+            found[f"{owner}.{name}"] = value
+            for key, part in parts:
+                if not isinstance(part, _PLAIN):
+                    found[f"{owner}.{name}[{key!r}]"] = part
     return found
 
 

@@ -45,14 +45,17 @@ class DeviceCB(Callback):
         return {}
 
     def prepare(self, learn: Learner) -> None:
-        for root in [*roots_of(learn), *values_in(learn).values()]:
-            if isinstance(root, nn.Module):
-                root.to(self.device)
-            elif isinstance(root, nn.Parameter):
-                root.data = root.data.to(self.device)
-        if self._may_move:
-            for opt in [learn.opt, *optimizers_elsewhere(learn).values()]:
-                follow_params(opt)
+        for root in roots_of(learn):
+            root.to(self.device)
+        if not self._may_move:
+            return
+        for kept in values_in(learn).values():
+            if isinstance(kept, nn.Module):
+                kept.to(self.device)
+            elif isinstance(kept, nn.Parameter):
+                kept.data = kept.data.to(self.device)
+        for opt in [learn.opt, *optimizers_elsewhere(learn).values()]:
+            follow_params(opt)
 
     def before_batch(self, learn: Learner) -> None:
         if self._may_move:
