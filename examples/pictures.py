@@ -17,7 +17,7 @@ import fashion_mnist_optimizers
 import mnist_optimizers
 import optimizer_state
 import swats
-from tables import ASIDES, MAIN_JOB, ROOT, SCHEDULES, SCRATCH, STATE, SWATS, TOUR, result
+from tables import ASIDES, MAIN_JOB, ROOT, SCHEDULES, SCRATCH, STATE, STATE_FULL, SWATS, TOUR, result
 
 import minilearn
 
@@ -29,6 +29,7 @@ def draw_main_job(found: dict[str, Any], out: Path, name: str) -> None:
 
 DRAW: dict[str, Callable[[dict[str, Any], Path, str], None]] = {
     STATE: optimizer_state.draw,
+    STATE_FULL: optimizer_state.draw,
     SCHEDULES: cifar10_schedules.draw,
     TOUR: mnist_optimizers.draw,
     SCRATCH: fashion_mnist_optimizers.draw,
