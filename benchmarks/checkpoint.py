@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import SEED, count, extremes, head, run, spread_of
+from harness import SEED, extremes, head, run, spread_of
 from torch import nn
 
 from minilearn import MLP, CheckpointCB, DeviceCB, Learner, MetricsCB, set_seed
+from minilearn.arguments import counted
 
 WIDTH, BATCH = 2500, 64
 
@@ -90,11 +91,11 @@ def said(result: dict[str, Any]) -> str:
         shares = [100 * write / (write + plain) for write, plain in zip(write_s, plain_s, strict=True)]
         size, tensors = table["file_bytes"], table["tensor_bytes"]
         million = f"{table['parameters'] / 1e6:.1f} million parameters, AdamW"
-        where = f"{head(result, table['device'])}, {million}, {count(result['rounds'], 'round')}"
+        where = f"{head(result, table['device'])}, {million}, {counted(result['rounds'], 'round')}"
         rows = (
-            (f"{count(n_steps, 'step')} without", "s", plain_s),
+            (f"{counted(n_steps, 'step')} without", "s", plain_s),
             ("a checkpoint", "s", write_s),
-            (f"share, one every {count(n_steps, 'step')}", "%", shares),
+            (f"share, one every {counted(n_steps, 'step')}", "%", shares),
             ("a step without one", "us", [1e6 * time_s for time_s in table["idle_s"]]),
         )
         lines.append(where)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from harness import SEED, about, count, extremes, parser_of, positive, report
+from harness import SEED, about, extremes, parser_of, positive, report
 from torch import nn
 
 from minilearn import (
@@ -34,6 +34,7 @@ from minilearn import (
     resnet20,
     set_seed,
 )
+from minilearn.arguments import counted
 from minilearn.provenance import device_name
 
 PROCESSES = (1, 2)  # that are measured
@@ -223,8 +224,8 @@ def said(result: dict[str, Any]) -> str:
 
     one, two, reduce_ms = ms_of("1", "steps_s"), ms_of("2", "steps_s"), ms_of("2", "reduces_s")
     gains = [a / b for a, b in zip(one, two, strict=True)]
-    threads = f"{count(result['threads'], 'thread')} a process"
-    rounds = f"{count(result['rounds'], 'round')} of {count(result['steps'], 'step')}"
+    threads = f"{counted(result['threads'], 'thread')} a process"
+    rounds = f"{counted(result['rounds'], 'round')} of {counted(result['steps'], 'step')}"
     lines = [f"{result['device']}, {threads}, torch {result['torch']}, gloo"]
     lines.append(f"ResNet-20, global batches of {result['bs']}, {rounds}")
     for name, ms in (("one process", one), ("two processes", two)):

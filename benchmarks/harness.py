@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from minilearn.arguments import counted
 from minilearn.provenance import device_name, provenance
 
 SEED = 0  # where every round repeats the same training
@@ -92,14 +93,9 @@ def run(
 # Text ---------------------------------------------------------------------------------------------
 
 
-def count(n: int, noun: str) -> str:
-    """Return a number and its noun: "1 thread", "2 threads"."""
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
 def head(result: dict[str, Any], device: str | None = None) -> str:
     """Return where it was measured: the device (of a table, else of the result), threads, torch's version."""
-    return f"{device or result['device']}, {count(result['threads'], 'thread')}, torch {result['torch']}"
+    return f"{device or result['device']}, {counted(result['threads'], 'thread')}, torch {result['torch']}"
 
 
 def spread_of(values: Sequence[float]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import about, count, head, parser_of, positive, report
+from harness import about, head, parser_of, positive, report
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import Dataset
@@ -39,6 +39,7 @@ from minilearn import (
     RecorderCB,
     set_seed,
 )
+from minilearn.arguments import counted
 from minilearn.checkpoints.codec import differences
 from minilearn.checkpoints.snapshot import checkpoints_in, read
 from minilearn.files import SIDE
@@ -230,7 +231,7 @@ def said(result: dict[str, Any]) -> str:
     n = totals(result)
     lines = [
         f"{head(result)}, python {result['python']}",
-        f"{count(n['kills'], 'kill')} in {count(n['runs'], 'run')} of up to {result['steps']} steps",
+        f"{counted(n['kills'], 'kill')} in {counted(n['runs'], 'run')} of up to {result['steps']} steps",
         f"  while a checkpoint was written   {n['while writing']}",
         f"  before the first checkpoint      {n['before the first']}",
         f"torn files                         {n['torn']}",

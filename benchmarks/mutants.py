@@ -31,7 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from edits import Edit, edits_of
-from harness import count, positive
+from harness import positive
+
+from minilearn.arguments import counted
 
 ROOT = Path(__file__).parents[1]
 # Files, or folders of files, of minilearn; what a version does not have is left out.
@@ -209,7 +211,7 @@ def said(results: list[dict[str, Any]]) -> str:
     outcomes = [result["outcome"] for result in results]
     survivors = [result["diff"] for result in results if result["outcome"] == "survived"]
     n_caught = len(outcomes) - len(survivors)
-    head = f"{count(len(outcomes), 'mutant')}: {n_caught} caught ({outcomes.count('hangs')} by hanging)"
+    head = f"{counted(len(outcomes), 'mutant')}: {n_caught} caught ({outcomes.count('hangs')} by hanging)"
     return "\n\n".join([f"{head}, {len(survivors)} survived", *survivors])
 
 

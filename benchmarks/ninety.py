@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import about, count, extremes, head, parser_of, positive, report
+from harness import about, extremes, head, parser_of, positive, report
 
 from minilearn import set_seed
+from minilearn.arguments import counted
 from minilearn.provenance import device_name
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
@@ -79,9 +80,9 @@ def said(result: dict[str, Any]) -> str:
             if n > 1:
                 accuracy += f" ± {statistics.stdev(runs['accuracies']):.4f}"
             time = f"{statistics.median(times_s):6.1f} s  {extremes(times_s, 1)}"
-            lines.append(f"  {count(tried['epochs'], 'epoch')}  {name:10}  {accuracy}  {time}")
+            lines.append(f"  {counted(tried['epochs'], 'epoch')}  {name:10}  {accuracy}  {time}")
     last = result["tries"][-1]
-    reached = f"with {count(last['epochs'], 'epoch')}" if is_reached(last) else "with none of these"
+    reached = f"with {counted(last['epochs'], 'epoch')}" if is_reached(last) else "with none of these"
     return "\n".join([*lines, f"minilearn's mean accuracy is {TARGET} or more {reached}"])
 
 

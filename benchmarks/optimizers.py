@@ -14,10 +14,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from harness import SEED, count, head, run, spread_of
+from harness import SEED, head, run, spread_of
 from torch import nn
 
 from minilearn import MLP, StridedCNN, set_seed
+from minilearn.arguments import counted
 from minilearn.optim import SGD, SWATS, AdaBound, Adam, MomentumSGD, RMSProp, SGDAlternate
 
 LR = 1e-3
@@ -81,7 +82,7 @@ def measure(device: torch.device, n_steps: int, rounds: int) -> dict[str, Any]:
 def said(result: dict[str, Any]) -> str:
     """Return a result as text: a row for each pair and model, with both times per step and their ratio."""
     lines = []
-    rounds = f"{count(result['rounds'], 'round')} of {count(result['steps'], 'step')}, foreach"
+    rounds = f"{counted(result['rounds'], 'round')} of {counted(result['steps'], 'step')}, foreach"
     for table in result["tables"]:
         lines.append(f"{head(result, table['device'])}, {rounds}")
         columns = f"{'optimizer':14}{'parameters':18}{'tensors':>8}{'ours us':>10}{'torch us':>10}"

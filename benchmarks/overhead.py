@@ -20,12 +20,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import SEED, count, extremes, head, run, spread_of
+from harness import SEED, extremes, head, run, spread_of
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
 from minilearn import MLP, BatchSchedulerCB, DeviceCB, Learner, MetricsCB, RecorderCB, set_seed
+from minilearn.arguments import counted
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
@@ -139,13 +140,13 @@ def ratios(table: dict[str, Any]) -> dict[str, list[float]]:
 def said(result: dict[str, Any]) -> str:
     """Return a result as text: microseconds per step of each loop, and the ratios."""
     lines = []
-    rounds = f"{count(result['rounds'], 'round')} of {count(result['steps'], 'step')}"
+    rounds = f"{counted(result['rounds'], 'round')} of {counted(result['steps'], 'step')}"
     for table in result["tables"]:
         lines.append(f"{head(result, table['device'])}, {rounds}")
         for name, us in table["times_us"].items():
             lines.append(f"  {name:9}  {spread_of(us)['median']:7.1f} us a step  {extremes(us, 1)}")
         for name, each in ratios(table).items():
-            spread = f"median of {count(len(each), 'ratio')}; {extremes(each, 3)[1:-1]}"
+            spread = f"median of {counted(len(each), 'ratio')}; {extremes(each, 3)[1:-1]}"
             lines.append(f"  minilearn / {name:5}  {spread_of(each)['median']:.3f}  ({spread})")
     return "\n".join(lines)
 

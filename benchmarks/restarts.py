@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import about, count, head, parser_of, positive, report
+from harness import about, head, parser_of, positive, report
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -38,6 +38,7 @@ from minilearn import (
     MetricsCB,
     set_seed,
 )
+from minilearn.arguments import counted
 from minilearn.checkpoints.snapshot import checkpoints_in, is_damaged, read
 from minilearn.files import written_whole
 from minilearn.provenance import device_name
@@ -196,8 +197,8 @@ def said(result: dict[str, Any]) -> str:
     runs = result["runs"]
     lines = [
         f"{head(result)}, python {result['python']}",
-        f"{count(sum(run['kills'] for run in runs), 'kill')} of one of two processes, in "
-        f"{count(len(runs), 'run')} of {result['steps']} steps",
+        f"{counted(sum(run['kills'] for run in runs), 'kill')} of one of two processes, in "
+        f"{counted(len(runs), 'run')} of {result['steps']} steps",
         f"starts of torchrun         {sum(run['starts'] for run in runs)}",
         f"torn files                 {sum(run['torn'] for run in runs)}",
         f"runs with a difference     {sum(bool(run['differences']) for run in runs)}",

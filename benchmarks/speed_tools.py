@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from harness import SEED, count, extremes, head, run, spread_of
+from harness import SEED, extremes, head, run, spread_of
 
 from minilearn import (
     EMACB,
@@ -32,6 +32,7 @@ from minilearn import (
     resnet20,
     set_seed,
 )
+from minilearn.arguments import counted
 
 BS = 256
 PLAIN = "plain fp32"
@@ -90,7 +91,7 @@ def said(result: dict[str, Any]) -> str:
     """Return a result as text: milliseconds per batch of each variant, and its gain over plain fp32."""
     lines = []
     for table in result["tables"]:
-        rounds = f"{count(result['rounds'], 'round')} of {result['steps']} x {table['bs']}"
+        rounds = f"{counted(result['rounds'], 'round')} of {result['steps']} x {table['bs']}"
         lines.append(f"{head(result, table['device'])}, ResNet-20, {rounds}")
         width = max(len(name) for name in table["times_ms"])
         for name, ms in table["times_ms"].items():

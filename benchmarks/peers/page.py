@@ -6,9 +6,10 @@ import statistics
 import textwrap
 from typing import Any
 
-from harness import count, spread_of
+from harness import spread_of
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
+from minilearn.arguments import counted
 from minilearn.plot import new_figure
 
 UNITS = {"loop": "us a step", "fashion": "s in all"}
@@ -80,25 +81,27 @@ def figures(table: dict[str, Any]) -> list[dict[str, Any]]:
 def kind(table: dict[str, Any]) -> str:
     """Return the kind of device, for a heading: "CPU, 2 threads", or the name of a GPU."""
     is_cpu = table["device_type"] == "cpu"
-    return f"CPU, {count(table['threads'], 'thread')}" if is_cpu else table["device"]
+    return f"CPU, {counted(table['threads'], 'thread')}" if is_cpu else table["device"]
 
 
 def heading(table: dict[str, Any]) -> str:
     """Return what was measured, and how often."""
-    part = f"epochs of {table['n']} steps" if table["workload"] == "loop" else count(table["n"], "epoch")
-    return f"{table['workload']}, {kind(table)}: {part}, {count(table['rounds'], 'round')}"
+    part = f"epochs of {table['n']} steps" if table["workload"] == "loop" else counted(table["n"], "epoch")
+    return f"{table['workload']}, {kind(table)}: {part}, {counted(table['rounds'], 'round')}"
 
 
 def machine(table: dict[str, Any]) -> str:
     """Return where it was measured."""
     versions = f"torch {table['torch']}, python {table['python']}, minilearn {table['minilearn']}"
-    return f"{table['device']}, {count(table['threads'], 'thread')}; {versions}"
+    return f"{table['device']}, {counted(table['threads'], 'thread')}; {versions}"
 
 
 def origin(table: dict[str, Any]) -> str:
     """Return the commit, and the date."""
     changed = table["uncommitted"]
-    also = f", with changes in {count(len(changed), 'file')}" if isinstance(changed, list) and changed else ""
+    also = (
+        f", with changes in {counted(len(changed), 'file')}" if isinstance(changed, list) and changed else ""
+    )
     return f"Commit: {table['commit']}{also}. Date: {table['date']}."
 
 
@@ -238,7 +241,7 @@ def draw_table(ax: Any, table: dict[str, Any]) -> None:
     ax.axvline(1, color="black", linewidth=0.8, zorder=0.9)  # behind the bars
     ax.set_title(heading(table), fontsize=11)
     scale = ", logarithmic" if is_log else ""
-    said = f"bar: median of {count(table['rounds'], 'round')}; dots: each round; in brackets: min to max"
+    said = f"bar: median of {counted(table['rounds'], 'round')}; dots: each round; in brackets: min to max"
     ax.set_xlabel(f"time / time of the usual loop in the same round{scale}\n{said}")
     ax.grid(axis="x", alpha=0.3)
     ax.set_axisbelow(True)
