@@ -175,9 +175,13 @@ def plot_images(images: Any, titles: Sequence[str] = (), n_cols: int = 6, size: 
         raise ValueError(
             f"{counted(len(titles), 'title')} for {counted(len(images), 'image')}: expected one each, or none"
         )
+    return draw_images(in_own_range(images), titles, n_cols, size, cmap="gray_r")
+
+
+def in_own_range(images: Any) -> Any:
+    """Return images, (N, C, H, W), each scaled to its own range, from 0 to 1."""
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-    scaled = (images - low) / (high - low).clamp_min(1e-12)  # from 0 to 1
-    return draw_images(scaled, titles, n_cols, size, cmap="gray_r")
+    return (images - low) / (high - low).clamp_min(1e-12)
 
 
 def draw_images(images: Any, titles: Sequence[str], n_cols: int, size: float, cmap: str = "gray") -> Figure:

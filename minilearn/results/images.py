@@ -13,7 +13,7 @@ from ..batches import inputs_and_target, n_samples, tensors_in
 from ..data.adapters.adapter import short
 from ..data.loaders import DataLoaders
 from ..learner import Learner
-from ..plot import draw_images
+from ..plot import draw_images, in_own_range
 from ..seeding import kept_rng
 from .looking import Sample, index_of, look_at, sample_of
 from .losses import top_losses
@@ -152,10 +152,8 @@ def _images(inputs: Any, name: str, norm: Any) -> Tensor:
     if norm is not None and len(norm[0]) == images.shape[1]:
         mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in norm)
         return (images * std + mean).clamp(0, 1)
-    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-    if low.min() >= 0 and high.max() <= 1:
-        return images
-    return (images - low) / (high - low).clamp_min(1e-12)
+    scaled: Tensor = images if images.min() >= 0 and images.max() <= 1 else in_own_range(images)
+    return scaled
 
 
 def _norm_of(dls: DataLoaders, loader: Any) -> tuple[list[float], list[float]] | None:
