@@ -11,7 +11,7 @@ from ..arguments import default_device as default_device
 from ..arguments import device as checked
 from ..batches import to_device
 from ..callback import Callback, Order
-from ..parameters import follow_params, optimizers_elsewhere, roots_of, values_in
+from ..parameters import follow_params, roots_of, values_in
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -49,12 +49,15 @@ class DeviceCB(Callback):
             root.to(self.device)
         if not self._may_move:
             return
+        opts = [learn.opt]
         for kept in values_in(learn).values():
             if isinstance(kept, nn.Module):
                 kept.to(self.device)
             elif isinstance(kept, nn.Parameter):
                 kept.data = kept.data.to(self.device)
-        for opt in [learn.opt, *optimizers_elsewhere(learn).values()]:
+            elif isinstance(kept, torch.optim.Optimizer):
+                opts.append(kept)
+        for opt in opts:
             follow_params(opt)
 
     def before_batch(self, learn: Learner) -> None:
