@@ -94,13 +94,14 @@ def packed(batch: Any, inputs: Any, target: Any) -> Any:
 
 @dataclass
 class CurrentBatch:
-    """A batch, and its inputs and target once they are first read.
+    """A batch, and its inputs and target once they are known.
 
-    batch, parts ([inputs, target]; None until then), is_unpacking (whether they are being unpacked).
+    batch, parts (inputs and target; the batch itself, if it is a tuple or list whose form says what is what;
+    None until an owner of unpack said it), is_unpacking (whether they are being unpacked).
     """
 
     batch: Any = None
-    parts: list[Any] | None = field(default_factory=lambda: [None, None])
+    parts: Any = field(default_factory=lambda: [None, None])
     is_unpacking: bool = False
 
 

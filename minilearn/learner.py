@@ -64,18 +64,17 @@ def _part(i: int, doc: str) -> property:
     """Return the property for one part of the batch: 0, its inputs, or 1, its target."""
 
     def read(self: Learner) -> Any:
-        current = self._current
-        batch, parts = current.batch, current.parts
-        if parts is None and type(batch) in (tuple, list) and len(batch) == 2 and self.unpacks_by_form:
-            return batch[i]  # the usual batch: not kept, because a hook may change a list
-        return (parts or self._unpacked())[i]
+        parts = self._current.parts
+        # A hook may have changed the length of a list.
+        return (parts if parts is not None and len(parts) == 2 else self._unpacked())[i]
 
     def write(self: Learner, value: Any) -> None:
         current = self._current
-        parts = current.parts or self._unpacked()
-        parts[i] = value
+        if not current.is_unpacking:  # the batch itself may be the parts
+            current.parts = [*(current.parts if self.is_unpacked else self._unpacked())]
+        current.parts[i] = value
         if self.unpacks_by_form and not current.is_unpacking and is_pair(current.batch):
-            self.batch = packed(current.batch, *parts)  # which then holds them
+            self.batch = packed(current.batch, *current.parts)  # which then holds them
 
     return property(read, write, doc=doc)
 
@@ -774,7 +773,7 @@ class Learner(Fields):
     def batch(self, batch: Any) -> None:
         self._current.batch = batch
         if not self._current.is_unpacking:  # the owner of unpack may replace it
-            self._current.parts = None
+            self._current.parts = batch if self.unpacks_by_form and type(batch) in (tuple, list) else None
 
     xb = _part(0, "The batch's inputs. What a hook sets stays until the batch is set; a pair is updated too.")
     yb = _part(1, "The batch's target; None if it has none. What a hook sets stays, as for `xb`.")
@@ -793,13 +792,15 @@ class Learner(Fields):
 
     @property
     def is_unpacked(self) -> bool:
-        """Whether the batch's inputs and target have been read."""
-        return self._current.parts is not None
+        """Whether the batch's inputs and target are known."""
+        return self._current.parts is not None and len(self._current.parts) == 2
 
     def _use(self, hooks: Hooks) -> None:
         """Take hooks; see whether a batch's form says what is what, and no function, callback or subclass."""
         super()._use(hooks)
         self.unpacks_by_form = self.unpack_func is None and self.has_default("unpack")
+        if not self.unpacks_by_form and self._current.parts is self._current.batch:
+            self._current.parts = None
 
     # What a pass sets -----------------------------------------------------------------------------
 

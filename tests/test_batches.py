@@ -234,6 +234,37 @@ def test_a_batch_that_is_assigned_is_unpacked_again():
     assert torch.equal(seen[0], X + 1)
 
 
+def test_what_a_hook_puts_into_a_list_in_place_counts():
+    seen, batch = [], [X, Y]
+    cbs = [
+        at("before_batch", lambda x: (x.xb, x.batch.__setitem__(0, X + 1))),
+        at("after_predict", lambda x: seen.append(x.xb)),
+    ]
+    learner([batch], *cbs).fit(valid=False)
+    assert torch.equal(seen[0], X + 1)
+
+
+def test_a_list_that_a_hook_makes_longer_is_no_pair():
+    learn = learner([[X, Y]], at("before_batch", lambda x: x.batch.append(Y)))
+    with pytest.raises(ValueError, match=mentions("list of 3 ... unpack=")):
+        learn.fit(valid=False)
+
+
+def test_an_owner_of_unpack_that_is_added_in_a_batch_unpacks_it():
+    class OneMoreCB(Callback):
+        def unpack(self, learn):
+            learn.xb, learn.yb = learn.batch[0] + 1, learn.batch[1]
+
+    def add(learn):
+        assert torch.equal(learn.xb, X)
+        learn.add_cb(OneMoreCB())
+
+    seen = []
+    look = at("after_predict", lambda x: seen.append(x.xb))
+    learner((X, Y), at("before_batch", add), look).fit(valid=False)
+    assert torch.equal(seen[0], X + 1)
+
+
 def test_a_validation_in_a_batch_leaves_its_inputs():
     def change(learn):
         if learn.training:
