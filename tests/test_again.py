@@ -612,6 +612,7 @@ def test_in_predict_there_are_predictions_and_no_loss():
 # Resumed ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_resumed_run_is_the_straight_run(tmp_path):
     def make(folder, seed):
         cbs = [

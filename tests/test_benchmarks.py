@@ -172,6 +172,7 @@ def test_ratio_is_the_median_over_the_rounds_that_count(optimizers, monkeypatch)
 # Speed tools, 90 %, checkpoints, kills ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_speed_tools_measure_each_variant_and_say_its_gain(monkeypatch):
     module = load("speed_tools")
     monkeypatch.setattr(module, "variants", lambda device: {module.PLAIN: [], "a tool": []})
@@ -205,6 +206,7 @@ def gpu(monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_parts_of_a_gpu_call_end_as_is_said(gpu, tmp_path):
     (tmp_path / "writes.py").write_text("import sys; open(sys.argv[1] + '/a.json', 'w').write('{}')")
 
@@ -225,6 +227,7 @@ def test_parts_of_a_gpu_call_end_as_is_said(gpu, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_second_gpu_call_runs_what_is_missing(gpu, tmp_path):
     def counts(part):
         script = f"open({str(tmp_path / 'n')!r}, 'a').write('x')"
@@ -235,6 +238,7 @@ def test_a_second_gpu_call_runs_what_is_missing(gpu, tmp_path):
     assert (tmp_path / "n").read_text() == "x"
 
 
+@pytest.mark.slow
 def test_a_gpu_part_without_time_is_skipped_and_one_that_takes_long_is_stopped(gpu, monkeypatch):
     def parts(part):
         endless = ("-c", "import time; print('it trains', flush=True); time.sleep(60)")

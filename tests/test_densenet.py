@@ -10,6 +10,7 @@ def n_parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_densenet_121_has_the_sizes_of_torchvision_s_but_for_the_stem():
     theirs = torchvision.models.densenet121(num_classes=10)
     stems = [(m.features.conv0 if hasattr(m, "features") else m.conv1) for m in (theirs, densenet121())]

@@ -91,6 +91,7 @@ def test_a_learner_s_method_tells_its_arguments(name):
         assert re.search(rf"^ +[\w ,*]*\b{one}\b[\w ,*]*:", said, re.MULTILINE), one
 
 
+@pytest.mark.slow
 def test_each_page_is_in_the_navigation(hooks):
     navigation = (REPO / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     pages = [place for place in hooks.pages().files if place.endswith(".md")]

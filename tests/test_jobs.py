@@ -317,6 +317,7 @@ def test_images_alone_are_predicted():
     assert_equal(learn.predict([torch.stack(images[::2])]), model(torch.stack(images[::2])))
 
 
+@pytest.mark.slow
 def test_a_model_of_torchvision_trains_and_predicts():
     detection = pytest.importorskip("torchvision.models.detection")
     set_seed(0)
@@ -506,6 +507,7 @@ def test_metrics_of_a_detector_are_those_of_the_validation():
     assert set(map(str, seen)) == {str((["boxes", "scores"], ["boxes", "labels"]))}
 
 
+@pytest.mark.slow
 def test_rows_with_no_loss_are_resumed(tmp_path):
     def make(cb):
         set_seed(1)

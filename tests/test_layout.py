@@ -138,6 +138,7 @@ def stored_in(path):
     }
 
 
+@pytest.mark.slow
 def test_objects_of_the_learner_are_changed_by_their_own_methods():
     stored = {name_of(path): stored_in(path) for path in FILES}
     inner = {
@@ -163,6 +164,7 @@ def fields_set_in(path):
     return found
 
 
+@pytest.mark.slow
 def test_each_field_of_the_learner_is_assigned_in_one_file():
     writers = {}
     for path in FILES:
@@ -202,6 +204,7 @@ def test_hooks_know_the_type_of_the_learner():
     assert untyped == []
 
 
+@pytest.mark.slow
 def test_files_import_each_other_in_one_direction():
     names = {name_of(path) for path in FILES} - {""}
 
@@ -212,6 +215,7 @@ def test_files_import_each_other_in_one_direction():
     assert list(TopologicalSorter({name: of - {name} for name, of in graph.items()}).static_order())
 
 
+@pytest.mark.slow
 def test_folders_import_each_other_in_one_direction():
     graph = {}
     for path in FILES:

@@ -544,6 +544,7 @@ def test_two_callbacks_of_a_class_keep_their_parameters_apart(tmp_path):
     assert [name for name, _, _ in groups(learn)] == [None, "ScaleCB", "ScaleCB 2"]
 
 
+@pytest.mark.slow
 def test_verify_resume_knows_loss_and_callback():
     set_seed(0)
     assert "the same bit for bit" in make_learner(loss_func=CentreLoss(), cbs=ScaleCB()).verify_resume()

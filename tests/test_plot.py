@@ -353,6 +353,7 @@ def test_function_of_schedules_has_no_inner_name_as_its_title(schedule):
     assert plot_scheduler(schedule, 3).axes[0].get_title() in ("", "cosine", "triangular")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "n_axes", "size"), [(1, 1, [4, 3]), (2, 2, [8, 3]), (4, 4, [16, 3]), (5, 8, [16, 6])]
 )

@@ -551,6 +551,7 @@ def test_index_outside_a_batch_is_refused():
         learn.index  # noqa: B018
 
 
+@pytest.mark.slow
 def test_index_is_that_of_the_running_pass_though_others_read_the_loader():
     class NestedCB(Callback):
         def after_step(self, learn):

@@ -50,6 +50,7 @@ def test_each_stage_but_the_first_halves_the_image():
     assert shapes == [(1, 4, 32, 32), (1, 8, 16, 16), (1, 8, 16, 16), (1, 16, 8, 8)]
 
 
+@pytest.mark.slow
 def test_same_weights_give_what_torchvisions_resnet18_gives():
     theirs = torchvision.models.resnet18(num_classes=10)
     theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()

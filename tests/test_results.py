@@ -297,6 +297,7 @@ def test_loss_that_is_no_number_is_an_error():
 # Images ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @EACH_LOADER
 def test_normalize_is_undone(kind):
     learn = learner(kind)
@@ -329,6 +330,7 @@ def test_batch_is_one_of_the_training_data_with_its_targets(kind):
     assert len(titles(show_batch(learn.dls.train, n=99))) == 8
 
 
+@pytest.mark.slow
 def test_images_without_normalize_are_scaled_only_if_they_have_to_be():
     x = torch.rand(4, 1, 5, 5)
     (found, *_) = drawn_images(show_batch(TensorLoader(x, bs=4)))
@@ -478,6 +480,7 @@ def look_at_all(learn):
     show_batch(learn.dls.train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OF_NOISE)
 def test_training_is_bit_for_bit_as_without_them(kind):
     state, rng, learn = state_after(kind, look_at_all)
@@ -488,6 +491,7 @@ def test_training_is_bit_for_bit_as_without_them(kind):
     assert all(module.training for module in learn.model.modules())
 
 
+@pytest.mark.slow
 def test_figures_are_made_without_pyplot_and_print_nothing(capsys):
     from matplotlib import pyplot
 

@@ -46,6 +46,7 @@ def faults(tables, differences):
     return find
 
 
+@pytest.mark.slow
 def test_pages_say_what_the_results_show(faults):
     assert faults() == []
 
@@ -106,6 +107,7 @@ def surest(family):
     return min(family, key=lambda d: d.p)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_difference_that_became_significant_is_noticed(tables, faults, name):
     def certain(d):
@@ -118,6 +120,7 @@ def test_difference_that_became_significant_is_noticed(tables, faults, name):
     assert any("omitted" in fault and before.name in fault and before.measure in fault for fault in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_difference_that_is_significant_no_more_is_noticed(tables, faults, name):
     def by_chance(d):
@@ -132,6 +135,7 @@ def test_difference_that_is_significant_no_more_is_noticed(tables, faults, name)
     assert (claim in found) is before.holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_difference_of_the_other_sign_is_noticed(tables, faults, name):
     of, result, before = altered(tables, name, surest, lambda d: [-value for value in d.each])
@@ -143,6 +147,7 @@ def test_difference_of_the_other_sign_is_noticed(tables, faults, name):
         assert any("omitted" in fault and before.name in fault for fault in found)
 
 
+@pytest.mark.slow
 def test_another_sign_of_swa_s_difference_is_noticed(tables, faults):
     result = copy.deepcopy(tables.result(tables.SCHEDULES))
     rows, script = result["rows"], tables.schedules_001
@@ -163,6 +168,7 @@ def shifted(value):
     return value + 0.01 if isinstance(value, float) else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_other_numbers_in_a_result_are_noticed(tables, faults, name):
     assert any(

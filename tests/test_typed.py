@@ -38,6 +38,7 @@ def test_mypy_finds_each_mistake_of_a_user_and_nothing_else():
     assert sorted(errors) == sorted(expected), said.stdout
 
 
+@pytest.mark.slow
 def test_correct_script_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(TYPED / "right.py"), run_name="__main__")

@@ -267,6 +267,7 @@ def test_other_sets_are_refused_when_resuming(tmp_path):
         one.fit(2, resume=True)
 
 
+@pytest.mark.slow
 def test_verify_resume_stops_inside_the_last_set():
     said = learner().verify_resume()
     assert "in the validation of epoch 1" in said

@@ -245,6 +245,7 @@ def both(shown):
     return text, html
 
 
+@pytest.mark.slow
 @EACH
 def test_it_shows_itself_before_in_and_after_a_fit(make_learner, at, name):
     cbs = with_metrics(name)

@@ -1014,6 +1014,7 @@ def test_best_checkpoint_has_the_averaged_weights_that_scored_best(tmp_path, at)
     assert fresh.validate()["loss"] == evals[best]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["best.pt", "newest", "the one before"])
 def test_run_resumed_from_the_best_or_the_newest_is_the_straight_run(tmp_path, name, at):
     straight = best_run(tmp_path / "a")
@@ -1227,6 +1228,7 @@ def fitted(make, model=norm_net, *cbs, **kwargs):
     return learn
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("wrap", [nn.DataParallel, partial(torch.compile, backend="eager")])
 def test_wrapped_model_is_averaged_like_its_plain_one(make, wrap, tmp_path):
@@ -1241,6 +1243,7 @@ def test_wrapped_model_is_averaged_like_its_plain_one(make, wrap, tmp_path):
     assert loss_of(plain.model, plain.dls.valid) == pytest.approx(best, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fullgraph", [False, True])
 def test_model_compiled_by_the_callback_is_averaged(fullgraph):
     torch.compiler.reset()
@@ -1249,6 +1252,7 @@ def test_model_compiled_by_the_callback_is_averaged(fullgraph):
     assert_near(tensors_of(compiled.model), tensors_of(plain.model))
 
 
+@pytest.mark.slow
 def test_measuring_breaks_no_graph_and_compiles_none():
     from torch._dynamo.utils import counters  # takes seconds to import
 

@@ -388,6 +388,7 @@ def test_batch_sampler_that_drops_the_last_batch_goes_on_to(watched):
     ]
 
 
+@pytest.mark.slow
 def test_workers_of_a_size_live_from_its_first_epoch_to_the_end_of_the_fit(make):
     learn, watch = make(DataLoader(WithPid(), 5, num_workers=2, persistent_workers=True))
     learn.fit(3, cbs=[BatchSizeCB({1: 2})])

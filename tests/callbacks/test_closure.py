@@ -170,6 +170,7 @@ def test_it_resumes_from_each_step_of_two_epochs(tmp_path, kind):
     assert list(resumed_from_each_rest(make, tmp_path))
 
 
+@pytest.mark.slow
 @EACH
 def test_it_passes_verify_resume(kind):
     assert "not compared" not in noisy_learner(opt_func=KINDS[kind], n_train=4).verify_resume()

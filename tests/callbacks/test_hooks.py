@@ -634,6 +634,7 @@ def test_plot_before_training_is_an_error(make_learner, plot):
         learn.fit(train=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plot", ["plot_stats", "plot_hists"])
 def test_plot_draws_in_a_file(make_learner, tmp_path, plot):
     path = tmp_path / "a.png"

@@ -884,6 +884,7 @@ def test_all_kinds_go_with_other_callbacks(case, make_learner):
     assert learn.lr_find().lrs
 
 
+@pytest.mark.slow
 def test_verify_resume_takes_all_kinds(make_learner):
     metrics = MetricsCB(
         accuracy, end=InValidation((AtEnd(sklearn.roc_auc_score), positive)), tm=torchmetrics.Accuracy(**KIND)

@@ -177,6 +177,7 @@ class Own(nn.Module):
         return self.net(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", [tiny, Own])
 def test_compiled_model_trains_to_the_same_weights(backend, new):
     plain, learn = conv_learner(model=new()), conv_learner(CompileCB(backend=backend), model=new())
@@ -189,6 +190,7 @@ def test_compiled_model_trains_to_the_same_weights(backend, new):
     torch.testing.assert_close(tensors(learn), tensors(plain))
 
 
+@pytest.mark.slow
 def test_names_are_those_of_the_plain_model(backend, tmp_path):
     learn = conv_learner(CompileCB(backend=backend), model=tiny())
     learn.fit()
@@ -199,6 +201,7 @@ def test_names_are_those_of_the_plain_model(backend, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), learn.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_second_fit_does_not_compile_again(backend):
     learn = conv_learner(CompileCB(backend=backend), model=tiny())
     learn.fit()
@@ -209,6 +212,7 @@ def test_second_fit_does_not_compile_again(backend):
     assert learn.model._compiled_call_impl is call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["in place", "wrapped"])
 def test_model_that_the_user_compiled_is_left_alone(backend, how):
     model, other = Own(), Backend()
@@ -221,6 +225,7 @@ def test_model_that_the_user_compiled_is_left_alone(backend, how):
     assert other.n == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [True, False])
 def test_run_of_a_compiled_model_is_resumed_with_or_without_it(backend, tmp_path, compiled):
     def new(*cbs):
@@ -237,6 +242,7 @@ def test_run_of_a_compiled_model_is_resumed_with_or_without_it(backend, tmp_path
     torch.testing.assert_close(tensors(learn), tensors(straight))
 
 
+@pytest.mark.slow
 def test_copy_of_a_compiled_model_has_its_own_weights(backend):
     learn = conv_learner(CompileCB(backend=backend), model=tiny())
     learn.fit()
@@ -250,6 +256,7 @@ def test_copy_of_a_compiled_model_has_its_own_weights(backend):
     assert all(torch.equal(before[name], t) for name, t in tensors(learn).items())
 
 
+@pytest.mark.slow
 def test_verify_resume_works_with_it(backend):
     assert "bit for bit" in conv_learner(CompileCB(backend=backend), model=tiny()).verify_resume(2)
 

@@ -519,6 +519,7 @@ def test_notebook_keeps_the_rows_after_an_error(make_learner, at, notebook):
     assert "<td>train</td>" in notebook[0][-1].data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", [{}, {"valid": False}], ids=["with validation", "without"])
 def test_plot_is_drawn_again_after_each_epoch(make_learner, notebook, fit):
     cb = ProgressCB(plot=True, console=jupyter())

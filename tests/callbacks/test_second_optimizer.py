@@ -133,6 +133,7 @@ def test_it_resumes_from_each_step_of_two_epochs(tmp_path):
         assert same(tensors_of(gan.critic), tensors_of(other.critic))
 
 
+@pytest.mark.slow
 def test_it_passes_verify_resume():
     assert "not compared" not in learner()[0].verify_resume()
 

@@ -163,6 +163,7 @@ def test_it_resumes_from_each_step_of_two_epochs(tmp_path):
     assert list(resumed_from_each_rest(make, tmp_path))
 
 
+@pytest.mark.slow
 def test_it_passes_verify_resume():
     assert "the same bit for bit" in make().verify_resume()
 

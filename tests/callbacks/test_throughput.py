@@ -48,6 +48,7 @@ def test_columns_are_in_the_log(make_learner, tmp_path):
     assert head == "epoch,train,MulticlassAccuracy,loss,samples_per_s,memory_mb,lr,time_s"
 
 
+@pytest.mark.slow
 def test_phase_that_is_resumed_has_all_its_samples(tmp_path):
     def make(seed, *cbs):
         return noisy_learner(MetricsCB(), ThroughputCB(), *cbs, seed=seed)

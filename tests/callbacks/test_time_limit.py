@@ -151,6 +151,7 @@ def test_no_limit_is_refused():
         TimeLimitCB()
 
 
+@pytest.mark.slow
 def test_real_clock_is_used(make_learner, tmp_path, at):
     cbs = [
         CheckpointCB(tmp_path),

@@ -262,6 +262,7 @@ class ReadCB(Callback):
         )
 
 
+@pytest.mark.slow
 def test_wandb_takes_what_is_sent_offline(make_learner, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -305,6 +306,7 @@ def history(store, run, name):
     return [(m.step, m.value) for m in store.client.get_metric_history(run.info.run_id, name)]
 
 
+@pytest.mark.slow
 def test_mlflow_has_steps_rows_parameters_and_status(make_learner, store):
     recorder = RecorderCB()
     cb = MLflowCB("plain", "a", every=1, uri=store.uri, tags={"kind": "test"})
@@ -321,6 +323,7 @@ def test_mlflow_has_steps_rows_parameters_and_status(make_learner, store):
     assert run.data.tags["kind"] == "test"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 4, 5, 6, 8])
 def test_mlflow_gets_each_step_and_row_of_a_resumed_fit_once(make_learner, store, tmp_path, monkeypatch, n):
     monkeypatch.setattr(loggers, "_FLUSH_S", -1.0)
@@ -344,6 +347,7 @@ def test_mlflow_gets_each_step_and_row_of_a_resumed_fit_once(make_learner, store
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_mlflow_s_own_run_is_used_and_left_open(make_learner, store):
     before = store.mlflow.get_tracking_uri()
     store.mlflow.set_tracking_uri(store.uri)

@@ -158,6 +158,7 @@ def test_pairs_are_batches_too():
         assert same(tensors_of(model), tensors_of(expected))
 
 
+@pytest.mark.slow
 def test_a_data_set_of_dicts_is_read_and_collated():
     rows = Rows(tokens(12))
     learn = learner(net(p=0.1), DatasetLoader(rows, bs=5, shuffle=True, seed=3))
@@ -414,6 +415,7 @@ def test_an_encoder_decoder_does_not_shift_its_labels():
     assert learn.predict(cut(whole, 5, 7)).shape == (12, 6, V)
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_package_datasets_trains_by_length_predicts_and_resumes():
     datasets = pytest.importorskip("datasets")
     rows = [

@@ -142,6 +142,7 @@ def test_older_one_may_be_named_where_the_newest_is_damaged(folder, tmp_path, da
     assert first_difference(straight(tmp_path), end_of(learn)) == ""
 
 
+@pytest.mark.slow
 def test_first_of_a_second_fit_may_be_damaged(folder, tmp_path):
     def script(folder, *cbs):
         learn = make(folder, *cbs)

@@ -753,6 +753,7 @@ def test_mixing_may_be_left_out_with_a_warning(tmp_path):
     assert ["MixupCB" in text for text in said] == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [ChannelsLastCB, partial(CompileCB, backend="eager"), TestTimeFlipCB])
 def test_one_without_a_state_that_changes_numbers_is_told_of_too(tmp_path, make):
     def learner(cbs, folder):

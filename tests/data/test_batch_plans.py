@@ -356,6 +356,7 @@ def test_another_plan_is_refused_when_resuming(tmp_path):
         other.fit(2, resume=True)
 
 
+@pytest.mark.slow
 def test_verify_resume_and_lr_find():
     learn = learner(MetricsCB(), EMACB())
     assert "same bit for bit" in learn.verify_resume()

@@ -293,6 +293,7 @@ def test_collate_draws_by_the_first_sample_of_its_batch():
     assert first[0][2] == second[0][2] != other[0][2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_batches_are_the_same_bit_for_bit_with_workers_that_stay(n_workers):
     plain = augmented()
@@ -301,6 +302,7 @@ def test_batches_are_the_same_bit_for_bit_with_workers_that_stay(n_workers):
         assert read(made, epoch, start) == read(plain, epoch, start)
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_bit_for_bit_with_restarted_workers():
     made, plain = augmented(num_workers=2), augmented()
     assert read(made, 1, 1) == read(plain, 1, 1)
@@ -814,6 +816,7 @@ def noisy_samples_learner(**kwargs):
     )
 
 
+@pytest.mark.slow
 def test_learner_trains_the_same_with_and_without_workers():
     plain = noisy_samples_learner()
     with_workers = noisy_samples_learner(num_workers=1, persistent_workers=True)

@@ -192,6 +192,7 @@ IN_TRAINING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.dealt
 @EACH
 @pytest.mark.parametrize("event", IN_TRAINING)
@@ -251,6 +252,7 @@ def test_without_checkpoints_the_learner_is_usable_and_says_so(make, number, cap
     assert learn.stop_signal is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "batch"), [(1, 1), (2, 2)])
 def test_checkpoint_is_inside_of_a_validation_that_can_go_on(make, check_resumed, n, batch):
     learn = make(send_at("after_loss", signal.SIGINT, is_there=lambda learn: learn.batch_idx == n - 1
@@ -261,6 +263,7 @@ def test_checkpoint_is_inside_of_a_validation_that_can_go_on(make, check_resumed
     check_resumed(learn, send_at("after_loss"))
 
 
+@pytest.mark.slow
 def test_checkpoint_is_at_the_beginning_of_a_validation_that_cannot_go_on(make, check_resumed):
     data = Samples()
     valid = DataLoader(TensorDataset(data.x, (data.x.sum(1) > 0).long()), batch_size=4)
@@ -388,6 +391,7 @@ def test_signal_while_a_checkpoint_is_written_does_not_wait_for_the_loader(make)
     assert samples.n_read == N_PEEKED + 4
 
 
+@pytest.mark.slow
 def test_signal_just_after_a_place_of_rest_was_left_out_is_saved_there(make, check_resumed):
     cb = send_at("at_rest", signal.SIGINT, is_there=in_epoch_1("train"), order=CheckpointCB.order)
     learn = make(cb)

@@ -607,6 +607,7 @@ def test_a_run_stopped_in_the_middle_of_a_step_is_the_straight_run(tmp_path, cas
     assert first_difference(all_of(straight), all_of(resumed)) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3, 5])  # of batches of 5, 2, 4, 1 and 6 samples, in groups of 3
 def test_a_checkpoint_of_version_0_1_in_the_middle_of_a_step_is_resumed(tmp_path, n):
     def new(folder, *cbs):

@@ -678,6 +678,7 @@ def test_fit_goes_on_bit_for_bit_where_what_was_frozen_before_is_unfrozen_after(
     assert_same(*same_run(calls, nothing, at, tmp_path))
 
 
+@pytest.mark.slow
 def test_norm_that_a_resumed_fit_found_frozen_can_be_unfrozen_after_it(tmp_path):
     straight, resumed = same_run({("before_epoch", 1): ("freeze",)}, nothing, 7, tmp_path)
     assert norms(straight) == norms(resumed) == (False, False)

@@ -158,6 +158,7 @@ def test_run_is_saved_and_resumes_after_a_signal_to_all_processes(tmp_path, plac
     assert again.n_steps == 12
 
 
+@pytest.mark.slow
 def test_signal_to_this_process_first_is_the_same(tmp_path):
     learn = make(tmp_path, SignalCB(signal.SIGTERM, in_nested, first=True), looks=True)
     with pytest.raises(SystemExit):
@@ -166,6 +167,7 @@ def test_signal_to_this_process_first_is_the_same(tmp_path):
     assert learn.saved_to is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, *MORE], ids=lambda number: number.name)
 def test_signal_that_comes_twice_at_once_is_one(tmp_path, number):
     learn = make(tmp_path, SignalCB(number, in_train(0, 1)), SignalCB(number, in_train(0, 1), first=True))
@@ -175,6 +177,7 @@ def test_signal_that_comes_twice_at_once_is_one(tmp_path, number):
     assert learn.n_steps == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.full)])
 def test_workers_take_no_signal_but_end_with_their_loader(context):
     loader = DataLoader(Samples(), 4, num_workers=2, multiprocessing_context=context)
@@ -209,6 +212,7 @@ def started(worker_id):
     torch.utils.data.get_worker_info().dataset.x += worker_id + 1
 
 
+@pytest.mark.slow
 def test_worker_init_fn_of_the_user_s_own_is_called_and_stays():
     loader = DataLoader(Samples(), 4, num_workers=1, worker_init_fn=started)
     x, _ = next(begin(loader))

@@ -65,6 +65,7 @@ def probabilities(predictions):
     return torch.stack([p.probabilities for p in predictions])
 
 
+@pytest.mark.slow
 def test_pictures_have_the_numbers_of_learn_predict(pets):
     learn, predictor, paths = pets
     expected = learn.predict(learn.dls.valid).softmax(1)
@@ -129,6 +130,7 @@ def test_what_cannot_be_read_is_refused(pets, tmp_path):
         predictor([np.zeros((4, 4, 3), dtype=np.float32)])
 
 
+@pytest.mark.slow
 def test_data_sets_of_bytes_know_their_transform(write_idx, tmp_path):
     dls = fashion_mnist(8, root=write_idx(tmp_path))
     learn = Learner(StridedCNN(), dls)
@@ -141,6 +143,7 @@ def test_data_sets_of_bytes_know_their_transform(write_idx, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_predictor_without_a_transform_takes_only_inputs(tmp_path):
     learn = Learner(StridedCNN(), shapes(16, n_train=32, n_valid=16))
     learn.export(tmp_path / "a.pt2")
@@ -151,6 +154,7 @@ def test_predictor_without_a_transform_takes_only_inputs(tmp_path):
         predictor(np.zeros((28, 28), dtype=np.uint8))
 
 
+@pytest.mark.slow
 def test_grey_images_by_a_transform_that_is_given(tmp_path):
     learn = Learner(StridedCNN(), shapes(16, n_train=32, n_valid=16))
     learn.export(tmp_path / "a.pt2", transform=Normalize([0.3], [0.4]))
@@ -211,6 +215,7 @@ def test_inputs_by_name(tmp_path):
         predictor({"y": batch["x"], "ids": batch["ids"]})
 
 
+@pytest.mark.slow
 def test_learner_stays_as_it_was(tmp_path):
     learn = make_learner()
     learn.fit(1)

@@ -459,6 +459,7 @@ def test_it_resumes_from_each_step_of_two_epochs(tmp_path, name):
     assert list(resumed_from_each_rest(make, tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_it_passes_verify_resume(name):
     opt_func, more = RESUMED[name]

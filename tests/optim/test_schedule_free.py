@@ -254,6 +254,7 @@ def test_it_resumes_from_each_step_of_two_epochs(tmp_path, opt_func, more):
         assert same(tensors_of(straight.model), tensors_of(learn.model))
 
 
+@pytest.mark.slow
 @EACH
 def test_it_passes_verify_resume(opt_func):
     learn = noisy_learner(opt_func=opt_func, n_train=4, model=dropped)

@@ -398,6 +398,7 @@ def test_bomb_is_refused_with_its_size_and_leaves_nothing(
     refused(archive, place, r"archive.*bomb.*\d.png.*max_bytes=")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zip", "tgz"])
 def test_files_without_content_count_too(kind, tmp_path, place):
     archive = bomb(tmp_path / "archive", kind, 0, 1000)

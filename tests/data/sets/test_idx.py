@@ -178,6 +178,7 @@ def test_download_ends_in_the_cache_or_in_root(with_root, tmp_path, cache, write
 # The real data ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_fashion_mnist_is_balanced_and_normalized(real_data):
     dls = fashion_mnist(root=real_data, download=False)
     xs, ys = dls.train.tensors
