@@ -38,8 +38,15 @@ DIVIDED = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config, items):
-    """Keep a quarter of the cases of a test that is marked `dealt`, or all with MINILEARN_EVERY_PLACE."""
+    """Keep a quarter of the cases of a test that is marked `dealt`, or all with MINILEARN_EVERY_PLACE.
+
+    What is marked `full` is slow too.
+    """
+    for item in items:
+        if item.get_closest_marker("full"):
+            item.add_marker("slow")
     if os.environ.get("MINILEARN_EVERY_PLACE"):
         return
     cases = {}

@@ -209,6 +209,7 @@ def test_swa_is_compared_at_equal_budget(script):
         assert one_cycle == preset.n_epochs[script.SWA]
 
 
+@pytest.mark.full
 def test_iterates_under_ema_are_one_cycle(script, main, shorten, monkeypatch, tmp_path, capsys):
     short = shorten("small")
     n_epochs = dict.fromkeys((script.EMA, script.SWA, script.SHORT), 2)

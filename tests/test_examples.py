@@ -295,7 +295,7 @@ def test_smoothing_follows_the_document_s_average(example):
 # Document 002 -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_document_002_is_run_experiment_for_experiment(example, call_main, tmp_path, small_data, capsys):
     call_main("mnist_optimizers", "--data", small_data)
     result = json.loads((tmp_path / "out" / "mnist_optimizers.json").read_text())

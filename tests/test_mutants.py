@@ -66,7 +66,7 @@ def test_the_core_has_files_and_folders(mutants, tmp_path):
     assert found == ["minilearn/checkpoints/codec.py", "minilearn/learner.py"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_drawing_is_a_function_of_the_seed_and_more_begin_with_the_same(mutants):
     ten = mutants.draw(ROOT, 10, seed=0)
     assert mutants.draw(ROOT, 15, seed=0)[:10] == ten

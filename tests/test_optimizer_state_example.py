@@ -117,6 +117,7 @@ def test_run_that_broke_off_goes_on_in_its_session(script, short, tmp_path):
     assert losses(tmp_path / "stopped") == straight
 
 
+@pytest.mark.full
 def test_methods_share_their_first_session_and_part_after_it(script, short, tmp_path):
     preset = replace(script.PRESETS["small"], n_epochs=(1, 1, 1))
     found = {}

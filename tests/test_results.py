@@ -481,7 +481,9 @@ def look_at_all(learn):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", OF_NOISE)
+@pytest.mark.parametrize(
+    "kind", ["DatasetLoader", *(pytest.param(kind, marks=pytest.mark.full) for kind in [*OF_NOISE][1:])]
+)
 def test_training_is_bit_for_bit_as_without_them(kind):
     state, rng, learn = state_after(kind, look_at_all)
     expected, expected_rng, _ = state_after(kind, lambda learn: None)

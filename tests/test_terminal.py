@@ -228,7 +228,7 @@ make_learner(cbs=[MetricsCB(), ProgressCB()]).fit()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_processes_in_a_terminal_and_under_nohup(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
