@@ -741,6 +741,7 @@ def outcome(call, name, value):
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of an odd but possible value
 def test_wrong_values_are_refused_by_name(name):

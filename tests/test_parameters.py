@@ -461,6 +461,7 @@ def test_resumed_run_is_the_straight_one_bit_for_bit(tmp_path, more, n):
     assert straight.loss_func.n == learn.loss_func.n == 6
 
 
+@pytest.mark.slow
 def test_frozen_part_and_modes_of_the_loss_are_those_of_the_checkpoint(tmp_path):
     def freeze(learn):
         learn.loss_func.centres.requires_grad_(False)
@@ -529,6 +530,7 @@ def test_state_dict_that_has_the_parameters_resumes(tmp_path):
     assert torch.equal(learn.cbs[0].log_scale, straight.cbs[0].log_scale)
 
 
+@pytest.mark.slow
 def test_two_callbacks_of_a_class_keep_their_parameters_apart(tmp_path):
     def make(*cbs):
         first, second = ScaleCB(), ScaleCB()

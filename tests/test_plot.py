@@ -92,6 +92,7 @@ def test_plot_images_fills_a_grid(n, n_cols, n_axes):
     assert [len(ax.images) for ax in figure.axes] == [1] * n + [0] * (n_axes - n)
 
 
+@pytest.mark.slow
 def test_plot_images_scales_each_to_its_own_range():
     images = torch.tensor([0.0, 10.0, -1.0, 1.0]).view(2, 1, 1, 2)
     figure = plot_images(images)

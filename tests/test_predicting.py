@@ -502,6 +502,7 @@ KNOWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KNOWN)
 def test_index_says_which_samples_are_in_the_batch(kind):
     learn = make_learner(dls=DataLoaders(KNOWN[kind](), KNOWN[kind]()), cbs=(watch := WatchCB()))
@@ -525,6 +526,7 @@ class OwnIterLoader(DataLoader):
         return iter(list(super().__iter__()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -16,6 +16,7 @@ def images(n=2, size=32, n_channels=3):
 
 
 # 3x3 convolutions without bias, their norms' 2 numbers a channel, and the last layer, for 10 classes.
+@pytest.mark.slow
 def test_resnet18_has_so_many_parameters():
     assert n_params(resnet18()) == 11_173_962
 
@@ -67,6 +68,7 @@ def test_same_weights_give_what_torchvisions_resnet18_gives():
         torch.testing.assert_close(ours(x), theirs(x))
 
 
+@pytest.mark.slow
 def test_convolutions_start_at_the_scale_of_he():
     for module in resnet18().modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 10_000:

@@ -318,6 +318,7 @@ def test_normalize_of_a_loader_is_undone(kind):
         torch.testing.assert_close(image, (PIXELS[i] / 255).permute(1, 2, 0), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @EACH_LOADER
 def test_batch_is_one_of_the_training_data_with_its_targets(kind):
     learn = learner(kind, classes=["cat", "dog"])

@@ -44,12 +44,14 @@ def trained_weights(make_loader, seed):
     return learn.model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_loader", [tensor_loader, torch_loader])
 def test_same_seed_trains_bitwise_the_same_weights(make_loader):
     a, b = (trained_weights(make_loader, seed=7) for _ in range(2))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_loader", [tensor_loader, torch_loader])
 def test_other_seed_trains_other_weights(make_loader):
     a, b = (trained_weights(make_loader, seed) for seed in (7, 8))

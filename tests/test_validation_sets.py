@@ -273,6 +273,7 @@ def test_verify_resume_stops_inside_the_last_set():
     assert "in the validation of epoch 1" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["clean", "shifted"])
 @pytest.mark.parametrize("part", [0, 1])
 def test_a_set_that_can_only_be_read_from_its_start_begins_again(tmp_path, of, part):

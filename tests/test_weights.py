@@ -135,6 +135,7 @@ WRAPPED["parts of both kinds"] = lambda: with_parts(
 WRAPPED["compiled with a compiled part"] = lambda: torch.compile(with_parts(torch.compile, torch.compile))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPED)
 def test_file_has_the_names_of_the_plain_model(make_learner, path, name):
     model, plain = other(WRAPPED[name]()), Net()
@@ -144,6 +145,7 @@ def test_file_has_the_names_of_the_plain_model(make_learner, path, name):
     assert same(dict(plain.state_dict()), {key: expected[key] for key in plain.state_dict()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPED)
 def test_file_of_the_plain_model_is_loaded_into_wrappers(make_learner, path, name):
     plain, model = other(Net()), WRAPPED[name]()

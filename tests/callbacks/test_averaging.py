@@ -474,6 +474,7 @@ def deep_net():
     return nn.Sequential(nn.Linear(3, 16), *layers[:-1], nn.Linear(16, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_averaged_weights_with_their_own_statistics_beat_those_with_the_iterates(seed):
     # An average is smaller than the weights that are in it, which differ by the noise of small batches; under
@@ -636,6 +637,7 @@ def test_training_is_bitwise_the_same_with_a_sampler_that_has_its_own_random_num
     assert not difference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", [drawing, own_generator])
 def test_validation_that_draws_draws_as_often_as_without_an_average(loader):
     assert not first_difference(traced(loader_valid=loader), traced(SWACB(1), loader_valid=loader))
@@ -650,6 +652,7 @@ def test_validation_has_the_order_that_it_has_without_an_average():
     assert torch.equal(order(SWACB(1)), order())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", ["after_step", "after_batch", "before_batch"])
 @pytest.mark.parametrize("order", [-10, 80])
 def test_training_is_bitwise_the_same_where_the_average_is_validated_inside_it(event, order):
@@ -658,6 +661,7 @@ def test_training_is_bitwise_the_same_where_the_average_is_validated_inside_it(e
     assert len(inside.rows) == 6
 
 
+@pytest.mark.slow
 def test_shuffled_order_is_seen_by_the_comparison():
     assert first_difference(traced(), traced(loader=drawing))
     assert first_difference(traced(loader=own_generator)[0][0], traced()[0][-1])
@@ -999,6 +1003,7 @@ def best_run(folder, *cbs, seed=1):
     return norm_learner(WatchCB(), EMACB(0.5), *cbs, check, lr=3.0, seed=seed, model=partial(norm_net, 0.2))
 
 
+@pytest.mark.slow
 def test_best_checkpoint_has_the_averaged_weights_that_scored_best(tmp_path, at):
     kept = []
     keep = at("after_validate", lambda learn: kept.append((learn.is_nested, tensors_of(learn.model))), 75)
@@ -1321,6 +1326,7 @@ def syncs(n_train, *cbs):
     return syncs_in_fit(norm_learner(*cbs, n_train=n_train), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AVERAGES)
 def test_no_step_waits_for_the_device(name):
     def make():

@@ -340,6 +340,7 @@ def test_order_continues_in_a_second_fit(make):
     assert watch.sizes == [[4, 4, 2], [5, 5]] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make_loader",
     [

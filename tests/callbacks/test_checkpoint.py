@@ -354,6 +354,7 @@ def test_ordinary_step_waits_for_no_device_and_captures_nothing(make_learner, tm
     assert counts[0][1] == 4
 
 
+@pytest.mark.slow
 def test_epoch_without_a_checkpoint_saves_no_rows(make_learner, tmp_path, monkeypatch):
     def capture_rest(learn, *args):
         captured.append(len(learn.history))
@@ -578,6 +579,7 @@ def test_folder_is_to_be_named_where_there_are_two(make_learner, tmp_path):
         learn.fit(2, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 5])
 def test_run_with_two_folders_goes_on_from_the_newest(make_learner, at, tmp_path, step):
     def make(*cbs):
@@ -861,6 +863,7 @@ class SumCB(Callback):
         self.total += learn.loss.detach()
 
 
+@pytest.mark.slow
 def test_validation_that_cannot_be_taken_up_begins_again(with_plain_valid, at, tmp_path):
     def interrupt(learn):
         if not learn.training and learn.batch_idx == 1 and learn.epoch == 0:

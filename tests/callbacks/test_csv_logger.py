@@ -201,6 +201,7 @@ THERE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", THERE)
 def test_log_that_is_there_is_continued(there):
     text, n = THERE[there]
@@ -281,6 +282,7 @@ def test_two_with_one_file_are_refused(tmp_path, spelling):
         learner(CSVLoggerCB(spelling)).fit(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 6, 8, 11])
 def test_two_with_a_file_each_resume_together(n):
     def make(*cbs):

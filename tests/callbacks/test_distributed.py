@@ -358,6 +358,7 @@ def test_only_the_first_process_shows_progress(two):
 # In one process -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_torchrun_it_changes_nothing(alone):
     learn = worker.shared_learner()
     learn.remove_cb(learn.cbs[-1])

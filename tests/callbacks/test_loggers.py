@@ -170,6 +170,7 @@ def test_resumed_run_continues_where_it_was(make_learner, tmp_path, n, every_ste
         assert found[tag] == expected[tag], tag
 
 
+@pytest.mark.slow
 def test_fit_after_a_resumed_one_has_a_run_of_its_own(make_learner, tmp_path):
     def make(*cbs):
         logger, saver = TensorBoardCB(tmp_path / "tb", "a", every=1), CheckpointCB(tmp_path / "saved")
@@ -333,6 +334,7 @@ def test_folder_that_cannot_be_written_is_named_before_training(make_learner, tm
         make_learner(cbs=logger_at(cls, tmp_path)).fit()
 
 
+@pytest.mark.slow
 @EVERY
 def test_validation_outside_of_a_fit_and_verify_resume_write_nothing(make_learner, tmp_path, cls):
     learn = make_learner(cbs=[logger_at(cls, tmp_path), MetricsCB()])
@@ -396,6 +398,7 @@ def test_file_with_other_columns_is_refused_before_training(make_learner, tmp_pa
     assert (tmp_path / "log.csv").read_text() == "a,b\n1,2\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", range(1, N_RESTS))
 def test_resumed_run_replaces_what_came_after_the_checkpoint(make_learner, tmp_path, n):
     path = tmp_path / "log.csv"

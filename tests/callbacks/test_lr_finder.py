@@ -149,6 +149,7 @@ def test_everything_is_as_before_when_it_fails(who, trained):
     assert everything(learn) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("n_before", [0, 1])
 def test_fit_that_follows_is_bitwise_the_one_without(loader, n_before):
@@ -291,6 +292,7 @@ def test_loss_and_all_that_a_callback_keeps_are_as_before_in_the_same_objects():
     assert (learn.loss_func.training, learn.loss_func.drop.training) == (True, False)
 
 
+@pytest.mark.slow
 def test_fit_after_it_trains_loss_and_callback_as_without_it():
     results = []
     for find in (False, True):

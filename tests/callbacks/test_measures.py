@@ -320,6 +320,7 @@ def test_functions_are_watched_in_the_first_batch_of_each_phase_only():
     assert seen == [1, 0, 0] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_a_compiled_function_is_compiled_in_the_first_batch():
     graphs = []
@@ -857,6 +858,7 @@ BESIDE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BESIDE)
 def test_all_kinds_go_with_other_callbacks(case, make_learner):
     metrics = MetricsCB(

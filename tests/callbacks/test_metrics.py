@@ -247,6 +247,7 @@ def test_counter_of_waits_sees_one_in_each_step(monkeypatch, make_learner, at):
     assert n[1] == n[0] + 45
 
 
+@pytest.mark.slow
 def test_look_for_nan_waits_once_in_so_many_steps(monkeypatch, make_learner):
     n = [syncs(monkeypatch, make_learner, i, TerminateOnNaNCB(every=50)) for i in (5, 45, 100)]
     assert n[0] == n[1] < n[2] < n[1] + 5

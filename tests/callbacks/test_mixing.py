@@ -254,6 +254,7 @@ def test_a_rectangle_of_another_image_is_pasted(at, cut, name):
     torch.testing.assert_close(loss, by_hand)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.37, 0.5, 0.93, 1.0])
 @pytest.mark.parametrize("size", [(6, 8), (5, 5), (1, 9)])
 def test_rectangles_and_shares_are_those_of_torchvision(at, cut, monkeypatch, share, size):

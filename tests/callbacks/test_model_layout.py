@@ -113,6 +113,7 @@ def test_kept_optimizer_continues_when_the_weights_become_channels_last(opt_func
     torch.testing.assert_close(tensors(learn), tensors(plain), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_run_may_be_resumed_in_the_other_order_of_memory(tmp_path):
     def new(*cbs):
         return conv_learner(CheckpointCB(tmp_path, every_steps=1), *cbs, opt_func=AdamW, lr=0.01)
@@ -127,6 +128,7 @@ def test_run_may_be_resumed_in_the_other_order_of_memory(tmp_path):
     torch.testing.assert_close(tensors(learn), tensors(plain), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opt_func", [AdamW, partial(SGD, momentum=0.9)])
 def test_resumed_run_in_channels_last_is_the_straight_run(opt_func):
     assert "bit for bit" in conv_learner(ChannelsLastCB(), opt_func=opt_func).verify_resume(2)

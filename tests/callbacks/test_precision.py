@@ -194,6 +194,7 @@ def test_training_in_bfloat16_comes_near_that_in_float32(make_learner):
     torch.testing.assert_close(learn.model.weight, plain.model.weight, rtol=0.02, atol=0.02)  # 8 bits
 
 
+@pytest.mark.slow
 def test_resumed_run_in_bfloat16_is_the_straight_run(make_learner):
     assert "bit for bit" in make_learner(n_batches=4, cbs=MixedPrecisionCB()).verify_resume()
 

@@ -245,6 +245,7 @@ def test_slow_start_does_not_count_once_more_is_known(make_learner, at, clock):
     assert lines[1].endswith("1.00 steps/s  0:00:15 left")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 8])
 def test_time_left_of_a_resumed_fit_is_by_the_steps_of_this_process(make_learner, at, clock, tmp_path, n):
     def make(*cbs):
@@ -260,6 +261,7 @@ def test_time_left_of_a_resumed_fit_is_by_the_steps_of_this_process(make_learner
     assert lines[0].endswith(f"1.00 steps/s  0:00:0{10 - first - 1} left")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("console", [file, terminal])
 def test_fit_that_resumes_between_training_and_validation_is_shown(
     make_learner, at, clock, tmp_path, console
@@ -353,6 +355,7 @@ def test_terminal_is_drawn_at_most_ten_times_a_second(make_learner, at, draws, c
     assert max(sum(start <= time < start + 1 for time in in_train) for start in in_train) <= 10
 
 
+@pytest.mark.slow
 def test_short_epochs_are_drawn_at_most_ten_times_a_second(make_learner, at, draws, clock):
     tick = at("before_batch", lambda learn: clock.advance(0.001))
     shown(make_learner, terminal(), n_epochs=100, cbs=[tick])

@@ -81,6 +81,7 @@ VALUES = {  # what m computes, and its columns
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", VALUES)
 def test_a_metrics_values_are_columns_of_numbers_everywhere(case, tmp_path, make_learner, capsys):
     value, columns = VALUES[case]

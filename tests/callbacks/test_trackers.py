@@ -171,6 +171,7 @@ def test_signal_ends_the_run_as_stopped(make_learner, one_run, at):
     assert one_run().ends == [255]
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_but_by_fits(make_learner, service, at):
     logger = WandbCB(every=1)
     learn = make_learner(cbs=[logger, MetricsCB()])

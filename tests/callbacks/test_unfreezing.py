@@ -279,6 +279,7 @@ def test_a_run_of_two_fits_is_resumed_bit_for_bit_from_each_place(tmp_path, name
         assert first_difference(expected, state_of(resumed, "CheckpointCB")) == "", path.name
 
 
+@pytest.mark.slow
 def test_it_verifies():
     assert "bit for bit" in noisy_learner(GradualUnfreezeCB({1: None})).verify_resume()
 

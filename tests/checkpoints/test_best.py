@@ -22,6 +22,7 @@ def saver(folder, k=2, mode="min", **kwargs):
     return CheckpointCB(folder, monitor="score", mode=mode, keep_best=k, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "values", "k", "kept"),
     [
@@ -98,6 +99,7 @@ def test_run_that_is_stopped_and_resumed_keeps_the_same(tmp_path, n, every):
         assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
 
 
+@pytest.mark.slow
 def test_each_of_them_can_be_resumed_from_and_loaded(make_learner, tmp_path):
     learn = make_learner(cbs=[scripted([3, 1, 2]), saver(tmp_path / "a", 3)])
     learn.fit(3)
@@ -182,6 +184,7 @@ def test_damaged_one_is_set_aside(make_learner, tmp_path):
     assert (tmp_path / f"{best_name(0)}.damaged").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deleted", "kept", "best"),
     [

@@ -83,6 +83,7 @@ def test_run_resumes_from_the_one_before_the_damaged_one(folder, tmp_path, damag
     assert newest.with_name(f"{newest.name}.damaged").read_bytes() == data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [(-1, -2), (-1, BEST), (-1, -2, BEST), (BEST,), (-2,)])
 def test_several_may_be_damaged(folder, tmp_path, names):
     found = crash(folder)
@@ -97,6 +98,7 @@ def test_several_may_be_damaged(folder, tmp_path, names):
     assert all(read(path)["run"] == learn.run_id for path in checkpoints_in(folder))
 
 
+@pytest.mark.slow
 def test_best_is_resumed_from_where_all_others_are_damaged(folder, tmp_path):
     for path in crash(folder):
         path.write_bytes(b"")
@@ -119,6 +121,7 @@ def test_error_names_each_where_all_are_damaged(folder):
     assert all(path.exists() for path in paths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [-1, -2])
 def test_advice_for_a_damaged_one_that_was_named_is_right(folder, tmp_path, n):
     path = crash(folder)[n]
@@ -132,6 +135,7 @@ def test_advice_for_a_damaged_one_that_was_named_is_right(folder, tmp_path, n):
     assert first_difference(straight(tmp_path), end_of(learn)) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut short", "a byte of a tensor"])
 def test_older_one_may_be_named_where_the_newest_is_damaged(folder, tmp_path, damage):
     *_, older, newest = crash(folder)
@@ -166,6 +170,7 @@ def test_first_of_a_second_fit_may_be_damaged(folder, tmp_path):
     assert first_difference(script(tmp_path / "straight"), again) == ""
 
 
+@pytest.mark.slow
 def test_one_that_was_damaged_before_is_kept_too(folder):
     newest = crash(folder)[-1]
     newest.write_bytes(b"2")

@@ -123,6 +123,7 @@ def interrupt(learn):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [None, fail, interrupt, lambda learn: learn.pause()])
 def test_lock_is_free_after_a_fit_however_it_ended(tmp_path, call):
     learn = noisy_learner(MetricsCB(), CheckpointCB(tmp_path), *([AtCB(call)] if call else []))

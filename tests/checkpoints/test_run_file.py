@@ -148,6 +148,7 @@ def test_another_machine_or_torch_may_change_bits(tmp_path, name):
         make_learner(cbs=[every_rest(tmp_path)]).fit(2, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["python", "minilearn", "later"])
 def test_other_versions_do_not(tmp_path, name):
     stop(make_learner(cbs=[every_rest(tmp_path), StopCB(6)]))

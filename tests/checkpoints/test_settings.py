@@ -127,6 +127,7 @@ VALUES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", VALUES)
 def test_changed_setting_is_warned_of_with_the_one_that_is_used(tmp_path, what):
     then, now, name, used = VALUES[what]
@@ -141,6 +142,7 @@ def test_changed_setting_is_warned_of_with_the_one_that_is_used(tmp_path, what):
     assert ("one here is used" in said[0]) is (used == "now")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", VALUES)
 def test_same_setting_is_not_warned_of(tmp_path, what):
     then = VALUES[what][0]
@@ -207,6 +209,7 @@ SCHEDULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_changed_schedule_is_warned_of(tmp_path, name):
     make, then, now = SCHEDULES[name]
@@ -247,6 +250,7 @@ MONITORS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("then", "now"), MONITORS)
 def test_best_value_is_not_compared_with_that_of_another_monitor(tmp_path, then, now):
     def make(monitor, mode):
@@ -263,6 +267,7 @@ def test_best_value_is_not_compared_with_that_of_another_monitor(tmp_path, then,
     assert (tmp_path / "best.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "best"),
     [
@@ -301,6 +306,7 @@ def resumed_model(folder, then, now, path=None):
     return learn, [str(warning.message) for warning in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("then", "now", "said"),
     [
@@ -338,6 +344,7 @@ def test_other_frozen_layers_are_warned_of(tmp_path, then, now, said):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_weights_of_another_dtype_in_the_file_are_refused(tmp_path, dtype):
     stop(make_learner(model=net(), cbs=[every_rest(tmp_path), StopCB(6)]))
@@ -369,6 +376,7 @@ def test_model_of_another_dtype_is_refused(tmp_path):
         doubled().fit(2, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_weights_that_are_not_finite_are_warned_of(tmp_path, value):
     stop(make_learner(model=net(), cbs=[every_rest(tmp_path), StopCB(6)]))
@@ -437,6 +445,7 @@ def resumed_other(folder, then, now, n_epochs=2):
     return [str(warning.message) for warning in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", PROGRAMS)
 def test_other_module_of_equal_shapes_is_warned_of(tmp_path, what):
     then, now, text = PROGRAMS[what]
@@ -445,6 +454,7 @@ def test_other_module_of_equal_shapes_is_warned_of(tmp_path, what):
     assert resumed_other(tmp_path / "b", {"model": then()}, {"model": then()}) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", LOSSES)
 def test_another_loss_is_warned_of(tmp_path, what):
     then, now, text = LOSSES[what]
@@ -588,6 +598,7 @@ def test_classes_in_another_order_are_refused_before_training(tmp_path, then, no
     assert learn.n_epochs_trained == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("now", "said"),
     [
@@ -685,6 +696,7 @@ def spoken(folder, *cbs, inside=False, **kwargs):
     return make_learner(dls=dls, cbs=[every_rest(folder), *cbs])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize(
     ("name", "value"),
@@ -702,6 +714,7 @@ def test_other_number_of_a_data_set_is_warned_of_with_both_values(tmp_path, name
     assert str(list(value) if name == "voices" else value) in said
 
 
+@pytest.mark.slow
 def test_what_reading_changes_in_a_data_set_and_its_place_are_no_settings(tmp_path):
     def script(*cbs, root="/data"):
         learn = spoken(tmp_path, *cbs, root=root)
@@ -734,6 +747,7 @@ COME_AND_GO = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COME_AND_GO)
 def test_logger_or_clipping_may_be_added_with_a_warning(tmp_path, name):
     learn, said = resumed(tmp_path / "run", [MetricsCB()], [MetricsCB(), COME_AND_GO[name](tmp_path)])
@@ -741,6 +755,7 @@ def test_logger_or_clipping_may_be_added_with_a_warning(tmp_path, name):
     assert learn.n_epochs_trained == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COME_AND_GO)
 def test_logger_or_clipping_may_be_left_out_with_a_warning(tmp_path, name):
     learn, said = resumed(tmp_path / "run", [MetricsCB(), COME_AND_GO[name](tmp_path)], [MetricsCB()])
@@ -766,6 +781,7 @@ def test_one_without_a_state_that_changes_numbers_is_told_of_too(tmp_path, make)
             learner(here, folder).fit(2, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the lr, which the scheduler has changed by then
 @pytest.mark.parametrize("make", [partial(EMACB, 0.9), partial(BatchSchedulerCB, torchs.OneCycleLR), KeptCB])
 def test_callback_that_the_run_depends_on_is_refused(tmp_path, make):

@@ -128,6 +128,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLACES)
 def test_checkpoint_sets_no_path_of_a_callback(run, name):
     attribute = name.replace(" ", "_")
@@ -143,6 +144,7 @@ def test_checkpoint_sets_no_path_of_a_callback(run, name):
     assert cb.n == 6  # everything else continues
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["path", "file", "folder"])
 def test_checkpoint_sets_no_path_of_a_learner(tmp_path, name):
     def make(*cbs):
@@ -171,6 +173,7 @@ def test_existing_file_is_not_named(run, tmp_path):
 STATE = ["warm-up", "eval/loss", "best so far: 0.5", "v 1.5", "", "a\nb", "été", "x" * 10_000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", STATE)
 def test_other_text_is_state(run, text):
     def change(saved):
@@ -218,6 +221,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", NAMES)
 def test_name_that_is_not_state_is_refused(run, what):
     make, added = NAMES[what]
@@ -229,6 +233,7 @@ def test_name_that_is_not_state_is_refused(run, what):
         run(lambda saved: saved["cbs"][name].update(added), make)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [CheckpointCB, EarlyStoppingCB])
 @pytest.mark.parametrize(
     "added", [{"folder": ("path", "/")}, {"keep": 1}, {"at_rest": 1}, {"_report": 1}, {"order": 1}]
@@ -247,6 +252,7 @@ def test_field_of_the_learner_is_refused(run, name):
         run(lambda saved: saved["own"].update({name: 1}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["fields", "mean"])
 @pytest.mark.parametrize("name", ["model", "run", "count", "add"])
 def test_other_parts_set_only_their_own_names(run, part, name):
@@ -255,6 +261,7 @@ def test_other_parts_set_only_their_own_names(run, part, name):
     assert (callable(learn.mean.add), learn.mean.count != 1, learn.run != 1) == (True, True, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["step", "optimizer", "get_lr", "extra"])
 def test_scheduler_takes_only_its_own_state(run, name):
     def make():

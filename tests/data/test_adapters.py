@@ -790,6 +790,7 @@ def test_a_fit_on_passes_that_end_by_themselves_is_resumed_bit_for_bit(names, tm
     assert untimed_rows(plain) == untimed_rows(runs[0][0])  # checkpoints change nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["batch", "train", "epoch", "fit"])
 def test_checkpoints_of_a_pass_that_is_cancelled_lose_no_batch_of_a_stream(scope, tmp_path):
     def cancel(learn):
@@ -806,6 +807,7 @@ def test_checkpoints_of_a_pass_that_is_cancelled_lose_no_batch_of_a_stream(scope
     assert seen[0] == seen[1]
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_fit_in_steps_lose_no_batch_of_a_stream(tmp_path):
     seen = []
     for cbs in ([], [every_rest(tmp_path)]):

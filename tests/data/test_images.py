@@ -180,6 +180,7 @@ WIDE = [torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64, torch.b
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [*WIDE, *FLOATS], ids=str)
 @pytest.mark.parametrize("augment", [[NORMALIZE], [HorizontalFlip(), NORMALIZE]], ids=len)
 def test_pixels_that_normalize_would_scale_wrongly_are_refused(dtype, augment):

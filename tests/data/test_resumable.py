@@ -309,6 +309,7 @@ def test_batches_are_the_same_bit_for_bit_with_restarted_workers():
     assert read(made, 0) == read(plain, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_pass_leaves_the_random_numbers_of_the_main_process(n_workers):
     made, before = augmented(num_workers=n_workers), rng_states()
@@ -677,6 +678,7 @@ def test_state_without_a_name_is_refused():
 # Copies -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [copy, deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))])
 def test_copy_made_while_workers_run_gives_the_same_batches(how):
     made = augmented(num_workers=1)

@@ -214,6 +214,7 @@ def test_step_is_finished_and_saved(make, check_resumed, capfd, event, number):
     check_resumed(learn, send_at(event))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "position"),
     [
@@ -301,6 +302,7 @@ def test_loader_that_reads_is_left_at_once(make, check_resumed, part, n, positio
     check_resumed(learn)
 
 
+@pytest.mark.slow
 @EACH
 def test_loader_that_reads_is_left_with_the_weights_of_the_batch_before(make, number):
     learn = make(train=Samples(N_PEEKED + 16 + 6, lambda: send(number)))
@@ -375,6 +377,7 @@ class Stateful:
             yield self.batches_[self.i - 1]
 
 
+@pytest.mark.slow
 def test_loader_with_a_state_is_not_left_while_it_reads(make, check_resumed):
     batches = list(DatasetLoader(Samples(), bs=4))
     learn = make(valid=Stateful(batches, n=2))
@@ -408,6 +411,7 @@ def test_checkpoint_of_an_earlier_fit_is_not_named(make, tmp_path):
     assert "resume=" not in stopped(learn, signal.SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", ENDS)
 @pytest.mark.parametrize("event", ["after_loss", "after_step", "at_rest"])
 def test_second_signal_stops_at_once(make, event, second):
@@ -506,6 +510,7 @@ def test_handler_of_sigchld_is_off_after_sigterm_and_put_back(make, at, number):
     assert found == [signal.SIG_DFL if number == signal.SIGTERM else handler]
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_forked_child_takes_signals_as_usual(make, at, number):

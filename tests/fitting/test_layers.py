@@ -320,6 +320,7 @@ def test_copies_made_in_the_first_batch_check_nothing(copied):
     copies[0](X[:2].double())
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_not_watched():
     seen = []
     model = norm_net()

@@ -738,6 +738,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_step_waits_for_the_device(monkeypatch, loss, n):

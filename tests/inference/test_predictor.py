@@ -74,6 +74,7 @@ def test_pictures_have_the_numbers_of_learn_predict(pets):
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_label_is_the_name_of_the_likeliest_class(pets):
     _, predictor, paths = pets
     for prediction in predictor(paths):
@@ -83,6 +84,7 @@ def test_label_is_the_name_of_the_likeliest_class(pets):
         assert prediction.probabilities.sum().item() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_one_picture_is_the_same_in_each_form(pets):
     _, predictor, paths = pets
     image = Image.open(paths[0])
@@ -96,6 +98,7 @@ def test_one_picture_is_the_same_in_each_form(pets):
     assert [p.label for p in predictor([paths[0], image])] == 2 * [expected.label]
 
 
+@pytest.mark.slow
 def test_floats_are_the_inputs_of_the_model(pets):
     learn, predictor, _ = pets
     x, _ = next(iter(learn.dls.valid))
@@ -115,6 +118,7 @@ def test_another_process_needs_neither_the_source_nor_the_data(pets, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_refused(pets, tmp_path):
     _, predictor, _ = pets
     (tmp_path / "broken.png").write_bytes(b"no image")
@@ -194,6 +198,7 @@ def test_several_inputs_and_outputs(tmp_path):
         torch.testing.assert_close(part, torch.cat(parts))
 
 
+@pytest.mark.slow
 def test_inputs_by_name(tmp_path):
     class Net(nn.Module):
         def __init__(self):

@@ -87,6 +87,7 @@ def points_of(opt, params):
     return sorted(found, key=lambda point: (point[1], point[0]))
 
 
+@pytest.mark.slow
 @FOREACH
 @pytest.mark.parametrize("more", [{}, {"weight_decay": 0.1}, {"nesterov": True}], ids=repr)
 @pytest.mark.parametrize("switch", ["local", "global"])
@@ -296,6 +297,7 @@ def test_tensor_that_switches_late_is_decayed_from_there_on(at):
     assert sgd_lr_now(opt, p) == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_step", [1, 2, 5, 9])
 def test_fit_is_resumed_bitwise_across_a_switch(tmp_path, at_step):
     opt_func = partial(SWATS, switch="local", threshold=0.02)

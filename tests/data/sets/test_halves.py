@@ -236,10 +236,12 @@ def learner(source, *cbs, **kwargs):
     return Learner(model, dls, cbs=cbs, default_cbs=False, lr=0.01)
 
 
+@pytest.mark.slow
 def test_run_on_it_is_resumed_bit_for_bit(tmp_path):
     assert "bit for bit" in learner(write(tmp_path / "x"), valid=0.25).verify_resume(2)
 
 
+@pytest.mark.slow
 def test_run_is_resumed_on_a_folder_that_was_moved_and_not_with_other_images(tmp_path, recwarn):
     with pytest.raises(StoppedError):
         learner(
