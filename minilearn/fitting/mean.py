@@ -46,8 +46,9 @@ class StepMean:
     def begin(self) -> None:
         """Begin a fit."""
         self.count = Count()
-        self._free: Count | None = None  # the count by which the pass ignores nothing; a new loss has another
-        self._given: tuple[Tensor, int] | None = None  # a target without ignored values, and its version
+        self._free: Count | None = None  # the count, if it ignores nothing in the pass
+        # The loss that ignores nothing of a target, this target, its version and its size.
+        self._given: tuple[Any, Tensor, int, int] | None = None
         self._common = 0.0  # the unit that several processes share
         self._rule: list[Any] | None = None  # a Rule, found in the first batch
         self.n_uncounted = 0
@@ -71,7 +72,7 @@ class StepMean:
 
     def is_free(self, learn: Learner, adapter: Adapter) -> bool:
         """Whether the loss ignores no target of a loader, so that they need not be counted in each batch."""
-        self._free = None
+        self._free = self._given = None
         if not learn.has_default("get_loss"):
             return False
         self._count_of(learn.loss_func)
@@ -82,11 +83,12 @@ class StepMean:
         return True
 
     def given(self, target: Tensor) -> None:
-        """Note a target in which the loss ignores nothing, unless a hook changes it."""
-        self._given = target, target._version
+        """Note a target in which the loss ignores nothing, unless a hook changes it or the loss."""
+        n = 0 if self._free is None else target.numel()
+        self._given = (self.count.loss_func, target, target._version, n) if n else None
 
     def _count_of(self, loss_func: Any) -> None:
-        self.count = Count(loss_func)
+        self.count, self._free, self._given = Count(loss_func), None, None
         if self._rule is not None:
             self.count.use(Rule(*self._rule))
 
@@ -98,9 +100,28 @@ class StepMean:
 
     def take(self, learn: Learner) -> None:
         """Set what a batch's loss is a mean over, unless the owner of get_loss set it."""
-        loss, loss_func = learn.loss, learn.loss_by
-        if loss is None:  # this pass computes no loss
+        if learn.loss is None:  # this pass computes no loss
             return
+        count, is_empty = learn.loss_count, False
+        if count is None and (count := self._known(learn)) is not None and learn.batch_idx:
+            learn.loss_count = count
+        else:
+            count, is_empty = self._looked_at(learn, count)
+        if learn.training:
+            self._is_empty, self.weight = is_empty, None
+            if learn.is_accumulating or self.n or learn.processes.n_shards > 1:
+                self._weigh(learn, count)
+
+    def _known(self, learn: Learner) -> int | None:
+        """Return the size of the batch's target, if it is known that the loss ignores nothing in it."""
+        given = self._given
+        if given is None or learn.loss_by is not given[0] or learn.yb is not given[1]:
+            return None
+        return given[3] if given[1]._version == given[2] else None
+
+    def _looked_at(self, learn: Learner, count: Any) -> tuple[Any, bool]:
+        """Check a batch's loss, and set what it is a mean over; return this, and whether it is nothing."""
+        loss, loss_func = learn.loss, learn.loss_by
         if loss_func is not None:
             if self.count.loss_func is not loss_func:
                 self._count_of(loss_func)
@@ -110,18 +131,14 @@ class StepMean:
                 check_gradient(learn)
         elif not isinstance(loss, Tensor) and learn.training and learn.has_default("backward"):
             check_one_number(None, loss)
-        count = learn.loss_count
         learn.loss_count = count = self._counted(learn) if count is None else on_host(count)
-        is_empty = False
         if isinstance(count, Tensor):
             if learn.training and not self.count.is_safe:
                 only_counted(learn.preds, count)
         elif count == 0:  # the mean over nothing is nan, which would spread
-            is_empty, learn.loss = True, zero_of(loss if learn.preds is None else learn.preds)
-        if learn.training:
-            self._is_empty, self.weight = is_empty, None
-            if learn.is_accumulating or self.n or learn.processes.n_shards > 1:
-                self._weigh(learn, count)
+            learn.loss = zero_of(loss if learn.preds is None else learn.preds)
+            return count, True
+        return count, False
 
     def _counted(self, learn: Learner) -> Any:
         if learn.loss_by is None:
@@ -131,17 +148,12 @@ class StepMean:
             if learn.is_unpacked or is_pair(learn.batch):
                 found = samples_of(learn, learn.xb, learn.yb)
             return found or n_samples(learn.batch)
-        target = learn.yb
-        if self._given is not None and self.count is self._free:
-            given, version = self._given
-            if target is given and target._version == version:
-                return target.numel()
-        return self.count(learn.preds, target, learn.xb, learn)
+        return self.count(learn.preds, learn.yb, learn.xb, learn)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Run another forward inside a `with`, of this batch or of a nested pass."""
-        names = ("count", "weight", "_given", "_is_empty")
+        names = ("count", "weight", "_free", "_given", "_is_empty")
         own = {name: getattr(self, name) for name in names}
         try:
             yield

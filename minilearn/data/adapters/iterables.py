@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...batches import is_pair, n_samples
+from ...batches import n_samples
 from ...seeding import is_same_state, kept_rng
 from ..workers import begin
 from .adapter import MEND, Adapter, has_state
@@ -20,6 +21,7 @@ from .shards import Shard
 
 _END = object()
 _OVER = "minilearn: this pass is over"  # a key of a state
+_KIND = attrgetter("dtype", "device", "layout")
 _JOINED = 64  # batches whose targets are joined
 
 
@@ -47,12 +49,15 @@ class SequenceAdapter(Adapter):
     def targets(self) -> Iterator[Tensor] | None:
         """Return the targets of a list or tuple of pairs, joined so that few operations read them all."""
         pairs = self.loader
-        if type(pairs) not in (list, tuple) or not all(is_pair(b) and type(b[1]) is Tensor for b in pairs):
+        if type(pairs) not in (list, tuple) or not {*map(type, pairs)} <= {tuple, list}:
             return None
-        kinds = {(target.dtype, target.device, target.layout) for _, target in pairs}
+        if {*map(len, pairs)} != {2}:
+            return None
+        targets = [target for _, target in pairs]
+        kinds = {*map(_KIND, targets)} if {*map(type, targets)} == {Tensor} else set()
         if len(kinds) != 1 or kinds.pop()[2] is not torch.strided:
             return None
-        parts = [target.flatten() for _, target in pairs]
+        parts = [*map(Tensor.flatten, targets)]
         return (torch.cat(parts[i : i + _JOINED]) for i in range(0, len(parts), _JOINED))
 
     def smallest(self) -> int | None:
