@@ -366,12 +366,9 @@ class Savers:
 def _roots(learn: Learner) -> dict[str, Any]:
     """Return the model, the loss and the optimizer, if they are objects."""
     loss = owner_of(learn.loss_func)
-    is_other = loss is not None and loss is not learn.model and not any(loss is cb for cb in learn.cbs)
-    return {
-        "model": learn.model,
-        **({"loss_func": loss} if is_other and loss is not learn else {}),
-        "opt": learn.opt,
-    }
+    saved = (None, learn, learn.model, *learn.cbs)  # as parts of their own; a loss may be a method of one
+    of_loss = {} if any(loss is part for part in saved) else {"loss_func": loss}
+    return {"model": learn.model, **of_loss, "opt": learn.opt}
 
 
 def _shared(learn: Learner) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from toolbox import (
     every_rest,
     generator,
     make_learner,
+    noisy_learner,
     only_at_the_end,
     same,
     stop,
@@ -25,7 +26,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
-from minilearn import Callback, CheckpointCB, MetricsCB
+from minilearn import Callback, CheckpointCB, Learner, MetricsCB
+from minilearn.checkpoints.snapshot import Savers
 
 pytestmark = pytest.mark.slow
 STOPS = (2, 6)  # in the first epoch, and in the second
@@ -406,6 +408,27 @@ class ModuleLoss(Loss, nn.Module):
 )
 def test_counter_of_a_loss_is_resumed(tmp_path, loss):
     same_after_a_stop(scripted(loss_func=loss), tmp_path)
+
+
+class OwnLossLearner(Learner):
+    """A learner whose loss is a method of its own, and counts."""
+
+    n_losses = 0
+
+    def own_loss(self, preds, target):
+        self.n_losses += self.training
+        return F.cross_entropy(preds, target) * (1 + 0.01 * self.n_losses)
+
+
+def test_loss_that_is_a_method_of_the_learner_is_resumed_as_its_field(tmp_path):
+    def make(*cbs):
+        learn = noisy_learner(*cbs, cls=OwnLossLearner)
+        learn.loss_func = learn.own_loss
+        return learn
+
+    straight, _ = same_after_a_stop(make, tmp_path)
+    assert straight.n_losses == 6
+    assert "loss_func" not in Savers(straight).attributes(straight)  # which would be all of the learner
 
 
 class CountingSGD(SGD):
