@@ -54,7 +54,7 @@ def first_with_two(work: Path) -> Path | None:
     return max(ready, key=lambda folder: (folder / "hashes.jsonl").stat().st_mtime, default=None)
 
 
-def wait_for(process: subprocess.Popen[bytes], found: Any, every_s: float = 0.2) -> Any:
+def wait_for(process: subprocess.Popen[bytes], found: Any, every_s: float = 0.05) -> Any:
     """Return what `found()` gives when it gives something; None if the script ends before."""
     while (value := found()) is None:
         if process.poll() is not None:
@@ -88,6 +88,8 @@ def soak(words: list[str], work: Path, longest_s: float, seed: int) -> dict[str,
     if process.wait():
         raise SystemExit(f"the script that was started again ended with code {process.returncode}")
     expected = [line for line in hashes_of(folder) if line["checkpoint"] > newest.name]
+    if not expected:
+        raise SystemExit(f"the script ended without a checkpoint after {newest.name}: give fewer --seconds")
 
     def compared() -> dict[str, Any] | None:
         names = {line["checkpoint"]: line for line in expected}

@@ -241,7 +241,7 @@ def test_killed_run_has_the_weights_of_the_unbroken_one(tmp_path, monkeypatch):
     examples = Path(__file__).parents[1] / "examples"
     work = ("--work", "{work}", "--out", tmp_path / "out")
     script = (examples / "optimizer_state.py", "--preset", "small", "--only", "kept optimizer", *work)
-    command = [sys.executable, examples / "soak.py", "--work", tmp_path / "work", "--seconds", "1"]
+    command = [sys.executable, examples / "soak.py", "--work", tmp_path / "work", "--seconds", "0"]
     command += ["--out", tmp_path / "soak.jsonl", "--", *script]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
