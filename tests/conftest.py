@@ -152,10 +152,11 @@ def no_data(cache, monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def quick_files():
-    """Leave files in the system's memory: none of these has to outlive the machine."""
+def quick_files(tmp_path_factory):
+    """Leave files in the system's memory, and wandb's in a folder of their own: no test needs them later."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
+        patch.setenv("WANDB_DIR", str(tmp_path_factory.mktemp("wandb")))
         yield
 
 

@@ -82,8 +82,10 @@ FACTORIES = {
     "TimeLimitCB": lambda: SavedTimeLimitCB(hours=1),
     "WandbCB": lambda: callbacks.WandbCB(every=1, mode="offline", dir=FOLDER.name),
 }
-PACKAGES = {"MLflowCB": "sqlalchemy", "WandbCB": "wandb"}  # that some need; mlflow has no data base without
-# Of files that are being rewritten; to be removed one by one.
+PACKAGES = {
+    "MLflowCB": ("mlflow", "sqlalchemy"),
+    "WandbCB": ("wandb",),
+}  # mlflow's data base needs sqlalchemy
 NEEDS = {  # of the learner
     "SwitchPointsCB": {"opt_func": SWATS},
     "CUDAGraphCB": {"opt_func": SGD},
@@ -100,15 +102,21 @@ SHIPPED = {
     and issubclass(value, Callback)
     and not name.startswith("Base")  # never used as they are
 }
+
+
+def missing(name):
+    """Return the packages that a callback needs, if one lacks; a folder of wandb's logs is no package."""
+    specs = [find_spec(package) for package in PACKAGES.get(name, ())]
+    return "" if all(spec and spec.origin for spec in specs) else " and ".join(PACKAGES[name])
+
+
 # One without a factory fails test_every_shipped_callback_has_its_part_in_each_place only.
 EACH = pytest.mark.parametrize(
     "name",
     [
         pytest.param(
             name,
-            marks=pytest.mark.skipif(
-                find_spec(PACKAGES.get(name, "torch")) is None, reason=f"needs {PACKAGES.get(name)}"
-            ),
+            marks=pytest.mark.skipif(bool(missing(name)), reason=f"needs {missing(name)}"),
         )
         for name in SHIPPED
         if name in FACTORIES
