@@ -398,5 +398,5 @@ def begin(learn: Learner) -> None:
     if learn.run.begun is None:
         begun = Begun()
         learn.run.has_begun(begun)
-        capture_rest(learn, Position(0))
+        capture_rest(learn, position_of(learn))
         begun.is_beginning = False

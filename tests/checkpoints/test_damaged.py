@@ -20,8 +20,8 @@ def folder(tmp_path):
     return tmp_path / "run"
 
 
-def make(folder, *cbs, keep=3, seed=1):
-    saver = CheckpointCB(folder, every_steps=1, keep=keep, monitor="eval/loss")
+def make(folder, *cbs, keep=3, keep_best=None, seed=1):
+    saver = CheckpointCB(folder, every_steps=1, keep=keep, keep_best=keep_best, monitor="eval/loss")
     return noisy_learner(MetricsCB(), saver, *cbs, seed=seed)
 
 
@@ -108,6 +108,20 @@ def test_best_is_resumed_from_where_all_others_are_damaged(folder, tmp_path):
         learn.fit(2, resume=True)
     assert "best.pt" in str(found[0].message)
     assert first_difference(straight(tmp_path), end_of(learn)) == ""
+
+
+def test_best_that_only_reading_all_of_it_shows_to_be_damaged_is_renamed_too(folder):
+    for path in crash(folder, keep_best=1):
+        path.write_bytes(b"")
+    [best] = folder.glob("best-epoch-*")
+    data = flipped_in_a_tensor(best.read_bytes())
+    best.unlink()  # the same file as best.pt may be
+    best.write_bytes(data)
+    learn = make(folder, keep_best=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        learn.fit(2, resume=True)
+    assert best.with_name(f"{best.name}.damaged").read_bytes() == data
 
 
 def test_error_names_each_where_all_are_damaged(folder):
