@@ -446,6 +446,12 @@ def test_an_error_in_the_loop_restores_the_learner():
     assert state(learn) == before
 
 
+def test_an_empty_batch_has_no_numbers_and_shifts_none():
+    batches = [(X[:2], Y[:2]), (X[:0], Y[:0]), (X[2:4], Y[2:4])]
+    found = [index.tolist() for index, _ in make_learner().predict_batches(batches)]
+    assert [index for index in found if index] == [[0, 1], [2, 3]]
+
+
 def test_a_callback_may_predict_batches_in_a_fit():
     class PredictCB(Callback):
         def after_step(self, learn):

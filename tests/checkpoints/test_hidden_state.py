@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from minilearn import Callback, CheckpointCB, Learner, MetricsCB
+from minilearn.checkpoints.drawing import _functions_in as functions_in
 from minilearn.checkpoints.snapshot import Savers
 
 pytestmark = pytest.mark.slow
@@ -125,6 +126,15 @@ def test_global_generator_of_a_method_is_resumed(tmp_path):
         return make_learner(cbs=cbs, model=Noisy(3, 2))
 
     same_after_a_stop(make, tmp_path)
+
+
+def test_functions_in_what_a_callback_keeps_twice_are_found_once():
+    def count(preds, target):
+        return len(target)
+
+    knot = [count]
+    knot += [knot, {"again": knot, "count": count}]
+    assert list(functions_in([knot, knot], set())) == [count]
 
 
 # One object under two names ---------------------------------------------------------------------------
