@@ -126,7 +126,7 @@ class Count:
         self.loss_func = loss_func
         self.is_sum = argument_of(loss_func, "reduction", "mean") == "sum"
         self.is_by_class = False  # whether the count is the number of targets that are not ignored
-        self.is_safe = False  # whether the gradients of a loss over nothing are 0, not nan
+        self.is_safe = False  # whether the gradients of a loss over nothing on a device are 0, not nan
         self._count: Callable[[Any, Any], Any] | None = None
         if (own := _own_count(loss_func)) is not None:
             self._count = own
@@ -142,7 +142,7 @@ class Count:
         elif function_of(loss_func) in _OVER_WEIGHTS and argument_of(loss_func, "weight", None) is not None:
             self._count = self._of_weights
         elif is_elementwise(loss_func):
-            self._count, self.is_safe = (_of_elements if is_torchs(loss_func) else _of_equals), True
+            self._count = _of_elements if is_torchs(loss_func) else _of_equals
 
     def __call__(self, preds: Any, target: Any, inputs: Any, learn: Learner | None = None) -> float | Tensor:
         """Return how many values the loss of a batch is a mean over; a tensor if the count is on a device.
