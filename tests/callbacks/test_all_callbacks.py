@@ -82,10 +82,10 @@ FACTORIES = {
     "TimeLimitCB": lambda: SavedTimeLimitCB(hours=1),
     "WandbCB": lambda: callbacks.WandbCB(every=1, mode="offline", dir=FOLDER.name),
 }
-PACKAGES = {
+PACKAGES = {  # that some need; mlflow's data base is sqlalchemy's
     "MLflowCB": ("mlflow", "sqlalchemy"),
     "WandbCB": ("wandb",),
-}  # mlflow's data base needs sqlalchemy
+}
 NEEDS = {  # of the learner
     "SwitchPointsCB": {"opt_func": SWATS},
     "CUDAGraphCB": {"opt_func": SGD},
