@@ -142,6 +142,8 @@ def _run_all(
     run: Callable[[str, argparse.Namespace, Path], Result],
 ) -> dict[str, list[Result]]:
     """Run the experiments that are not done yet, for each seed; return all results by name."""
+    if args.only is not None and args.only not in names:
+        sys.exit(f"--only {args.only!r}: this preset has {report.listed([repr(name) for name in names])}")
     names = list(names) if args.only is None else [args.only]
     seeds = seeds_of(args)
     tasks = [(name, seed) for seed in seeds for name in names if not path_of(folder, name, seed).is_file()]

@@ -114,6 +114,13 @@ def said(value: dict[str, Any], digits: int = 4) -> str:
     return f"{value['mean']:.{digits}f}{spread}"
 
 
+def listed(parts: Sequence[str]) -> str:
+    """Return words as a list: "a, b, and c", "a and b"."""
+    if len(parts) < 3:
+        return " and ".join(parts)
+    return f"{', '.join(parts[:-1])}, and {parts[-1]}"
+
+
 def measures_of(histories: Sequence[History]) -> dict[str, dict[str, Any]]:
     """Return loss and accuracy of the last epoch over an experiment's runs, in training and validation."""
     found = {}

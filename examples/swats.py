@@ -1,18 +1,20 @@
 """Document 004: SWATS switched globally and per layer, and AdaBound, on CIFAR-10.
 
 Two networks are trained with each optimizer: the document's three, and Adam, AdamW and SGD with momentum.
-Presets: `full` is the document's (ResNet-18 and DenseNet-121, 200 epochs), for a GPU; `cpu` has small
-networks, some of the images, few epochs, and a threshold at which their layers do switch; `small` is for a
-first look.
+Presets: `full` is the document's (ResNet-18 and DenseNet-121, 200 epochs), for a GPU; `quarter` is its
+ResNet-18 with a quarter of the channels, on all images, for 30 epochs, which is as long as its table of
+switches; `cpu` has small networks, some of the images, few epochs, and a threshold at which their layers do
+switch; `small` is for a first look.
 
 Every run writes checkpoints: start the same command again, and it resumes where it stopped, even if Ctrl-C or
 SIGTERM stopped it in the middle of an epoch.
 
 Source: document 004. Differs: it has one seed and no baselines; here SGD begins at lr 0.1. Its code has no
-weight decay, and neither has `full`; `cpu` and `small` have 5e-4 (AdamW its own 0.01 in all). It decays the
-lr of layers in SGD's phase at epochs 75 and 150 and of those in Adam's at 100; here these are two schedules
-of one optimizer. Its decay of SGD's phase is absolute: a layer that switches after epoch 75 begins at a tenth
-of its estimate. Here `sgd_scale` counts from the switch, so that layer begins at its estimate.
+weight decay, and neither have `full` and `quarter`; `cpu` and `small` have 5e-4 (AdamW its own 0.01 in all).
+It decays the lr of layers in SGD's phase at epochs 75 and 150 and of those in Adam's at 100; here these are
+two schedules of one optimizer. Its decay of SGD's phase is absolute: a layer that switches after epoch 75
+begins at a tenth of its estimate. Here `sgd_scale` counts from the switch, so that layer begins at its
+estimate.
 """
 
 from __future__ import annotations
@@ -79,6 +81,29 @@ PUBLISHED = {
     RESNET: {GLOBAL: "0.9289", LOCAL: "0.9413", "AdaBound": "0.930"},
     DENSENET: {GLOBAL: "0.9330", LOCAL: "0.9462", "AdaBound": "0.9336"},
 }
+# Its table of switches on ResNet-18: tensor -> (step, estimated lr for SGD).
+PUBLISHED_SWITCHES = {
+    "linear.weight": (29, 0.015315),
+    "layer1.0.conv1.weight": (1011, 0.149228),
+    "layer2.0.conv1.weight": (2354, 0.673763),
+    "layer1.1.bn1.bias": (2597, 0.204322),
+    "layer2.1.bn1.weight": (3230, 0.416590),
+    "layer2.0.shortcut.0.weight": (3415, 0.278827),
+    "layer1.0.bn1.bias": (3690, 0.156899),
+    "bn1.bias": (4850, 0.117717),
+    "layer1.1.bn2.bias": (5574, 0.320231),
+    "linear.bias": (5645, 0.015616),
+    "layer3.0.bn2.weight": (5744, 0.420847),
+    "layer2.1.bn1.bias": (6897, 0.378199),
+    "layer3.0.bn1.bias": (6996, 0.599258),
+    "layer2.0.shortcut.1.weight": (7972, 0.276019),
+    "conv1.weight": (7994, 0.042911),
+    "layer1.0.conv2.weight": (8079, 0.649479),
+    "layer1.1.bn2.weight": (10320, 0.157036),
+    "layer2.0.bn2.bias": (11477, 0.382424),
+    "layer2.0.shortcut.1.bias": (11477, 0.382424),
+    "layer3.0.shortcut.0.weight": (11729, 1.180122),
+}
 DECAYED = {RESNET: 100, DENSENET: 150}
 LOCAL_ADAM, LOCAL_SGD, OF_EPOCHS = 100, (75, 150), 200
 
@@ -89,21 +114,38 @@ class Preset:
 
     Args:
         models: name -> n_channels -> network.
+        about: what is to be said of these networks beside the document's; "" for its own.
         threshold: of SWATS.
         wd: weight decay of all but AdamW.
         n_images: for training; None: all.
+        optimizers: names of OPTIMIZERS.
     """
 
     models: dict[str, Callable[..., nn.Module]]
     n_epochs: int
     threshold: float
+    about: str = "small networks"
     wd: float = 5e-4
     n_images: int | None = None
     bs: int = 128
+    optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its experiments."""
+        return [f"{model}, {optimizer}" for model in self.models for optimizer in self.optimizers]
 
 
 PRESETS = {
-    "full": Preset({RESNET: resnet18, DENSENET: densenet121}, 200, 1e-5, wd=0.0),
+    "full": Preset({RESNET: resnet18, DENSENET: densenet121}, 200, 1e-5, "", wd=0.0),
+    "quarter": Preset(
+        {RESNET: partial(ResNet, (2, 2, 2, 2), (16, 32, 64, 128))},
+        n_epochs=30,
+        threshold=1e-5,
+        about="a network of a quarter of the channels",
+        wd=0.0,
+        optimizers=(GLOBAL, LOCAL, "AdaBound", "Adam", "SGD"),
+    ),
     "cpu": Preset(
         {RESNET: partial(ResNet, (1, 1, 1), (16, 32, 64)), DENSENET: partial(DenseNet, (1, 2, 3), 8)},
         n_epochs=12,
@@ -117,13 +159,24 @@ PRESETS = {
         n_images=1000,
     ),
 }
-NAMES = [f"{model}, {optimizer}" for model in PUBLISHED for optimizer in OPTIMIZERS]
+NAMES = PRESETS["full"].names
 
 
 def parts_of(name: str) -> tuple[str, str]:
     """Return the network and the optimizer in an experiment's name."""
     model, _, optimizer = name.partition(", ")
     return model, optimizer
+
+
+def published_name(tensor: str) -> str:
+    """Return the document's name of a tensor of ResNet-18: "layer1.0.bn1.bias" for "blocks.0.norm1.bias"."""
+    part, i, *rest = tensor.split(".")
+    if part == "stem":
+        return f"{'conv1' if i == '0' else 'bn1'}.{rest[0]}"
+    if part == "head":
+        return f"linear.{rest[0]}"
+    stage, block = divmod(int(i), 2)
+    return f"layer{stage + 1}.{block}.{'.'.join(rest).replace('norm', 'bn')}"
 
 
 def schedules_of(name: str, n_epochs: int) -> list[Callback]:
@@ -150,7 +203,8 @@ def train(
     lr, make = OPTIMIZERS[optimizer]
     model = preset.models[model_name](n_channels=peek(dls.train)[0].shape[1])
     switches = SwitchPointsCB()
-    cbs: list[Callback] = [MixedPrecisionCB(), ChannelsLastCB(), CheckpointCB(folder, keep=1), *extra_cbs]
+    cbs: list[Callback] = [MixedPrecisionCB(), ChannelsLastCB(), CheckpointCB(folder, keep=1)]
+    cbs += [experiments.HashesCB(), *extra_cbs]
     cbs += schedules_of(name, preset.n_epochs)
     cbs += [switches] if optimizer in (GLOBAL, LOCAL) else []
     learn = Learner(model, dls, lr=lr, opt_func=make(preset.threshold, preset.wd), cbs=cbs)
@@ -192,7 +246,7 @@ def row_of(histories: list[report.History], switches: list[dict[str, Any]]) -> d
 
 def compared(rows: dict[str, dict[str, Any]]) -> list[Difference]:
     """Return the differences that the document discusses, and local - Adam, in each measure."""
-    return paired(rows, PAIRS)
+    return paired(rows, {name: pair for name, pair in PAIRS.items() if {*pair} <= {*rows}})
 
 
 def conclusion(family: list[Difference], result: dict[str, Any]) -> str:
@@ -200,11 +254,11 @@ def conclusion(family: list[Difference], result: dict[str, Any]) -> str:
     parts, claim = [], "that switching locally is better than globally"
     if result["preset"] != "full":
         n_steps = result["switches"][f"{RESNET}, {LOCAL}"][0]["n_steps"]
+        differs = [f"{n_steps:,} steps", PRESETS[result["preset"]].about]
         times = result["threshold"] / PRESETS["full"].threshold
-        parts.append(
-            f"This run cannot test the document's claim {claim}: it has {n_steps} steps, small networks, and "
-            f"a threshold {times:.0f} times as large."
-        )
+        if times != 1:
+            differs.append(f"a threshold {times:.0f} times as large")
+        parts.append(f"This run cannot test the document's claim {claim}: it has {report.listed(differs)}.")
     of_claim = [d for d in family if d.name.endswith("local - global") and d.measure == "eval accuracy"]
     for d in of_claim:
         place = ("ahead of" if d.mean > 0 else "behind") if d.holds else "not shown to differ from"
@@ -261,7 +315,7 @@ def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -
         if "n_switched" in row:
             text += f"  switched {row['n_switched']} of {row['n_tensors']}, at {row['n_moments']} moments"
         print(text)
-    if args.runs > 1 and len(rows) == len(NAMES):
+    if args.runs > 1 and list(rows) == preset.names:
         for difference in compared(rows):
             print(f"  {difference.name}, {difference.measure}: {difference.cell}")
     name = f"swats_{args.preset}"
@@ -295,7 +349,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run as a script."""
     args = parser().parse_args()
-    experiments.main(args, __file__, NAMES, args.work / args.preset, run, finish)
+    names = PRESETS[args.preset].names
+    experiments.main(args, __file__, names, args.work / args.preset, run, finish)
 
 
 if __name__ == "__main__":

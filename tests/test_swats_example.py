@@ -54,6 +54,35 @@ def test_document_004_is_run_network_for_network_and_optimizer_for_optimizer(
     assert "tensors have switched" in capsys.readouterr().out
 
 
+def test_quarter_preset_has_the_document_s_tensors_and_trains_as_long_as_its_table(script, document):
+    quarter, full = script.PRESETS["quarter"], script.PRESETS["full"]
+    (resnet,) = quarter.models.values()
+    ours, theirs = (dict(make(n_channels=3).named_parameters()) for make in (resnet, resnet18))
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == 62
+    assert all(4 * len(ours[name]) == len(theirs[name]) for name in ours if "head" not in name)
+    same = ("threshold", "bs", "n_images", "wd")
+    assert [getattr(quarter, name) for name in same] == [getattr(full, name) for name in same]
+    last = max(step for step, _ in script.PUBLISHED_SWITCHES.values())
+    assert quarter.n_epochs * -(-50_000 // quarter.bs) >= last
+    assert quarter.names == [f"ResNet, {name}" for name in script.OPTIMIZERS if name != "AdamW"]
+
+
+def test_published_switches_are_those_of_the_text(script, document):
+    text = document("004").split("DenseNet-121\n\nLayer")[0]
+    rows = re.findall(r"^([a-z]\S+) (\d+) (\d\.\d+)$", text, re.MULTILINE)
+    assert {layer: (int(step), float(lr)) for layer, step, lr in rows} == script.PUBLISHED_SWITCHES
+    assert len(rows) == 20
+    names = [script.published_name(name) for name, _ in resnet18(n_channels=3).named_parameters()]
+    assert len({*names}) == 62
+    assert {*script.PUBLISHED_SWITCHES} <= {*names}
+
+
+def test_experiment_that_a_preset_lacks_is_refused(main):
+    with pytest.raises(SystemExit, match=r"'DenseNet, Adam'.*'ResNet, SGD'"):
+        main("--preset", "quarter", "--only", "DenseNet, Adam")
+
+
 def test_full_preset_is_the_document_s(script):
     full = script.PRESETS["full"]
     assert (full.models, full.n_epochs) == ({"ResNet": resnet18, "DenseNet": densenet121}, 200)
@@ -204,6 +233,12 @@ def test_conclusion_begins_with_what_a_small_run_cannot_show(told):
     )
     assert "948 steps, small networks, and a threshold 10 times as large" in told(0.1, 1.0)
     assert "cannot test" not in told(0.1, 1.0, "full")
+
+
+def test_conclusion_names_only_what_differs(example, script):
+    switches = {f"ResNet, {script.LOCAL}": [{"n_steps": 11730}]}
+    said = script.conclusion([], {"preset": "quarter", "threshold": 1e-5, "switches": switches})
+    assert said.endswith("it has 11,730 steps and a network of a quarter of the channels.")
 
 
 @pytest.mark.parametrize(
