@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from textwrap import dedent
 from types import SimpleNamespace
 
 import distributed_worker as worker
@@ -437,6 +438,23 @@ def test_waiting_for_others_in_vain_says_so(monkeypatch):
     with pytest.raises(RuntimeError, match="wait timeout") as caught:
         worker.shared_learner().fit(1)
     assert re.search("process 0 of 2.*600 s", "".join(caught.value.__notes__))
+
+
+def test_a_script_that_ends_leaves_the_group(tmp_path):
+    script = """
+        import atexit, torch
+        from minilearn import processes
+        atexit.register(lambda: print("in the group:", torch.distributed.is_initialized()))
+        processes.join(torch.device("cpu"), timeout_s=60)
+        print("in the group:", torch.distributed.is_initialized())
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    of_one = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-c", dedent(script)]
+    said = subprocess.run(command, env=os.environ | of_one, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert said.stdout.split("\n")[:2] == ["in the group: True", "in the group: False"], said.stderr
 
 
 def test_a_metric_that_cannot_be_joined_is_refused_before_training():

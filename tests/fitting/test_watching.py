@@ -521,6 +521,14 @@ def test_targets_of_float64_that_the_loss_takes_are_not_refused(loss_func):
     assert learn.n_steps == 3
 
 
+def test_targets_that_are_no_tensor_are_left_to_torch():
+    def loss_func(preds, target):
+        return F.cross_entropy(preds, target.tolist())
+
+    with pytest.raises(TypeError, match="Tensor, not list"):
+        learner_of(SCORES, loss_func, 2).fit()
+
+
 def test_a_batch_without_its_dimension_is_left_to_torch():
     assert fit_given(F.cross_entropy, torch.zeros(2), torch.tensor(1)).n_steps == 1
 
