@@ -137,6 +137,11 @@ def test_functions_in_what_a_callback_keeps_twice_are_found_once():
     assert list(functions_in([knot, knot], set())) == [count]
 
 
+@pytest.mark.parametrize(("n", "found"), [(64, 1), (65, 0)])
+def test_functions_in_a_long_container_are_not_looked_for(n, found):
+    assert len(list(functions_in([0] * (n - 1) + [make_learner], set()))) == found
+
+
 # One object under two names ---------------------------------------------------------------------------
 
 

@@ -64,7 +64,7 @@ def test_class_is_left_as_it_is():
 def test_tensor_that_is_expanded_or_read_only_does_not_fail():
     array, tensor = np.ones(3), torch.ones(1).expand(3)
     array.flags.writeable = False
-    kept(array, tensor, torch.ones(2, 2).sum(0)).put_back()
+    kept(array, tensor, torch.ones(2, 1).expand(2, 3), torch.ones(2, 2).sum(0)).put_back()
 
 
 def test_gradient_and_its_flag_are_back():
