@@ -191,3 +191,22 @@ def check_seen(straight, resumed, n):
 @pytest.mark.parametrize("kind", KINDS)
 def test_hooks_at_a_beginning_see_the_same_in_a_resumed_run(tmp_path, kind, event, loader):
     check_every_place(tmp_path, lambda: [acting_at(kind, event), MetricsCB()], loader)
+
+
+def test_hooks_at_the_beginning_of_a_second_validation_set_see_the_same_in_a_resumed_run(tmp_path):
+    def two_sets(x, y):
+        return {"a": batches(x, y), "b": batches(x.flip(0), y.flip(0))}
+
+    def make(*cbs, seed=1):
+        own = acting_at("ReplacesCB", "before_validate")
+        return noisy_learner(own, MetricsCB(), *cbs, seed=seed, train=batches, valid=two_sets)
+
+    straight = make(every_rest(tmp_path))
+    straight.fit(N_EPOCHS)
+    inside = [path for path in checkpoints_in(tmp_path) if Position(**read(path)["position"]).part == 1]
+    assert len(inside) == 2 * N_EPOCHS  # after each batch but the last, and where the set begins
+    for path in inside:
+        resumed = make(CheckpointCB(tmp_path / path.stem, every_epochs=99), seed=50)
+        resumed.fit(N_EPOCHS, resume=path)
+        difference = first_difference(state_of(straight, "CheckpointCB"), state_of(resumed, "CheckpointCB"))
+        assert difference == "", path

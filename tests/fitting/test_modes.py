@@ -381,6 +381,13 @@ def test_module_that_comes_into_a_model_in_evaluation_mode_is_left_in_it():
     assert {mode == training for training, mode in cb.seen} == {True}
 
 
+def test_module_that_comes_at_the_end_into_a_model_in_evaluation_mode_is_left_in_it():
+    learn = make(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), cbs=InsertCB("after_fit"))
+    learn.model.eval()
+    learn.fit()
+    assert [m.training for m in learn.model.modules()] == [False] * 4
+
+
 def test_module_that_is_replaced_trains_in_every_fit():
     class SurgeryCB(Callback):
         def prepare(self, learn):
