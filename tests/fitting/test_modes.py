@@ -178,6 +178,12 @@ def test_what_the_model_has_not_is_refused_with_what_it_has(method, wanted, mess
     assert norms(learn) == (True, True)
 
 
+@pytest.mark.parametrize("method", ["freeze", "unfreeze"])
+def test_what_is_neither_name_nor_class_is_refused_with_what_to_write(method):
+    with pytest.raises(TypeError, match=r"which=2\): .*names of modules, such as 'layer1'"):
+        getattr(make(), method)("stem", 2)
+
+
 def test_names_of_a_compiled_model_are_those_of_the_plain_one():
     learn = make(torch.compile(nn.Sequential(nn.Linear(3, 2), nn.ReLU())))
     with pytest.raises(ValueError, match=r"^which='x'.*Sequential.*0, 1"):
