@@ -181,14 +181,22 @@ def run(method: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 # What came out ------------------------------------------------------------------------------------
 
 
-def row_of(histories: list[report.History]) -> dict[str, Any]:
-    """Return the figures of a method's last epoch over its runs, and the time of a run."""
-    return report.measures_of(histories) | {"time_s": report.seconds_of(histories)}
+def row_of(histories: list[report.History], second: list[list[float]]) -> dict[str, Any]:
+    """Return a method's figures over its runs: of the last epoch, after the first boundary, and the time.
+
+    Args:
+        second: of each run, the losses of the first steps of the second session.
+    """
+    boundary = report.mean_sd([statistics.mean(run) for run in second])
+    return report.measures_of(histories) | {AT_BOUNDARY: boundary, "time_s": report.seconds_of(histories)}
 
 
 def compared(rows: dict[str, dict[str, Any]]) -> list[Difference]:
-    """Return kept - new for each pair, in each measure of the last epoch."""
-    return paired(rows, PAIRS)
+    """Return kept - new for each pair, in each measure of the last epoch.
+
+    And in the mean loss right after the first boundary, where the state must matter most.
+    """
+    return paired(rows, PAIRS, (*MEASURES, AT_BOUNDARY))
 
 
 def conclusion(family: list[Difference]) -> str:
@@ -201,6 +209,9 @@ def conclusion(family: list[Difference]) -> str:
         parts = [_effect(d) for d in of_accuracy if d.holds]
     losses = [d for d in family if d.measure == "eval loss"]
     parts += [_effect(d) for d in losses if d.holds] or ["No effect on eval loss is seen either."]
+    first = [d for d in family if d.measure == AT_BOUNDARY]
+    nothing = ["Nor is one seen right after the boundary."] if first else []
+    parts += [_effect(d) for d in first if d.holds] or nothing
     return " ".join(parts)
 
 
@@ -251,21 +262,12 @@ def plot(histories: dict[str, list[report.History]], n_epochs: list[int]) -> Any
     return figure
 
 
-def after_boundary(losses: dict[str, list[list[float]]]) -> list[Difference]:
-    """Return kept - new of the mean loss right after the first boundary, where the state must matter most.
+def plot_boundary(losses: dict[str, list[list[float]]]) -> Any:
+    """Draw kept - new of the loss over the first steps of the second session, with 95 % intervals.
 
     Args:
         losses: method -> of each run, those of the first steps of the second session.
     """
-    rows = {
-        method: {AT_BOUNDARY: report.mean_sd([statistics.mean(run) for run in of_runs])}
-        for method, of_runs in losses.items()
-    }
-    return paired(rows, PAIRS, (AT_BOUNDARY,))
-
-
-def plot_boundary(losses: dict[str, list[list[float]]]) -> Any:
-    """Draw kept - new of the loss over the first steps of the second session, with 95 % intervals."""
     figure, axes = new_figure(1, len(PAIRS), 4.5, 3)
     for ax, (name, pair) in zip(axes.flat, PAIRS.items(), strict=True):
         runs = zip(*(losses[method] for method in pair), strict=True)
@@ -288,19 +290,17 @@ def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -
     """Print and write the table and the conclusion, and draw the figures."""
     first = next(iter(results.values()))[0]
     histories = {method: [run["history"] for run in of_runs] for method, of_runs in results.items()}
-    rows = {method: row_of(of_runs) for method, of_runs in histories.items()}
+    second = {method: [run["first_losses"][1] for run in of_runs] for method, of_runs in results.items()}
+    rows = {method: row_of(of_runs, second[method]) for method, of_runs in histories.items()}
     print(f"\n{first['data']}, {args.preset}, n = {args.runs}: the last epoch")
     for method, row in rows.items():
         print(f"  {method:26} {'  '.join(f'{measure} {said(row[measure])}' for measure in MEASURES)}")
-    if args.runs > 1 and len(rows) == len(METHODS):
+    if len(rows) == len(METHODS):
         family = compared(rows)
         for difference in family:
             print(f"  {difference.name}, {difference.measure}: {difference.cell}")
-        print(f"  {conclusion(family)}")
-    second = {method: [run["first_losses"][1] for run in of_runs] for method, of_runs in results.items()}
-    if len(rows) == len(METHODS):
-        for difference in after_boundary(second):
-            print(f"  {difference.name}, {difference.measure}: {difference.cell}")
+        if args.runs > 1:
+            print(f"  {conclusion(family)}")
     name = f"optimizer_state_{args.dataset}_{args.preset}"
     result = report.write(
         args.out,

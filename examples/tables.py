@@ -240,14 +240,8 @@ def state_rows(results: Results, name: str = STATE) -> str:
 
 def state_full(results: Results) -> str:
     """Return the same for the document's network, and what keeping the state changes."""
-    found = results(STATE_FULL)
-    last = state_000.compared(found["rows"])
-    boundary = state_000.after_boundary(found["second_session"])
-    names = list(dict.fromkeys(d.name for d in last))
-    cells = [[d.cell for d in [*last, *boundary] if d.name == name] for name in names]
-    head = ("difference, one pair each", *MEASURES, state_000.AT_BOUNDARY)
-    rows = [(name, *row) for name, row in zip(names, cells, strict=True)]
-    return f"{state_rows(results, STATE_FULL)}\n\n{_table(head, *rows)}"
+    of = state_000.compared(results(STATE_FULL)["rows"])
+    return f"{state_rows(results, STATE_FULL)}\n\n{table(of, 'difference, one pair each')}"
 
 
 def state_differences(results: Results) -> str:

@@ -45,7 +45,7 @@ def test_document_000_is_run_method_for_method(script, main, short, tmp_path, na
     assert (result["seeds"], result["n_images"]) == ([42, 43], {"train": 40, "eval": 10})
     assert (result["processes"], result["n_epochs"]) == (1, [1, 1, 1])
     for row in result["rows"].values():
-        assert [len(row[key]["each"]) for key in row] == [2] * 5
+        assert [len(row[key]["each"]) for key in row] == [2] * 6
     for histories in result["histories"].values():
         assert [[(r["epoch"], r["train"]) for r in history] for history in histories] == [
             [(epoch, phase) for epoch in range(3) for phase in ("train", "eval")]
@@ -160,7 +160,11 @@ def test_processes_that_share_a_first_session_take_turns(script, tmp_path):
 def test_what_follows_the_boundary_is_tested_in_pairs(script):
     losses = {method: [[1.0, 2.0], [2.0, 4.0]] for method in script.METHODS}
     losses["kept optimizer"] = [[0.5, 1.5], [1.5, 3.0]]
-    constant, cycle = script.after_boundary(losses)
+    history = [
+        {"train": phase, "loss": 1.0, "MulticlassAccuracy": 0.5, "time_s": 1.0} for phase in ("train", "eval")
+    ]
+    rows = {method: script.row_of([history] * 2, of_runs) for method, of_runs in losses.items()}
+    constant, cycle = (d for d in script.compared(rows) if d.measure == script.AT_BOUNDARY)
     assert constant.each == (-0.5, -0.75)
     assert cycle.each == (0.0, 0.0)
     assert script.plot_boundary(losses).axes[0].get_title() == script.CONSTANT
