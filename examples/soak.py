@@ -1,9 +1,9 @@
 """Kill a long experiment on purpose, resume it, and run the interval around the kill again unbroken.
 
 The experiment is a script with checkpoints, hashes of their weights (`experiments.HashesCB`) and an option
-for its folder. It is started, killed by SIGKILL at a random moment after its second checkpoint, and started
-again until it is done. Then a copy of the folder as it was, without its newest checkpoint, is resumed from
-the one before, and runs through the moment of the kill: the hashes of the next checkpoint have to be equal.
+for its folder. It is started, its folder is copied after a checkpoint, and at a random moment after that it
+is killed by SIGKILL, and started again until it is done. Then the copy is resumed, and runs through the
+moment of the kill: the hashes of the next checkpoint have to be equal.
 
 Run: python examples/soak.py --work runs/soak -- examples/optimizer_state.py --preset small --work {work}
 """
@@ -47,11 +47,11 @@ def hashes_of(folder: Path) -> Lines:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def first_with_two(work: Path) -> Path | None:
-    """Return the folder, somewhere in `work`, in which two checkpoints were just written."""
-    folders = [path.parent for path in work.rglob("hashes.jsonl")]
-    ready = [folder for folder in folders if len(checkpoints_in(folder)) > 1]
-    return max(ready, key=lambda folder: (folder / "hashes.jsonl").stat().st_mtime, default=None)
+def being_written(work: Path, begin_s: float) -> Path | None:
+    """Return the folder, somewhere in `work`, of the last checkpoint whose hash was recorded since a time."""
+    recorded = {path.parent: path.stat().st_mtime for path in work.rglob("hashes.jsonl")}
+    ready = [folder for folder, at_s in recorded.items() if at_s >= begin_s and checkpoints_in(folder)]
+    return max(ready, key=lambda folder: recorded[folder], default=None)
 
 
 def wait_for(process: subprocess.Popen[bytes], found: Any, every_s: float = 0.05) -> Any:
@@ -66,23 +66,25 @@ def wait_for(process: subprocess.Popen[bytes], found: Any, every_s: float = 0.05
 def soak(words: list[str], work: Path, longest_s: float, seed: int) -> dict[str, Any]:
     """Run, kill, resume and compare once; return what was found."""
     rng = random.Random(seed)
+    begin_s = time.time()
     process = start(words, work)
-    folder = wait_for(process, lambda: first_with_two(work))
+    folder = wait_for(process, lambda: being_written(work, begin_s))
     if folder is None:
-        raise SystemExit(f"the script ended with code {process.returncode} before its second checkpoint")
+        raise SystemExit(f"the script ended with code {process.returncode} before its first checkpoint")
+    copy = work.with_name(f"{work.name}-unbroken")
+    shutil.rmtree(copy, ignore_errors=True)
+    os.killpg(process.pid, signal.SIGSTOP)  # so that no file changes while it is copied
+    shutil.copytree(work, copy)
+    os.killpg(process.pid, signal.SIGCONT)
+    inside = copy / folder.relative_to(work)
+    (inside / "hashes.jsonl").unlink()
+
     wait_s = rng.uniform(0, longest_s)
     time.sleep(wait_s)
     if process.poll() is not None:
-        raise SystemExit(f"the script ended before it was killed, {wait_s:.1f} s after its second checkpoint")
+        raise SystemExit(f"the script ended before it was killed, {wait_s:.1f} s after its first checkpoint")
     end(process)
-    folder = first_with_two(work) or folder
-    copy = work.with_name(f"{work.name}-unbroken")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(work, copy)
-    inside = copy / folder.relative_to(work)
-    newest = checkpoints_in(inside)[-1]
-    newest.unlink()
-    (inside / "hashes.jsonl").unlink()
+    newest = checkpoints_in(folder)[-1]
 
     process = start(words, work)
     if process.wait():

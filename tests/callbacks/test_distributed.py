@@ -454,7 +454,8 @@ def test_a_script_that_ends_leaves_the_group(tmp_path):
     of_one = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-c", dedent(script)]
     said = subprocess.run(command, env=os.environ | of_one, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert said.stdout.split("\n")[:2] == ["in the group: True", "in the group: False"], said.stderr
+    lines = [line for line in said.stdout.splitlines() if "Gloo" not in line]
+    assert lines == ["in the group: True", "in the group: False"], said.stderr
 
 
 def test_a_metric_that_cannot_be_joined_is_refused_before_training():
