@@ -17,7 +17,19 @@ import fashion_mnist_optimizers
 import mnist_optimizers
 import optimizer_state
 import swats
-from tables import ASIDES, MAIN_JOB, ROOT, SCHEDULES, SCRATCH, STATE, STATE_FULL, SWATS, TOUR, result
+from tables import (
+    ASIDES,
+    EQUAL,
+    MAIN_JOB,
+    ROOT,
+    SCHEDULES,
+    SCRATCH,
+    STATE,
+    STATE_FULL,
+    SWATS,
+    TOUR,
+    result,
+)
 
 import minilearn
 
@@ -31,6 +43,7 @@ DRAW: dict[str, Callable[[dict[str, Any], Path, str], None]] = {
     STATE: optimizer_state.draw,
     STATE_FULL: optimizer_state.draw,
     SCHEDULES: cifar10_schedules.draw,
+    EQUAL: cifar10_schedules.draw,
     TOUR: mnist_optimizers.draw,
     SCRATCH: fashion_mnist_optimizers.draw,
     SWATS: swats.draw,

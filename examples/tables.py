@@ -40,6 +40,7 @@ def result(name: str) -> dict[str, Any]:
 # What is compared ---------------------------------------------------------------------------------
 
 STATE, SCHEDULES, SWATS = "optimizer_state_imagenette_cpu", "cifar10_schedules_cpu", "swats_cpu"
+EQUAL = "cifar10_schedules_averages"  # the averages, and one cycle of as many epochs
 TOUR, SCRATCH, SPEEDRUN = "mnist_optimizers", "fashion_mnist_optimizers", "cifar10_speedrun"
 STATE_FULL, SPEEDRUN_GPU = "optimizer_state_imagenette_full", "cifar10_speedrun_gpu"  # on a GPU
 MAIN_JOB = "fashion_mnist"
@@ -47,6 +48,7 @@ ASIDES = tuple(f"asides_{name}" for name in asides.RUNS)
 
 FAMILIES: dict[str, tuple[str, Callable[[dict[str, Any]], list[Difference]]]] = {
     "000": (STATE, state_000.compared),
+    "001": (EQUAL, schedules_001.averages),
     "002": (TOUR, tour_002.compared),
     "003": (SCRATCH, scratch_003.compared),
     "003, published": (SCRATCH, scratch_003.compared_with_published),
@@ -54,7 +56,12 @@ FAMILIES: dict[str, tuple[str, Callable[[dict[str, Any]], list[Difference]]]] = 
     **{name: (name, partial(asides.compared, name.removeprefix("asides_"))) for name in ASIDES},
 }
 # Each page, and the families whose differences that hold must all be on it.
-PAGES = {README: (), DOCUMENTS: ("000", "004"), AVERAGES: (), EXAMPLES: tuple(FAMILIES)}
+PAGES = {
+    README: (),
+    DOCUMENTS: ("000", "001", "004"),
+    AVERAGES: ("001",),
+    EXAMPLES: tuple(FAMILIES),
+}
 
 
 def family(name: str, results: Results = result) -> list[Difference]:
@@ -96,8 +103,9 @@ def _in_all(found: dict[str, Any]) -> str:
     return f"{found['time_s']:.0f} s in all"
 
 
-def _short(commit: str) -> str:
-    return commit[:7] if re.fullmatch("[0-9a-f]{40}", commit) else commit
+def _short(commit: str | list[str]) -> str:
+    commits = commit if isinstance(commit, list) else [commit]  # where runs differ
+    return " or ".join(one[:7] if re.fullmatch("[0-9a-f]{40}", one) else one for one in commits)
 
 
 # README -------------------------------------------------------------------------------------------
@@ -166,9 +174,9 @@ def repeated(results: Results) -> str:
 
 def smaller(results: Results) -> str:
     """Return a row for each document whose experiment was run at a smaller scale; no published figures."""
-    state, cifar, swats = results(STATE), results(SCHEDULES), results(SWATS)
+    state, cifar, swats = results(STATE), results(EQUAL), results(SWATS)
     local = swats["rows"][f"ResNet, {swats_004.LOCAL}"]
-    kept, one_cycle = state["rows"]["kept optimizer, one cycle"], cifar["rows"]["one cycle"]
+    kept, one_cycle = state["rows"]["kept optimizer, one cycle"], cifar["rows"][schedules_001.SHORT]
     return _table(
         ("document", "the document's experiment", "the one here", "here: eval accuracy", "n", "command"),
         (
@@ -182,7 +190,7 @@ def smaller(results: Results) -> str:
         (
             "001, schedules and averages",
             "a ResNet, CIFAR-10, 30 to 60 epochs",
-            f"ResNet-20, JPEG-coded CIFAR-10, 12 to 15 epochs; shown: one cycle, {one_cycle['n_epochs']}",
+            f"ResNet-20, JPEG-coded CIFAR-10, {one_cycle['n_epochs']} epochs; shown: one cycle",
             said(one_cycle["eval accuracy"]),
             str(cifar["n"]),
             f"`{cifar['command']}`",
@@ -201,7 +209,7 @@ def smaller(results: Results) -> str:
 def findings(results: Results) -> str:
     """Return what the results show about the questions of documents 000, 001 and 004."""
     parts = [f"- **Document 000.** {state_000.conclusion(family('000', results))}"]
-    parts.append(f"- **Document 001.** {schedules_001.conclusion(results(SCHEDULES)['rows'])}")
+    parts.append(f"- **Document 001.** {schedules_001.conclusion(results(EQUAL)['rows'])}")
     parts.append(f"- **Document 004.** {swats_004.conclusion(family('004', results), results(SWATS))}")
     for name in PAGES[DOCUMENTS]:
         text = told(family(name, results), where="")
@@ -211,8 +219,10 @@ def findings(results: Results) -> str:
 
 def swa_row(results: Results) -> str:
     """Compare averaging with one cycle of as many epochs, and with its own iterates."""
-    found = results(SCHEDULES)
-    row, other = found["rows"][schedules_001.SWA], found["rows"][schedules_001.SHORT]
+    found = results(EQUAL)
+    row, other, ema = (
+        found["rows"][name] for name in (schedules_001.SWA, schedules_001.SHORT, schedules_001.EMA)
+    )
     n = sum(r["train"] == "iterate" for r in found["histories"][schedules_001.SWA][0])
     n_epochs = row["n_epochs"]
     rows = _table(
@@ -221,8 +231,9 @@ def swa_row(results: Results) -> str:
         (f"one cycle over {n_epochs - n}, then SWA: the average", said(row["eval accuracy"])),
         (f"the iterates of SWA's {n} epochs, at a constant lr: their mean", said(row["iterates"])),
         ("the best of these iterates", said(row["best_iterate"])),
+        (f"one cycle over all {n_epochs}, with EMA: the average", said(ema["eval accuracy"])),
     )
-    return f"{rows}\n\n{schedules_001.conclusion(found['rows'])}"
+    return f"{rows}\n\n{schedules_001.conclusion(found['rows'])}\n\n{told(family('001', results), where='')}"
 
 
 # Document 000 -------------------------------------------------------------------------------------
@@ -273,16 +284,26 @@ def cifar_rows(results: Results) -> str:
 
 
 def cifar_equal(results: Results) -> str:
-    """Compare SWA with one cycle of as many epochs."""
-    rows = results(SCHEDULES)["rows"]
-    ours, other = rows[schedules_001.SWA], rows[schedules_001.SHORT]
-    measures = {"eval accuracy": "eval accuracy", "mirrored too": "flipped", "eval loss": "eval loss"}
-    return f"{schedules_001.conclusion(rows)}\n\n" + _table(
-        (f"{ours['n_epochs']} epochs each", *measures),
-        (schedules_001.SHORT, *(said(other[key]) for key in measures.values())),
-        (schedules_001.SWA, *(said(ours[key]) for key in measures.values())),
-        ("difference", *(f"{ours[key]['mean'] - other[key]['mean']:+.4f}" for key in measures.values())),
-    )
+    """Compare the averages with one cycle of as many epochs, whose iterates are those of EMA."""
+    found, of = results(EQUAL), family("001", results)
+    rows = [
+        (
+            name,
+            *(said(row[measure]) for measure in MEASURES[:2]),
+            said(row["flipped"]) if "flipped" in row else "",
+        )
+        for name, row in found["rows"].items()
+    ]
+    n_epochs = found["rows"][schedules_001.SWA]["n_epochs"]
+    first = _table((f"{n_epochs} epochs each", *MEASURES[:2], "mirrored too"), *rows)
+    parts = [
+        schedules_001.conclusion(found["rows"]),
+        first,
+        _made_by(found),
+        table(of, "difference"),
+        told(of),
+    ]
+    return "\n\n".join(parts)
 
 
 def speedrun_row(results: Results, name: str = SPEEDRUN) -> str:
@@ -386,12 +407,12 @@ def asides_of(results: Results, name: str) -> str:
 # Document 004 -------------------------------------------------------------------------------------
 
 
-def swats_rows(results: Results) -> str:
+def swats_rows(results: Results, name: str = SWATS) -> str:
     """Return document 004's experiments: accuracy here, how many tensors switched, and what it published."""
-    found = results(SWATS)
+    found = results(name)
     rows = []
-    for name, row in found["rows"].items():
-        model, optimizer = swats_004.parts_of(name)
+    for experiment, row in found["rows"].items():
+        model, optimizer = swats_004.parts_of(experiment)
         switched = "" if "n_switched" not in row else _switched(row)
         published = swats_004.PUBLISHED[model].get(optimizer, "none")
         time_s = f"{row['time_s']['mean']:.0f}"
@@ -401,12 +422,10 @@ def swats_rows(results: Results) -> str:
     return f"{_table((*head, 'published, of a larger network'), *rows)}\n\n{made_by}"
 
 
-def swats_differences(results: Results) -> str:
+def swats_differences(results: Results, name: str = "004") -> str:
     """Return the differences that the document discusses, and what this run shows about its claim."""
-    of = family("004", results)
-    return (
-        f"{swats_004.conclusion(of, results(SWATS))}\n\n{table(of, 'network and optimizers')}\n\n{told(of)}"
-    )
+    of, found = family(name, results), results(FAMILIES[name][0])
+    return f"{swats_004.conclusion(of, found)}\n\n{table(of, 'network and optimizers')}\n\n{told(of)}"
 
 
 def _switched(row: dict[str, Any]) -> str:
@@ -446,6 +465,32 @@ def swats_points(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+# Long runs that were killed on purpose -------------------------------------------------------------
+
+
+def soaks() -> list[dict[str, Any]]:
+    """Return what `soak.py` found, kill by kill."""
+    lines = (ROOT / "examples" / "results" / "soak.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def soak_rows(results: Results) -> str:
+    """Return each planned kill of a long run, and whether the weights are those of the unbroken interval."""
+    rows = [
+        (
+            f"`{found['folder']}`",
+            found["killed_after"],
+            found["compared"],
+            "equal" if found["equal"] else "**different**",
+            "the same" if found["same_cpu"] else "another",
+            f"{found['ran_on']['device']}, torch {found['ran_on']['torch']}",
+        )
+        for found in soaks()
+    ]
+    head = ("run", "killed after", "compared at", "hashes of the weights", "CPU model", "machine")
+    return _table(head, *rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "output": output,
     "documents, repeated": repeated,
@@ -470,6 +515,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "swats, differences": swats_differences,
     "swats, global": swats_global,
     "swats, switches": swats_points,
+    "soak": soak_rows,
 }
 
 

@@ -187,20 +187,35 @@ def test_committed_figures_of_swa_and_of_the_best_run_hold(example):
 
 
 @pytest.mark.parametrize(
-    ("swa", "n", "said"),
+    ("swa", "said"),
     [
-        (0.8, 1, "-0.1000. The gain that the document claims is not reproduced at this scale. With n = 1"),
-        (1.0, 1, "+0.1000. With n = 1, that SWA is ahead here settles nothing"),
-        (0.8, 3, "not reproduced at this scale. n = 3."),
+        ([0.8], "-0.1000. With n = 1, that SWA is behind here settles nothing."),
+        ([1.0], "+0.1000. With n = 1, that SWA is ahead here settles nothing."),
+        (
+            [0.80, 0.81, 0.82],
+            "p = 0.0041. SWA is behind: the gain that the document claims is not reproduced at",
+        ),
+        ([0.98, 0.99, 1.00], "p = 0.0041. The gain of SWA that the document claims is reproduced."),
+        ([0.80, 0.90, 1.00], "p = 1.00. That SWA gains something, as the document claims, is not shown at"),
     ],
 )
-def test_conclusion_compares_swa_with_one_cycle_of_as_many_epochs(script, swa, n, said):
-    def row(value):
-        return {"n_epochs": 12, "eval accuracy": {"mean": value, "sd": None, "each": [value] * n}}
+def test_conclusion_compares_swa_with_one_cycle_of_as_many_epochs(script, swa, said):
+    def row(values):
+        of = {"mean": sum(values) / len(values), "sd": None, "each": values}
+        return {"n_epochs": 12, "eval accuracy": of, "eval loss": of}
 
-    text = script.conclusion({script.SHORT: row(0.9), script.SWA: row(swa)})
-    assert text.startswith("At the same 12 epochs, one cycle reaches 0.9000 and one cycle, then SWA ")
+    text = script.conclusion({script.SHORT: row([0.9] * len(swa)), script.SWA: row(swa)})
+    assert text.startswith("At the same 12 epochs, one cycle reaches 0.9000. One cycle, then SWA: ")
     assert said in text
+
+
+def test_conclusion_names_each_average(script):
+    def row(value):
+        of = {"mean": value, "sd": None, "each": [value]}
+        return {"n_epochs": 12, "eval accuracy": of, "eval loss": of}
+
+    text = script.conclusion({script.SHORT: row(0.9), script.SWA: row(0.8), script.EMA: row(0.95)})
+    assert "One cycle, then SWA: -0.1000. One cycle, EMA: +0.0500. With n = 1" in text
 
 
 def test_swa_is_compared_at_equal_budget(script):
