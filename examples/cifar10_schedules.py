@@ -90,6 +90,7 @@ class Preset:
 SHORT = "one cycle, short"  # of as many epochs as SWA has in all
 SWA, WIDER = "one cycle, then SWA", "one cycle, then SWA, wider network"
 EMA = "one cycle, EMA"  # its iterates are those of one cycle: an average changes nothing in the training
+PAIRS = {f"{name} - one cycle": (name, SHORT) for name in (SWA, EMA)}
 EXPERIMENTS = ("multi-step", "cosine", "warm restarts", "cyclic", "one cycle", SHORT, SWA)
 
 
@@ -245,7 +246,7 @@ def averages(rows: dict[str, dict[str, Any]]) -> list[Difference]:
 
     In training there is nothing to compare: an average changes only what validation sees.
     """
-    pairs = {f"{name} - one cycle": (name, SHORT) for name in (SWA, EMA) if name in rows}
+    pairs = {name: pair for name, pair in PAIRS.items() if {*pair} <= {*rows}}
     return paired(rows, pairs, ("eval accuracy", "eval loss"))
 
 

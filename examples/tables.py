@@ -407,9 +407,9 @@ def asides_of(results: Results, name: str) -> str:
 # Document 004 -------------------------------------------------------------------------------------
 
 
-def swats_rows(results: Results, name: str = SWATS) -> str:
+def swats_rows(results: Results) -> str:
     """Return document 004's experiments: accuracy here, how many tensors switched, and what it published."""
-    found = results(name)
+    found = results(SWATS)
     rows = []
     for experiment, row in found["rows"].items():
         model, optimizer = swats_004.parts_of(experiment)
@@ -422,9 +422,9 @@ def swats_rows(results: Results, name: str = SWATS) -> str:
     return f"{_table((*head, 'published, of a larger network'), *rows)}\n\n{made_by}"
 
 
-def swats_differences(results: Results, name: str = "004") -> str:
+def swats_differences(results: Results) -> str:
     """Return the differences that the document discusses, and what this run shows about its claim."""
-    of, found = family(name, results), results(FAMILIES[name][0])
+    of, found = family("004", results), results(SWATS)
     return f"{swats_004.conclusion(of, found)}\n\n{table(of, 'network and optimizers')}\n\n{told(of)}"
 
 

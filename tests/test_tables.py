@@ -74,15 +74,13 @@ def values_of(result, tables, name, difference):
         return each, [value - d for value, d in zip(each, difference.each, strict=True)]
     pairs = {
         "000": tables.state_000.PAIRS,
+        "001": tables.schedules_001.PAIRS,
         "002": tables.tour_002.PAIRS,
         "003": tables.scratch_003.PAIRS,
         "004": tables.swats_004.PAIRS,
         **{f"asides_{data}": of_data for data, of_data in tables.asides.PAIRS.items()},
     }
-    if name == "001":
-        a, b = difference.name.removesuffix(" - one cycle"), tables.schedules_001.SHORT
-    else:
-        a, b = pairs[name][difference.name]
+    a, b = pairs[name][difference.name]
     return rows[a][difference.measure]["each"], rows[b][difference.measure]["each"]
 
 

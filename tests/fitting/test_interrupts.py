@@ -554,7 +554,6 @@ def test_lr_find_is_interrupted_and_leaves_all_as_it_was(make):
 
 SCRIPT = """
 import sys, time
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
