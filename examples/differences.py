@@ -91,14 +91,16 @@ def paired(
     """Return the family of the differences a - b of paired runs, in every measure.
 
     Args:
-        pairs: name -> experiments (a, b), whose runs have the same seeds.
+        pairs: name -> experiments (a, b). Their runs have the same seeds; of an experiment with more runs
+            than the other one, the first are compared.
     """
     found = []
     for name, (a, b) in pairs.items():
         for measure in measures:
-            values = [rows[experiment][measure]["each"] for experiment in (a, b)]
-            each = tuple(x - y for x, y in zip(*values, strict=True))
-            difference = Difference(name, measure, each, statistics.mean(values[1]))
+            ours, others = (rows[experiment][measure]["each"] for experiment in (a, b))
+            n = min(len(ours), len(others))
+            each = tuple(x - y for x, y in zip(ours[:n], others[:n], strict=True))
+            difference = Difference(name, measure, each, statistics.mean(others[:n]))
             found.append(_tested(difference, 1 / len(each)))
     return corrected(found)
 

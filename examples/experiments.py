@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +118,7 @@ def main(
     folder: Path,
     run: Callable[[str, argparse.Namespace, Path], Result],
     finish: Callable[[argparse.Namespace, dict[str, list[Result]]], None],
+    once: Collection[str] = (),
 ) -> None:
     """Run a script's experiments, and report them unless this is one of the processes of --jobs.
 
@@ -126,9 +127,10 @@ def main(
         folder: for results and checkpoints.
         run: (name, args, folder for checkpoints) -> result; random numbers are seeded before it.
         finish: reports the results, name -> one for each seed.
+        once: the names of those that are run with the first seed only.
     """
     start_s = time.perf_counter()
-    results = _run_all(args, script, names, folder, run)
+    results = _run_all(args, script, names, folder, run, once)
     if not args.no_report:
         finish(args, results)
         print(f"{time.perf_counter() - start_s:.0f} s on {report.threads()}")
@@ -140,13 +142,19 @@ def _run_all(
     names: Sequence[str],
     folder: Path,
     run: Callable[[str, argparse.Namespace, Path], Result],
+    once: Collection[str],
 ) -> dict[str, list[Result]]:
     """Run the experiments that are not done yet, for each seed; return all results by name."""
     if args.only is not None and args.only not in names:
         sys.exit(f"--only {args.only!r}: this preset has {report.listed([repr(name) for name in names])}")
     names = list(names) if args.only is None else [args.only]
-    seeds = seeds_of(args)
-    tasks = [(name, seed) for seed in seeds for name in names if not path_of(folder, name, seed).is_file()]
+    seeds = {name: seeds_of(args)[:1] if name in once else seeds_of(args) for name in names}
+    tasks = [
+        (name, seed)
+        for seed in seeds_of(args)
+        for name in names
+        if seed in seeds[name] and not path_of(folder, name, seed).is_file()
+    ]
     if args.jobs > 1:  # each in its own process, with its share of the threads
         env = os.environ | {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // args.jobs))}
         with ThreadPoolExecutor(args.jobs) as pool:
@@ -163,7 +171,7 @@ def _run_all(
         read: Result = json.loads(path.read_text())
         return read
 
-    return {name: [result_of(name, seed) for seed in seeds] for name in names}
+    return {name: [result_of(name, seed) for seed in of_name] for name, of_name in seeds.items()}
 
 
 def _command(script: str, name: str, seed: int) -> list[str]:

@@ -119,6 +119,7 @@ class Preset:
         wd: weight decay of all but AdamW.
         n_images: for training; None: all.
         optimizers: names of OPTIMIZERS.
+        once: those of them that are run with the first seed only.
     """
 
     models: dict[str, Callable[..., nn.Module]]
@@ -129,6 +130,7 @@ class Preset:
     n_images: int | None = None
     bs: int = 128
     optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
+    once: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -145,6 +147,7 @@ PRESETS = {
         about="a network of a quarter of the channels",
         wd=0.0,
         optimizers=(GLOBAL, LOCAL, "AdaBound", "Adam", "SGD"),
+        once=("AdaBound", "Adam", "SGD"),
     ),
     "cpu": Preset(
         {RESNET: partial(ResNet, (1, 1, 1), (16, 32, 64)), DENSENET: partial(DenseNet, (1, 2, 3), 8)},
@@ -268,18 +271,21 @@ def conclusion(family: list[Difference], result: dict[str, Any]) -> str:
 
 
 def plot_accuracy(histories: dict[str, list[report.History]]) -> Any:
-    """Return a figure of test accuracy over epochs, a panel for each network; bands are over the runs."""
+    """Return a figure of test accuracy over epochs, a panel for each network; bands are over the runs.
+
+    The label of an optimizer with fewer runs than others has their number.
+    """
     models = list(dict.fromkeys(parts_of(name)[0] for name in histories))
     figure, axes = new_figure(1, len(models), 5.2, 3.6)
     colors = {optimizer: f"C{i}" for i, optimizer in enumerate(OPTIMIZERS)}
-    n = 0
+    n = max(len(of_runs) for of_runs in histories.values())
     for ax, model in zip(axes.flat, models, strict=True):
         for name, of_runs in histories.items():
             of_model, optimizer = parts_of(name)
             if of_model == model:
                 runs = [report.values_of(history, "eval", "accuracy") for history in of_runs]
-                report.draw_band(ax, runs, colors[optimizer], optimizer)
-                n = len(runs)
+                label = optimizer if len(runs) == n else f"{optimizer} (n = {len(runs)})"
+                report.draw_band(ax, runs, colors[optimizer], label)
         ax.set_title(model, fontsize=10)
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
@@ -349,8 +355,9 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run as a script."""
     args = parser().parse_args()
-    names = PRESETS[args.preset].names
-    experiments.main(args, __file__, names, args.work / args.preset, run, finish)
+    preset = PRESETS[args.preset]
+    once = [name for name in preset.names if parts_of(name)[1] in preset.once]
+    experiments.main(args, __file__, preset.names, args.work / args.preset, run, finish, once)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,12 @@ def test_same_difference_in_each_run_is_certain(script):
     assert (shifted.p, shifted.low, shifted.high) == (0, 0.5, 0.5)
 
 
+def test_runs_without_a_partner_are_left_out(script):
+    rows = rows_of(a=[2.0, 4.0, 9.0], b=[1.0, 1.0], c=[0.5])
+    found = script.paired(rows, {"a - b": ("a", "b"), "c - a": ("c", "a")})[::4]
+    assert [(d.each, d.of) for d in found] == [((1.0, 3.0), 1.0), ((-1.5,), 2.0)]
+
+
 def test_single_run_has_no_interval_and_no_p(script):
     (found, *_) = script.paired(rows_of(a=[2.0], b=[1.0]), {"a - b": ("a", "b")})
     assert (found.low, found.p, found.corrected, found.holds) == (None, None, None, False)

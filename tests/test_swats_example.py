@@ -78,6 +78,26 @@ def test_published_switches_are_those_of_the_text(script, document):
     assert {*script.PUBLISHED_SWITCHES} <= {*names}
 
 
+@pytest.mark.full
+def test_some_optimizers_are_run_with_the_first_seed_only(script, main, short, monkeypatch, tmp_path, capsys):
+    preset, names = script.PRESETS["small"], (script.GLOBAL, script.LOCAL, "Adam")
+    models = {"ResNet": preset.models["ResNet"]}
+    preset = replace(preset, models=models, optimizers=names, once=("Adam",))
+    monkeypatch.setitem(script.PRESETS, "small", preset)
+    main("--runs", "2")
+    result = json.loads((tmp_path / "out" / "swats_small.json").read_text())
+    assert [len(row["eval loss"]["each"]) for row in result["rows"].values()] == [2, 2, 1]
+    family = {(d.name, d.measure): d for d in script.compared(result["rows"])}
+    local, adam = (result["rows"][f"ResNet, {name}"]["eval loss"]["each"] for name in (script.LOCAL, "Adam"))
+    assert family["ResNet, local - Adam", "eval loss"].each == (local[0] - adam[0],)
+    assert family["ResNet, local - global", "eval loss"].p is not None
+    legend = script.plot_accuracy(result["histories"]).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *(script.GLOBAL, script.LOCAL),
+        "Adam (n = 1)",
+    ]
+
+
 def test_experiment_that_a_preset_lacks_is_refused(main):
     with pytest.raises(SystemExit, match=r"'DenseNet, Adam'.*'ResNet, SGD'"):
         main("--preset", "quarter", "--only", "DenseNet, Adam")
