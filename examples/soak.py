@@ -1,9 +1,9 @@
 """Kill a long experiment on purpose, resume it, and run the interval around the kill again unbroken.
 
 The experiment is a script with checkpoints, hashes of their weights (`experiments.HashesCB`) and an option
-for its folder. It is started, its folder is copied after a checkpoint, and at a random moment after that it
-is killed by SIGKILL, and started again until it is done. Then the copy is resumed, and runs through the
-moment of the kill: the hashes of the next checkpoint have to be equal.
+for its folder. It is started, and its folder is copied after a checkpoint. At a random moment after a later
+checkpoint it is killed by SIGKILL, and started again until it is done. Then the copy is resumed, and runs
+through that later checkpoint and the moment of the kill: the hashes of the next one have to be equal.
 
 Run: python examples/soak.py --work runs/soak -- examples/optimizer_state.py --preset small --work {work}
 """
@@ -78,11 +78,16 @@ def soak(words: list[str], work: Path, longest_s: float, seed: int) -> dict[str,
     os.killpg(process.pid, signal.SIGCONT)
     inside = copy / folder.relative_to(work)
     (inside / "hashes.jsonl").unlink()
+    copied = checkpoints_in(inside)[-1]
 
+    def later() -> bool | None:
+        return checkpoints_in(folder)[-1].name > copied.name or None
+
+    wait_for(process, later)
     wait_s = rng.uniform(0, longest_s)
     time.sleep(wait_s)
     if process.poll() is not None:
-        raise SystemExit(f"the script ended before it was killed, {wait_s:.1f} s after its first checkpoint")
+        raise SystemExit(f"the script ended before it was killed, {wait_s:.1f} s after its second checkpoint")
     end(process)
     newest = checkpoints_in(folder)[-1]
 
@@ -104,6 +109,7 @@ def soak(words: list[str], work: Path, longest_s: float, seed: int) -> dict[str,
     shutil.rmtree(copy)
     broken = next((x for x in expected if unbroken and x["checkpoint"] == unbroken["checkpoint"]), None)
     return {
+        "copied_at": copied.name,
         "killed_after": newest.name,
         "folder": str(folder.relative_to(work)),
         "compared": unbroken["checkpoint"] if unbroken else None,

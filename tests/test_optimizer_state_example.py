@@ -244,12 +244,12 @@ def test_killed_run_has_the_weights_of_the_unbroken_one(tmp_path, monkeypatch):
     monkeypatch.setenv("MINILEARN_DATA", str(tmp_path))  # without data: on the built-in set
     examples = Path(__file__).parents[1] / "examples"
     work = ("--work", "{work}", "--out", tmp_path / "out")
-    script = (examples / "optimizer_state.py", "--preset", "small", "--only", "kept optimizer", *work)
+    script = (examples / "cifar10_schedules.py", "--preset", "small", "--only", "cosine", *work)
     command = [sys.executable, examples / "soak.py", "--work", tmp_path / "work", "--seconds", "0"]
     command += ["--out", tmp_path / "soak.jsonl", "--", *script]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "soak.jsonl").read_text())
     assert (found["equal"], found["same_cpu"]) == (True, True)
-    assert found["compared"] > found["killed_after"]
+    assert found["compared"] > found["killed_after"] > found["copied_at"]
     assert not (tmp_path / "work-unbroken").exists()
