@@ -91,14 +91,18 @@ def paired(
     """Return the family of the differences a - b of paired runs, in every measure.
 
     Args:
-        pairs: name -> experiments (a, b). Their runs have the same seeds; of an experiment with more runs
-            than the other one, the first are compared.
+        pairs: name -> experiments (a, b), whose runs have the same seeds. If one of them has a single run, it
+            is compared with the first of the other.
+
+    Raises: ValueError if the numbers of their runs differ in any other way.
     """
     found = []
     for name, (a, b) in pairs.items():
         for measure in measures:
             ours, others = (rows[experiment][measure]["each"] for experiment in (a, b))
             n = min(len(ours), len(others))
+            if not n == len(ours) == len(others) and n != 1:
+                raise ValueError(f"{name}: {a} has {len(ours)} runs and {b} {len(others)}: expected pairs")
             each = tuple(x - y for x, y in zip(ours[:n], others[:n], strict=True))
             difference = Difference(name, measure, each, statistics.mean(others[:n]))
             found.append(_tested(difference, 1 / len(each)))
@@ -179,5 +183,5 @@ def told(family: Sequence[Difference], where: str = " (bold above)") -> str:
     n_tests = sum(difference.p is not None for difference in family)
     lines = [f"- {claim}" for claim in claims(family)]
     if not lines:
-        return f"None of these differences holds after Holm's correction for {n_tests} tests."
+        return f"None of the {n_tests} tested differences holds after Holm's correction."
     return f"What holds after Holm's correction for {n_tests} tests{where}:\n\n" + "\n".join(lines)

@@ -20,7 +20,9 @@ import swats
 from tables import (
     ASIDES,
     EQUAL,
+    LONG,
     MAIN_JOB,
+    QUARTER,
     ROOT,
     SCHEDULES,
     SCRATCH,
@@ -44,9 +46,11 @@ DRAW: dict[str, Callable[[dict[str, Any], Path, str], None]] = {
     STATE_FULL: optimizer_state.draw,
     SCHEDULES: cifar10_schedules.draw,
     EQUAL: cifar10_schedules.draw,
+    LONG: cifar10_schedules.draw,
     TOUR: mnist_optimizers.draw,
     SCRATCH: fashion_mnist_optimizers.draw,
     SWATS: swats.draw,
+    QUARTER: swats.draw,
     **dict.fromkeys(ASIDES, asides.draw),
     MAIN_JOB: draw_main_job,
 }

@@ -14,7 +14,8 @@ weight decay, and neither have `full` and `quarter`; `cpu` and `small` have 5e-4
 It decays the lr of layers in SGD's phase at epochs 75 and 150 and of those in Adam's at 100; here these are
 two schedules of one optimizer. Its decay of SGD's phase is absolute: a layer that switches after epoch 75
 begins at a tenth of its estimate. Here `sgd_scale` counts from the switch, so that layer begins at its
-estimate.
+estimate. Its code for the global switch takes the threshold times the estimate; here it is absolute in both,
+as in its code for the local one, so the global switch comes sooner.
 """
 
 from __future__ import annotations
@@ -253,7 +254,7 @@ def compared(rows: dict[str, dict[str, Any]]) -> list[Difference]:
 
 
 def conclusion(family: list[Difference], result: dict[str, Any]) -> str:
-    """Say whether a run can test the document's claim, and what its differences show about it."""
+    """Say whether a run can settle the document's claim, and what its differences show about it."""
     parts, claim = [], "that switching locally is better than globally"
     if result["preset"] != "full":
         n_steps = result["switches"][f"{RESNET}, {LOCAL}"][0]["n_steps"]
@@ -261,12 +262,17 @@ def conclusion(family: list[Difference], result: dict[str, Any]) -> str:
         times = result["threshold"] / PRESETS["full"].threshold
         if times != 1:
             differs.append(f"a threshold {times:.0f} times as large")
-        parts.append(f"This run cannot test the document's claim {claim}: it has {report.listed(differs)}.")
+        parts.append(f"This run cannot settle the document's claim {claim}: it has {report.listed(differs)}.")
     of_claim = [d for d in family if d.name.endswith("local - global") and d.measure == "eval accuracy"]
     for d in of_claim:
+        network = parts_of(d.name)[0]
+        if d.p is None:
+            parts.append(f"On the {network}, local - global is {d.mean:+.3f}: one pair settles nothing.")
+            continue
         place = ("ahead of" if d.mean > 0 else "behind") if d.holds else "not shown to differ from"
         numbers = f"{d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})"
-        parts.append(f"On the {parts_of(d.name)[0]}, local is {place} global: {numbers}.")
+        each = report.listed([f"{value:+.3f}" for value in d.each])
+        parts.append(f"On the {network}, local is {place} global: {numbers}; by seed {each}.")
     return " ".join(parts)
 
 
@@ -331,7 +337,7 @@ def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -
         f"document 004, SWATS and AdaBound, preset {args.preset}",
         first["data"],
         first["n_images"],
-        experiments.seeds_of(args),
+        experiments.seeds_of(args)[: max(len(of_runs) for of_runs in results.values())],
         experiments.made_by(args, results),
         preset=args.preset,
         n_epochs=preset.n_epochs,

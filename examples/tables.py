@@ -21,12 +21,13 @@ import mnist_optimizers as tour_002
 import optimizer_state as state_000
 import swats as swats_004
 from differences import Difference, table, told
-from report import MEASURES, said
+from report import MEASURES, listed, said
 
 ROOT = Path(__file__).parents[1]
 README, EXAMPLES = ROOT / "README.md", ROOT / "examples" / "README.md"
 DOCUMENTS, AVERAGES = ROOT / "docs" / "documents.md", ROOT / "docs" / "how-to" / "averages.md"
 BEST = "one cycle, lr .05, 6 epochs"
+MIRRORED = "with mirrored images"
 
 Results = Callable[[str], dict[str, Any]]  # a result's name -> what its file has
 
@@ -41,6 +42,7 @@ def result(name: str) -> dict[str, Any]:
 
 STATE, SCHEDULES, SWATS = "optimizer_state_imagenette_cpu", "cifar10_schedules_cpu", "swats_cpu"
 EQUAL = "cifar10_schedules_averages"  # the averages, and one cycle of as many epochs
+LONG, QUARTER = "cifar10_schedules_long", "swats_quarter"  # as long as the document; its network, narrower
 TOUR, SCRATCH, SPEEDRUN = "mnist_optimizers", "fashion_mnist_optimizers", "cifar10_speedrun"
 STATE_FULL, SPEEDRUN_GPU = "optimizer_state_imagenette_full", "cifar10_speedrun_gpu"  # on a GPU
 MAIN_JOB = "fashion_mnist"
@@ -52,13 +54,14 @@ FAMILIES: dict[str, tuple[str, Callable[[dict[str, Any]], list[Difference]]]] = 
     "002": (TOUR, tour_002.compared),
     "003": (SCRATCH, scratch_003.compared),
     "003, published": (SCRATCH, scratch_003.compared_with_published),
-    "004": (SWATS, swats_004.compared),
+    "004, small networks": (SWATS, swats_004.compared),
+    "004, quarter width": (QUARTER, swats_004.compared),
     **{name: (name, partial(asides.compared, name.removeprefix("asides_"))) for name in ASIDES},
 }
 # Each page, and the families whose differences that hold must all be on it.
 PAGES = {
     README: (),
-    DOCUMENTS: ("000", "001", "004"),
+    DOCUMENTS: ("000", "001", "004, quarter width", "004, small networks"),
     AVERAGES: ("001",),
     EXAMPLES: tuple(FAMILIES),
 }
@@ -174,7 +177,7 @@ def repeated(results: Results) -> str:
 
 def smaller(results: Results) -> str:
     """Return a row for each document whose experiment was run at a smaller scale; no published figures."""
-    state, cifar, swats = results(STATE), results(EQUAL), results(SWATS)
+    state, cifar, swats = results(STATE), results(EQUAL), results(QUARTER)
     local = swats["rows"][f"ResNet, {swats_004.LOCAL}"]
     kept, one_cycle = state["rows"]["kept optimizer, one cycle"], cifar["rows"][schedules_001.SHORT]
     return _table(
@@ -198,7 +201,7 @@ def smaller(results: Results) -> str:
         (
             "004, SWATS switched per layer",
             "ResNet-18 and DenseNet-121, CIFAR-10, 200 epochs",
-            f"small ones, a fifth of JPEG-coded CIFAR-10, {swats['n_epochs']} epochs; shown: ResNet, local",
+            f"ResNet-18 a quarter as wide, JPEG-coded CIFAR-10, {swats['n_epochs']} epochs; shown: local",
             said(local["eval accuracy"]),
             str(swats["n"]),
             f"`{swats['command']}`",
@@ -209,8 +212,11 @@ def smaller(results: Results) -> str:
 def findings(results: Results) -> str:
     """Return what the results show about the questions of documents 000, 001 and 004."""
     parts = [f"- **Document 000.** {state_000.conclusion(family('000', results))}"]
-    parts.append(f"- **Document 001.** {schedules_001.conclusion(results(EQUAL)['rows'])}")
-    parts.append(f"- **Document 004.** {swats_004.conclusion(family('004', results), results(SWATS))}")
+    equal, long = (schedules_001.conclusion(results(name)["rows"]) for name in (EQUAL, LONG))
+    parts.append(f"- **Document 001.** {equal} As long as in the document: {long[0].lower()}{long[1:]}")
+    for name in ("004, quarter width", "004, small networks"):
+        conclusion = swats_004.conclusion(family(name, results), results(FAMILIES[name][0]))
+        parts.append(f"- **Document {name}.** {conclusion}")
     for name in PAGES[DOCUMENTS]:
         text = told(family(name, results), where="")
         parts.append(f"\nDocument {name}: {text[0].lower()}{text[1:]}")
@@ -279,31 +285,32 @@ def cifar_rows(results: Results) -> str:
         )
         for name, row in found["rows"].items()
     ]
-    head = ("experiment", "here: eval accuracy", "mirrored too", "eval loss", "epochs", "seconds")
+    head = ("experiment", "here: eval accuracy", MIRRORED, "eval loss", "epochs", "seconds")
     return f"{_table((*head, 'published, of a larger network'), *rows)}\n\n{_made_by(found)}"
 
 
-def cifar_equal(results: Results) -> str:
+def cifar_equal(results: Results, name: str = EQUAL) -> str:
     """Compare the averages with one cycle of as many epochs, whose iterates are those of EMA."""
-    found, of = results(EQUAL), family("001", results)
+    found = results(name)
+    of = schedules_001.averages(found["rows"])
     rows = [
         (
-            name,
+            "one cycle" if experiment == schedules_001.SHORT else experiment,
             *(said(row[measure]) for measure in MEASURES[:2]),
             said(row["flipped"]) if "flipped" in row else "",
         )
-        for name, row in found["rows"].items()
+        for experiment, row in found["rows"].items()
     ]
     n_epochs = found["rows"][schedules_001.SWA]["n_epochs"]
-    first = _table((f"{n_epochs} epochs each", *MEASURES[:2], "mirrored too"), *rows)
+    first = _table((f"{n_epochs} epochs each", *MEASURES[:2], MIRRORED), *rows)
     parts = [
         schedules_001.conclusion(found["rows"]),
         first,
         _made_by(found),
-        table(of, "difference"),
-        told(of),
     ]
-    return "\n\n".join(parts)
+    if found["n"] == 1:
+        return "\n\n".join([*parts, table(of, "difference, one pair each")])
+    return "\n\n".join([*parts, table(of, "difference"), told(of)])
 
 
 def speedrun_row(results: Results, name: str = SPEEDRUN) -> str:
@@ -407,48 +414,54 @@ def asides_of(results: Results, name: str) -> str:
 # Document 004 -------------------------------------------------------------------------------------
 
 
-def swats_rows(results: Results) -> str:
+def swats_rows(results: Results, name: str = SWATS) -> str:
     """Return document 004's experiments: accuracy here, how many tensors switched, and what it published."""
-    found = results(SWATS)
+    found = results(name)
     rows = []
     for experiment, row in found["rows"].items():
         model, optimizer = swats_004.parts_of(experiment)
         switched = "" if "n_switched" not in row else _switched(row)
         published = swats_004.PUBLISHED[model].get(optimizer, "none")
-        time_s = f"{row['time_s']['mean']:.0f}"
-        rows.append((model, optimizer, said(row["eval accuracy"]), switched, time_s, published))
-    head = ("network", "optimizer", "here: eval accuracy", "switched", "seconds a run")
-    made_by = _made_by(found, f"{found['n_epochs']} epochs, weight decay {found['wd']:g}")
+        of_accuracy, time_s = row["eval accuracy"], f"{row['time_s']['mean']:.0f}"
+        n = str(len(of_accuracy["each"]))
+        rows.append((model, optimizer, said(of_accuracy), n, switched, time_s, published))
+    head = ("network", "optimizer", "here: eval accuracy", "n", "switched", "seconds a run")
+    about = [f"{found['n_epochs']} epochs, weight decay {found['wd']:g}"]
+    if once := [optimizer for _, optimizer, _, n, *_ in rows if n != str(found["n"])]:
+        about.append(f"{listed(once)} with seed {found['seeds'][0]} only")
+    made_by = _made_by(found, *about)
     return f"{_table((*head, 'published, of a larger network'), *rows)}\n\n{made_by}"
 
 
-def swats_differences(results: Results) -> str:
+def swats_differences(results: Results, name: str = "004, small networks") -> str:
     """Return the differences that the document discusses, and what this run shows about its claim."""
-    of, found = family("004", results), results(SWATS)
+    of, found = family(name, results), results(FAMILIES[name][0])
     return f"{swats_004.conclusion(of, found)}\n\n{table(of, 'network and optimizers')}\n\n{told(of)}"
 
 
 def _switched(row: dict[str, Any]) -> str:
     tensors, moments = (_range(row[key]) for key in ("n_switched", "n_moments"))
-    return f"{tensors} of {row['n_tensors']} tensors, at {moments} step{'' if moments == '1' else 's'}"
+    when = "at the same step" if moments == "1" else f"at {moments} different steps"
+    return f"{tensors} of {row['n_tensors']} tensors, {when}"
 
 
 def _range(values: list[int]) -> str:
     return f"{min(values)}" if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
 
 
-def swats_global(results: Results) -> str:
+def swats_global(results: Results, name: str = SWATS) -> str:
     """Return when all tensors switched, for the runs in which they switched together."""
     runs = [
         run
-        for name, of_runs in results(SWATS)["switches"].items()
+        for name, of_runs in results(name)["switches"].items()
         if swats_004.parts_of(name)[1] == swats_004.GLOBAL
         for run in of_runs
     ]
-    steps = [step for run in runs for _, step, _ in run["points"]]
+    firsts = [run["points"][0] for run in runs]
+    steps, lrs = listed([f"{step:,}" for _, step, _ in firsts]), listed([f"{lr:.3f}" for *_, lr in firsts])
     return (
         "When all tensors switch at once, the moment depends on which tensor happens to settle first: in "
-        f"these runs after {_range(steps)} of {runs[0]['n_steps']} steps."
+        f"these runs after {steps} of {runs[0]['n_steps']:,} steps, with estimates of {lrs}."
     )
 
 
@@ -465,6 +478,34 @@ def swats_points(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def swats_beside(results: Results) -> str:
+    """Return the document's switches on ResNet-18, beside those of the same tensors here."""
+    found, theirs = results(QUARTER), swats_004.PUBLISHED_SWITCHES
+    runs = found["switches"][f"{swats_004.RESNET}, {swats_004.LOCAL}"]
+    ours = [
+        {swats_004.published_name(layer): (step, lr) for layer, step, lr in run["points"]} for run in runs
+    ]
+    rows = []
+    for tensor, switch in theirs.items():
+        cells = [
+            f"{of[0]}, {of[1]:.6f}" if of else "none" for of in (switch, *(of.get(tensor) for of in ours))
+        ]
+        rows.append((tensor, *cells))
+    n_tensors, n_steps, n_epochs = len(runs[0]["names"]), runs[0]["n_steps"], found["n_epochs"]
+    falls = swats_004.LOCAL_ADAM * n_epochs // swats_004.OF_EPOCHS * (n_steps // n_epochs)
+    heads = ("document", *(f"seed {seed}" for seed in found["seeds"]))
+
+    def counted(until: int) -> list[str]:
+        return [str(sum(step <= until for step, _ in of.values())) for of in (theirs, *ours)]
+
+    counts = _table(
+        (f"of {n_tensors} tensors, switched", *heads),
+        (f"in the first {falls:,} steps, after which Adam's lr falls here", *counted(falls)),
+        (f"in all {n_steps:,}", *counted(n_steps)),
+    )
+    return f"{counts}\n\n{_table(('step, and estimated lr for SGD', *heads), *rows)}"
+
+
 # Long runs that were killed on purpose -------------------------------------------------------------
 
 
@@ -479,6 +520,7 @@ def soak_rows(results: Results) -> str:
     rows = [
         (
             f"`{found['folder']}`",
+            found.get("copied_at", "not recorded"),
             found["killed_after"],
             found["compared"],
             "equal" if found["equal"] else "**different**",
@@ -487,7 +529,15 @@ def soak_rows(results: Results) -> str:
         )
         for found in soaks()
     ]
-    head = ("run", "killed after", "compared at", "hashes of the weights", "CPU model", "machine")
+    head = (
+        "run",
+        "copied at",
+        "killed after",
+        "compared at",
+        "hashes of the weights",
+        "CPU model",
+        "machine",
+    )
     return _table(head, *rows)
 
 
@@ -503,6 +553,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "optimizer_state, full": state_full,
     "cifar10_schedules": cifar_rows,
     "cifar10_schedules, equal budget": cifar_equal,
+    "cifar10_schedules, long": partial(cifar_equal, name=LONG),
     "cifar10_speedrun": speedrun_row,
     "cifar10_speedrun, gpu": partial(speedrun_row, name=SPEEDRUN_GPU),
     "mnist_optimizers": mnist_rows,
@@ -515,6 +566,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "swats, differences": swats_differences,
     "swats, global": swats_global,
     "swats, switches": swats_points,
+    "swats, quarter": partial(swats_rows, name=QUARTER),
+    "swats, quarter, differences": partial(swats_differences, name="004, quarter width"),
+    "swats, quarter, global": partial(swats_global, name=QUARTER),
+    "swats, quarter, switches": swats_beside,
     "soak": soak_rows,
 }
 

@@ -54,10 +54,15 @@ def test_same_difference_in_each_run_is_certain(script):
     assert (shifted.p, shifted.low, shifted.high) == (0, 0.5, 0.5)
 
 
-def test_runs_without_a_partner_are_left_out(script):
-    rows = rows_of(a=[2.0, 4.0, 9.0], b=[1.0, 1.0], c=[0.5])
-    found = script.paired(rows, {"a - b": ("a", "b"), "c - a": ("c", "a")})[::4]
-    assert [(d.each, d.of) for d in found] == [((1.0, 3.0), 1.0), ((-1.5,), 2.0)]
+def test_single_run_is_compared_with_the_first_of_several(script):
+    rows = rows_of(a=[2.0, 4.0], b=[1.0])
+    found = script.paired(rows, {"a - b": ("a", "b"), "b - a": ("b", "a")})[::4]
+    assert [(d.each, d.of) for d in found] == [((1.0,), 1.0), ((-1.0,), 2.0)]
+
+
+def test_missing_run_is_refused(script):
+    with pytest.raises(ValueError, match="a - b: a has 3 runs and b 2: expected pairs"):
+        script.paired(rows_of(a=[1.0, 2.0, 3.0], b=[1.0, 2.0]), {"a - b": ("a", "b")})
 
 
 def test_single_run_has_no_interval_and_no_p(script):
@@ -112,7 +117,7 @@ def test_claims_of_a_page_are_those_that_hold(script):
 
 def test_where_nothing_holds_it_is_said(script):
     assert script.told(family_of(script, 0.6, 0.5)) == (
-        "None of these differences holds after Holm's correction for 2 tests."
+        "None of the 2 tested differences holds after Holm's correction."
     )
 
 

@@ -192,6 +192,25 @@ def test_committed_result_shows_both_kinds_of_switch(example, script):
         assert all(n < by_itself["n_tensors"] for n in by_itself["n_switched"])
 
 
+def test_committed_result_of_quarter_has_two_seeds_of_each_switch(example, script):
+    found, names = example("tables").result("swats_quarter"), script.PRESETS["quarter"].names
+    assert list(found["rows"]) == names
+    n_runs = [len(found["histories"][name]) for name in names]
+    assert n_runs == [2, 2, 1, 1, 1]
+    (together, by_itself) = (found["rows"][f"ResNet, {name}"] for name in (script.GLOBAL, script.LOCAL))
+    assert (together["n_tensors"], together["n_switched"], together["n_moments"]) == (62, [62] * 2, [1] * 2)
+    assert all(moments > 1 for moments in by_itself["n_moments"])
+
+
+def test_biases_with_equal_gradients_switch_together_as_in_the_document(example, script):
+    twins = ("layer2.0.bn2.bias", "layer2.0.shortcut.1.bias")  # both are added to the same sum
+    assert len({script.PUBLISHED_SWITCHES[name] for name in twins}) == 1
+    runs = example("tables").result("swats_quarter")["switches"][f"ResNet, {script.LOCAL}"]
+    for run in runs:
+        points = {script.published_name(layer): (step, lr) for layer, step, lr in run["points"]}
+        assert len({points[name] for name in twins}) == 1
+
+
 @pytest.mark.parametrize("wd", [0.0, 5e-4])
 def test_weight_decay_of_a_preset_is_that_of_all_but_adamw(script, wd):
     for name, (lr, make) in script.OPTIMIZERS.items():
@@ -249,10 +268,10 @@ def told(example, script):
 
 def test_conclusion_begins_with_what_a_small_run_cannot_show(told):
     assert told(0.1, 1.0).startswith(
-        "This run cannot test the document's claim that switching locally is better"
+        "This run cannot settle the document's claim that switching locally is better"
     )
     assert "948 steps, small networks, and a threshold 10 times as large" in told(0.1, 1.0)
-    assert "cannot test" not in told(0.1, 1.0, "full")
+    assert "cannot settle" not in told(0.1, 1.0, "full")
 
 
 def test_conclusion_names_only_what_differs(example, script):
@@ -261,10 +280,16 @@ def test_conclusion_names_only_what_differs(example, script):
     assert said.endswith("it has 11,730 steps and a network of a quarter of the channels.")
 
 
+def test_conclusion_of_one_pair_settles_nothing(example, script):
+    (pair,) = (example("differences").Difference("ResNet, local - global", "eval accuracy", (0.1,), 1.0),)
+    said = script.conclusion([pair], {"preset": "full"})
+    assert said == "On the ResNet, local - global is +0.100: one pair settles nothing."
+
+
 @pytest.mark.parametrize(
     ("mean", "corrected", "said"),
     [
-        (0.1, 1.0, "not shown to differ from global: +0.100 (-0.500 to +0.500)"),
+        (0.1, 1.0, "not shown to differ from global: +0.100 (-0.500 to +0.500); by seed +0.100."),
         (0.1, 0.01, "ahead of global"),
         (-0.1, 0.01, "behind global"),
     ],
