@@ -244,7 +244,7 @@ def row_of(histories: list[report.History], flipped: list[float | None]) -> dict
 def averages(rows: dict[str, dict[str, Any]]) -> list[Difference]:
     """Return the averages - one cycle, of as many epochs and in paired runs, in both measures of validation.
 
-    In training there is nothing to compare: an average changes only what validation sees.
+    Loss and accuracy in training are of other weights than the averaged ones.
     """
     pairs = {name: pair for name, pair in PAIRS.items() if {*pair} <= {*rows}}
     return paired(rows, pairs, ("eval accuracy", "eval loss"))

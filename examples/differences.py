@@ -101,7 +101,7 @@ def paired(
         for measure in measures:
             ours, others = (rows[experiment][measure]["each"] for experiment in (a, b))
             n = min(len(ours), len(others))
-            if not n == len(ours) == len(others) and n != 1:
+            if len(ours) != len(others) and n != 1:
                 raise ValueError(f"{name}: {a} has {len(ours)} runs and {b} {len(others)}: expected pairs")
             each = tuple(x - y for x, y in zip(ours[:n], others[:n], strict=True))
             difference = Difference(name, measure, each, statistics.mean(others[:n]))

@@ -281,7 +281,7 @@ def test_conclusion_names_only_what_differs(example, script):
 
 
 def test_conclusion_of_one_pair_settles_nothing(example, script):
-    (pair,) = (example("differences").Difference("ResNet, local - global", "eval accuracy", (0.1,), 1.0),)
+    pair = example("differences").Difference("ResNet, local - global", "eval accuracy", (0.1,), 1.0)
     said = script.conclusion([pair], {"preset": "full"})
     assert said == "On the ResNet, local - global is +0.100: one pair settles nothing."
 
