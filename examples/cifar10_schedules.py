@@ -16,7 +16,7 @@ of 64, and all of these but `small` twice the lrs.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,11 +87,11 @@ class Preset:
         return self.wider if name == WIDER and self.wider else self.model
 
 
-SHORT = "one cycle, short"  # of as many epochs as SWA has in all
+LONGER, SHORT = "one cycle", "one cycle, short"  # the latter of as many epochs as SWA has in all
 SWA, WIDER = "one cycle, then SWA", "one cycle, then SWA, wider network"
 EMA = "one cycle, EMA"  # its iterates are those of one cycle: an average changes nothing in the training
 PAIRS = {f"{name} - one cycle": (name, SHORT) for name in (SWA, EMA)}
-EXPERIMENTS = ("multi-step", "cosine", "warm restarts", "cyclic", "one cycle", SHORT, SWA)
+EXPERIMENTS = ("multi-step", "cosine", "warm restarts", "cyclic", LONGER, SHORT, SWA)
 
 
 def _epochs(*numbers: int) -> dict[str, int]:
@@ -104,7 +104,7 @@ PRESETS = {
         resnet20,
         {
             **{"multi-step": 12, "cosine": 12, "warm restarts": 12, "cyclic": 12},
-            **{"one cycle": 15, "one cycle, short": 12, SWA: 12, WIDER: 14},
+            **{LONGER: 15, SHORT: 12, SWA: 12, WIDER: 14},
         },
         n_swa=4,
         bs=64,
@@ -123,7 +123,7 @@ PUBLISHED = {
     "cosine": "0.938 to 0.94",
     "warm restarts": "0.938 to 0.94",
     "cyclic": "none",
-    "one cycle": "0.9465",
+    LONGER: "0.9465",
     SHORT: "0.938",
     SWA: "0.94",
     WIDER: "none",
@@ -250,6 +250,11 @@ def averages(rows: dict[str, dict[str, Any]]) -> list[Difference]:
     return paired(rows, pairs, ("eval accuracy", "eval loss"))
 
 
+def label(name: str, names: Collection[str]) -> str:
+    """Return what to call an experiment beside others: "short" is said only beside a longer cycle."""
+    return LONGER if name == SHORT and LONGER not in names else name
+
+
 def conclusion(rows: dict[str, dict[str, Any]]) -> str:
     """Say how averages compare with one cycle of as many epochs; the document claims a gain for SWA."""
     short, n_epochs = rows[SHORT]["eval accuracy"], rows[SWA]["n_epochs"]
@@ -275,7 +280,7 @@ def conclusion(rows: dict[str, dict[str, Any]]) -> str:
 def draw(result: dict[str, Any], out: Path, name: str) -> None:
     """Write the pictures of a result, for its first seed."""
     histories = {experiment: of_runs[0] for experiment, of_runs in result["histories"].items()}
-    pictures = {"accuracy": plot_accuracy(histories)}
+    pictures = {"accuracy": plot_accuracy({label(n, histories): h for n, h in histories.items()})}
     if EXPERIMENTS[0] in histories:  # the document's schedules, and not only averages
         pictures |= {"lrs": plot_lrs(result["lrs"]), "all_lrs": plot_all_lrs()}
     if SWA in histories:
@@ -300,7 +305,7 @@ def finish(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -
             said += f"  flipped too {report.said(row['flipped'])}"
         if "iterates" in row:
             said += f"  iterates' mean {report.said(row['iterates'])}"
-        print(f"  {name:20} {row['n_epochs']:3} epochs  {said}  ({PUBLISHED[name]})")
+        print(f"  {label(name, rows):20} {row['n_epochs']:3} epochs  {said}  ({PUBLISHED[name]})")
     if {SWA, SHORT} <= set(rows):
         print(conclusion(rows))
         for difference in averages(rows) if EMA in rows else ():

@@ -295,7 +295,7 @@ def cifar_equal(results: Results, name: str = EQUAL) -> str:
     of = schedules_001.averages(found["rows"])
     rows = [
         (
-            "one cycle" if experiment == schedules_001.SHORT else experiment,
+            schedules_001.label(experiment, found["rows"]),
             *(said(row[measure]) for measure in MEASURES[:2]),
             said(row["flipped"]) if "flipped" in row else "",
         )

@@ -221,6 +221,12 @@ def test_conclusion_names_each_average(script):
     assert "One cycle, then SWA: -0.1000. One cycle, EMA: +0.0500. One run each" in text
 
 
+def test_one_cycle_is_called_short_only_beside_a_longer_one(script):
+    assert script.label(script.SHORT, ["one cycle", script.SHORT]) == "one cycle, short"
+    assert script.label(script.SHORT, [script.SHORT, script.EMA]) == "one cycle"
+    assert script.label(script.EMA, [script.SHORT, script.EMA]) == script.EMA
+
+
 def test_swa_is_compared_at_equal_budget(script):
     for preset in script.PRESETS.values():
         one_cycle = preset.n_epochs.get(script.SHORT, preset.n_epochs.get(script.EMA))
