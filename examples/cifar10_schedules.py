@@ -269,11 +269,15 @@ def conclusion(rows: dict[str, dict[str, Any]]) -> str:
     elif not of_swa.holds:
         claimed = float(PUBLISHED[SWA]) - float(PUBLISHED[SHORT])
         gain = f"no gain of SWA is shown, and one above {max(of_swa.high, 0):.4f} is unlikely"
-        parts.append(f"At this scale {gain}; the document has {claimed:.3f}, of one run each.")
+        parts.append(f"At this scale {gain}; the document has about {claimed:.3f}, of one run each.")
     elif of_swa.mean > 0:
         parts.append("The gain of SWA that the document claims is reproduced.")
     else:
         parts.append("SWA is behind: the gain that the document claims is not reproduced at this scale.")
+    of_loss = next(d for d in averages(rows) if d.measure == "eval loss")
+    if of_loss.holds:
+        change = 100 * of_loss.mean / of_loss.of
+        parts.append(f"SWA's eval loss is {'higher' if change > 0 else 'lower'}, by {abs(change):.1f} %.")
     return " ".join(parts)
 
 

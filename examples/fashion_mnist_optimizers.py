@@ -3,10 +3,10 @@
 The strided CNN is trained with MomentumCB, MomentumSGD, RMSProp, Adam, Adam under a cosine and AdamW under
 one cycle. Accuracy and loss of each epoch, mean and sd over the runs, stand next to the document's.
 
-Source: document 003. Differs: its MomentumCB never fired, because a method of its learner hid the hook, so
-its first table is plain SGD's; both are run here. BatchNorm is torch's, with gradients through the
-statistics; two tables are also run with the document's kind. Images are shuffled, which the document's
-library does not do; Adam is run without shuffling too.
+Source: document 003. Differs: its MomentumCB most likely never fired, because its learner's `zero_grad` hides
+a hook of that name; its first table fits plain SGD, and both are run here. BatchNorm is torch's, with
+gradients through the statistics; two tables are also run with what we take for the document's kind. Images
+are shuffled, which as far as we know the document's library does not do; Adam is run without shuffling too.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ PAIRS = {
     "Adam - SGD": ("Adam", "SGD, momentum .9"),
     "momentum .8 from epoch 3 - .9": ("SGD, momentum .8 from epoch 3", "SGD, momentum .9"),
     "two groups of weight decay - one": ("SGD, two groups of weight decay", "SGD, momentum .9"),
-    "warm-up, then a line - constant lr": ("warm-up, then a line", "SGD, momentum .9"),
+    "warm-up, then a line - SGD, momentum .9": ("warm-up, then a line", "SGD, momentum .9"),
     "annealed - constant lr": ("annealed by MultiStepLR", "constant lr"),
     "growing batch - annealed": ("growing batch", "annealed by MultiStepLR"),
     "SGDAlternate - torch's SGD": ("SGDAlternate", "torch's SGD, no decay"),

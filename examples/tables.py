@@ -89,14 +89,15 @@ def _counted(n: Any, one: str, more: str) -> str:
 def _made_by(found: dict[str, Any], *more: str) -> str:
     """Return how a result was made: seeds, images, machine, versions, and the command."""
     first, last, images = found["seeds"][0], found["seeds"][-1], found["n_images"]
-    date = found["date"]
+    date, changed = found["date"], found["uncommitted"]
     parts = [
         f"n = {found['n']}, {f'seed {first}' if first == last else f'seeds {first} to {last}'}",
         f"{found['data']}: {images['train']:,} images to train on, {images['eval']:,} to validate",
         *more,
         f"on {found['device']}, {_counted(found['threads'], 'thread', 'threads')}, "
         f"{_counted(found['processes'], 'process', 'processes')}",
-        f"torch {found['torch']}, minilearn {found['minilearn']}, commit {_short(found['commit'])}",
+        f"torch {found['torch']}, minilearn {found['minilearn']}, commit {_short(found['commit'])}"
+        + (" with changes, which the result names" if isinstance(changed, list) and changed else ""),
         date[:10] if date[0].isdigit() else f"date {date}",
     ]
     return f"{'; '.join(parts)}. Made by\n\n    $ {found['command']}"

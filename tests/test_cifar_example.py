@@ -198,7 +198,7 @@ def test_committed_figures_of_swa_and_of_the_best_run_hold(example):
         (
             [0.88, 0.90, 0.92],
             "p = 1.00. At this scale no gain of SWA is shown, and one above 0.0497 is unlikely; the document "
-            "has 0.002, of one run each.",
+            "has about 0.002, of one run each.",
         ),
     ],
 )
@@ -210,6 +210,24 @@ def test_conclusion_compares_swa_with_one_cycle_of_as_many_epochs(script, swa, s
     text = script.conclusion({script.SHORT: row([0.9] * len(swa)), script.SWA: row(swa)})
     assert text.startswith("At the same 12 epochs, one cycle reaches 0.9000. One cycle, then SWA: ")
     assert said in text
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ([0.80, 0.81, 0.82], "SWA's eval loss is lower, by 10.0 %."),
+        ([0.98, 0.99, 1.00], "SWA's eval loss is higher, by 10.0 %."),
+        ([0.88, 0.90, 0.92], "of one run each."),  # the last sentence
+    ],
+)
+def test_conclusion_tells_a_loss_that_holds(script, loss, said):
+    def row(accuracy, loss):
+        measures = {"eval accuracy": accuracy, "eval loss": loss}
+        of = {name: {"mean": sum(each) / 3, "sd": None, "each": each} for name, each in measures.items()}
+        return {"n_epochs": 12, **of}
+
+    rows = {script.SHORT: row([0.9] * 3, [0.9] * 3), script.SWA: row([0.88, 0.90, 0.92], loss)}
+    assert script.conclusion(rows).endswith(said)
 
 
 def test_conclusion_names_each_average(script):
