@@ -58,6 +58,16 @@ def test_all_that_holds_is_in_the_page_of_the_examples(tables):
     assert list(tables.FAMILIES) == FAMILIES == list(tables.PAGES[tables.EXAMPLES])
 
 
+def test_result_of_a_tree_with_changes_says_so(tables):
+    def of(uncommitted):
+        return tables.speedrun_row(lambda name: tables.result(name) | {"uncommitted": uncommitted})
+
+    commit = tables.result(tables.SPEEDRUN)["commit"][:7]
+    assert f"commit {commit} with changes, which the result names; 20" in of(["examples/report.py"])
+    assert f"commit {commit}; 20" in of([])
+    assert f"commit {commit}; 20" in of("unknown")  # the commit is unknown too, and the page says that
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_measure_of_every_pair_is_tested(tables, name):
     family = tables.family(name)
