@@ -2,6 +2,7 @@ import gc
 import importlib
 import multiprocessing
 import os
+import signal
 import struct
 import sys
 from pathlib import Path
@@ -20,6 +21,11 @@ from minilearn.data.sets.cifar import CLASSES
 from minilearn.data.sets.decoding import cache_folder
 
 torch.set_num_threads(1)  # on tensors this small, threads wait for each other 100 times as long as they work
+
+# What nohup ignores, and a script's job in the background: tests send these signals, and so do their scripts.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def pytest_addoption(parser, pluginmanager):
