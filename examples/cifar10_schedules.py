@@ -258,7 +258,8 @@ def label(name: str, names: Collection[str]) -> str:
 def conclusion(rows: dict[str, dict[str, Any]]) -> str:
     """Say how averages compare with one cycle of as many epochs; the document claims a gain for SWA."""
     short, n_epochs = rows[SHORT]["eval accuracy"], rows[SWA]["n_epochs"]
-    of_accuracy = [d for d in averages(rows) if d.measure == "eval accuracy"]
+    found = averages(rows)
+    of_accuracy = [d for d in found if d.measure == "eval accuracy"]
     parts = [f"At the same {n_epochs} epochs, one cycle reaches {report.said(short)}."]
     for d in of_accuracy:
         name = d.name.removesuffix(" - one cycle")
@@ -274,7 +275,7 @@ def conclusion(rows: dict[str, dict[str, Any]]) -> str:
         parts.append("The gain of SWA that the document claims is reproduced.")
     else:
         parts.append("SWA is behind: the gain that the document claims is not reproduced at this scale.")
-    of_loss = next(d for d in averages(rows) if d.measure == "eval loss")
+    of_loss = next(d for d in found if d.measure == "eval loss")
     if of_loss.holds:
         change = 100 * of_loss.mean / of_loss.of
         parts.append(f"SWA's eval loss is {'higher' if change > 0 else 'lower'}, by {abs(change):.1f} %.")
